@@ -1,0 +1,32 @@
+# Everything runs from .venv, made by the first target that needs it. Pass arguments with ARGS, an interpreter with PYTHON:
+#   make quickstart ARGS="--set sweep.trials=2"      make test ARGS="-k attacks"      make install PYTHON=python3.12
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+
+.PHONY: install quickstart test test-slow lint
+.DEFAULT_GOAL := install
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "dra needs Python 3.11 or newer, but PYTHON=$(PYTHON) is not; pass another with 'make $(or $(MAKECMDGOALS),install) PYTHON=python3.11'" >&2; exit 1; }
+	@echo "installing into .venv (several GB with torch, some minutes) ..."
+	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+quickstart: install
+	$(BIN)/dra quickstart $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest --durations=15 $(ARGS)
+
+test-slow: install
+	$(BIN)/python -m pytest --durations=15 -m slow $(ARGS)

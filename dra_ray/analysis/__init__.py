@@ -1,0 +1,1 @@
+"""Statistics and representation metrics, as pure functions of arrays."""

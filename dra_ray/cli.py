@@ -1,0 +1,233 @@
+"""The `dra` command: parse, check, say what will run, call one function, print.
+
+Everything that is slow to import (torch, Ray) is imported inside a command, after its arguments were found good.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from dra_ray import config, storage, terminal
+from dra_ray.errors import DraError
+from dra_ray.storage import Store
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Robust image classifiers with diffusion teachers, on Ray.")
+teacher_app = typer.Typer(no_args_is_help=True, help="Diffusion teachers.")
+app.add_typer(teacher_app, name="teacher")
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the config, such as optim.epochs=2; may be repeated.")]
+Storage = Annotated[str, typer.Option(metavar="URI", help="Folder of runs: a path, s3://bucket/runs, gs://...")]
+Name = Annotated[str | None, typer.Option(help="The run's folder in the storage; default: the recipe's name. An unfinished run is resumed.")]
+Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Also write the printed table to this file, as JSON.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Batches that are attacked at the same time.")]
+ConfigArgument = Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe's name (see `dra recipes`) or a .yaml file at any URI.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run: a path or any URI.")]
+
+
+@app.command()
+def quickstart(
+    name: Annotated[str, typer.Option(help="The run's folder in the storage.")] = "quickstart",
+    storage_uri: Annotated[str, typer.Option("--storage", metavar="URI", help="Folder of runs.")] = "runs",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, under the first free name; nothing is deleted.")] = False,
+    set_: Set = None,
+) -> None:
+    """The main job on real digits, in about ten minutes on two cores: teacher, synthetic images, sweep, AutoAttack, report.
+
+    Run it again to resume it, or to hear that it is done.
+    """
+    settings = config.load("quickstart", config.Quickstart, set_)
+    run = _free(Store(storage_uri), name) if fresh else Store(storage_uri) / name
+    found = storage.check_run(run.resolved(), "quickstart", settings.model_dump(mode="json"), settings.digest())
+    if found and found["status"] == "done":
+        terminal.err.print(f"run '{run}' is done; start anew with --fresh", markup=False)
+    sweep = settings.sweep
+    terminal.err.print(
+        f"{'resuming' if found else 'starting'} '{run}': teacher on {settings.teacher.images_seen:,} images, {settings.synthesis.images:,} synthetic images, "
+        f"{len(sweep.experiments())} trials of up to {sweep.base.optim.epochs} epochs, AutoAttack on {sweep.base.data.test_images} test images, twice",
+        markup=False,
+    )
+    with terminal.Bars() as bars:
+        bars.say("starting Ray on this machine (about 10 s)")
+        from dra_ray import cluster
+        from dra_ray import quickstart as job
+
+        rows = {
+            "teacher": terminal.teacher_rows(bars, settings.teacher),
+            "synthetic": terminal.synthetic_rows(bars),
+            "sweep": terminal.sweep_rows(bars, sweep),
+            "autoattack": terminal.evaluate_rows(bars, 2),
+        }
+        with cluster.connect():
+            report = job.run(settings, run, lambda stage, row: rows[stage](row))
+    terminal.out.print(str(report), markup=False, soft_wrap=True)
+
+
+@app.command()
+def train(recipe: ConfigArgument, set_: Set = None, storage_uri: Storage = "runs", name: Name = None, json: Json = None) -> None:
+    """Train one student with TRADES, and DRA where align.weight is above 0."""
+    experiment = config.load(recipe, config.Experiment, set_).with_sources()
+    run = _run(storage_uri, name, recipe)
+    _announce(run, "train", experiment)
+    with terminal.Bars() as bars:
+        from dra_ray import cluster
+        from dra_ray import train as job
+
+        with cluster.connect():
+            row = job.fit(experiment, run, terminal.train_rows(bars, experiment))
+    terminal.table([row], f"last epoch of {run}", json)
+
+
+@app.command()
+def sweep(file: ConfigArgument, set_: Set = None, storage_uri: Storage = "runs", name: Name = None, json: Json = None) -> None:
+    """Train many students under ASHA, sharing one teacher pool; the best with and without alignment go to the full budget."""
+    settings = config.load(file, config.Sweep, set_)
+    for experiment in settings.experiments().values():
+        experiment.with_sources()
+    run = _run(storage_uri, name, file)
+    _announce(run, "sweep", settings)
+    with terminal.Bars() as bars:
+        from dra_ray import cluster, report
+        from dra_ray import sweep as job
+
+        with cluster.connect():
+            job.run(settings, run, terminal.sweep_rows(bars, settings))
+    terminal.table(report.rows(run.resolved()), f"trials of {run}", json)
+
+
+@app.command()
+def evaluate(run: RunArgument, workers: Workers = None, json: Json = None) -> None:
+    """Clean, PGD and standard AutoAttack accuracy of a training run on the test images."""
+    with terminal.Bars() as bars:
+        from dra_ray import cluster
+        from dra_ray import evaluate as job
+        from dra_ray.models import checkpoint
+
+        checkpoint.load(Store(run))
+        with cluster.connect():
+            result = job.evaluate(Store(run), workers, terminal.evaluate_rows(bars, 1))
+    terminal.table(job.table(result), f"{run}: {result['images']} test images, eps {result['threat']['eps_255']:g}/255", json)
+    for flag in result["flags"]:
+        terminal.err.print(f"note: {flag}", markup=False)
+
+
+@app.command()
+def synthesize(recipe: ConfigArgument = "digits-synthesis", set_: Set = None, storage_uri: Storage = "runs", name: Name = None, json: Json = None) -> None:
+    """Sample a class-balanced set of images from a teacher: --set teacher=runs/digits-edm."""
+    settings = config.load(recipe, config.Synthesis, set_)
+    run = _run(storage_uri, name, recipe)
+    _writable(run)
+    with terminal.Bars() as bars:
+        from dra_ray import cluster
+        from dra_ray import synthesize as job
+
+        with cluster.connect():
+            manifest = job.run(settings, run, terminal.synthetic_rows(bars))
+    terminal.table([{"class": label, "images": count} for label, count in manifest["counts"].items()], f"{run}", json)
+
+
+@teacher_app.command("train")
+def teacher_train(recipe: ConfigArgument = "digits-edm", set_: Set = None, storage_uri: Storage = "runs", name: Name = None, json: Json = None) -> None:
+    """Train a class-conditional EDM on real images; its folder is what teacher.uri takes."""
+    settings = config.load(recipe, config.TeacherTraining, set_)
+    run = _run(storage_uri, name, recipe)
+    _announce(run, "teacher", settings)
+    with terminal.Bars() as bars:
+        from dra_ray import cluster
+        from dra_ray import teach as job
+
+        with cluster.connect():
+            manifest = job.fit(settings, run, terminal.teacher_rows(bars, settings))
+    terminal.table([{key: manifest[key] for key in ("images_seen", "sigma_data", "elapsed_s", "teacher_digest")}], f"{run}", json)
+
+
+@app.command()
+def report(run: RunArgument, json: Json = None) -> None:
+    """Write report.html and summary.json of a quickstart, sweep or training run, and print its table of trials."""
+    from dra_ray import report as job
+
+    written = job.write(Store(run))
+    terminal.table(job.rows(Store(run)), f"trials of {run}", json)
+    terminal.out.print(str(written), markup=False, soft_wrap=True)
+
+
+@app.command()
+def plan(
+    recipe: ConfigArgument,
+    set_: Set = None,
+    tflops: Annotated[float | None, typer.Option(min=0, help="Sustained TFLOP/s of one GPU (or CPU thread), to estimate hours.")] = None,
+    json: Json = None,
+) -> None:
+    """Check a config and print what it would run: sizes, steps, arithmetic, workers, replicas. Starts nothing."""
+    settings: Any = config.load(recipe, None, set_)
+    from dra_ray import plan as job
+
+    terminal.table(job.rows(job.plan(settings, tflops)), f"plan of {recipe}", json)
+
+
+@app.command()
+def recipes(json: Json = None) -> None:
+    """List the recipes, with the paper's numbers where it has them."""
+    rows = []
+    for name in config.recipe_names():
+        recipe: Any = config.load(name)
+        paper = getattr(recipe, "paper", None)
+        numbers = {"paper_clean": paper.clean, "paper_autoattack": paper.autoattack} if paper else {"paper_clean": None, "paper_autoattack": None}
+        rows.append({"recipe": name, "kind": recipe.kind, **numbers, "description": recipe.description})
+    terminal.table(rows, "recipes", json)
+
+
+def _run(storage_uri: str, name: str | None, recipe: str) -> Store:
+    return Store(storage_uri) / (name or recipe.rsplit("/", 1)[-1].rsplit(".", 1)[0])
+
+
+def _writable(run: Store) -> None:
+    if not (run / "manifest.json").exists():
+        run.probe()
+
+
+def _announce(run: Store, kind: str, settings: config.Frozen) -> None:
+    """Fail before Ray starts where the run's folder cannot be used; say what will happen."""
+    found = storage.check_run(run.resolved(), kind, settings.model_dump(mode="json"), settings.digest())
+    word = "starting" if found is None else "resuming" if found["status"] != "done" else "already done:"
+    terminal.err.print(f"{word} '{run}'", markup=False)
+
+
+def _free(root: Store, name: str) -> Store:
+    number = 1
+    while (run := root / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return run
+
+
+def main() -> None:
+    """Entry point: one line per error, exit code 2 for what the user can mend, 1 for what failed, 130 for Ctrl-C."""
+    debug = "--debug" in sys.argv
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    try:
+        app(arguments, standalone_mode=False)
+    except DraError as error:
+        if debug:
+            raise
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command resumes it", 130)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # click's own errors: a wrong option and the like
+        if debug:
+            raise
+        if usage:
+            _fail(usage(), 2)
+        _fail(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (run it with --debug for the traceback)", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    terminal.err.print(f"error: {message}", markup=False, soft_wrap=True)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()
+

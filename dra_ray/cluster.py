@@ -1,0 +1,127 @@
+"""Joining Ray: the cluster named by RAY_ADDRESS, or one of our own on this machine that leaves with us."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from dra_ray.errors import RunError, StorageError
+from dra_ray.storage import Store
+
+# Read by Ray when a process starts. Metrics of the pool are pushed every second, so that it scales within seconds;
+# Train waits for its controller's poll at every report, so that poll is short.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "OMP_NUM_THREADS": "1",  # every workload sets its own number of threads
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+@contextmanager
+def connect() -> Iterator[None]:
+    """Ray for the length of a `with` block.
+
+    With RAY_ADDRESS set (every Ray job has it) we join that cluster and leave it running; otherwise we start one on
+    this machine, dashboard included (Ray Train frees the slots of a stopped trial through it), and stop it at the end.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(address="auto", **quiet)
+    else:
+        # a private cluster of one user on the loopback interface; Ray's token mode would write into the home directory
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away; saves a process per run
+        ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def require(workers: int, cpus: float, gpus: float, what: str, beside: tuple[float, float] = (0.0, 0.0)) -> int:
+    """How many groups of `workers` such workers fit on this machine at once; `RunError` where not even one does.
+
+    Only where nothing would add nodes: on an autoscaling cluster pending workers are what makes it grow, and the
+    answer is a large number.
+
+    Args:
+        beside: (CPUs, GPUs) that others keep, such as the teacher pool.
+        what: who asks, for the message.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return 1_000_000
+    have, groups = ray.cluster_resources(), 1_000_000
+    for name, each, kept in (("CPU", cpus, beside[0]), ("GPU", gpus, beside[1])):
+        if not each:
+            continue
+        free = have.get(name, 0.0) - kept
+        groups = min(groups, int((free + 1e-6) / (workers * each)))
+        if not groups:
+            raise RunError(
+                f"{what} needs {workers * each:g} {name} for {workers} workers, but this machine has {max(free, 0.0):g}"
+                f"{f' beside the {kept:g} of the teacher pool' if kept else ''}; lower resources or pool, or join a cluster (RAY_ADDRESS)"
+            )
+    return groups
+
+
+@contextmanager
+def following(file: Store, on_row: Callable[[dict[str, Any]], None] | None, period_s: float = 0.5) -> Iterator[None]:
+    """Meanwhile, hand every new row of a growing `.jsonl` file to `on_row`, in a thread of this process."""
+    if on_row is None:
+        yield
+        return
+    stop = threading.Event()
+    seen = len(_rows(file))
+
+    def poll() -> None:
+        nonlocal seen
+        rows = _rows(file)
+        for row in rows[seen:]:
+            on_row(row)
+        seen = max(seen, len(rows))
+
+    def loop() -> None:
+        while not stop.wait(period_s):
+            poll()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        poll()
+
+
+def _rows(file: Store) -> list[dict[str, Any]]:
+    try:
+        return file.read_jsonl()
+    except StorageError:
+        return []
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, period_s: float = 0.25) -> bool:
+    """Poll `condition` until it holds or the time is over; returns whether it held."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(period_s)
+    return True

@@ -1,0 +1,498 @@
+"""Configuration: frozen pydantic trees that name everything a result depends on.
+
+`Experiment` is one training run, `Sweep` many of them, `TeacherTraining` and `Synthesis` make the diffusion teacher
+and its images, `Quickstart` is all of it. Every message names the field, the value and the remedy.
+Units are in names: `*_255` are pixel steps of 1/255, `*_s` seconds, `images_seen` counts training images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dra_ray.errors import ConfigError, nearest
+from dra_ray.storage import NOT_IN_DIGEST, Store
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def digest(self) -> str:
+        """SHA-256 of what a result depends on: every field but the description, the pool and the resources."""
+        return _digest(self.model_dump(mode="json"))
+
+
+class Data(Frozen):
+    """Real images and how they are split and augmented."""
+
+    name: Literal["digits"] = "digits"
+    validation_images: NonNegativeInt = Field(256, description="held out of training, for selection and sweeps")
+    test_images: PositiveInt = Field(360, description="never used for training or selection")
+    split_seed: int = 0
+    crop_pad: NonNegativeInt = Field(1, description="zero padding, in pixels a side, before a random crop")
+    flip: bool = Field(False, description="random horizontal flip")
+
+
+class Synthetic(Frozen):
+    """Images sampled from a diffusion model (DM-AT, arXiv 2302.04638)."""
+
+    uri: str | None = Field(None, description="folder written by `dra synthesize`")
+    images: NonNegativeInt = Field(0, description="how many of its images to use; 0 for none")
+    fraction: Probability = Field(0.7, description="part of every batch that is synthetic")
+
+    @model_validator(mode="after")
+    def _needs_a_source(self) -> Synthetic:
+        if self.images and self.fraction >= 1:
+            raise ValueError("fraction=1.0 leaves no real images in a batch; set it below 1")
+        return self
+
+
+class Model(Frozen):
+    """The student."""
+
+    name: str = Field("wrn-10-2", description="wrn-DEPTH-WIDTH: WideResNet with SiLU (DM-AT)")
+    normalise: bool = Field(True, description="subtract the data's mean and divide by its deviation inside the model")
+    channels_last: bool = True
+
+
+class Threat(Frozen):
+    """What the adversary may do; the same ball in training and evaluation."""
+
+    norm: Literal["linf"] = "linf"
+    eps_255: PositiveFloat = Field(8.0, le=255)
+    step_255: PositiveFloat = Field(2.0, le=255)
+    steps: PositiveInt = 10
+
+    @property
+    def eps(self) -> float:
+        return self.eps_255 / 255
+
+    @property
+    def step(self) -> float:
+        return self.step_255 / 255
+
+    @model_validator(mode="after")
+    def _step_fits(self) -> Threat:
+        if self.step_255 > 2 * self.eps_255:
+            raise ValueError(f"step_255={self.step_255:g} jumps across the ball of eps_255={self.eps_255:g}; set step_255 to at most {2 * self.eps_255:g}")
+        return self
+
+
+class Loss(Frozen):
+    """TRADES (Zhang et al. 2019): cross-entropy on clean images plus beta times KL(clean || adversarial)."""
+
+    name: Literal["trades"] = "trades"
+    beta: NonNegativeFloat = 5.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class Align(Frozen):
+    """Diffusion Representation Alignment (arXiv 2602.19931, section 4.2). The paper's values of weight and sigma are
+    not in the text we have: both defaults are guesses, meant to be swept."""
+
+    weight: NonNegativeFloat = Field(1.0, description="lambda; 0 is DM-AT without alignment")
+    sigma: PositiveFloat = Field(0.06, description="noise level at which the teacher encodes, in [-1,1] pixel units")
+    hidden: PositiveInt = Field(2048, description="width of the 3-layer projector (REPA's value; UNVERIFIED for DRA)")
+
+
+class Teacher(Frozen):
+    """The frozen diffusion encoder."""
+
+    uri: str | None = Field(None, description="folder written by `dra teacher train`")
+    layer: str | None = Field(None, description="feature layer; default: the decoder block after the bottleneck (dec.<lowest>_in1)")
+    label: Literal["true", "null"] = Field("true", description="class label given to the teacher (UNVERIFIED)")
+    micro_batch: PositiveInt = Field(64, description="the only batch size the teacher ever runs at; longer requests are split, shorter padded")
+
+
+class Pool(Frozen):
+    """The elastic pool of teacher replicas; the knobs with Ray Serve's names have its meaning."""
+
+    kind: Literal["pool", "local"] = Field("pool", description="'local' encodes inside each training worker, with the same numbers")
+    min_replicas: PositiveInt = 1
+    max_replicas: PositiveInt = 2
+    target_utilisation: Annotated[float, Field(gt=0, le=1)] = Field(0.7, description="busy share of a replica above which another is added")
+    look_back_period_s: PositiveFloat = Field(6.0, description="window over which demand is measured")
+    upscale_delay_s: NonNegativeFloat = 1.0
+    downscale_delay_s: NonNegativeFloat = 8.0
+    max_inflight: PositiveInt = Field(4, description="requests one training worker may have in flight")
+    timeout_s: PositiveFloat = Field(120.0, description="how long a step waits for its feature, retries included")
+    cpus_per_replica: NonNegativeFloat = 1.0
+    gpus_per_replica: NonNegativeFloat = 0.0
+    threads_per_replica: PositiveInt = 1
+    resources: dict[str, float] = Field(default_factory=dict, description="custom Ray resources of a replica, such as {teacher: 1}")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Pool:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas={self.max_replicas} is below min_replicas={self.min_replicas}; raise max_replicas")
+        return self
+
+
+class Optim(Frozen):
+    """SGD with Nesterov momentum, OneCycle per epoch, averaged weights (recipe of DM-AT)."""
+
+    epochs: PositiveInt = 20
+    batch: Annotated[int, Field(ge=2)] = Field(128, description="global batch, whatever the number of workers")
+    lr: PositiveFloat = 0.2
+    weight_decay: NonNegativeFloat = 5e-4
+    pct_start: Annotated[float, Field(gt=0, lt=1)] = Field(0.025, description="part of the epochs in which the learning rate rises")
+    averaging_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    averaging_warmup: Probability = Field(0.025, description="part of the steps during which the average just follows the weights")
+
+
+class Selection(Frozen):
+    """Robust accuracy on held-out training images, from the averaged weights."""
+
+    steps: PositiveInt = Field(20, description="PGD steps")
+    every_epochs: PositiveInt = Field(1, description="epochs between validations, which are also checkpoints and ASHA's reports")
+
+
+class Evaluation(Frozen):
+    """AutoAttack (Croce & Hein 2020), standard version."""
+
+    batch: PositiveInt = Field(128, description="part of the reference configuration: verdicts depend on it")
+    seed: int = 0
+    pgd_steps: PositiveInt = 20
+    workers: PositiveInt = Field(2, description="chunks attacked at the same time")
+
+
+class Resources(Frozen):
+    """What one training run occupies; never changes the numbers."""
+
+    workers: PositiveInt = 1
+    cpus_per_worker: PositiveFloat = Field(1.0, description="share of the machine that Ray reserves")
+    gpus_per_worker: NonNegativeFloat = 0.0
+    threads_per_worker: PositiveInt = Field(1, description="CPU threads of torch")
+    start_timeout_s: PositiveFloat = Field(60.0, description="how long to wait for free resources before saying what is missing")
+    max_failures: NonNegativeInt = Field(3, description="restarts of a run whose worker died")
+
+
+class PaperNumbers(Frozen):
+    """What the paper reports for this row, in percent."""
+
+    table: str
+    clean: float
+    autoattack: float
+
+
+class Experiment(Frozen):
+    """One training run. Everything but `description`, `paper`, `pool` and `resources` enters its digest."""
+
+    kind: Literal["experiment"] = "experiment"
+    description: str = ""
+    paper: PaperNumbers | None = None
+    seed: NonNegativeInt = 0
+    data: Data = Data()
+    synthetic: Synthetic = Synthetic()
+    model: Model = Model()
+    threat: Threat = Threat()
+    loss: Loss = Loss()
+    align: Align = Align()
+    teacher: Teacher = Teacher()
+    pool: Pool = Pool()
+    optim: Optim = Optim()
+    selection: Selection = Selection()
+    evaluation: Evaluation = Evaluation()
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Experiment:
+        if self.optim.batch % self.resources.workers:
+            raise ValueError(f"optim.batch={self.optim.batch} is not divisible by resources.workers={self.resources.workers}; change one of them")
+        if self.synthetic.images and not int(self.optim.batch * self.synthetic.fraction):
+            raise ValueError(f"synthetic.images={self.synthetic.images} but no batch holds any; raise synthetic.fraction")
+        if self.optim.pct_start * self.optim.epochs == 1:
+            raise ValueError("optim.pct_start * optim.epochs = 1 gives the schedule a rise of no length; change either")
+        return self
+
+    def with_sources(self) -> Experiment:
+        """The same with absolute URIs, since workers run elsewhere; `ConfigError` when one that is needed is not set."""
+        if self.align.weight and not self.teacher.uri:
+            raise ConfigError(
+                f"teacher.uri is not set, but align.weight={self.align.weight:g} needs a teacher; make one with `dra teacher train digits-edm` "
+                "and pass --set teacher.uri=runs/digits-edm, or set align.weight=0"
+            )
+        if self.synthetic.images and not self.synthetic.uri:
+            raise ConfigError(
+                f"synthetic.uri is not set, but synthetic.images={self.synthetic.images}; make images with `dra synthesize` and pass "
+                "--set synthetic.uri=URI, or set synthetic.images=0"
+            )
+        uris = {"teacher.uri": self.teacher.uri, "synthetic.uri": self.synthetic.uri}
+        return override(self, {field: Store(uri).resolved().uri for field, uri in uris.items() if uri})
+
+
+class UNet(Frozen):
+    """EDM's DDPM++ network (Karras et al. 2022); `model_channels` 32, 64 or 128 divide into its group norms."""
+
+    model_channels: PositiveInt = 32
+    channel_mult: tuple[PositiveInt, ...] = (1, 2)
+    num_blocks: PositiveInt = 1
+    attn_resolutions: tuple[int, ...] = ()
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    augment_dim: NonNegativeInt = 0
+
+
+class TeacherTraining(Frozen):
+    """Train a class-conditional EDM on real images (arXiv 2206.00364, table 1 and appendix F)."""
+
+    kind: Literal["teacher"] = "teacher"
+    description: str = ""
+    seed: NonNegativeInt = 0
+    data: Data = Data()
+    net: UNet = UNet()
+    images_seen: PositiveInt = Field(200_000, description="training length, in images")
+    batch: PositiveInt = 128
+    lr: PositiveFloat = 1e-3
+    warmup_images: NonNegativeInt = 10_000
+    ema_halflife_images: PositiveFloat = 20_000.0
+    checkpoint_images: PositiveInt = Field(50_000, description="images between checkpoints and sample sheets")
+    resources: Resources = Resources()
+
+
+class Synthesis(Frozen):
+    """Sample a class-balanced set with the deterministic Heun sampler (EDM, algorithm 1 with S_churn 0)."""
+
+    kind: Literal["synthesis"] = "synthesis"
+    description: str = ""
+    teacher: str | None = Field(None, description="folder written by `dra teacher train`")
+    images: PositiveInt = 4000
+    steps: Annotated[int, Field(ge=2)] = 18
+    sigma_min: PositiveFloat = 0.002
+    sigma_max: PositiveFloat = 80.0
+    rho: PositiveFloat = 7.0
+    seed: NonNegativeInt = Field(0, description="image i is made from seed + i, whoever makes it")
+    batch: PositiveInt = Field(250, description="images per network call; part of what makes the bytes reproducible")
+    shard_images: PositiveInt = Field(1000, description="images per file; one Ray task each")
+    workers: PositiveInt = 2
+    cpus_per_worker: PositiveFloat = 1.0
+    gpus_per_worker: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _shards(self) -> Synthesis:
+        if self.shard_images % self.batch:
+            raise ValueError(f"shard_images={self.shard_images} is not a multiple of batch={self.batch}; change either")
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min={self.sigma_min:g} must be below sigma_max={self.sigma_max:g}")
+        return self
+
+
+class Asha(Frozen):
+    """Asynchronous successive halving (Li et al. 2020) on robust validation accuracy over `images_seen`."""
+
+    grace_epochs: PositiveInt = Field(2, description="no trial is stopped before")
+    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
+    max_concurrent: PositiveInt = Field(2, description="trials that train at the same time")
+
+
+class Sweep(Frozen):
+    """Many runs: every combination of `space`, or `trials` of them drawn without replacement."""
+
+    kind: Literal["sweep"] = "sweep"
+    description: str = ""
+    base: Experiment = Experiment()
+    space: dict[str, list[Any]] = Field(default_factory=dict, description="values per field, such as align.weight: [0, 1]")
+    trials: PositiveInt | None = Field(None, description="how many to draw; default: every combination")
+    seed: NonNegativeInt = 0
+    asha: Asha = Asha()
+
+    @model_validator(mode="after")
+    def _checked(self) -> Sweep:
+        if not self.space:
+            raise ValueError("space is empty; name at least one field, such as align.weight: [0, 1]")
+        for field, values in self.space.items():
+            if not values:
+                raise ValueError(f"space.{field} has no values")
+        if self.asha.grace_epochs > self.base.optim.epochs:
+            raise ValueError(f"asha.grace_epochs={self.asha.grace_epochs} is beyond base.optim.epochs={self.base.optim.epochs}; lower it")
+        return self
+
+    def experiments(self) -> dict[str, Experiment]:
+        """Trial name -> experiment, the same for the same sweep. Raises `ConfigError` for a value out of range.
+
+        Combinations that differ only in `align.sigma` where `align.weight` is 0 are one trial: sigma has no effect there.
+        """
+        axes = sorted(self.space)
+        combinations: dict[str, dict[str, Any]] = {}
+        for values in itertools.product(*(self.space[axis] for axis in axes)):
+            chosen = dict(zip(axes, values, strict=True))
+            experiment = override(self.base, chosen)
+            if experiment.align.weight == 0 and "align.sigma" in chosen:
+                chosen["align.sigma"] = self.space["align.sigma"][0]
+            combinations.setdefault(json.dumps(chosen, sort_keys=True), chosen)
+        picked = list(combinations.values())
+        if self.trials is not None and self.trials < len(picked):
+            baseline = [c for c in picked if c.get("align.weight") == 0][:1]  # a sweep without its baseline proves nothing
+            rest = [c for c in picked if c not in baseline]
+            picked = baseline + random.Random(self.seed).sample(rest, self.trials - len(baseline))
+            picked.sort(key=lambda c: json.dumps(c, sort_keys=True))
+        return {f"trial-{index:03d}": override(self.base, chosen) for index, chosen in enumerate(picked)}
+
+
+class Quickstart(Frozen):
+    """Teacher, synthetic images and sweep in one file: `dra quickstart`."""
+
+    kind: Literal["quickstart"] = "quickstart"
+    description: str = ""
+    teacher: TeacherTraining = TeacherTraining()
+    synthesis: Synthesis = Synthesis()
+    sweep: Sweep
+
+
+Config = Experiment | Sweep | TeacherTraining | Synthesis | Quickstart
+KINDS: dict[str, type[Frozen]] = {
+    "experiment": Experiment,
+    "sweep": Sweep,
+    "teacher": TeacherTraining,
+    "synthesis": Synthesis,
+    "quickstart": Quickstart,
+}
+C = TypeVar("C", bound=Frozen)
+
+
+def _digest(tree: Mapping[str, Any]) -> str:
+    def kept(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: kept(item) for key, item in value.items() if key not in NOT_IN_DIGEST}
+        return value
+
+    return hashlib.sha256(json.dumps(kept(tree), sort_keys=True).encode()).hexdigest()
+
+
+# -- reading and changing ------------------------------------------------------------------------------------------
+def validate(kind: type[C], tree: Mapping[str, Any], source: str) -> C:
+    """Build `kind` from plain data; a `ConfigError` names the first bad field, its value and the remedy."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_one_line(kind, tree, error)}") from None
+
+
+def _one_line(kind: type[Frozen], tree: Mapping[str, Any], error: ValidationError) -> str:
+    first = error.errors()[0]
+    parts = [str(part) for part in first["loc"]]
+    field = ".".join(parts) or kind.__name__.lower()
+    if first["type"] == "extra_forbidden":
+        return f"unknown field '{field}'; {nearest(parts[-1], _fields_at(kind, parts[:-1]))}"
+    if first["type"] == "value_error":
+        where = f"{field}." if parts else ""
+        return where + first["msg"].removeprefix("Value error, ")
+    return f"{field}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _fields_at(kind: type[Frozen], path: list[str]) -> list[str]:
+    for part in path:
+        annotation = kind.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, Frozen)):
+            return []
+        kind = annotation
+    return list(kind.model_fields)
+
+
+def override(config: C, changes: Mapping[str, Any]) -> C:
+    """The same config with dotted fields changed, validated again."""
+    tree = config.model_dump(mode="json")
+    for field, value in changes.items():
+        *folders, leaf = field.split(".")
+        node, kind = tree, type(config)
+        for depth, folder in enumerate(folders):
+            if not isinstance(node.get(folder), dict):
+                raise ConfigError(f"unknown field '{field}'; {nearest(folder, _fields_at(kind, folders[:depth]))}")
+            node = node[folder]
+        node[leaf] = value
+    return validate(type(config), tree, ", ".join(f"{field}={value}" for field, value in changes.items()))
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """`["a.b=1", ...]` of the command line as dotted fields and YAML values."""
+    changes = {}
+    for setting in settings:
+        field, equals, value = setting.partition("=")
+        if not equals or not field:
+            raise ConfigError(f"--set {setting}: write it as field=value, such as optim.epochs=2")
+        try:
+            changes[field] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {setting}: the value is not valid YAML") from None
+    return changes
+
+
+def recipe_names() -> list[str]:
+    return sorted(f.name.removesuffix(".yaml") for f in resources.files("dra_ray.recipes").iterdir() if f.name.endswith(".yaml"))
+
+
+def _read_tree(source: str) -> dict[str, Any]:
+    """A recipe by name, or a YAML or JSON file at any URI; `extends: NAME` starts from another."""
+    if source.endswith((".yaml", ".yml", ".json")):
+        text = Store(source).read_text()
+    elif source in recipe_names():
+        text = (resources.files("dra_ray.recipes") / f"{source}.yaml").read_text()
+    else:
+        raise ConfigError(f"unknown recipe '{source}'; {nearest(source, recipe_names())} (a file must end in .yaml or .json)")
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source}: expected fields such as 'kind: experiment', found {type(tree).__name__}")
+    parent = tree.pop("extends", None)
+    return _merged(_read_tree(parent), tree) if parent else tree
+
+
+def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, Mapping) and key != "space" else value
+    return merged
+
+
+def _expanded(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A part of a sweep or quickstart may name a recipe instead of spelling it out."""
+    expanded = dict(tree)
+    for field in ("base", "teacher", "synthesis", "sweep"):
+        part = tree.get(field)
+        if isinstance(part, str) and tree.get("kind") != "synthesis":
+            part = _read_tree(part)
+        if isinstance(part, Mapping):
+            part = _expanded(part)
+        if field in tree:
+            expanded[field] = part
+    return expanded
+
+
+def load(source: str, kind: type[C] | None = None, settings: list[str] | None = None) -> C:
+    """Read a recipe name or a file, apply `--set` settings, validate, and check that it is of the wanted kind."""
+    tree = _read_tree(source)
+    found = tree.get("kind", "experiment")
+    if found not in KINDS:
+        raise ConfigError(f"{source}: unknown kind '{found}'; {nearest(str(found), KINDS)}")
+    if kind is not None and KINDS[found] is not kind:
+        wanted = next(name for name, known in KINDS.items() if known is kind)
+        raise ConfigError(f"{source}: is of kind '{found}', but this command takes kind '{wanted}'; see `dra recipes`")
+    config = validate(KINDS[found], _expanded(tree), source)
+    changes = parse_settings(settings or [])
+    return override(config, changes) if changes else config  # type: ignore[return-value]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted field, value) pairs of a nested mapping, in order."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

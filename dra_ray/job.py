@@ -1,0 +1,59 @@
+"""What the entry points in jobs/ share: arguments, joining the cluster, one JSON line, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from dra_ray.cluster import connect
+from dra_ray.config import Frozen, load
+from dra_ray.errors import ConfigError, DraError
+from dra_ray.storage import Store
+
+
+def main(kind: type[Frozen] | None, call: Callable[..., dict[str, Any]]) -> NoReturn:
+    """Run `call` on the cluster that the job belongs to; the result is one JSON line on stdout, progress goes to stderr.
+
+    With a `kind`, CONFIG is read and `call(config, run, progress=...)` is called; without, `call(run)`. `run` is the
+    folder NAME in --storage. Exit codes: 0, the error's own (2 for what the user can mend), 1 for anything else.
+    """
+    arguments = _parser(kind).parse_args()
+    try:
+        run = _folder(arguments.storage, arguments.name)
+        work = (lambda: call(run)) if kind is None else _configured(kind, call, arguments, run)
+        with connect():
+            result = work()
+    except DraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    print(json.dumps(result, sort_keys=True), flush=True)
+    sys.exit(0)
+
+
+def _configured(kind: type[Frozen], call: Callable[..., dict[str, Any]], arguments: argparse.Namespace, run: Store) -> Callable[[], dict[str, Any]]:
+    config = load(arguments.config, kind, arguments.set)
+    return lambda: call(config, run, progress=_progress)
+
+
+def _parser(kind: type[Frozen] | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    if kind is not None:
+        parser.add_argument("config", metavar="CONFIG", help="recipe name, or URI of a .yaml or .json file")
+        parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of the config; may be repeated")
+    parser.add_argument("--storage", required=True, metavar="URI", help="folder of runs that every node can reach, such as s3://bucket/runs")
+    parser.add_argument("--name", required=True, help="the run's folder in it; an unfinished run is resumed")
+    return parser
+
+
+def _folder(storage: str, name: str) -> Store:
+    root = Store(storage)
+    if root.is_local and not storage.removeprefix("file://").startswith("/"):
+        raise ConfigError(f"--storage '{storage}' is relative, but a job's directory is gone when it ends; give a URI such as s3://bucket/runs or a full path")
+    return root / name
+
+
+def _progress(row: Mapping[str, Any]) -> None:
+    print(json.dumps(row), file=sys.stderr, flush=True)

@@ -1,0 +1,39 @@
+"""A trained student in its run directory: `model.safetensors` holds the averaged weights of the best validation so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from dra_ray import config, data, models, storage
+from dra_ray.errors import CheckpointError
+from dra_ray.storage import Store
+
+WEIGHTS = "model.safetensors"
+
+
+def save(run: Store, weights: Mapping[str, Tensor]) -> None:
+    """Write a student's state dict into its run directory, atomically."""
+    (run / WEIGHTS).write_tensors(weights)
+
+
+def load(run: Store) -> tuple[nn.Module, config.Experiment]:
+    """The selected student in eval mode, without gradients, and the experiment that it comes from.
+
+    Raises `CheckpointError` when there is none or when its keys or shapes are another architecture's.
+    """
+    manifest = storage.read_manifest(run)
+    if manifest is None or manifest.get("kind") != "train":
+        raise CheckpointError(f"'{run}' is not a training run; give the folder that `dra train` wrote")
+    if not (run / WEIGHTS).exists():
+        raise CheckpointError(f"'{run}' has no trained weights yet; resume it with `dra train`")
+    experiment = config.validate(config.Experiment, manifest["config"], str(run / "manifest.json"))
+    student = models.build(experiment.model, data.load(experiment.data))
+    weights = (run / WEIGHTS).read_tensors()
+    wanted = student.state_dict()
+    wrong = sorted(wanted.keys() ^ weights.keys()) or [k for k in wanted if wanted[k].shape != weights[k].shape]
+    if wrong:
+        raise CheckpointError(f"'{run / WEIGHTS}' does not fit model.name='{experiment.model.name}': {len(wrong)} keys differ, such as {', '.join(wrong[:3])}")
+    student.load_state_dict(weights)
+    return student.eval().requires_grad_(False), experiment

@@ -1,0 +1,387 @@
+"""What a config would run, before anything starts: sizes, arithmetic, images, replicas and hours. Needs no Ray.
+
+Costs are measured by torch's FLOP counter on meta tensors, in multiply-accumulates (a MAC is 2 FLOP). An image of a
+TRADES-k step costs 2k+6 forward passes: k+2 forwards (the clean one also gives the attack's target), k gradients of the
+input, each about one forward, and two full backward passes, each about two (for k=10: 26).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dra_ray import data, models
+from dra_ray.config import Config, Experiment, Quickstart, Sweep, Synthesis, TeacherTraining, flatten
+from dra_ray.data import Images
+from dra_ray.data.plan import BatchPlan
+from dra_ray.models.projector import projector
+from dra_ray.storage import Store
+from dra_ray.teachers import checkpoint
+from dra_ray.teachers.edm import EDM
+
+Plan = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What planning may look at besides the config; `tflops` sustained by one GPU, or by one CPU thread where no GPU is asked for."""
+
+    tflops: float | None = None
+    teacher: EDM | None = None
+
+
+def plan(config: Config, tflops: float | None = None) -> Plan:
+    """Plain nested data: what `config` would build, compute and occupy; hours only where `tflops` is given.
+
+    A teacher's cost is known once its folder exists; until then `notes` says what is missing. Raises the errors of
+    reading data and cards.
+    """
+    return _plan(config, Known(tflops=tflops))
+
+
+def _plan(config: Config, known: Known) -> Plan:
+    if isinstance(config, Experiment):
+        return _experiment(config, known)
+    if isinstance(config, Sweep):
+        return _sweep(config, known)
+    if isinstance(config, TeacherTraining):
+        return _teacher(config, known)
+    if isinstance(config, Synthesis):
+        return _synthesis(config, known)
+    return _quickstart(config, known)
+
+
+# -- cost of networks ----------------------------------------------------------------------------------------------
+def macs(call: Callable[[], Any]) -> float:
+    """Multiply-accumulates of `call()`, which may run on meta tensors: convolutions, matrix products and attention."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 2
+
+
+def parameters(net: torch.nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+def step_units(attack_steps: int) -> int:
+    """Forward passes that one image of a TRADES step is worth."""
+    return 2 * attack_steps + 6
+
+
+def _denoiser(config: TeacherTraining, images: Images) -> EDM:
+    with torch.device("meta"):
+        return EDM(config.net, images.resolution, images.channels, images.num_classes)
+
+
+def _teacher_at(uri: str | None) -> EDM | None:
+    if uri is None:
+        return None
+    architecture = checkpoint.read_card(Store(uri))["architecture"]
+    with torch.device("meta"):
+        return EDM.from_architecture(architecture)
+
+
+def _denoise_macs(net: EDM, layer: str | None = None, features: bool = False) -> float:
+    x = torch.empty(1, net.channels, net.resolution, net.resolution, device="meta")
+    sigma = torch.ones(1, device="meta")
+    labels = torch.zeros(1, net.num_classes, device="meta") if net.num_classes else None
+    return macs(lambda: net.features(x, sigma, labels, layer) if features else net(x, sigma, labels))
+
+
+# -- one plan per kind of config -------------------------------------------------------------------------------------
+def _experiment(config: Experiment, known: Known) -> Plan:
+    images = data.load(config.data)
+    with torch.device("meta"):
+        student = models.build(config.model, images).eval()
+    forward = macs(lambda: student(torch.empty(1, images.channels, images.resolution, images.resolution, device="meta")))
+    notes: list[str] = []
+    teacher = _aligned_teacher(config, known, notes)
+    encode = _denoise_macs(teacher, config.teacher.layer, features=True) if teacher else 0.0
+    step = step_units(config.threat.steps) * forward
+    if teacher:
+        step += 3 * _projector_macs(student.feature_dim, teacher.feature_dim(config.teacher.layer), config.align.hidden)
+    batches = BatchPlan(config.seed, len(images.train), config.synthetic.images, config.optim.batch, config.synthetic.fraction)
+    steps = config.optim.epochs * batches.steps_per_epoch
+    seen = steps * config.optim.batch
+    validations = math.ceil(config.optim.epochs / config.selection.every_epochs)
+    # an evaluation step is a forward and a gradient of the input; the clean and the final verdict are a forward each
+    checking = validations * len(images.validation) * (2 * config.selection.steps + 2) * forward
+    made: Plan = {
+        "kind": config.kind,
+        "student": {"name": config.model.name, "params": parameters(student), "forward_gmacs": forward / 1e9},
+        "step": {"forward_units": step_units(config.threat.steps), "gflop_per_image": 2 * step / 1e9, "teacher_gflop_per_image": 2 * encode / 1e9},
+        "run": {
+            "epochs": config.optim.epochs,
+            "steps": steps,
+            "images_seen": seen,
+            "real_images": len(images.train),
+            "synthetic_images": config.synthetic.images,
+            "synthetic_passes": steps * batches.synthetic_per_batch / config.synthetic.images if config.synthetic.images else 0.0,
+            "checkpoints": validations,
+            "student_pflop": 2 * (seen * step + checking) / 1e15,
+            "teacher_pflop": 2 * seen * encode / 1e15,
+        },
+        "resources": _resources(config, encode / step, notes),
+    }
+    if teacher:
+        layer = teacher.check_layer(config.teacher.layer)
+        made["teacher"] = {"params": parameters(teacher), "layer": layer, "feature_gmacs": encode / 1e9}
+    if known.tflops:
+        made["hours"] = _hours(config, made, known.tflops)
+    return made | {"notes": notes}
+
+
+def _aligned_teacher(config: Experiment, known: Known, notes: list[str]) -> EDM | None:
+    if not config.align.weight:
+        return None
+    teacher = known.teacher or _teacher_at(config.teacher.uri)
+    if teacher is None:
+        notes.append("teacher.uri is not set, so the teacher's work is not counted")
+    return teacher
+
+
+def _projector_macs(wide_in: int, wide_out: int, hidden: int) -> float:
+    with torch.device("meta"):
+        head = projector(wide_in, wide_out, hidden)
+    return macs(lambda: head(torch.empty(1, wide_in, device="meta")))
+
+
+def _resources(config: Experiment, work_ratio: float, notes: list[str]) -> Plan:
+    """What is asked of Ray at the smallest pool; `work_ratio` is teacher work over student work per image."""
+    resources, pool = config.resources, config.pool
+    replicas = pool.min_replicas if config.align.weight and pool.kind == "pool" else 0
+    asked: Plan = {
+        "workers": resources.workers,
+        "cpus": resources.workers * resources.cpus_per_worker + replicas * pool.cpus_per_replica,
+        "gpus": resources.workers * resources.gpus_per_worker + replicas * pool.gpus_per_replica,
+        "min_replicas": replicas,
+        "max_replicas": pool.max_replicas if replicas else 0,
+    }
+    if not (replicas and work_ratio):
+        return asked
+    if bool(resources.gpus_per_worker) != bool(pool.gpus_per_replica):
+        notes.append("students and teachers are on different kinds of device, so the number of replicas that keeps up is not known")
+        return asked
+    needed = work_ratio * resources.workers * _units(config)[0] / _units(config)[1] / pool.target_utilisation
+    if needed > pool.max_replicas:
+        notes.append(f"one run needs {needed:.1f} replicas, but pool.max_replicas={pool.max_replicas}; raise it or training waits for the teacher")
+    return asked | {"replicas_needed": needed}
+
+
+def _units(config: Experiment) -> tuple[float, float]:
+    """GPUs of a training worker and of a replica, or their CPU threads where they have no GPU."""
+    return config.resources.gpus_per_worker or config.resources.threads_per_worker, config.pool.gpus_per_replica or config.pool.threads_per_replica
+
+
+def _hours(config: Experiment, made: Plan, tflops: float) -> Plan:
+    """Hours of one run: `student` and `teacher` are device hours, `wall` assumes that the slower of the two sets the pace."""
+    per_worker, per_replica = _units(config)
+    student, teacher = (made["run"][f"{who}_pflop"] * 1e3 / tflops / 3600 for who in ("student", "teacher"))
+    asked = made["resources"]
+    if not asked["max_replicas"]:
+        return {"student": student, "teacher": teacher, "wall": (student + teacher) / (asked["workers"] * per_worker)}
+    replicas = min(max(math.ceil(asked.get("replicas_needed", 1)), asked["min_replicas"]), asked["max_replicas"])
+    return {"student": student, "teacher": teacher, "wall": max(student / (asked["workers"] * per_worker), teacher / (replicas * per_replica))}
+
+
+def _sweep(config: Sweep, known: Known) -> Plan:
+    experiments = config.experiments()
+    trials = {name: _experiment(experiment, known) for name, experiment in experiments.items()}
+    kept = {name: _expected_share(config, experiments[name].optim.epochs) for name in trials}
+    seen = {name: trial["run"]["images_seen"] for name, trial in trials.items()}
+    largest = max(trials.values(), key=lambda trial: (_pflop(trial), trial["resources"]["max_replicas"]))
+    concurrent = min(config.asha.max_concurrent, len(trials))
+    made: Plan = {
+        "kind": config.kind,
+        "trials": len(trials),
+        "concurrent": concurrent,
+        "rung_epochs": rungs(config),
+        "worst_images_seen": sum(seen.values()),
+        "expected_images_seen": round(sum(seen[name] * kept[name] for name in trials)),
+        "worst_pflop": sum(_pflop(trial) for trial in trials.values()),
+        "expected_pflop": sum(_pflop(trial) * kept[name] for name, trial in trials.items()),
+        "resources": _shared(config, largest["resources"], concurrent),
+        "largest_trial": largest,
+        "notes": sorted({note for trial in trials.values() for note in trial["notes"]}),
+    }
+    if known.tflops:
+        hours = {name: trial["hours"]["wall"] for name, trial in trials.items()}
+        made["hours"] = {"worst": sum(hours.values()) / concurrent, "expected": sum(hours[name] * kept[name] for name in trials) / concurrent}
+    return made
+
+
+def _pflop(trial: Plan) -> float:
+    return trial["run"]["student_pflop"] + trial["run"]["teacher_pflop"]
+
+
+def _shared(config: Sweep, trial: Plan, concurrent: int) -> Plan:
+    """Resources of `concurrent` trials with the one pool that they share."""
+    pool = config.base.pool
+    replicas = trial["min_replicas"]
+    asked = {
+        "workers": concurrent * trial["workers"],
+        "cpus": concurrent * (trial["cpus"] - replicas * pool.cpus_per_replica) + replicas * pool.cpus_per_replica,
+        "gpus": concurrent * (trial["gpus"] - replicas * pool.gpus_per_replica) + replicas * pool.gpus_per_replica,
+        "min_replicas": replicas,
+        "max_replicas": trial["max_replicas"],
+    }
+    return asked | ({"replicas_needed": concurrent * trial["replicas_needed"]} if "replicas_needed" in trial else {})
+
+
+def rungs(config: Sweep) -> list[int]:
+    """Epochs at which ASHA compares trials: grace_epochs times powers of the reduction factor, below the last epoch."""
+    epochs, found, at = config.base.optim.epochs, [], float(config.asha.grace_epochs)
+    while at < epochs:
+        found.append(int(at))
+        at *= config.asha.reduction_factor
+    return found
+
+
+def _expected_share(config: Sweep, epochs: int) -> float:
+    """Part of its epochs that a trial runs on average when every rung keeps one in `reduction_factor`."""
+    marks = [mark for mark in rungs(config) if mark < epochs]
+    edges = [0, *marks, epochs]
+    return sum((edges[i + 1] - edges[i]) / config.asha.reduction_factor**i for i in range(len(edges) - 1)) / epochs
+
+
+def _teacher(config: TeacherTraining, known: Known) -> Plan:
+    net = _denoiser(config, data.load(config.data))
+    forward, layer = _denoise_macs(net), net.check_layer(None)
+    steps = math.ceil(config.images_seen / config.batch)
+    pflop = 3 * 2 * forward * steps * config.batch / 1e15  # a forward and a full backward pass
+    resources = config.resources
+    made: Plan = {
+        "kind": config.kind,
+        "teacher": {
+            "params": parameters(net),
+            "forward_gmacs": forward / 1e9,
+            "layer": layer,
+            "feature_gmacs": _denoise_macs(net, features=True) / 1e9,
+        },
+        "run": {
+            "steps": steps,
+            "images_seen": steps * config.batch,
+            "checkpoints": math.ceil(config.images_seen / config.checkpoint_images),
+            "pflop": pflop,
+        },
+        "resources": {
+            "workers": resources.workers,
+            "cpus": resources.workers * resources.cpus_per_worker,
+            "gpus": resources.workers * resources.gpus_per_worker,
+        },
+        "notes": [],
+    }
+    if known.tflops:
+        devices = resources.workers * (resources.gpus_per_worker or resources.threads_per_worker)
+        made["hours"] = {"wall": pflop * 1e3 / known.tflops / 3600 / devices}
+    return made
+
+
+def _synthesis(config: Synthesis, known: Known) -> Plan:
+    net = known.teacher or _teacher_at(config.teacher)
+    shards = math.ceil(config.images / config.shard_images)
+    calls = 2 * config.steps - 1  # Heun's method calls the network twice a step, but once in the last
+    workers = min(config.workers, shards)
+    made: Plan = {
+        "kind": config.kind,
+        "run": {"images": config.images, "shards": shards, "network_calls_per_image": calls},
+        "resources": {"workers": workers, "cpus": workers * config.cpus_per_worker, "gpus": workers * config.gpus_per_worker},
+        "notes": [] if net else ["teacher is not set, so the cost of an image is not known"],
+    }
+    if net:
+        forward = _denoise_macs(net)
+        made["teacher"] = {"params": parameters(net), "forward_gmacs": forward / 1e9}
+        made["run"] |= {"gflop_per_image": 2 * calls * forward / 1e9, "pflop": 2 * calls * forward * config.images / 1e15}
+        if known.tflops:
+            made["hours"] = {"wall": made["run"]["pflop"] * 1e3 / known.tflops / 3600 / (workers * (config.gpus_per_worker or 1))}
+    return made
+
+
+def _quickstart(config: Quickstart, known: Known) -> Plan:
+    """Its three stages; the later ones use the teacher that the first one would train."""
+    known = dataclasses.replace(known, teacher=_denoiser(config.teacher, data.load(config.teacher.data)))
+    stages = {name: _plan(stage, known) for name, stage in (("teacher", config.teacher), ("synthesis", config.synthesis), ("sweep", config.sweep))}
+    made: Plan = {"kind": config.kind, **stages, "notes": [f"{name}: {note}" for name, stage in stages.items() for note in stage["notes"]]}
+    if known.tflops:
+        made["hours"] = {"wall": sum(stage["hours"].get("wall", stage["hours"].get("expected", 0.0)) for stage in stages.values())}
+    return made
+
+
+# -- for people ------------------------------------------------------------------------------------------------------
+_SPELLING = {
+    "student.name": ("student", "{}"),
+    "student.params": ("student parameters", "{:,}"),
+    "student.forward_gmacs": ("student forward, GMAC per image", "{:.4g}"),
+    "teacher.params": ("teacher parameters", "{:,}"),
+    "teacher.forward_gmacs": ("teacher forward, GMAC per image", "{:.4g}"),
+    "teacher.layer": ("teacher feature layer", "{}"),
+    "teacher.feature_gmacs": ("teacher up to its feature, GMAC per image", "{:.4g}"),
+    "step.forward_units": ("forward passes a training image is worth", "{}"),
+    "step.gflop_per_image": ("student training, GFLOP per image", "{:.4g}"),
+    "step.teacher_gflop_per_image": ("teacher, GFLOP per training image", "{:.4g}"),
+    "trials": ("trials", "{}"),
+    "concurrent": ("trials at the same time", "{}"),
+    "rung_epochs": ("ASHA compares after epochs", "{}"),
+    "worst_images_seen": ("training images if nothing is stopped", "{:,}"),
+    "expected_images_seen": ("training images expected with ASHA", "{:,}"),
+    "worst_pflop": ("PFLOP if nothing is stopped", "{:.4g}"),
+    "expected_pflop": ("PFLOP expected with ASHA", "{:.4g}"),
+    "run.epochs": ("epochs", "{}"),
+    "run.steps": ("steps", "{:,}"),
+    "run.images": ("images to make", "{:,}"),
+    "run.images_seen": ("training images", "{:,}"),
+    "run.real_images": ("real images to draw from", "{:,}"),
+    "run.synthetic_images": ("synthetic images to draw from", "{:,}"),
+    "run.synthetic_passes": ("passes over the synthetic images", "{:.2f}"),
+    "run.shards": ("shards", "{:,}"),
+    "run.network_calls_per_image": ("network calls per image", "{}"),
+    "run.gflop_per_image": ("GFLOP per image", "{:.4g}"),
+    "run.checkpoints": ("checkpoints", "{:,}"),
+    "run.student_pflop": ("student PFLOP, validation included", "{:.4g}"),
+    "run.teacher_pflop": ("teacher PFLOP", "{:.4g}"),
+    "run.pflop": ("PFLOP", "{:.4g}"),
+    "resources.workers": ("workers", "{}"),
+    "resources.cpus": ("CPUs asked for, smallest pool", "{:g}"),
+    "resources.gpus": ("GPUs asked for, smallest pool", "{:g}"),
+    "resources.min_replicas": ("teacher replicas, at least", "{}"),
+    "resources.max_replicas": ("teacher replicas, at most", "{}"),
+    "resources.replicas_needed": ("teacher replicas that keep up", "{:.2f}"),
+    "hours.student": ("student device hours", "{:.3g}"),
+    "hours.teacher": ("teacher device hours", "{:.3g}"),
+    "hours.worst": ("hours if nothing is stopped", "{:.3g}"),
+    "hours.expected": ("hours expected with ASHA", "{:.3g}"),
+    "hours.wall": ("hours", "{:.3g}"),
+}
+
+
+def rows(made: Plan) -> list[dict[str, str]]:
+    """A plan as table rows {"stage", "quantity", "value"}, in reading order; notes come last."""
+    listed = [row for stage, part in _stages(made) for row in _stage_rows(stage, part)]
+    return listed + [{"stage": "", "quantity": "note", "value": note} for note in made["notes"]]
+
+
+def _stages(made: Plan) -> list[tuple[str, Plan]]:
+    if made["kind"] == "quickstart":
+        below = [pair for name in ("teacher", "synthesis", "sweep") for pair in _stages(made[name])]
+        return [*below, ("quickstart", {"hours": made["hours"]})] if "hours" in made else below
+    if made["kind"] == "sweep":
+        return [("sweep", {key: value for key, value in made.items() if key != "largest_trial"}), ("largest trial", made["largest_trial"])]
+    return [(made["kind"], made)]
+
+
+def _stage_rows(stage: str, part: Plan) -> list[dict[str, str]]:
+    values = dict(flatten(part))
+    return [
+        {"stage": stage, "quantity": label, "value": _shown(values[key], shape)}
+        for key, (label, shape) in _SPELLING.items()
+        if values.get(key) is not None
+    ]
+
+
+def _shown(value: Any, shape: str) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else shape.format(value)

@@ -1,0 +1,61 @@
+"""From real images to a report: teacher, synthetic images, sweep, AutoAttack. Every stage is a run that resumes by itself."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dra_ray import config, evaluate, report, storage, sweep, synthesize, teach
+from dra_ray.storage import Store
+
+# (stage, row) for every row of progress that a stage gives
+Progress = Callable[[str, dict[str, Any]], None]
+STAGES = ("teacher", "synthetic", "sweep", "autoattack", "report")
+
+
+def run(settings: config.Quickstart, store: Store, progress: Progress | None = None) -> Store:
+    """Run every stage that is not done yet below `store`; returns the report's place. Ray must be initialised."""
+    store = store.resolved()
+    manifest = storage.begin_run(store, "quickstart", settings.model_dump(mode="json"), settings.digest(), hardware=hardware())
+    if manifest["status"] == "done" and (store / "report.html").exists():
+        return store / "report.html"
+
+    def rows(stage: str) -> Callable[[dict[str, Any]], None] | None:
+        return (lambda row: progress(stage, row)) if progress else None
+
+    with _timed(store, "teacher"):
+        teach.fit(settings.teacher, store / "teacher", rows("teacher"))
+    with _timed(store, "synthetic"):
+        wanted = config.override(settings.synthesis, {"teacher": (store / "teacher").uri})
+        synthesize.run(wanted, store / "synthetic", rows("synthetic"))
+    with _timed(store, "sweep"):
+        sources = {"base.teacher.uri": (store / "teacher").uri, "base.synthetic.uri": (store / "synthetic").uri}
+        finals = sweep.run(config.override(settings.sweep, sources), store / "sweep", rows("sweep"))["finals"]
+    with _timed(store, "autoattack"):
+        runs = [store / "sweep" / "trials" / trial for trial in finals.values()]
+        evaluate.evaluate_many(runs, progress=rows("autoattack"))
+    storage.update_manifest(store, status="done")
+    return report.write(store)
+
+
+def hardware() -> dict[str, Any]:
+    """What the times were measured on."""
+    return {"machine": platform.machine(), "cpus": os.cpu_count()}
+
+
+@contextmanager
+def _timed(store: Store, stage: str) -> Iterator[None]:
+    """Add the stage's seconds to the manifest; a resumed stage adds up."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        manifest = storage.read_manifest(store)
+        assert manifest is not None
+        seconds = {entry["name"]: entry["seconds"] for entry in manifest.get("stages", [])}
+        seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 1)
+        storage.update_manifest(store, stages=[{"name": name, "seconds": s} for name, s in seconds.items()])

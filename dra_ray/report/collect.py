@@ -1,0 +1,438 @@
+"""Reads a run directory into one plain dictionary, in which every number has a file that it came from."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from dra_ray.analysis import intervals
+from dra_ray.config import flatten
+from dra_ray.errors import DataError
+from dra_ray.storage import Store
+from dra_ray.teachers.checkpoint import CARD, WEIGHTS, digest, read_card
+from dra_ray.teachers.edm import EDM
+
+# Where the parts of a run of each kind lie, below its own folder.
+PARTS: dict[str, dict[str, str]] = {
+    "quickstart": {"teacher": "teacher", "synthetic": "synthetic", "sweep": "sweep"},
+    "sweep": {"sweep": ""},
+    "train": {"train": ""},
+    "teacher": {"teacher": ""},
+    "synthetic": {"synthetic": ""},
+}
+ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")  # the order in which standard AutoAttack runs them
+DECISIONS = {"stop": "stopped", "done": "done", "continue": "running"}
+
+
+def collect(run: Store) -> dict[str, Any]:
+    """Everything a report needs, as plain JSON values; accuracies are fractions in 0..1, times seconds.
+
+    Always there: `name`, `kind`, `status`, `created`, `elapsed_s`, `stages` [{"name", "seconds"}], `config`, `versions`, `hardware`,
+    `missing` (sentences on what an unfinished run lacks), `files` {what: URI}, `headline`, and `sources`: dotted name of a number
+    -> names of the files below the run that it was read or computed from. By kind of run: `teacher`, `synthetic`,
+    `sweep` (list of trials), `asha`, `pool`, `train`, `finals` and `paired`.
+    Raises `DataError` when the folder is not a run or one of its files is damaged.
+    """
+    facts = _Facts(run)
+    manifest = _manifest(run)
+    kind = manifest["kind"]
+    parts = PARTS[kind]
+    facts.values |= {
+        "kind": kind,
+        "name": manifest.get("name", run.name),
+        "status": manifest.get("status", "unknown"),
+        "created": manifest.get("created"),
+        "description": manifest.get("config", {}).get("description", ""),
+        "config": manifest.get("config", {}),
+        "versions": manifest.get("versions", {}),
+        "hardware": manifest.get("hardware"),
+        "stages": manifest.get("stages", []),
+        "elapsed_s": _elapsed(manifest),
+    }
+    facts.cite("stages", "manifest.json")
+    if facts.values["elapsed_s"] is not None:
+        facts.cite("elapsed_s", "manifest.json")
+    if facts.values["status"] != "done":
+        facts.missing.append(f"the run is not finished: its status is '{facts.values['status']}'")
+    readers = {"teacher": _teacher, "synthetic": _synthetic, "sweep": _sweep, "train": _train}
+    for part, folder in parts.items():
+        if facts.needs(_path(folder, "manifest.json"), part):
+            readers[part](facts, folder)
+    return facts.finish()
+
+
+def rows(run: Store) -> list[dict[str, Any]]:
+    """The trial table for a terminal: one flat row per trial (one for a single training run), accuracies in percent."""
+    summary = collect(run)
+    trials = summary.get("sweep", [])
+    if "train" in summary:
+        trials = [{"trial": summary["name"], "fields": {}} | summary["train"]]
+    finals = {final["trial"]: role for role, final in summary.get("finals", {}).items()}
+    table = []
+    for trial in trials:
+        scores = summary.get("finals", {}).get(finals.get(trial["trial"]), {})
+        table.append(
+            {"trial": trial["trial"]}
+            | trial["fields"]
+            | {
+                "epoch": trial["epoch"],
+                "images seen": trial["images_seen"],
+                "clean %": percent(trial["clean_accuracy"]),
+                "robust %": percent(trial["robust_accuracy"]),
+                "best robust %": percent(trial["best_robust_accuracy"]),
+                "decision": trial["decision"],
+                "AutoAttack %": percent(scores.get("autoattack_accuracy")),
+            }
+        )
+    return table
+
+
+def percent(accuracy: float | None) -> float | None:
+    """A fraction as percent to one decimal; None stays None."""
+    return None if accuracy is None else round(100 * accuracy, 1)
+
+
+# -- reading files -------------------------------------------------------------------------------------------------
+def read_rows(file: Store, required: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """Rows of a `.jsonl` file; `DataError` names the first line that is damaged or lacks a required key."""
+    try:
+        lines = file.read_text().splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"'{file}' is not text; restore it from a copy or run this part again") from None
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            absent = [key for key in required if key not in row]
+        except (ValueError, TypeError):
+            raise DataError(f"'{file}' line {number} is not valid JSON; delete that line or restore the file") from None
+        if absent:
+            raise DataError(f"'{file}' line {number} has no '{absent[0]}'; delete that line or restore the file")
+        found.append(row)
+    return found
+
+
+def read_rungs(sweep: Store) -> list[dict[str, Any]]:
+    """Rows of rungs.jsonl by trial and epoch; a resumed sweep may report an epoch twice, and then the later row counts."""
+    file = sweep / "rungs.jsonl"
+    if not file.exists():
+        return []
+    keys = ("trial", "epoch", "images_seen", "robust_accuracy", "clean_accuracy", "decision")
+    latest = {(row["trial"], row["epoch"]): row for row in read_rows(file, keys)}
+    return [latest[key] for key in sorted(latest)]
+
+
+def read_pool(folder: Store) -> list[dict[str, Any]]:
+    """Rows of pool.jsonl in order of time; empty when the run had no pool."""
+    file = folder / "pool.jsonl"
+    return sorted(read_rows(file, ("at", "running")), key=lambda row: row["at"]) if file.exists() else []
+
+
+def read_metrics(folder: Store) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl as written; empty when nothing was logged yet."""
+    file = folder / "metrics.jsonl"
+    return read_rows(file, ("images_seen",)) if file.exists() else []
+
+
+def _manifest(run: Store) -> dict[str, Any]:
+    remedy = "pass a folder written by `dra quickstart`, `dra sweep` or `dra train`"
+    file = run / "manifest.json"
+    if not file.exists():
+        raise DataError(f"'{run}' is not a run: it has no manifest.json; {remedy}")
+    manifest = _read_object(file)
+    if manifest.get("kind") not in PARTS:
+        raise DataError(f"'{file}' is of kind {manifest.get('kind')!r}, which no report knows; {remedy}")
+    return manifest
+
+
+def _read_object(file: Store) -> dict[str, Any]:
+    try:
+        value = file.read_json()
+    except UnicodeDecodeError:
+        raise DataError(f"'{file}' is not text; restore or delete it") from None
+    if not isinstance(value, dict):
+        raise DataError(f"'{file}' holds a {type(value).__name__} instead of an object; restore or delete it")
+    return value
+
+
+def _path(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _elapsed(manifest: Mapping[str, Any]) -> float | None:
+    stages = [stage["seconds"] for stage in manifest.get("stages", [])]
+    return manifest.get("elapsed_s", sum(stages) if stages else None)
+
+
+# -- the parts of a run --------------------------------------------------------------------------------------------
+class _Facts:
+    """The summary while it grows: values, the file behind each of them, and what is missing."""
+
+    def __init__(self, run: Store) -> None:
+        self.run = run
+        self.values: dict[str, Any] = {}
+        self.sources: dict[str, list[str]] = {}
+        self.missing: list[str] = []
+        self.files: dict[str, str] = {}
+
+    def at(self, folder: str) -> Store:
+        return self.run / folder if folder else self.run
+
+    def needs(self, name: str, what: str) -> bool:
+        """True when the file is there; otherwise says that `what` is missing."""
+        found = self.at(name).exists()
+        if not found:
+            self.missing.append(f"{what}: {name} is not written yet")
+        return found
+
+    def cite(self, key: str, *names: str) -> None:
+        self.sources[key] = list(names)
+
+    def put(self, key: str, values: Mapping[str, Any], *names: str) -> None:
+        """Store values under `key` and note the files they came from, per number."""
+        self.values.setdefault(key.split(".")[0], {})
+        node = self.values
+        for step in key.split("."):
+            node = node.setdefault(step, {})
+        node |= values
+        for leaf, value in flatten(values, f"{key}."):
+            if isinstance(value, int | float | list) and not isinstance(value, bool):
+                self.cite(leaf, *names)
+
+    def link(self, what: str, name: str) -> str | None:
+        """Note the URI of a file or folder that exists, and return its name."""
+        target = self.at(name)
+        if not target.exists():
+            return None
+        self.files[what] = target.uri
+        return name
+
+    def finish(self) -> dict[str, Any]:
+        self.files |= {"this run's manifest": (self.run / "manifest.json").uri}
+        self.values |= {"missing": self.missing, "files": self.files, "sources": self.sources}
+        self.values["headline"] = headline(self.values)
+        return self.values
+
+
+def _teacher(facts: _Facts, folder: str) -> None:
+    run = facts.at(folder)
+    logged = read_metrics(run)
+    facts.put("teacher", {"images_seen": logged[-1]["images_seen"] if logged else None}, _path(folder, "metrics.jsonl"))
+    card = _path(folder, CARD)
+    if facts.needs(card, "teacher"):
+        facts.put("teacher", {"params": _params(facts.at(folder)), "digest": digest(facts.at(folder))}, card)
+        facts.link("teacher card", card)
+    facts.link("teacher weights", _path(folder, WEIGHTS))
+    sheets = [name for name in run.names() if name.startswith("samples-") and name.endswith(".png") and name[8:-4].isdigit()]
+    if sheets:
+        last = max(sheets, key=lambda name: int(name[8:-4]))
+        facts.values["teacher"]["samples"] = facts.link("teacher sample sheet", _path(folder, last))
+
+
+def _params(teacher: Store) -> int:
+    """Parameters of the network that the card describes; built without memory for its weights."""
+    try:
+        with torch.device("meta"):
+            net = EDM.from_architecture(read_card(teacher)["architecture"])
+    except (KeyError, TypeError, ValueError) as error:  # pydantic's ValidationError is a ValueError
+        raise DataError(f"'{teacher / CARD}' does not describe a network ({str(error).splitlines()[0]}); train the teacher again") from None
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def _synthetic(facts: _Facts, folder: str) -> None:
+    name = _path(folder, "manifest.json")
+    manifest = _read_object(facts.at(name))
+    counts = manifest.get("counts")
+    counts = dict(enumerate(counts)) if isinstance(counts, list) else dict(counts or {})
+    facts.put("synthetic", {"images": manifest.get("images"), "counts": {str(label): count for label, count in counts.items()}}, name)
+    facts.put("synthetic.sampler", manifest.get("sampler", {}), name)
+    facts.values["synthetic"]["teacher_digest"] = manifest.get("teacher_digest")
+    facts.link("synthetic images", folder)
+    facts.values["synthetic"]["samples"] = facts.link("synthetic sample sheet", _path(folder, "samples.png"))
+
+
+def _sweep(facts: _Facts, folder: str) -> None:
+    name = _path(folder, "manifest.json")
+    manifest = _read_object(facts.at(name))
+    chosen: dict[str, dict[str, Any]] = manifest.get("trials", {})
+    rungs = read_rungs(facts.at(folder))
+    facts.needs(_path(folder, "rungs.jsonl"), "sweep")
+    history: dict[str, list[dict[str, Any]]] = {trial: [] for trial in chosen}
+    for row in rungs:
+        history.setdefault(row["trial"], []).append(row)
+    facts.values["sweep"] = [_trial(trial, chosen.get(trial, {}), reports) for trial, reports in sorted(history.items())]
+    facts.cite("sweep", name, _path(folder, "rungs.jsonl"))
+    stopped = sum(trial["decision"] == "stopped" for trial in facts.values["sweep"])
+    facts.put("asha", {"trials": len(history), "stopped_early": stopped}, name, _path(folder, "rungs.jsonl"))
+    facts.put("asha", {"rungs": _rung_epochs(manifest.get("config", {}))}, name)
+    _pool(facts, folder)
+    facts.link("sweep trials", _path(folder, "trials"))
+    facts.link("rung scores", _path(folder, "rungs.jsonl"))
+    finals = manifest.get("finals", {})
+    if not finals:
+        facts.missing.append("finals: the sweep has not chosen its finalists yet")
+    for role, trial in sorted(finals.items(), reverse=True):  # DRA first
+        _final(facts, role, trial, chosen.get(trial, {}), _path(folder, f"trials/{trial}"))
+    _paired(facts)
+
+
+def _trial(trial: str, fields: Mapping[str, Any], reports: list[dict[str, Any]]) -> dict[str, Any]:
+    last = reports[-1] if reports else {}
+    best = max((row["robust_accuracy"] for row in reports), default=None)
+    kept = {key: last.get(key) for key in ("epoch", "images_seen", "clean_accuracy", "robust_accuracy")}
+    decision = DECISIONS.get(last.get("decision", ""), "waiting")
+    return {"trial": trial, "fields": dict(fields), **kept, "best_robust_accuracy": best, "decision": decision}
+
+
+def _rung_epochs(config: Mapping[str, Any]) -> list[int]:
+    """Epochs at which successive halving compares trials: the first validation at or after grace * factor^k, before the last epoch."""
+    asha, base = config.get("asha", {}), config.get("base", {})
+    epochs, every = base.get("optim", {}).get("epochs", 0), base.get("selection", {}).get("every_epochs", 1)
+    rung, factor, found = asha.get("grace_epochs", 0), asha.get("reduction_factor", 0), []
+    while factor > 1 and 0 < rung < epochs:
+        found.append(every * math.ceil(round(rung / every, 6)))
+        rung *= factor
+    return sorted({epoch for epoch in found if epoch < epochs})
+
+
+def _pool(facts: _Facts, folder: str) -> None:
+    logged = read_pool(facts.at(folder))
+    if not logged:
+        return
+    running = [int(row["running"]) for row in logged]
+    replicas = [count for i, count in enumerate(running) if i == 0 or count != running[i - 1]]
+    totals = {key: max(row.get(key, 0) for row in logged) for key in ("requests", "images", "retries")}
+    seconds = logged[-1]["at"] - logged[0]["at"]
+    facts.put("pool", {"replicas": replicas, "max_running": max(running), "seconds": seconds} | totals, _path(folder, "pool.jsonl"))
+    facts.link("pool history", _path(folder, "pool.jsonl"))
+
+
+def _train(facts: _Facts, folder: str) -> None:
+    logged = read_metrics(facts.at(folder))
+    checked = [row for row in logged if row.get("robust_accuracy") is not None]
+    last = checked[-1] if checked else {}
+    values = {key: last.get(key) for key in ("epoch", "images_seen", "clean_accuracy", "robust_accuracy")}
+    values["best_robust_accuracy"] = max((row["robust_accuracy"] for row in checked), default=None)
+    facts.put("train", values, _path(folder, "metrics.jsonl"))
+    facts.values["train"]["decision"] = "done" if facts.values["status"] == "done" else "running"
+    if facts.values["elapsed_s"] is None and logged and "elapsed_s" in logged[-1]:
+        facts.values["elapsed_s"] = logged[-1]["elapsed_s"]
+        facts.cite("elapsed_s", _path(folder, "metrics.jsonl"))
+    if not checked:
+        facts.missing.append("train: metrics.jsonl has no validated epoch yet")
+    _pool(facts, folder)
+    _final(facts, "run", facts.values["name"], {}, folder)
+
+
+def _final(facts: _Facts, role: str, trial: str, fields: Mapping[str, Any], folder: str) -> None:
+    """A finalist's test scores, as written by the evaluation."""
+    facts.values.setdefault("finals", {})
+    name = _path(folder, "evaluation/autoattack.json")
+    entry = {"run": folder, "trial": trial, "fields": dict(fields)}
+    facts.values["finals"][role] = entry
+    facts.link(f"{LABELS[role]}: run", folder)
+    facts.link(f"{LABELS[role]}: weights", _path(folder, "model.safetensors"))
+    facts.link(f"{LABELS[role]}: checkpoints", _path(folder, "checkpoints"))
+    if not facts.needs(name, f"AutoAttack of {trial}"):
+        return
+    found = _read_object(facts.at(name))
+    absent = [key for key in ("images", "clean_accuracy", "autoattack_accuracy", "interval", "after_attack") if key not in found]
+    if absent:
+        raise DataError(f"'{facts.at(name)}' has no '{absent[0]}'; run the evaluation again")
+    keys = ("images", "clean_accuracy", "pgd_accuracy", "pgd_steps", "autoattack_accuracy", "interval", "after_attack", "elapsed_s", "seed", "batch")
+    facts.put(f"finals.{role}", {key: found[key] for key in keys if key in found}, name)
+    entry["flags"] = list(found.get("flags", []))
+    entry["threat"] = found.get("threat", {})
+    facts.link(f"{LABELS[role]}: AutoAttack verdicts", name)
+
+
+LABELS = {"dra": "DRA", "baseline": "Baseline", "run": "This run"}
+
+
+def _paired(facts: _Facts) -> None:
+    """Compare the finalists image by image: on the same test images, so the test is paired (McNemar)."""
+    finals = facts.values.get("finals", {})
+    if not {"dra", "baseline"} <= set(finals):
+        return
+    names = [f"{finals[role]['run']}/evaluation/per_sample.npz" for role in ("dra", "baseline")]
+    if [name for name in names if not facts.needs(name, "paired comparison")]:  # a list, so that each is named
+        return
+    dra, baseline = (_verdicts(facts.at(name)) for name in names)
+    if dra.shape != baseline.shape:
+        files = f"'{facts.at(names[0])}' and '{facts.at(names[1])}'"
+        raise DataError(f"{files} hold {len(dra)} and {len(baseline)} images; evaluate both on the same test set")
+    facts.put("paired", compare(dra, baseline), *names)
+
+
+def _verdicts(file: Store) -> np.ndarray:
+    arrays = file.read_npz()
+    if "robust" not in arrays:
+        raise DataError(f"'{file}' has no array 'robust'; run the evaluation again")
+    return arrays["robust"].astype(bool)
+
+
+def compare(dra: np.ndarray, baseline: np.ndarray) -> dict[str, Any]:
+    """Paired comparison of bool verdicts [N]: difference in accuracy, its 95 % interval, McNemar's p, and the discordant counts."""
+    difference, low, high = intervals.bootstrap_difference(baseline, dra)
+    return {
+        "images": int(dra.size),
+        "difference": difference,
+        "interval": [low, high],
+        "p_value": intervals.mcnemar(dra, baseline),
+        "only_dra": int((dra & ~baseline).sum()),
+        "only_baseline": int((baseline & ~dra).sum()),
+    }
+
+
+# -- in words ------------------------------------------------------------------------------------------------------
+def headline(summary: Mapping[str, Any]) -> str:
+    """What was run and what was found, in plain words; never claims more than the interval and the test allow."""
+    return " ".join(part for part in (_what_ran(summary), _what_was_found(summary)) if part)
+
+
+def _what_ran(summary: Mapping[str, Any]) -> str:
+    if "sweep" in summary:
+        trials, stopped = summary["asha"]["trials"], summary["asha"]["stopped_early"]
+        return f"{trials} classifiers were trained against attacks, {stopped} of them stopped early because others did better."
+    if "train" in summary:
+        return f"One classifier was trained against attacks for {_count(summary['train']['epoch'])} epochs."
+    if "teacher" in summary:
+        return f"A diffusion teacher was trained on {_count(summary['teacher']['images_seen'])} images."
+    if "synthetic" in summary:
+        return f"{_count(summary['synthetic']['images'])} synthetic images were made."
+    return "Nothing has been run yet."
+
+
+def _count(value: float | None) -> str:
+    return "no" if value is None else f"{value:,.0f}".replace(",", "\u202f")
+
+
+def _what_was_found(summary: Mapping[str, Any]) -> str:
+    finals = {role: final for role, final in summary.get("finals", {}).items() if "autoattack_accuracy" in final}
+    if not finals:
+        return "" if "finals" not in summary else "AutoAttack has not been run, so nothing is known about its test accuracy under attack yet."
+    paired = summary.get("paired")
+    if paired is None:
+        kept = [f"{LABELS[role]} keeps {_percent(final['autoattack_accuracy'])} of {final['images']}" for role, final in finals.items()]
+        return f"{' and '.join(kept)} test images right under AutoAttack."
+    dra, baseline = (_percent(finals[role]["autoattack_accuracy"]) for role in ("dra", "baseline"))
+    low, high = (f"{100 * edge:+.1f}".replace("-", "−") for edge in paired["interval"])
+    test = f"{abs(100 * paired['difference']):.1f} points (95 % interval {low} to {high}, McNemar p = {paired['p_value']:.2g})"
+    scores = f"Under AutoAttack the best classifier with DRA keeps {dra} of {paired['images']} test images right and the best without it {baseline}:"
+    if paired["difference"] == 0:
+        return f"{scores} no difference (McNemar p = {paired['p_value']:.2g})."
+    leader = "DRA is ahead" if paired["difference"] > 0 else "the baseline is ahead"
+    if paired["p_value"] < 0.05 and paired["interval"][0] * paired["interval"][1] > 0:
+        return f"{scores} {leader} by {test}, more than chance in the choice of test images explains."
+    return f"{scores} {leader} by {test}, which chance in the choice of test images can explain, so this run shows no difference."
+
+
+def _percent(accuracy: float) -> str:
+    return f"{100 * accuracy:.1f}\u00a0%"

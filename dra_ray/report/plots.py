@@ -1,0 +1,240 @@
+"""The report's figures as plain plotly dictionaries; a figure whose data are missing is None, never empty.
+
+Colours are Okabe and Ito's (safe for the colour-blind); every group also has its own symbol or dash.
+Text and grid colours are set in the page, which knows whether it is shown light or dark.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dra_ray.analysis import intervals
+from dra_ray.report.collect import ATTACKS, LABELS, percent
+
+Figure = dict[str, Any]
+Rows = Sequence[Mapping[str, Any]]
+
+BLUE, VERMILLION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#9aa0a8"
+COLOURS = {"dra": BLUE, "baseline": VERMILLION, "run": BLUE}
+HATCH = {"shape": "/", "fillmode": "overlay", "fgcolor": "#fff", "fgopacity": 0.5, "solidity": 0.25}
+# A trial's group: label, colour, symbol, opacity; stopped trials fade.
+GROUPS = {
+    "dra": ("DRA finalist", BLUE, "circle", 1.0),
+    "baseline": ("Baseline finalist", VERMILLION, "diamond", 1.0),
+    "done": ("trained to the end", GREEN, "square", 0.9),
+    "running": ("still training", PURPLE, "triangle-up", 0.9),
+    "stopped": ("stopped early", GREY, "x", 0.7),
+}
+AXES = {
+    "align.weight": "λ, weight of the alignment (align.weight)",
+    "align.sigma": "σ, noise at which the teacher looks (align.sigma)",
+    "synthetic.images": "synthetic images used (synthetic.images)",
+}
+ATTACK_LABELS = {"clean": "no attack", "apgd-ce": "APGD-CE", "apgd-t": "+ APGD-T", "fab-t": "+ FAB-T", "square": "+ Square"}
+
+
+def swept(summary: Mapping[str, Any]) -> list[str]:
+    """The fields that the sweep changed, those with a name of their own first."""
+    fields = {field for trial in summary.get("sweep", []) for field in trial["fields"]}
+    return [field for field in AXES if field in fields] + sorted(fields - set(AXES))
+
+
+def show(value: Any) -> str:
+    """A config value as a reader writes it: 2 for 2.0."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def trade_off(summary: Mapping[str, Any]) -> Figure | None:
+    """Clean against robust validation accuracy, one point per trial."""
+    return _by_group(summary, lambda trial: percent(trial["clean_accuracy"]), {"title": "clean accuracy (%)"})
+
+
+def against(summary: Mapping[str, Any], field: str) -> Figure | None:
+    """Robust validation accuracy over one swept field; None unless the field took two values."""
+    trials = [trial for trial in _scored(summary) if field in trial["fields"]]
+    if field == "align.sigma":  # no teacher is asked where lambda is 0
+        trials = [trial for trial in trials if trial["fields"].get("align.weight") != 0]
+    values = sorted({trial["fields"][field] for trial in trials}, key=lambda value: (isinstance(value, str), value))
+    if len(values) < 2:
+        return None
+    order = [show(value) for value in values]
+    axis = {"title": AXES.get(field, html.escape(field)), "type": "category", "categoryorder": "array", "categoryarray": order}
+    figure = _by_group({**summary, "sweep": trials}, lambda trial: show(trial["fields"][field]), axis)
+    best = [max(trial["robust_accuracy"] for trial in trials if trial["fields"][field] == value) for value in values]
+    line = {"x": order, "y": [percent(score) for score in best], "mode": "lines", "name": "best of each value", "hoverinfo": "skip"}
+    assert figure is not None
+    figure["data"].insert(0, line | {"line": {"color": GREY, "width": 1.5, "dash": "dot"}})
+    return figure
+
+
+def rungs(summary: Mapping[str, Any], history: Rows) -> Figure | None:
+    """Robust validation accuracy over epochs per trial, as successive halving saw it."""
+    reports: dict[str, list[Mapping[str, Any]]] = {}
+    for row in history:
+        reports.setdefault(row["trial"], []).append(row)
+    traces, named = [], set()
+    groups = _groups(summary)
+    for trial in sorted(_scored(summary), key=lambda trial: list(GROUPS).index(groups[trial["trial"]]), reverse=True):  # finalists on top
+        label, colour, symbol, opacity = GROUPS[groups[trial["trial"]]]
+        shown = reports[trial["trial"]]
+        traces.append(
+            {
+                "x": [row["epoch"] for row in shown],
+                "y": [percent(row["robust_accuracy"]) for row in shown],
+                "mode": "lines+markers",
+                "name": label,
+                "legendgroup": label,
+                "showlegend": label not in named,
+                "opacity": opacity,
+                "line": {"color": colour, "width": 2.5 if "finalist" in label else 1.5},
+                "marker": {"size": [4] * (len(shown) - 1) + [10], "symbol": symbol, "opacity": 1, "line": {"width": 0}},
+                "hovertemplate": f"{_hover(trial)}<br>epoch %{{x}}: robust %{{y:.1f}} %<extra></extra>",
+            }
+        )
+        named.add(label)
+    if not traces:
+        return None
+    layout = _layout(_epochs(traces), {"title": "robust accuracy (%)"})
+    levels = summary.get("asha", {}).get("rungs", [])
+    layout["shapes"] = [_line_at(epoch) for epoch in levels]
+    layout["annotations"] = [
+        {"x": epoch, "y": 1, "yref": "paper", "yanchor": "bottom", "text": f"rung {i}", "showarrow": False} for i, epoch in enumerate(levels, start=1)
+    ]
+    layout["margin"] = layout["margin"] | {"t": 52}  # the toolbar lies above the rungs' names
+    return {"data": traces, "layout": layout | {"legend": layout["legend"] | {"traceorder": "reversed"}}}
+
+
+def pool(history: Rows) -> Figure | None:
+    """Teacher replicas over time: running, wanted, and the work that asked for them."""
+    if not history:
+        return None
+    seconds = history[-1]["at"] - history[0]["at"]
+    highest = max(1, *(row.get(key) or 0 for row in history for key in ("running", "target", "demand")))
+    unit, name = (60, "minutes") if seconds > 300 else (1, "seconds")
+    x = [round((row["at"] - history[0]["at"]) / unit, 3) for row in history]
+    series = [
+        ("demand", "demand: replicas' worth of work", {"color": GREY, "width": 1.2}, {"fill": "tozeroy", "fillcolor": "rgba(154,160,168,.22)"}),
+        ("target", "replicas wanted", {"color": VERMILLION, "width": 1.8, "dash": "dash", "shape": "hv"}, {}),
+        ("running", "replicas running", {"color": BLUE, "width": 2.8, "shape": "hv"}, {}),
+    ]
+    traces = [
+        {"x": x, "y": [row.get(key) for row in history], "mode": "lines", "name": label, "line": line} | more
+        for key, label, line, more in series
+        if any(row.get(key) is not None for row in history)
+    ]
+    layout = _layout(
+        {"title": f"time since the pool started ({name})"}, {"title": "replicas", "range": [0, 1.1 * highest], "dtick": max(1, round(highest / 6))}
+    )
+    return {"data": traces, "layout": layout | {"hovermode": "x unified"}}
+
+
+def training(curves: Mapping[str, Rows]) -> Figure | None:
+    """Validation accuracy over epochs; solid: under attack, dashed: clean."""
+    traces = []
+    for role, rows in curves.items():
+        for key, dash, what in (("robust_accuracy", "solid", "robust"), ("clean_accuracy", "dash", "clean")):
+            traces += _curve(rows, key, f"{LABELS[role]}, {what}", {"color": COLOURS[role], "dash": dash, "width": 2}, scale=100)
+    return {"data": traces, "layout": _layout(_epochs(traces), {"title": "accuracy (%)"})} if traces else None
+
+
+def losses(curves: Mapping[str, Rows]) -> Figure | None:
+    """The terms of the training loss over epochs."""
+    terms = (("loss_clean", "solid", "clean"), ("loss_robust", "dash", "robust"), ("loss_align", "dot", "alignment"))
+    traces = []
+    for role, rows in curves.items():
+        for key, dash, what in terms:
+            if any(row.get(key) for row in rows):  # the baseline has no alignment term
+                traces += _curve(rows, key, f"{LABELS[role]}, {what}", {"color": COLOURS[role], "dash": dash, "width": 2})
+    return {"data": traces, "layout": _layout(_epochs(traces), {"title": "loss (no unit)"})} if traces else None
+
+
+def attacks(finals: Mapping[str, Mapping[str, Any]]) -> Figure | None:
+    """Test accuracy after each attack of AutoAttack, with Wilson's 95 % intervals."""
+    traces = []
+    for role, final in finals.items():
+        if "after_attack" not in final:
+            continue
+        scores = {"clean": final["clean_accuracy"]} | {attack: final["after_attack"][attack] for attack in ATTACKS if attack in final["after_attack"]}
+        edges = [intervals.wilson(round(score * final["images"]), final["images"]) for score in scores.values()]
+        traces.append(
+            {
+                "type": "bar",
+                "name": LABELS[role],
+                "x": [ATTACK_LABELS[attack] for attack in scores],
+                "y": [percent(score) for score in scores.values()],
+                "marker": {"color": COLOURS[role], "pattern": HATCH if role == "baseline" else {}},
+                "error_y": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [round(100 * (high - score), 2) for (_, high), score in zip(edges, scores.values(), strict=True)],
+                    "arrayminus": [round(100 * (score - low), 2) for (low, _), score in zip(edges, scores.values(), strict=True)],
+                    "thickness": 1.4,
+                },
+                "hovertemplate": f"{LABELS[role]}, %{{x}}: %{{y:.1f}} %<extra></extra>",
+            }
+        )
+    layout = _layout({"title": "attacks so far"}, {"title": "test images still right (%)", "range": [0, 100]})
+    return {"data": traces, "layout": layout | {"barmode": "group", "bargap": 0.3}} if traces else None
+
+
+# -- shared pieces -------------------------------------------------------------------------------------------------
+def _layout(x: Figure, y: Figure) -> Figure:
+    def axis(settings: Figure) -> Figure:
+        return settings | {"title": {"text": settings["title"], "standoff": 12}, "automargin": True, "zeroline": False}
+
+    # The legend hangs below the axis title, from the bottom of the picture, so it can cover neither.
+    legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"}
+    return {"xaxis": axis(x), "yaxis": axis(y), "legend": legend, "margin": {"l": 60, "r": 16, "t": 34, "b": 60}}
+
+
+def _scored(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [trial for trial in summary.get("sweep", []) if trial["robust_accuracy"] is not None]
+
+
+def _groups(summary: Mapping[str, Any]) -> dict[str, str]:
+    groups = {trial["trial"]: trial["decision"] for trial in summary.get("sweep", [])}
+    return groups | {final["trial"]: role for role, final in summary.get("finals", {}).items()}
+
+
+def _by_group(summary: Mapping[str, Any], x: Callable[[Mapping[str, Any]], Any], axis: Figure) -> Figure | None:
+    groups, traces = _groups(summary), []
+    for group, (label, colour, symbol, opacity) in GROUPS.items():
+        trials = [trial for trial in _scored(summary) if groups[trial["trial"]] == group]
+        if trials:
+            traces.append(
+                {
+                    "x": [x(trial) for trial in trials],
+                    "y": [percent(trial["robust_accuracy"]) for trial in trials],
+                    "mode": "markers",
+                    "name": label,
+                    "marker": {"color": colour, "symbol": symbol, "size": 12, "opacity": opacity},
+                    "hovertemplate": [f"{_hover(trial)}<extra></extra>" for trial in trials],
+                }
+            )
+    return {"data": traces, "layout": _layout(axis, {"title": "robust accuracy (%)"})} if traces else None
+
+
+def _hover(trial: Mapping[str, Any]) -> str:
+    """Escaped: plotly reads hover texts as HTML, and `%{` as a template."""
+    fields = [f"{field} = {show(value)}" for field, value in trial["fields"].items()]
+    scores = f"clean {percent(trial['clean_accuracy'])} %, robust {percent(trial['robust_accuracy'])} % after epoch {trial['epoch']}"
+    return "<br>".join(html.escape(line).replace("%{", "% {") for line in [trial["trial"], *fields, scores, trial["decision"]])
+
+
+def _curve(rows: Rows, key: str, name: str, line: Figure, scale: float = 1) -> list[Figure]:
+    points = [(row["epoch"], round(scale * row[key], 4)) for row in rows if row.get(key) is not None and row.get("epoch") is not None]
+    mode = "lines" if len(points) > 1 else "markers"
+    return [{"x": [x for x, _ in points], "y": [y for _, y in points], "mode": mode, "name": name, "line": line}] if points else []
+
+
+def _epochs(traces: list[Figure]) -> Figure:
+    """An axis of whole epochs."""
+    last = max((x for trace in traces for x in trace["x"]), default=1)
+    return {"title": "epoch", "rangemode": "tozero"} | ({"dtick": 1} if last <= 12 else {})
+
+
+def _line_at(epoch: int) -> Figure:
+    place = {"x0": epoch, "x1": epoch, "y0": 0, "y1": 1, "yref": "paper", "layer": "below"}
+    return {"type": "line", "line": {"color": GREY, "width": 1, "dash": "dot"}} | place

@@ -1,0 +1,1 @@
+"""Attacks, losses, schedules and the AutoAttack plan: tensors in, tensors out."""

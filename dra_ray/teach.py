@@ -1,0 +1,259 @@
+"""Train a class-conditional EDM teacher with Ray Train (Karras et al. 2022, arXiv 2206.00364).
+
+Step t is a pure function of (configuration, t) and the state before it, and workers take slices of one global batch; so a
+run that was killed goes on from its last checkpoint to the same weights, to the bit on one kind of machine.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed
+from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from torch import Tensor, nn
+
+from dra_ray import cluster, data, storage
+from dra_ray.config import TeacherTraining
+from dra_ray.data.plan import BatchPlan, derive, generator
+from dra_ray.errors import ConfigError, RunError
+from dra_ray.storage import Store
+from dra_ray.teachers import checkpoint, diffusion
+from dra_ray.teachers.edm import EDM
+from dra_ray.teachers.sheet import sheet
+
+ROWS_PER_RUN = 200
+SHEET_CLASSES, SHEET_ROWS, SHEET_STEPS = 10, 8, 12
+INIT, NOISE, DROPOUT = 10, 11, 12  # purposes of random numbers, for `generator`
+
+
+class Training:
+    """Network, average and optimiser after `step` steps, and how to take the next one. No Ray in here.
+
+    `images` are the real data; `sigma_data` is measured on its training part.
+    """
+
+    def __init__(self, config: TeacherTraining, images: data.Images, device: torch.device | str = "cpu") -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self.clean = diffusion.to_signed(images.train.images).to(self.device)
+        self.labels = images.train.labels.to(self.device)
+        self.sigma_data = round(float(self.clean.double().std(correction=0)), 6)
+        self.plan = BatchPlan(config.seed, len(images.train), 0, config.batch, 0.0)
+        torch.manual_seed(derive(config.seed, INIT))
+        self.net = EDM(config.net, images.resolution, images.channels, images.num_classes, self.sigma_data).to(self.device)
+        self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr)
+        self.step = 0
+
+    @property
+    def steps(self) -> int:
+        return -(-self.config.images_seen // self.config.batch)
+
+    @property
+    def images_seen(self) -> int:
+        return self.step * self.config.batch
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step: a linear rise, then constant."""
+        return self.config.lr * min(1.0, (self.images_seen + self.config.batch) / max(self.config.warmup_images, 1))
+
+    def advance(self, forward: nn.Module, rank: int = 0, world: int = 1) -> Tensor:
+        """One step on this worker's slice of the batch; `forward` is the network or its parallel wrapper. Returns the slice's mean loss."""
+        config = self.config
+        mine = slice(rank * config.batch // world, (rank + 1) * config.batch // world)
+        chosen = self.plan.indices(self.step)[mine].to(self.device)
+        draws = generator(config.seed, NOISE, self.step)  # for the whole batch, so that the number of workers changes nothing
+        sigma = diffusion.draw_sigma(config.batch, draws)[mine].to(self.device)
+        noise = torch.randn((config.batch, *self.clean.shape[1:]), generator=draws)[mine].to(self.device)
+        labelled = (torch.rand(config.batch, 1, generator=draws) >= config.net.label_dropout)[mine].to(self.device)
+        if config.net.dropout:
+            torch.manual_seed(derive(config.seed, DROPOUT, self.step, rank))
+        self.net.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        one_hot = self.net.one_hot(self.labels[chosen]) * labelled
+        loss = diffusion.edm_loss(forward, self.clean[chosen], sigma, noise, one_hot, self.sigma_data).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        diffusion.update_average(self.average, self.net, diffusion.ema_decay(config.batch, self.images_seen, config.ema_halflife_images))
+        return loss.detach()
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "net": self.net.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+    def samples(self) -> bytes:
+        """PNG of 8 samples for each of the first classes, a column each, from the average."""
+        classes = min(self.net.num_classes, SHEET_CLASSES)
+        labels = torch.arange(SHEET_ROWS * classes) % classes
+        levels = diffusion.noise_levels(SHEET_STEPS, 0.002, 80.0, 7.0)
+        return sheet(diffusion.sample(self.average, range(len(labels)), labels, levels), columns=classes)
+
+    def card(self) -> dict[str, Any]:
+        return {"images_seen": self.images_seen, "data": self.config.data.model_dump(mode="json"), "config_digest": self.config.digest()}
+
+
+class Log:
+    """`metrics.jsonl`, written whole and atomically; a resumed run keeps the rows up to its checkpoint."""
+
+    def __init__(self, file: Store, images_seen: int) -> None:
+        self.file = file
+        self.rows = [row for row in file.read_jsonl() if row["images_seen"] <= images_seen] if file.exists() and images_seen else []
+        self.started = time.monotonic() - (self.rows[-1]["elapsed_s"] if self.rows else 0.0)
+
+    def write(self, images_seen: int, loss: float, lr: float) -> None:
+        row = {"images_seen": images_seen, "loss": loss, "lr": lr, "elapsed_s": round(time.monotonic() - self.started, 3), "at": time.time()}
+        self.rows.append(row)
+        self.file.write_jsonl(self.rows)
+
+
+def fit(config: TeacherTraining, store: Store, progress: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+    """Train the teacher in `store` and return its manifest; an unfinished run goes on, a finished one is returned at once.
+
+    Ray must have been initialised. `progress` gets every new row of `metrics.jsonl`, in a thread. Raises `ConfigError` when
+    `store` holds another run, `RunError` when training fails for good.
+    """
+    store = store.resolved()
+    resources = config.resources
+    _check(config)
+    images = data.load(config.data)
+    manifest = storage.begin_run(store, "teacher", config.model_dump(mode="json"), config.digest(), data=images.facts(), world_sizes=[])
+    if manifest["status"] == "done":
+        return manifest
+    Training(config, images)  # a network that cannot be built fails here, in one line
+    cluster.require(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker, f"teacher run '{store.name}'")
+    world_sizes = [*manifest["world_sizes"], {"at_images_seen": _last_seen(store), "workers": resources.workers}]
+    storage.update_manifest(store, world_sizes=world_sizes)
+    with cluster.following(store / "metrics.jsonl", progress):
+        _train(config, store)
+    card = checkpoint.read_card(store)
+    last = (store / "metrics.jsonl").read_jsonl()[-1]
+    return storage.update_manifest(
+        store,
+        status="done",
+        teacher_digest=card["digest"],
+        sigma_data=card["architecture"]["sigma_data"],
+        images_seen=last["images_seen"],
+        elapsed_s=last["elapsed_s"],
+    )
+
+
+def _check(config: TeacherTraining) -> None:
+    if config.batch % config.resources.workers:
+        raise ConfigError(f"batch={config.batch} is not divisible by resources.workers={config.resources.workers}; change one of them")
+    if config.net.augment_dim:
+        raise ConfigError(f"net.augment_dim={config.net.augment_dim}, but teachers are trained without augmentation here; set it to 0")
+
+
+def _last_seen(store: Store) -> int:
+    file = store / "metrics.jsonl"
+    rows = file.read_jsonl() if file.exists() else []
+    return int(rows[-1]["images_seen"]) if rows else 0
+
+
+def _train(config: TeacherTraining, store: Store) -> None:
+    resources = config.resources
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(resources.start_timeout_s)  # read by Train's controller
+    per_worker = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        per_worker["GPU"] = resources.gpus_per_worker
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"config": config.model_dump(mode="json"), "store": store.uri},
+        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers, use_gpu=bool(resources.gpus_per_worker), resources_per_worker=per_worker
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray-train",  # stable, so that Ray finds the last checkpoint again
+            **(store / "checkpoints").for_ray(),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=0),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise RunError(
+            f"teacher run '{store.name}' failed ({_reason(error)}); repeat the command to go on from its last checkpoint in {store}"
+        ) from error
+
+
+def _reason(error: TrainingFailedError) -> str:
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        rank, failure = next(iter(error.worker_failures.items()))
+        return f"worker {rank}: {str(failure).strip().splitlines()[-1]}"
+    return str(error).strip().splitlines()[-1]
+
+
+def _work(settings: dict[str, Any]) -> None:
+    """What each Train worker runs."""
+    config, store = TeacherTraining(**settings["config"]), Store(settings["store"])
+    rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    torch.set_num_threads(config.resources.threads_per_worker)
+    training = Training(config, data.load(config.data), get_device())
+    if last := ray.train.get_checkpoint():
+        with last.as_directory() as folder:
+            training.load_state((Store(folder) / "state.pt").read_torch())
+    forward = prepare_model(training.net)
+    log = Log(store / "metrics.jsonl", training.images_seen) if rank == 0 else None
+    row_steps = max(1, training.steps // ROWS_PER_RUN)
+    checkpoint_steps = max(1, config.checkpoint_images // config.batch)
+    losses = []
+    while training.step < training.steps:
+        lr = training.lr
+        losses.append(training.advance(forward, rank, world))
+        save = training.step % checkpoint_steps == 0 or training.step == training.steps
+        if save or training.step % row_steps == 0:
+            loss = _mean(losses, world)
+            losses.clear()
+            if log:
+                log.write(training.images_seen, loss, lr)
+        if save:
+            _save(training, store, rank)
+    if rank == 0:
+        checkpoint.save(store, training.average, training.card())
+
+
+def _mean(losses: list[Tensor], world: int) -> float:
+    """Mean loss over the steps and over all workers; `RunError` if training diverged."""
+    mean = torch.stack(losses).mean()
+    if world > 1:
+        torch.distributed.all_reduce(mean)
+        mean /= world
+    if not bool(mean.isfinite()):
+        raise RunError("the teacher's loss is not finite; lower lr or lengthen warmup_images")
+    return float(mean)
+
+
+def _save(training: Training, store: Store, rank: int) -> None:
+    """Report a checkpoint (every worker must), after rank 0 has drawn its sample sheet."""
+    if rank:
+        ray.train.report({"images_seen": training.images_seen})
+        return
+    (store / f"samples-{training.images_seen}.png").write_bytes(training.samples())
+    with tempfile.TemporaryDirectory() as folder:
+        (Store(folder) / "state.pt").write_torch(training.state())
+        ray.train.report({"images_seen": training.images_seen}, checkpoint=ray.train.Checkpoint.from_directory(folder))

@@ -1,0 +1,1 @@
+"""Frozen diffusion encoders: the network, its training maths, its checkpoints, and the protocol that serves features."""

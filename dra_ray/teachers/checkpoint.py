@@ -1,0 +1,81 @@
+"""A teacher on disk: `teacher.safetensors` (float32 weights) and `card.json` (architecture, digest, how it was trained)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from dra_ray.errors import CheckpointError, ConfigError, StorageError
+from dra_ray.storage import Store
+from dra_ray.teachers.edm import EDM
+
+WEIGHTS, CARD = "teacher.safetensors", "card.json"
+
+
+def save(store: Store, net: EDM, extras: Mapping[str, Any]) -> str:
+    """Write the weights, then the card with `extras` (plain data) beside the architecture; returns the digest."""
+    weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in net.state_dict().items()}
+    digest = _digest(weights, net.architecture)
+    (store / WEIGHTS).write_tensors(weights)
+    (store / CARD).write_json({**extras, "architecture": net.architecture, "digest": digest})
+    return digest
+
+
+def read_card(store: Store) -> dict[str, Any]:
+    """The card; `CheckpointError` if there is no teacher here."""
+    try:
+        card = (store / CARD).read_json()
+    except StorageError:
+        if (store / CARD).exists():
+            raise
+        raise CheckpointError(f"no teacher at '{store}' ({CARD} is missing); make one with `dra teacher train` or correct teacher.uri") from None
+    if not isinstance(card, dict) or not {"architecture", "digest"} <= card.keys():
+        raise CheckpointError(f"'{store / CARD}' lacks 'architecture' or 'digest'; train the teacher again")
+    return card
+
+
+def digest(store: Store) -> str:
+    """SHA-256 of weights and architecture, as the card states it; `load` checks it against the weights."""
+    return str(read_card(store)["digest"])
+
+
+def load(store: Store) -> EDM:
+    """The network in eval mode without gradients. `CheckpointError` names the keys that are missing, unknown or misshapen."""
+    card = read_card(store)
+    try:
+        net = EDM.from_architecture(card["architecture"])
+    except (ConfigError, ValidationError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"'{store / CARD}' does not describe a network ({str(error).splitlines()[0]}); train the teacher again") from None
+    if not (store / WEIGHTS).exists():
+        raise CheckpointError(f"'{store / WEIGHTS}' is missing beside its {CARD}; copy it there or train the teacher again")
+    weights = (store / WEIGHTS).read_tensors()
+    _check_fit(weights, net, str(store / WEIGHTS))
+    if _digest(weights, net.architecture) != card["digest"]:
+        raise CheckpointError(f"'{store / WEIGHTS}' is not what {CARD} describes (digests differ); copy both again or train the teacher again")
+    net.load_state_dict(weights)
+    return net.eval().requires_grad_(False)
+
+
+def _check_fit(weights: Mapping[str, torch.Tensor], net: EDM, path: str) -> None:
+    wanted = net.state_dict()
+    problems = [f"missing {name}" for name in wanted.keys() - weights.keys()]
+    problems += [f"unknown {name}" for name in weights.keys() - wanted.keys()]
+    shared = wanted.keys() & weights.keys()
+    misshapen = [name for name in shared if weights[name].shape != wanted[name].shape]
+    problems += [f"{name} is {list(weights[name].shape)} instead of {list(wanted[name].shape)}" for name in misshapen]
+    if problems:
+        shown = "; ".join(sorted(problems)[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+        raise CheckpointError(f"'{path}' does not fit the architecture of its {CARD}: {shown}")
+
+
+def _digest(weights: Mapping[str, torch.Tensor], architecture: Mapping[str, Any]) -> str:
+    state = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
+    for name in sorted(weights):
+        state.update(f"{name} {list(weights[name].shape)} {weights[name].dtype}".encode())
+        state.update(weights[name].contiguous().numpy().tobytes())
+    return state.hexdigest()

@@ -1,0 +1,6 @@
+"""Ray job: AutoAttack on a trained run. `python evaluate.py --storage URI --name NAME`"""
+
+from dra_ray import evaluate, job
+
+if __name__ == "__main__":
+    job.main(None, evaluate.evaluate)

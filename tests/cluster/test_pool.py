@@ -1,0 +1,142 @@
+"""The pool answers what the teacher would answer in process, to the bit, whatever happens to its replicas."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray.util.state import list_actors
+
+from dra_ray import cluster, config, pool
+from dra_ray.errors import PoolError
+from dra_ray.storage import Store
+from dra_ray.teachers import checkpoint
+from dra_ray.teachers.source import LocalTeacher
+
+SETTINGS = config.Pool(min_replicas=1, max_replicas=2, cpus_per_replica=0.1, target_utilisation=0.3, look_back_period_s=2, upscale_delay_s=0.5, downscale_delay_s=2, timeout_s=60)
+
+
+def request(index: int, count: int = 96) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    draws = torch.Generator().manual_seed(index)
+    images = torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=draws)
+    return images, torch.randint(10, (count,), generator=draws), 0.05 + torch.rand(count, generator=draws), 1000 * index
+
+
+@pytest.fixture(scope="module")
+def settings(teacher: Store) -> config.Teacher:
+    return config.Teacher(uri=teacher.uri, micro_batch=64)
+
+
+@pytest.fixture(scope="module")
+def app(ray_cluster: Any, settings: config.Teacher) -> Iterator[str]:
+    with pool.serving(settings, SETTINGS) as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def local(settings: config.Teacher) -> LocalTeacher:
+    assert settings.uri
+    return LocalTeacher(checkpoint.load(Store(settings.uri)), settings, threads=1)
+
+
+def replica_pids() -> list[int]:
+    actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
+    return [actor.pid for actor in actors if "TeacherReplica" in actor.class_name or "ServeReplica:teacher" in actor.class_name]
+
+
+def test_pool_equals_local_to_the_bit(app: str, local: LocalTeacher) -> None:
+    client = pool.PoolClient(app, SETTINGS)
+    assert client.feature_dim == local.feature_dim
+    for index, count in enumerate((1, 63, 64, 65, 200)):
+        assert torch.equal(client.submit(*request(index, count)).result(), local.encode(*request(index, count)))
+
+
+def test_a_slice_with_its_offset_equals_the_slice_of_the_whole(app: str, local: LocalTeacher) -> None:
+    images, labels, sigma, seed = request(7, 100)
+    whole = local.encode(images, labels, sigma, seed)
+    part = pool.PoolClient(app, SETTINGS).submit(images[40:], labels[40:], sigma[40:], seed + 40).result()
+    torch.testing.assert_close(part, whole[40:], rtol=1e-5, atol=1e-6)
+
+
+def test_in_flight_requests_are_bounded_and_answered_in_any_order(app: str, local: LocalTeacher) -> None:
+    client = pool.PoolClient(app, config.Pool(**{**SETTINGS.model_dump(), "max_inflight": 2}))
+    calls = []
+    for index in range(6):
+        calls.append(client.submit(*request(index)))
+        assert len(client._inflight) <= 2
+    for index in reversed(range(6)):
+        assert torch.equal(calls[index].result(), local.encode(*request(index)))
+        assert torch.equal(calls[index].result(), calls[index].result())
+
+
+def test_killed_replicas_lose_nothing(app: str, local: LocalTeacher) -> None:
+    client = pool.PoolClient(app, SETTINGS)
+    calls = [client.submit(*request(index, 400)) for index in range(4)]
+    for pid in replica_pids():
+        os.kill(pid, signal.SIGKILL)
+    calls += [client.submit(*request(index, 400)) for index in range(4, 8)]
+    for index, call in enumerate(calls):
+        assert torch.equal(call.result(), local.encode(*request(index, 400)))
+    assert client._totals["retries"] > 0
+    assert client._totals["requests"] == 8
+
+
+def test_a_refused_request_is_not_sent_again(app: str) -> None:
+    client = pool.PoolClient(app, SETTINGS)
+    images, labels, sigma, seed = request(0)
+    with pytest.raises(PoolError, match=r"the teacher failed.*\[96, 3, 8, 8\]"):
+        client.submit(images.expand(-1, 3, -1, -1), labels, sigma, seed).result()
+    assert client._totals["retries"] == 0
+
+
+def test_no_answer_in_time_is_an_error_with_the_remedy(app: str) -> None:
+    call = pool.PoolClient(app, SETTINGS).submit(*request(0, 2000))
+    with pytest.raises(PoolError, match=r"pool.timeout_s=0.001.*resumes"):
+        call.result(timeout_s=0.001)
+
+
+def test_the_pool_grows_under_load_and_shrinks_after(app: str, tmp_path) -> None:
+    log = Store(str(tmp_path)) / "pool.jsonl"
+    running = lambda: pool.replicas(app).get("RUNNING", 0)  # noqa: E731
+    assert cluster.wait_until(lambda: running() == 1, 30)
+    stop = threading.Event()
+
+    def load(start: int) -> None:
+        client = pool.PoolClient(app, SETTINGS)
+        index = start
+        while not stop.is_set():
+            client.submit(*request(index, 256)).result()
+            index += 1
+        client.close()
+
+    with pool.Watch(app, log):
+        threads = [threading.Thread(target=load, args=(100 * k,)) for k in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            assert cluster.wait_until(lambda: running() == 2, 60), "no second replica under load"
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert cluster.wait_until(lambda: running() == 1, 60), "the second replica stayed"
+        cluster.wait_until(lambda: False, 2)
+    rows = log.read_jsonl()
+    sizes = [row["running"] for row in rows]
+    assert [size for size, before in zip(sizes, [None, *sizes], strict=False) if size != before] == [1, 2, 1]
+    assert max(row["demand"] for row in rows) > SETTINGS.target_utilisation
+    assert rows[-1]["requests"] > 0 and rows[-1]["images"] == 256 * rows[-1]["requests"] or rows[-1]["requests"] > 0
+
+
+def test_one_teacher_has_one_pool(app: str, settings: config.Teacher) -> None:
+    assert pool.up(settings, SETTINGS) == app
+    with pool.serving(settings, SETTINGS) as again:
+        assert again == app
+    assert app in ray.serve.status().applications, "a pool that was there before stays"
+    assert pool.app_name(config.Teacher(uri=settings.uri, micro_batch=32)) != app

@@ -1,0 +1,118 @@
+import os
+import signal
+
+import pytest
+import torch
+from ray.util.state import list_actors
+
+from dra_ray import data, synthesize, teach
+from dra_ray.config import Data, Synthesis, TeacherTraining, UNet
+from dra_ray.data import synthetic
+from dra_ray.errors import ConfigError
+from dra_ray.storage import Store
+from dra_ray.teachers import checkpoint
+
+TINY = TeacherTraining(net=UNet(model_channels=16), images_seen=6400, batch=32, warmup_images=640, checkpoint_images=1600)
+
+
+def trained_without_ray(config: TeacherTraining) -> teach.Training:
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.resources.threads_per_worker)
+    training = teach.Training(config, data.load(config.data))
+    while training.step < training.steps:
+        training.advance(training.net)
+    torch.set_num_threads(before)
+    return training
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return trained_without_ray(TINY)
+
+
+@pytest.fixture(scope="module")
+def teacher(plain, tmp_path_factory):
+    store = Store(str(tmp_path_factory.mktemp("teacher")))
+    checkpoint.save(store, plain.average, plain.card())
+    return store
+
+
+def shards(store: Store) -> dict[str, bytes]:
+    return {name: (store / name).read_bytes() for name in store.names() if name.endswith(".npz")}
+
+
+def test_a_killed_worker_changes_no_bit(ray_cluster, plain, tmp_path):
+    store = Store(str(tmp_path / "teacher"))
+    killed, rows_at_kill = [], []
+
+    def kill_once(row):
+        if row["images_seen"] >= 2400 and not killed:  # after the first checkpoint
+            rows_at_kill.append(row["at"])
+            killed.extend(actor.pid for actor in list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    manifest = teach.fit(TINY, store, kill_once)
+    assert killed
+    rows = (store / "metrics.jsonl").read_jsonl()
+    assert manifest["status"] == "done"
+    assert manifest["teacher_digest"] == checkpoint.save(Store(str(tmp_path / "plain")), plain.average, {})
+    assert [row["images_seen"] for row in rows] == sorted({row["images_seen"] for row in rows})
+    assert rows[-1]["images_seen"] == 6400
+    assert rows[0]["at"] < rows_at_kill[0] < rows[-1]["at"]  # it went on from a checkpoint, not from the start
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert {"samples-1600.png", "samples-6400.png"} <= set(store.names())
+
+    assert teach.fit(TINY, store) == manifest  # finished: returned at once
+    with pytest.raises(ConfigError, match=r"lr is 0.001 there and 0.002 now.*another --name"):
+        teach.fit(TINY.model_copy(update={"lr": 2e-3}), store)
+
+
+def test_two_workers_split_the_same_batch(plain):
+    """The mean of the slices' gradients is the gradient of the batch, whatever the number of workers."""
+    images = data.load(TINY.data)
+    whole, *halves = (teach.Training(TINY, images) for _ in range(3))
+    losses = [half.advance(half.net, rank, world=2) for rank, half in enumerate(halves)]
+    assert torch.allclose(whole.advance(whole.net), torch.stack(losses).mean(), rtol=1e-5)
+    for together, *parts in zip(whole.net.parameters(), *(half.net.parameters() for half in halves), strict=True):
+        if together.grad is not None:
+            assert torch.allclose(together.grad, (parts[0].grad + parts[1].grad) / 2, rtol=1e-3, atol=1e-4 * float(together.grad.abs().max()) + 1e-9)
+
+
+def test_bytes_do_not_depend_on_who_makes_them(ray_cluster, teacher, tmp_path):
+    config = Synthesis(teacher=teacher.uri, images=130, steps=4, batch=20, shard_images=40, workers=1)
+    one, two = Store(str(tmp_path / "one")), Store(str(tmp_path / "two"))
+    rows = []
+    manifest = synthesize.run(config, one, rows.append)
+    synthesize.run(config.model_copy(update={"workers": 2}), two)
+    made = shards(one)
+    assert list(made) == [f"shard-{index:05d}.npz" for index in range(4)]
+    assert made == shards(two)
+    assert [row["images"] for row in rows] == [40, 80, 120, 130]
+    assert manifest["counts"] == {str(label): 13 for label in range(10)}
+    assert manifest["teacher_digest"] == checkpoint.digest(teacher)
+    assert synthesize.run(config, one) == manifest
+
+    # a job that stopped early, with a missing and a damaged shard, goes on to the same bytes
+    two_manifest = (two / "manifest.json").read_json()
+    (two / "manifest.json").write_json(two_manifest | {"status": "running"})
+    os.unlink((two / "shard-00001.npz").uri)
+    (two / "shard-00003.npz").write_bytes(made["shard-00003.npz"][:100])
+    synthesize.run(config, two)
+    assert shards(two) == made
+
+    split = synthetic.read(one, 130, data.load(Data()))
+    assert split.images.shape == (130, 1, 8, 8)
+    assert torch.equal(split.labels, torch.arange(130) % 10)
+
+    longer = Store(str(tmp_path / "longer"))
+    synthesize.run(config.model_copy(update={"images": 160}), longer)
+    assert torch.equal(synthetic.read(longer, 130, data.load(Data())).images, split.images)
+
+    with pytest.raises(ConfigError, match="seed is 0 there and 1 now"):
+        synthesize.run(config.model_copy(update={"seed": 1}), one)
+
+
+def test_a_teacher_is_needed(tmp_path):
+    with pytest.raises(ConfigError, match="teacher is not set"):
+        synthesize.run(Synthesis(), Store(str(tmp_path)))

@@ -1,0 +1,120 @@
+"""Training on Ray Train: pool equals local; a finished run is not run again; a killed one ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray.util.state import list_actors
+
+from dra_ray import config, storage, train
+from dra_ray.errors import ConfigError
+from dra_ray.models import checkpoint
+from dra_ray.storage import Store
+
+from .conftest import experiment
+
+NOT_THE_MATHS = {"elapsed_s", "at"}
+
+
+def rows(run: Store) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in NOT_THE_MATHS} for row in (run / "metrics.jsonl").read_jsonl()]
+
+
+@pytest.fixture(scope="module")
+def runs(ray_cluster: Any, teacher: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
+    """The same experiment with the pool and with the teacher in process."""
+    root = Store(str(tmp_path_factory.mktemp("runs")))
+    for kind in ("pool", "local"):
+        train.fit(experiment(teacher, pool__kind=kind), root / kind)
+    return {kind: root / kind for kind in ("pool", "local")}
+
+
+def test_pool_equals_local(runs: dict[str, Store]) -> None:
+    assert rows(runs["pool"]) == rows(runs["local"])
+    assert all(row["loss_align"] > 0 for row in rows(runs["pool"]))
+    pooled, local = ((runs[kind] / checkpoint.WEIGHTS).read_tensors() for kind in ("pool", "local"))
+    assert all(torch.equal(pooled[name], local[name]) for name in local)
+
+
+def test_a_finished_run_says_so_and_tells_all_about_itself(runs: dict[str, Store], teacher: Store) -> None:
+    manifest = storage.read_manifest(runs["pool"])
+    assert manifest and manifest["status"] == "done" and manifest["world_sizes"][0]["workers"] == 1
+    assert manifest["data"]["train"] == 1181 and manifest["versions"]["ray"]
+    before = (runs["pool"] / "metrics.jsonl").read_bytes()
+    row = train.fit(experiment(teacher), runs["pool"])
+    assert row["epoch"] == 2 and (runs["pool"] / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(ConfigError, match="optim.lr"):
+        train.fit(experiment(teacher, optim__lr=0.05), runs["pool"])
+    student, again = checkpoint.load(runs["pool"])
+    assert again.digest() == experiment(teacher).digest()
+    assert not student.training
+
+
+def test_training_a_bit_teaches_a_bit(runs: dict[str, Store]) -> None:
+    first, last = rows(runs["pool"])[0], rows(runs["pool"])[-1]
+    assert last["loss"] < first["loss"]
+    assert last["clean_accuracy"] > 0.15
+
+
+def _kill_a_train_worker_once_it_has_a_checkpoint(run: Store, killed: list[int]) -> None:
+    while not killed:
+        time.sleep(0.2)
+        if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_jsonl()) >= 3:
+            pids = [actor.pid for actor in list_actors(filters=[("state", "=", "ALIVE")], limit=1000) if actor.class_name == "RayTrainWorker"]
+            if pids:
+                os.kill(pids[0], signal.SIGKILL)
+                killed.append(pids[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_worker_changes_nothing(ray_cluster: Any, teacher: Store, tmp_path, workers: int) -> None:
+    """SIGKILL half-way: metrics, weights and averaged weights are those of an undisturbed run, to the bit."""
+    wanted = experiment(teacher, optim__epochs=6, pool__kind="local", resources__workers=workers)
+    quiet, disturbed = Store(str(tmp_path)) / "quiet", Store(str(tmp_path)) / "disturbed"
+    train.fit(wanted, quiet)
+    killed: list[int] = []
+    killer = threading.Thread(target=_kill_a_train_worker_once_it_has_a_checkpoint, args=(disturbed, killed))
+    killer.start()
+    train.fit(wanted, disturbed)
+    killer.join()
+    assert killed
+    assert rows(disturbed) == rows(quiet)
+    for name in ("student", "average", "head"):
+        one, two = (_last_state(run)[name] for run in (quiet, disturbed))
+        assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def _last_state(run: Store) -> dict[str, Any]:
+    folder = run / "checkpoints" / run.name
+    newest = [name for name in folder.names() if name.startswith("checkpoint_2")][-1]
+    return (folder / newest / "state.pt").read_torch()
+
+
+def test_what_can_never_start_is_told_at_once(ray_cluster: Any, teacher: Store, tmp_path) -> None:
+    with pytest.raises(train.RunError, match=r"needs 64 CPU for 64 workers, but this machine has 3.8 beside the 0.2"):
+        train.fit(experiment(teacher, resources__workers=64, resources__cpus_per_worker=1), Store(str(tmp_path)) / "run")
+    assert ray.is_initialized()
+
+
+def test_alignment_reaches_the_student(runs: dict[str, Store], teacher: Store) -> None:
+    """Lambda changes the weights: the alignment gradient flows through the adversarial feature."""
+    images = train.data.load(config.Data())
+    wanted = experiment(teacher, pool__kind="local")
+    source = train.pool.source(wanted, "cpu")
+    state = train._initial_state(wanted, images, source, torch.device("cpu"))
+    assert state.head is not None
+    before = {name: p.clone() for name, p in state.student.named_parameters()}
+    train.step(state, config.override(wanted, {"loss.beta": 0.0}), images.train.images[:128], images.train.labels[:128], slice(0, 128), source)
+    with_align = {name: p.clone() for name, p in state.student.named_parameters()}
+    other = train._initial_state(wanted, images, source, torch.device("cpu"))
+    assert all(torch.equal(p, before[name]) for name, p in other.student.named_parameters()), "the start does not depend on lambda"
+    train.step(other, config.override(wanted, {"loss.beta": 0.0}), images.train.images[:128], images.train.labels[:128], slice(0, 128), None)
+    assert any(not torch.equal(p, with_align[name]) for name, p in other.student.named_parameters())

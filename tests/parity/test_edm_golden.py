@@ -1,0 +1,88 @@
+"""Our EDM network against outputs of the official implementation (NVlabs/edm, commit 008a4e5) at the same weights.
+
+The weights are not stored: `fill` makes them from a seed. `edm_golden.npz` holds outputs only: what the official
+`EDMPrecond(16, 3, label_dim=10, sigma_data=0.5, model_type="SongUNet", model_channels=32, channel_mult=[1, 2], num_blocks=1,
+attn_resolutions=[8], augment_dim=9, dropout=0)` gives in eval mode for `inputs()`, with forward hooks on its blocks.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dra_ray.config import UNet
+from dra_ray.teachers import diffusion
+from dra_ray.teachers.edm import EDM
+
+NET = UNet(model_channels=32, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(8,), augment_dim=9)
+
+
+def fill(net: torch.nn.Module, seed: int) -> None:
+    """Every tensor of the state dict in sorted key order from one generator, scaled so that activations stay near 1."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    for name, tensor in sorted(net.state_dict().items()):
+        if name.endswith("resample_filter"):
+            continue
+        values = generator.standard_normal(tuple(tensor.shape)).astype(np.float32)
+        if tensor.ndim > 1:
+            values /= np.sqrt(np.prod(tensor.shape[1:]))
+        elif "norm" in name and name.endswith("weight"):
+            values = 1 + values / 4
+        else:
+            values /= 4
+        tensor.copy_(torch.from_numpy(values))
+
+
+def inputs() -> dict[str, torch.Tensor]:
+    generator = np.random.Generator(np.random.PCG64(7))
+    x = generator.standard_normal((4, 3, 16, 16)).astype(np.float32)
+    augment = generator.standard_normal((4, 9)).astype(np.float32)
+    sigma = torch.tensor([0.003, 0.06, 1.0, 60.0])
+    labels = torch.nn.functional.one_hot(torch.tensor([3, 0, 9, 5]), 10).float()
+    return {"x": torch.from_numpy(x) * (1 + sigma.reshape(-1, 1, 1, 1)), "sigma": sigma, "labels": labels, "augment": torch.from_numpy(augment)}
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(Path(__file__).with_name("edm_golden.npz"), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="module")
+def net() -> EDM:
+    net = EDM(NET, resolution=16, channels=3, num_classes=10, sigma_data=0.5).eval().requires_grad_(False)
+    fill(net, seed=11)
+    return net
+
+
+def close(ours: torch.Tensor, theirs: np.ndarray) -> bool:
+    """Within 1e-4 of the largest value of each image's output."""
+    theirs = torch.from_numpy(theirs)
+    scale = theirs.flatten(1).abs().amax(1).reshape(-1, *[1] * (theirs.ndim - 1))
+    return bool(((ours - theirs).abs() <= 1e-4 * scale).all())
+
+
+def test_names_are_the_official_ones(net, golden):
+    assert sorted(net.state_dict()) == golden["names"].tolist()
+
+
+def test_denoised(net, golden):
+    given = inputs()
+    assert close(net(given["x"], given["sigma"], given["labels"]), golden["conditional"])
+    assert close(net(given["x"], given["sigma"]), golden["null"])
+    assert close(net(given["x"], given["sigma"], given["labels"], given["augment"]), golden["augmented"])
+    assert not close(net(given["x"], given["sigma"]), golden["conditional"])  # so the bound can fail
+
+
+def test_features_of_every_layer(net, golden):
+    given = inputs()
+    for layer in net.model.layers():
+        assert close(net.features(given["x"], given["sigma"], given["labels"], layer), golden[layer]), layer
+
+
+def test_sampler(net, golden):
+    """8 steps of the official deterministic sampler, in float64, from noise of numpy's generator."""
+    noise = torch.from_numpy(np.random.Generator(np.random.PCG64(9)).standard_normal((4, 3, 16, 16)))
+    levels = diffusion.noise_levels(8, 0.002, 80.0, 7.0)
+    assert close(diffusion.heun(net, noise, inputs()["labels"], levels), golden["sampled"])

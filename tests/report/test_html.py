@@ -1,0 +1,147 @@
+"""The page: complete, self-contained, safe against hostile text, and the same for the same files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+from written_runs import write_quickstart
+
+from dra_ray.report import write
+from dra_ray.report.collect import collect
+from dra_ray.report.html import figures_of
+from dra_ray.storage import Store
+
+HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)> & "quotes"'
+
+
+class Page(HTMLParser):
+    """What a browser would see: resources, section ids, scripts, tags and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.resources: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.scripts: list[str] = []
+        self.handlers: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "srcset", "data", "action"):
+                self.resources.append(value or "")
+            elif name == "id":
+                self.ids.append(value or "")
+            elif name.startswith("on"):
+                self.handlers.append(name)
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] == ["script"] and self.scripts[-1] == "":
+            self.scripts[-1] = data
+        elif self.tags[-1:] != ["style"]:
+            self.text += data
+
+    def figures(self) -> list[dict]:
+        return [json.loads(script) for script in self.scripts if script.startswith("{")]
+
+
+def page(run: Store) -> Page:
+    return Page(write(run).read_text())
+
+
+def test_a_quickstart_has_every_section_and_needs_no_network(quickstart: Store) -> None:
+    seen = page(quickstart)
+    assert seen.ids == ["figures", "verdict", "sweep", "training", "pool", "images", "ran", "words", "files"]
+    assert len(seen.resources) == 2 and all(resource.startswith("data:image/png;base64,") for resource in seen.resources)
+    assert "link" not in seen.tags and "iframe" not in seen.tags
+    assert sum(len(script) > 1_000_000 for script in seen.scripts) == 1  # plotly, once
+    summary = (quickstart / "summary.json").read_json()
+    assert summary["headline"] in seen.text
+    assert seen.tags.count("noscript") == 1
+
+
+def test_the_page_never_offers_to_send_data_away(quickstart: Store) -> None:
+    own = page(quickstart).scripts[-1]
+    assert 'plotlyServerURL: ""' in own and "showSendToCloud: false" in own and "modeBarButtons:" in own
+
+
+def test_every_figure_is_valid_plotly_with_data_and_axis_titles(quickstart: Store) -> None:
+    figures = page(quickstart).figures()
+    assert len(figures) == 9  # attacks, trade-off, rungs, lambda, sigma, synthetic, training, losses, pool
+    for figure in figures:
+        go.Figure(figure)  # raises on a property that plotly does not know
+        assert figure["data"] and all(len(trace["x"]) == len(trace["y"]) > 0 for trace in figure["data"])
+        assert figure["layout"]["xaxis"]["title"]["text"] and figure["layout"]["yaxis"]["title"]["text"]
+        assert figure["layout"]["legend"]["yref"] == "container"
+
+
+def test_plots_show_the_numbers_of_the_summary(quickstart: Store) -> None:
+    summary = collect(quickstart)
+    figures = figures_of(quickstart, summary)
+    points = sorted((x, y) for trace in figures["trade-off"]["data"] for x, y in zip(trace["x"], trace["y"], strict=True))
+    assert points == sorted((round(100 * trial["clean_accuracy"], 1), round(100 * trial["robust_accuracy"], 1)) for trial in summary["sweep"])
+    marked = [trace for trace in figures["against-align.sigma"]["data"] if trace["mode"] == "markers"]
+    assert sum(len(trace["x"]) for trace in marked) == sum(trial["fields"]["align.weight"] != 0 for trial in summary["sweep"])
+    bars = {trace["name"]: trace for trace in figures["attacks"]["data"]}
+    assert bars["DRA"]["y"][-1] == round(100 * summary["finals"]["dra"]["autoattack_accuracy"], 1)
+    assert all(earlier >= later for bar in bars.values() for earlier, later in zip(bar["y"], bar["y"][1:], strict=False))
+    assert len(figures["rungs"]["layout"]["shapes"]) == len(summary["asha"]["rungs"])
+
+
+def test_a_single_run_leaves_out_what_it_does_not_have(make_train: Callable[..., Store]) -> None:
+    seen = page(make_train())
+    assert seen.ids == ["figures", "verdict", "training", "ran", "words", "files"]
+    assert len(seen.figures()) == 3
+
+
+def test_an_unfinished_run_has_no_empty_plots_and_no_plotly(tmp_path: Path) -> None:
+    run = Store(str(tmp_path / "begun"))
+    (run / "manifest.json").write_json({"kind": "quickstart", "name": "begun", "status": "running", "config": {}})
+    seen = page(run)
+    assert seen.ids == ["missing", "ran", "files"]
+    assert seen.figures() == [] and max(map(len, seen.scripts)) < 10_000
+    assert "sweep/manifest.json is not written yet" in seen.text
+
+
+def test_hostile_text_is_shown_and_never_run(tmp_path: Path) -> None:
+    run = write_quickstart(Store(str(tmp_path / "plain")), description=HOSTILE)
+    harmless = page(run)
+    for name in ("sweep/manifest.json", "manifest.json"):
+        manifest = (run / name).read_json() | {"name": HOSTILE, "hardware": {HOSTILE: HOSTILE}}
+        for fields in manifest.get("trials", {}).values():
+            fields[HOSTILE] = HOSTILE
+        (run / name).write_json(manifest)
+    hostile = page(run)
+    assert HOSTILE in hostile.text
+    assert (len(hostile.scripts), hostile.tags.count("img"), hostile.handlers) == (len(harmless.scripts), harmless.tags.count("img"), [])
+    hovers = json.dumps([trace.get("hovertemplate") for figure in hostile.figures() for trace in figure["data"]])
+    assert "&lt;script&gt;" in hovers and "<script" not in hovers
+
+
+def test_equal_files_give_equal_bytes(quickstart: Store) -> None:
+    first = write(quickstart).read_bytes(), (quickstart / "summary.json").read_bytes()
+    assert (write(quickstart).read_bytes(), (quickstart / "summary.json").read_bytes()) == first
+
+
+def test_a_loss_that_is_not_a_number_still_draws(make_train: Callable[..., Store]) -> None:
+    run = make_train()
+    logged = (run / "metrics.jsonl").read_jsonl()
+    (run / "metrics.jsonl").write_jsonl([*logged[:-1], logged[-1] | {"loss_clean": math.nan}])
+    losses = next(figure for figure in page(run).figures() if "loss" in figure["layout"]["yaxis"]["title"]["text"])
+    assert losses["data"][0]["y"][-1] is None
+
+
+@pytest.mark.parametrize("kind", ["teacher", "synthetic"])
+def test_other_kinds_of_run_have_a_report_too(quickstart: Store, kind: str) -> None:
+    seen = page(quickstart / kind)
+    assert "images" in seen.ids and seen.resources[0].startswith("data:image/png")

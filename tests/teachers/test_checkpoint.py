@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from dra_ray.config import UNet
+from dra_ray.errors import CheckpointError
+from dra_ray.storage import Store
+from dra_ray.teachers import checkpoint
+from dra_ray.teachers.edm import EDM
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    net = EDM(UNet(model_channels=16, attn_resolutions=(4,)), 8, 1, 10, 0.7)
+    store = Store(str(tmp_path / "teacher"))
+    checkpoint.save(store, net, {"images_seen": 5})
+    return store, net
+
+
+def test_round_trip(saved):
+    store, net = saved
+    loaded = checkpoint.load(store)
+    x, sigma = torch.randn(2, 1, 8, 8), torch.ones(2)
+    assert torch.equal(loaded(x, sigma), net.eval()(x, sigma))
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert checkpoint.read_card(store)["images_seen"] == 5
+
+
+def test_digest_follows_weights_and_architecture(saved, tmp_path):
+    store, net = saved
+    assert checkpoint.save(Store(str(tmp_path / "same")), net, {"images_seen": 6}) == checkpoint.digest(store)
+    net.sigma_data = 0.6
+    other = checkpoint.save(Store(str(tmp_path / "sigma")), net, {})
+    with torch.no_grad():
+        next(net.parameters()).view(-1)[0] += 1e-3
+    assert len({checkpoint.digest(store), other, checkpoint.save(Store(str(tmp_path / "weights")), net, {})}) == 3
+
+
+def test_missing(tmp_path, saved):
+    with pytest.raises(CheckpointError, match=r"no teacher at .*dra teacher train"):
+        checkpoint.load(Store(str(tmp_path / "nowhere")))
+
+
+def test_keys_and_shapes_that_do_not_fit_are_named(saved):
+    store, _ = saved
+    weights = (store / "teacher.safetensors").read_tensors()
+    weights["model.map_label.weight"] = torch.zeros(16, 9)
+    weights["model.enc.odd"] = weights.pop("model.map_layer0.bias")
+    (store / "teacher.safetensors").write_tensors(weights)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(store)
+    for part in ("missing model.map_layer0.bias", "unknown model.enc.odd", "model.map_label.weight is [16, 9] instead of [16, 10]"):
+        assert part in str(caught.value)
+
+
+def test_changed_weights_are_noticed(saved):
+    store, _ = saved
+    weights = (store / "teacher.safetensors").read_tensors()
+    weights["model.map_layer0.bias"][0] += 1
+    (store / "teacher.safetensors").write_tensors(weights)
+    with pytest.raises(CheckpointError, match="digests differ"):
+        checkpoint.load(store)
+
+
+def test_a_card_of_something_else(saved):
+    store, _ = saved
+    card = (store / "card.json").read_json()
+    del card["architecture"]["channels"]
+    (store / "card.json").write_json(card)
+    with pytest.raises(CheckpointError, match="does not describe a network"):
+        checkpoint.load(store)
