@@ -14,12 +14,16 @@ from dra_ray import config, storage, terminal
 from dra_ray.errors import DraError
 from dra_ray.storage import Store
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Robust image classifiers with diffusion teachers, on Ray.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Robust image classifiers with diffusion teachers, on Ray."
+)
 teacher_app = typer.Typer(no_args_is_help=True, help="Diffusion teachers.")
 app.add_typer(teacher_app, name="teacher")
 
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the config, such as optim.epochs=2; may be repeated.")]
-Storage = Annotated[str, typer.Option(metavar="URI", help="Folder of runs: a path, s3://bucket/runs, gs://...")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the config, such as optim.epochs=2; may be repeated.")
+]
+Storage = Annotated[str, typer.Option("--storage", metavar="URI", help="Folder of runs: a path, s3://bucket/runs, gs://...")]
 Name = Annotated[str | None, typer.Option(help="The run's folder in the storage; default: the recipe's name. An unfinished run is resumed.")]
 Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Also write the printed table to this file, as JSON.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Batches that are attacked at the same time.")]
@@ -30,7 +34,7 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run
 @app.command()
 def quickstart(
     name: Annotated[str, typer.Option(help="The run's folder in the storage.")] = "quickstart",
-    storage_uri: Annotated[str, typer.Option("--storage", metavar="URI", help="Folder of runs.")] = "runs",
+    storage_uri: Storage = "runs",
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, under the first free name; nothing is deleted.")] = False,
     set_: Set = None,
 ) -> None:
@@ -42,13 +46,15 @@ def quickstart(
     run = _free(Store(storage_uri), name) if fresh else Store(storage_uri) / name
     found = storage.check_run(run.resolved(), "quickstart", settings.model_dump(mode="json"), settings.digest())
     if found and found["status"] == "done":
-        terminal.err.print(f"run '{run}' is done; start anew with --fresh", markup=False)
+        terminal.err.print(f"run '{run}' is done; start anew with --fresh")
     sweep = settings.sweep
-    terminal.err.print(
-        f"{'resuming' if found else 'starting'} '{run}': teacher on {settings.teacher.images_seen:,} images, {settings.synthesis.images:,} synthetic images, "
-        f"{len(sweep.experiments())} trials of up to {sweep.base.optim.epochs} epochs, AutoAttack on {sweep.base.data.test_images} test images, twice",
-        markup=False,
+    parts = (
+        f"teacher on {settings.teacher.images_seen:,} images",
+        f"{settings.synthesis.images:,} synthetic images",
+        f"{len(sweep.experiments())} trials of up to {sweep.base.optim.epochs} epochs",
+        f"AutoAttack on {sweep.base.data.test_images} test images, twice",
     )
+    terminal.err.print(f"{'resuming' if found else 'starting'} '{run}': {', '.join(parts)}")
     with terminal.Bars() as bars:
         bars.say("starting Ray on this machine (about 10 s)")
         from dra_ray import cluster
@@ -62,7 +68,7 @@ def quickstart(
         }
         with cluster.connect():
             report = job.run(settings, run, lambda stage, row: rows[stage](row))
-    terminal.out.print(str(report), markup=False, soft_wrap=True)
+    terminal.out.print(str(report))
 
 
 @app.command()
@@ -110,11 +116,13 @@ def evaluate(run: RunArgument, workers: Workers = None, json: Json = None) -> No
             result = job.evaluate(Store(run), workers, terminal.evaluate_rows(bars, 1))
     terminal.table(job.table(result), f"{run}: {result['images']} test images, eps {result['threat']['eps_255']:g}/255", json)
     for flag in result["flags"]:
-        terminal.err.print(f"note: {flag}", markup=False)
+        terminal.err.print(f"note: {flag}")
 
 
 @app.command()
-def synthesize(recipe: ConfigArgument = "digits-synthesis", set_: Set = None, storage_uri: Storage = "runs", name: Name = None, json: Json = None) -> None:
+def synthesize(
+    recipe: ConfigArgument = "digits-synthesis", set_: Set = None, storage_uri: Storage = "runs", name: Name = None, json: Json = None
+) -> None:
     """Sample a class-balanced set of images from a teacher: --set teacher=runs/digits-edm."""
     settings = config.load(recipe, config.Synthesis, set_)
     run = _run(storage_uri, name, recipe)
@@ -129,7 +137,9 @@ def synthesize(recipe: ConfigArgument = "digits-synthesis", set_: Set = None, st
 
 
 @teacher_app.command("train")
-def teacher_train(recipe: ConfigArgument = "digits-edm", set_: Set = None, storage_uri: Storage = "runs", name: Name = None, json: Json = None) -> None:
+def teacher_train(
+    recipe: ConfigArgument = "digits-edm", set_: Set = None, storage_uri: Storage = "runs", name: Name = None, json: Json = None
+) -> None:
     """Train a class-conditional EDM on real images; its folder is what teacher.uri takes."""
     settings = config.load(recipe, config.TeacherTraining, set_)
     run = _run(storage_uri, name, recipe)
@@ -150,7 +160,7 @@ def report(run: RunArgument, json: Json = None) -> None:
 
     written = job.write(Store(run))
     terminal.table(job.rows(Store(run)), f"trials of {run}", json)
-    terminal.out.print(str(written), markup=False, soft_wrap=True)
+    terminal.out.print(str(written))
 
 
 @app.command()
@@ -192,7 +202,7 @@ def _announce(run: Store, kind: str, settings: config.Frozen) -> None:
     """Fail before Ray starts where the run's folder cannot be used; say what will happen."""
     found = storage.check_run(run.resolved(), kind, settings.model_dump(mode="json"), settings.digest())
     word = "starting" if found is None else "resuming" if found["status"] != "done" else "already done:"
-    terminal.err.print(f"{word} '{run}'", markup=False)
+    terminal.err.print(f"{word} '{run}'")
 
 
 def _free(root: Store, name: str) -> Store:
@@ -224,10 +234,9 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    terminal.err.print(f"error: {message}", markup=False, soft_wrap=True)
+    terminal.err.print(f"error: {message}")
     raise SystemExit(code)
 
 
 if __name__ == "__main__":
     main()
-

@@ -88,7 +88,9 @@ class Threat(Frozen):
     @model_validator(mode="after")
     def _step_fits(self) -> Threat:
         if self.step_255 > 2 * self.eps_255:
-            raise ValueError(f"step_255={self.step_255:g} jumps across the ball of eps_255={self.eps_255:g}; set step_255 to at most {2 * self.eps_255:g}")
+            raise ValueError(
+                f"step_255={self.step_255:g} jumps across the ball of eps_255={self.eps_255:g}; set step_255 to at most {2 * self.eps_255:g}"
+            )
         return self
 
 

@@ -17,25 +17,20 @@ from dra_ray.storage import Store
 def main(kind: type[Frozen] | None, call: Callable[..., dict[str, Any]]) -> NoReturn:
     """Run `call` on the cluster that the job belongs to; the result is one JSON line on stdout, progress goes to stderr.
 
-    With a `kind`, CONFIG is read and `call(config, run, progress=...)` is called; without, `call(run)`. `run` is the
-    folder NAME in --storage. Exit codes: 0, the error's own (2 for what the user can mend), 1 for anything else.
+    With a `kind`, CONFIG is read and `call(config, run, progress=...)` is called; without, `call(run, progress=...)`.
+    `run` is the folder NAME in --storage. Exit codes: 0, the error's own (2 for what the user can mend), else 1.
     """
     arguments = _parser(kind).parse_args()
     try:
         run = _folder(arguments.storage, arguments.name)
-        work = (lambda: call(run)) if kind is None else _configured(kind, call, arguments, run)
+        given = [run] if kind is None else [load(arguments.config, kind, arguments.set), run]
         with connect():
-            result = work()
+            result = call(*given, progress=_progress)
     except DraError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     print(json.dumps(result, sort_keys=True), flush=True)
     sys.exit(0)
-
-
-def _configured(kind: type[Frozen], call: Callable[..., dict[str, Any]], arguments: argparse.Namespace, run: Store) -> Callable[[], dict[str, Any]]:
-    config = load(arguments.config, kind, arguments.set)
-    return lambda: call(config, run, progress=_progress)
 
 
 def _parser(kind: type[Frozen] | None) -> argparse.ArgumentParser:
@@ -51,7 +46,9 @@ def _parser(kind: type[Frozen] | None) -> argparse.ArgumentParser:
 def _folder(storage: str, name: str) -> Store:
     root = Store(storage)
     if root.is_local and not storage.removeprefix("file://").startswith("/"):
-        raise ConfigError(f"--storage '{storage}' is relative, but a job's directory is gone when it ends; give a URI such as s3://bucket/runs or a full path")
+        raise ConfigError(
+            f"--storage '{storage}' is relative, but a job's directory is gone when it ends; give a URI such as s3://bucket/runs or a full path"
+        )
     return root / name
 
 

@@ -99,7 +99,7 @@ def _experiment(config: Experiment, known: Known) -> Plan:
     with torch.device("meta"):
         student = models.build(config.model, images).eval()
     forward = macs(lambda: student(torch.empty(1, images.channels, images.resolution, images.resolution, device="meta")))
-    notes: list[str] = []
+    notes: set[str] = set()
     teacher = _aligned_teacher(config, known, notes)
     encode = _denoise_macs(teacher, config.teacher.layer, features=True) if teacher else 0.0
     step = step_units(config.threat.steps) * forward
@@ -121,7 +121,7 @@ def _experiment(config: Experiment, known: Known) -> Plan:
             "images_seen": seen,
             "real_images": len(images.train),
             "synthetic_images": config.synthetic.images,
-            "synthetic_passes": steps * batches.synthetic_per_batch / config.synthetic.images if config.synthetic.images else 0.0,
+            "synthetic_passes": steps * batches.synthetic_per_batch / config.synthetic.images if config.synthetic.images else None,
             "checkpoints": validations,
             "student_pflop": 2 * (seen * step + checking) / 1e15,
             "teacher_pflop": 2 * seen * encode / 1e15,
@@ -133,15 +133,15 @@ def _experiment(config: Experiment, known: Known) -> Plan:
         made["teacher"] = {"params": parameters(teacher), "layer": layer, "feature_gmacs": encode / 1e9}
     if known.tflops:
         made["hours"] = _hours(config, made, known.tflops)
-    return made | {"notes": notes}
+    return made | {"notes": sorted(notes)}
 
 
-def _aligned_teacher(config: Experiment, known: Known, notes: list[str]) -> EDM | None:
+def _aligned_teacher(config: Experiment, known: Known, notes: set[str]) -> EDM | None:
     if not config.align.weight:
         return None
     teacher = known.teacher or _teacher_at(config.teacher.uri)
     if teacher is None:
-        notes.append("teacher.uri is not set, so the teacher's work is not counted")
+        notes.add("teacher.uri is not set, so the teacher's work is not counted")
     return teacher
 
 
@@ -151,7 +151,7 @@ def _projector_macs(wide_in: int, wide_out: int, hidden: int) -> float:
     return macs(lambda: head(torch.empty(1, wide_in, device="meta")))
 
 
-def _resources(config: Experiment, work_ratio: float, notes: list[str]) -> Plan:
+def _resources(config: Experiment, work_ratio: float, notes: set[str]) -> Plan:
     """What is asked of Ray at the smallest pool; `work_ratio` is teacher work over student work per image."""
     resources, pool = config.resources, config.pool
     replicas = pool.min_replicas if config.align.weight and pool.kind == "pool" else 0
@@ -165,11 +165,10 @@ def _resources(config: Experiment, work_ratio: float, notes: list[str]) -> Plan:
     if not (replicas and work_ratio):
         return asked
     if bool(resources.gpus_per_worker) != bool(pool.gpus_per_replica):
-        notes.append("students and teachers are on different kinds of device, so the number of replicas that keeps up is not known")
+        notes.add("students and teachers are on different kinds of device, so the number of replicas that keeps up is not known")
         return asked
     needed = work_ratio * resources.workers * _units(config)[0] / _units(config)[1] / pool.target_utilisation
-    if needed > pool.max_replicas:
-        notes.append(f"one run needs {needed:.1f} replicas, but pool.max_replicas={pool.max_replicas}; raise it or training waits for the teacher")
+    notes |= _too_few("one run needs", needed, pool.max_replicas)
     return asked | {"replicas_needed": needed}
 
 
@@ -196,6 +195,7 @@ def _sweep(config: Sweep, known: Known) -> Plan:
     seen = {name: trial["run"]["images_seen"] for name, trial in trials.items()}
     largest = max(trials.values(), key=lambda trial: (_pflop(trial), trial["resources"]["max_replicas"]))
     concurrent = min(config.asha.max_concurrent, len(trials))
+    notes = {note for trial in trials.values() for note in trial["notes"]}
     made: Plan = {
         "kind": config.kind,
         "trials": len(trials),
@@ -205,9 +205,9 @@ def _sweep(config: Sweep, known: Known) -> Plan:
         "expected_images_seen": round(sum(seen[name] * kept[name] for name in trials)),
         "worst_pflop": sum(_pflop(trial) for trial in trials.values()),
         "expected_pflop": sum(_pflop(trial) * kept[name] for name, trial in trials.items()),
-        "resources": _shared(config, largest["resources"], concurrent),
+        "resources": _shared(config, largest["resources"], concurrent, notes),
         "largest_trial": largest,
-        "notes": sorted({note for trial in trials.values() for note in trial["notes"]}),
+        "notes": sorted(notes),
     }
     if known.tflops:
         hours = {name: trial["hours"]["wall"] for name, trial in trials.items()}
@@ -219,10 +219,9 @@ def _pflop(trial: Plan) -> float:
     return trial["run"]["student_pflop"] + trial["run"]["teacher_pflop"]
 
 
-def _shared(config: Sweep, trial: Plan, concurrent: int) -> Plan:
+def _shared(config: Sweep, trial: Plan, concurrent: int, notes: set[str]) -> Plan:
     """Resources of `concurrent` trials with the one pool that they share."""
-    pool = config.base.pool
-    replicas = trial["min_replicas"]
+    pool, replicas = config.base.pool, trial["min_replicas"]
     asked = {
         "workers": concurrent * trial["workers"],
         "cpus": concurrent * (trial["cpus"] - replicas * pool.cpus_per_replica) + replicas * pool.cpus_per_replica,
@@ -230,7 +229,16 @@ def _shared(config: Sweep, trial: Plan, concurrent: int) -> Plan:
         "min_replicas": replicas,
         "max_replicas": trial["max_replicas"],
     }
-    return asked | ({"replicas_needed": concurrent * trial["replicas_needed"]} if "replicas_needed" in trial else {})
+    if "replicas_needed" in trial:
+        asked["replicas_needed"] = concurrent * trial["replicas_needed"]
+        notes |= _too_few(f"{concurrent} trials at a time need", asked["replicas_needed"], pool.max_replicas)
+    return asked
+
+
+def _too_few(who_needs: str, needed: float, most: int) -> set[str]:
+    if needed <= most:
+        return set()
+    return {f"{who_needs} about {needed:.1f} teacher replicas, but pool.max_replicas={most}; raise it or training waits for the teacher"}
 
 
 def rungs(config: Sweep) -> list[int]:

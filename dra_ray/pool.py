@@ -19,11 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import numpy as np
 import ray
 import torch
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, RaySystemError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.exceptions import RayServeException
 from ray.util import metrics
@@ -49,6 +50,8 @@ METRICS = {
 }
 _SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
 DEPLOYMENT = "teacher"
+# a request that ended so never ran to its end; RayTaskError, which says that it ran and failed, is not among them
+_LOST = (RayActorError, RaySystemError, ObjectLostError, NodeDiedError, RayServeException, grpc.RpcError)
 
 
 class DemandPolicy:
@@ -104,7 +107,10 @@ class TeacherReplica:
     def encode(self, images: np.ndarray, labels: np.ndarray, sigma: np.ndarray, noise_seed: int) -> tuple[np.ndarray, float]:
         """(features float32 [B,D], service time in s) of one request, as `LocalTeacher.encode` gives them."""
         start = time.monotonic()
-        features = self.teacher.encode(*(torch.from_numpy(np.array(part)) for part in (images, labels, sigma)), noise_seed).numpy()
+        pixels, classes, levels = (
+            torch.from_numpy(np.array(part)) for part in (images, labels, sigma)
+        )  # own copies: what Ray hands over is read-only
+        features = self.teacher.encode(pixels, classes, levels, noise_seed).numpy()
         service_s = time.monotonic() - start
         self._spans.append((start, service_s))
         self._requests.inc()
@@ -182,7 +188,7 @@ def up(teacher: config.Teacher, pool: config.Pool) -> str:
             policy_kwargs={"target_utilisation": pool.target_utilisation, "look_back_period_s": pool.look_back_period_s},
         ),
     )
-    deployment = serve.deployment(TeacherReplica).options(
+    deployment = serve.deployment(
         name=DEPLOYMENT,
         autoscaling_config=autoscaling,
         max_ongoing_requests=8,
@@ -191,12 +197,14 @@ def up(teacher: config.Teacher, pool: config.Pool) -> str:
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2,
         ray_actor_options={"num_cpus": pool.cpus_per_replica, "num_gpus": pool.gpus_per_replica, "resources": pool.resources},
-    )
+    )(TeacherReplica)
     bound = deployment.bind(teacher.uri, teacher.model_dump(), pool.threads_per_replica, pool.gpus_per_replica > 0)
     try:
         serve.run(bound, name=app, route_prefix=None)
     except RuntimeError as error:
-        raise PoolError(f"the teacher pool did not start ({str(error).splitlines()[0]}); check teacher.uri='{teacher.uri}' and pool resources") from None
+        raise PoolError(
+            f"the teacher pool did not start ({str(error).splitlines()[0]}); check teacher.uri='{teacher.uri}' and pool resources"
+        ) from None
     return app
 
 
@@ -248,7 +256,8 @@ class Watch:
         self._before = {key: self._rows[-1][key] if self._rows else 0 for key in ("requests", "images", "retries")}
         self._service: deque[tuple[float, float]] = deque(maxlen=64)
         self._gauges = {
-            name: metrics.Gauge(f"dra_teacher_{name}", METRICS[f"dra_teacher_{name}"]) for name in ("replicas_running", "replicas_target", "demand", "clients")
+            name: metrics.Gauge(f"dra_teacher_{name}", METRICS[f"dra_teacher_{name}"])
+            for name in ("replicas_running", "replicas_target", "demand", "clients")
         }
 
     def __enter__(self) -> Watch:
@@ -363,17 +372,18 @@ class Call:
                 break
             except TimeoutError:
                 raise PoolError(
-                    f"the teacher pool did not answer within pool.timeout_s={limit_s:g}; see `serve status`, raise pool.max_replicas or pool.timeout_s, "
+                    f"the teacher pool did not answer within pool.timeout_s={limit_s:g}; see `serve status`, raise pool.max_replicas or timeout_s, "
                     "and start the run again: it resumes from its last checkpoint"
                 ) from None
-            except ray.exceptions.RayTaskError as error:  # the teacher itself refused: sending it again changes nothing
-                raise PoolError(f"the teacher failed on a request ({str(error.cause).splitlines()[0]}); check teacher.uri and data.name") from error
-            except (RayError, RayServeException):
+            except _LOST:
                 client._totals["retries"] += 1
                 client._retries.inc()
                 time.sleep(min(pause_s, max(0.0, limit_s - (time.monotonic() - start))))
                 pause_s = min(2 * pause_s, 2.0)
                 self._response = self._send()
+            except Exception as error:  # the teacher itself refused: sending it again changes nothing
+                reason = str(getattr(error, "cause", error)).splitlines()[0]
+                raise PoolError(f"the teacher failed on a request ({reason}); check teacher.uri and data.name") from error
         client._inflight.remove(self)
         client._wait.observe(time.monotonic() - start)
         for key, value in (("requests", 1), ("images", len(features)), ("service_s", service_s)):

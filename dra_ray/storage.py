@@ -117,8 +117,8 @@ class Store:
                 raise StorageError(f"storage '{self.uri}': what was written came back different")
             fs, path = marker._open_fs()
             fs.rm_file(path)
-        except StorageError:
-            raise
+        except StorageError as error:
+            raise StorageError(str(error).replace(marker.uri, self.uri)) from None
         except Exception as error:  # drivers raise their own kinds (botocore, gcsfs, ...)
             raise StorageError(_unreachable(self.uri, error)) from None
 

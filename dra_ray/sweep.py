@@ -70,7 +70,9 @@ def _check(experiments: dict[str, config.Experiment]) -> None:
     train.load_synthetic(largest, data.load(largest.data))
     clocks = {(e.optim.epochs, e.optim.batch, e.selection.every_epochs) for e in experiments.values()}
     if len(clocks) > 1:
-        raise ConfigError("space changes optim.epochs, optim.batch or selection.every_epochs: ASHA compares trials of one length; sweep those one by one")
+        raise ConfigError(
+            "space changes optim.epochs, optim.batch or selection.every_epochs: ASHA compares trials of one length; sweep those one by one"
+        )
 
 
 def _field(experiment: config.Experiment, field: str) -> Any:

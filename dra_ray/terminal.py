@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,8 +15,9 @@ from rich.table import Table
 from dra_ray import config
 from dra_ray.storage import Store
 
-err = Console(stderr=True, highlight=False)
-out = Console(highlight=False)
+# neither markup nor wrapping: what is printed may be a path, and goes into logs and pipes
+err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+out = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 # share of an evaluation's time, for the bar only; counted in forward passes of a robust model
 _ATTACK_SHARE = {"clean": 0.01, "apgd-ce": 0.02, "apgd-t": 0.19, "fab-t": 0.28, "square": 0.50}
@@ -25,7 +27,15 @@ class Bars:
     """Named progress bars, one per stage; without a terminal, a plain line whenever a stage moved on by a tenth."""
 
     def __init__(self) -> None:
-        columns = (SpinnerColumn(), TextColumn("{task.description:<34}"), BarColumn(None), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description:<34}"),
+            BarColumn(None),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(*columns, console=err, disable=not err.is_terminal)
         self._tasks: dict[str, Any] = {}
         self._said: dict[str, float] = {}
@@ -45,10 +55,10 @@ class Bars:
         self._progress.update(self._tasks[stage], completed=min(share, 1.0), description=text)
         if not err.is_terminal and (share >= 1 or share - self._said.get(stage, -1.0) >= 0.1):
             self._said[stage] = share
-            err.print(f"[{time.monotonic() - self._start:6.1f} s] {text}: {share:4.0%}", markup=False)
+            err.print(f"[{time.monotonic() - self._start:6.1f} s] {text}: {share:4.0%}")
 
     def say(self, text: str) -> None:
-        (self._progress.console if err.is_terminal else err).print(text, markup=False)
+        (self._progress.console if err.is_terminal else err).print(text)
 
 
 Row = Mapping[str, Any]

@@ -18,8 +18,9 @@ from typing import Any
 import ray.train
 import torch
 import torch.distributed
-from ray.train import Checkpoint, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointUploadMode, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import FailureConfig
 from ray.util import metrics
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,7 +42,9 @@ METRICS = {
 _AUGMENT, _ATTACK, _TEACHER, _VALIDATION = 3, 4, 5, 6
 
 
-def fit(experiment: config.Experiment, run: Store, progress: Callable[[dict[str, Any]], None] | None = None, callbacks: list[Any] | None = None) -> dict[str, Any]:
+def fit(
+    experiment: config.Experiment, run: Store, progress: Callable[[dict[str, Any]], None] | None = None, callbacks: list[Any] | None = None
+) -> dict[str, Any]:
     """Train `experiment` into the run directory, or go on where it stopped; returns the last row of its metrics.
 
     Args:
@@ -184,7 +187,9 @@ def train_worker(job: dict[str, Any]) -> None:
             continue
         losses_mean = (sums / (experiment.selection.every_epochs * batches.steps_per_epoch)).tolist()
         if not all(map(math.isfinite, losses_mean)):
-            raise RunError(f"the loss is {losses_mean[0]} at step {state.step}; the last good checkpoint is in '{run / 'checkpoints'}'; lower optim.lr")
+            raise RunError(
+                f"the loss is {losses_mean[0]} at step {state.step}; the last good checkpoint is in '{run / 'checkpoints'}'; lower optim.lr"
+            )
         sums.zero_()
         clean, robust = validate(state.average, experiment, images.validation, rank, workers, device)
         row = {
@@ -278,7 +283,7 @@ def _initial_state(experiment: config.Experiment, images: Images, source: Featur
     head = projector(student.feature_dim, source.feature_dim, experiment.align.hidden).to(device) if source else None
     decayed = [p for name, p in student.named_parameters() if "batchnorm" not in name]
     plain = [p for name, p in student.named_parameters() if "batchnorm" in name]
-    groups = [{"params": decayed + (list(head.parameters()) if head else [])}, {"params": plain, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decayed + (list(head.parameters()) if head else [])}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, lr=experiment.optim.lr, momentum=0.9, nesterov=True, weight_decay=experiment.optim.weight_decay)
     return State(student, copy.deepcopy(student).requires_grad_(False), head, optimizer, step=0, best=-1.0, rows=[])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,14 +14,26 @@ LAYERS = (
     {"pool", "cluster"},
     {"train", "teach", "synthesize", "evaluate", "analyse"},
     {"sweep", "quickstart", "plan", "report"},
-    {"cli", "job"},
+    {"cli", "job", "terminal"},
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 WITHOUT_RAY = LAYERS[0] | LAYERS[1]
 ONE_WORKLOAD_EACH = LAYERS[3]
-STORAGE_ONLY = {"open", "io.open", "os.open", "pathlib.Path", "torch.load", "torch.save", "numpy.load", "numpy.save", "numpy.savez", "numpy.savez_compressed"}
+STORAGE_ONLY = {
+    "open",
+    "io.open",
+    "os.open",
+    "pathlib.Path",
+    "torch.load",
+    "torch.save",
+    "numpy.load",
+    "numpy.save",
+    "numpy.savez",
+    "numpy.savez_compressed",
+}
 
 
+@functools.cache
 def modules() -> dict[str, ast.Module]:
     """Dotted name below the package -> syntax tree; `data` is data/__init__.py."""
     found = {}
@@ -142,7 +155,13 @@ def test_the_checks_see_what_they_forbid():
     """Each rule on a snippet that breaks it, also where the name is disguised or the import lazy."""
     assert "ray.train" in set(imports(ast.parse("def f():\n    import ray.train")))
     assert "ray" in set(imports(ast.parse("import importlib\nimportlib.import_module('ray')")))
-    for text in ("open('x')", "import numpy as np\nnp.load('x')", "from torch import load\nload('x')", "import pickle", "from pathlib import Path\nPath('x')"):
+    for text in (
+        "open('x')",
+        "import numpy as np\nnp.load('x')",
+        "from torch import load\nload('x')",
+        "import pickle",
+        "from pathlib import Path\nPath('x')",
+    ):
         assert file_access(ast.parse(text)), text
     assert not file_access(ast.parse("store.read_npz()\nself.open('x')\nimport numpy as np\nnp.zeros(3)"))
 

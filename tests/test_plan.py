@@ -111,6 +111,17 @@ def test_sweep_worst_case_and_expectation():
     assert made["resources"]["cpus"] == 3  # two training workers and one replica for both
 
 
+def test_trials_at_the_same_time_share_the_pool(teacher):
+    base = override(SWEEP.base, {"teacher.uri": teacher, "pool.max_replicas": 1})
+    busy = Sweep(space={"align.weight": [1, 2, 3]}, asha=Asha(max_concurrent=3), base=base)
+    needed = planning.plan(busy)["resources"]["replicas_needed"]
+    assert needed == pytest.approx(3 * planning.plan(base)["resources"]["replicas_needed"])
+    noted = any("3 trials at a time" in note for note in planning.plan(busy)["notes"])
+    assert noted == (needed > 1)
+    wide = planning.plan(override(busy, {"base.pool.threads_per_replica": 64}))
+    assert wide["resources"]["replicas_needed"] == pytest.approx(needed / 64) and wide["notes"] == []
+
+
 def test_synthesis(teacher):
     made = planning.plan(Synthesis(teacher=teacher, images=2500, steps=18))
     net = checkpoint.load(Store(teacher))
@@ -143,7 +154,9 @@ def test_a_quickstart_counts_the_teacher_that_it_will_train():
     made = planning.plan(config, tflops=0.01)
     assert made["notes"] == []
     assert made["synthesis"]["teacher"]["params"] == made["teacher"]["teacher"]["params"] == made["sweep"]["largest_trial"]["teacher"]["params"]
-    assert made["hours"]["wall"] == pytest.approx(sum(made[stage]["hours"].get("wall", made[stage]["hours"].get("expected")) for stage in ("teacher", "synthesis", "sweep")))
+    assert made["hours"]["wall"] == pytest.approx(
+        sum(made[stage]["hours"].get("wall", made[stage]["hours"].get("expected")) for stage in ("teacher", "synthesis", "sweep"))
+    )
 
 
 @pytest.mark.parametrize("config", [Experiment(), SWEEP, TeacherTraining(), Synthesis(), Quickstart(sweep=SWEEP)], ids=lambda config: config.kind)

@@ -18,7 +18,9 @@ from dra_ray.storage import Store
 
 @pytest.fixture(params=["local", "file", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path, s3_bucket) -> Store:
-    return Store({"local": str(tmp_path / "a"), "file": f"file://{tmp_path}/b", "memory": f"memory://{tmp_path.name}", "s3": f"{s3_bucket}/c"}[request.param])
+    return Store(
+        {"local": str(tmp_path / "a"), "file": f"file://{tmp_path}/b", "memory": f"memory://{tmp_path.name}", "s3": f"{s3_bucket}/c"}[request.param]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,12 @@ def s3_bucket() -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
-    settings = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
+    settings = {
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     s3fs.S3FileSystem().mkdir("bucket")

@@ -27,7 +27,7 @@ def parameters(count: int, settings: config.Data, generator: torch.Generator) ->
 
 def apply(images: Tensor, settings: config.Data, corners: Tensor, flips: Tensor) -> Tensor:
     """Crop at `corners` of the padded images and flip where `flips`, without a loop over images."""
-    count, channels, height, width = images.shape
+    channels, height, width = images.shape[1:]
     if settings.crop_pad:
         padded = F.pad(images, (settings.crop_pad,) * 4)
         corners = corners.to(images.device)

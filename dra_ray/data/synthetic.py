@@ -25,8 +25,10 @@ def read(store: Store, images: int, like: Images) -> Split:
         image, label = arrays["image"], arrays["label"]
         wanted = (like.resolution, like.resolution, like.channels)
         if image.dtype != "uint8" or image.shape[1:] != wanted or len(image) != len(label):
-            raise DataError(f"'{store / name}': images {image.dtype} {image.shape} with {len(label)} labels do not fit '{like.name}' (uint8 {wanted})")
-        if len(label) and not (0 <= label.min() and label.max() < like.num_classes):
+            raise DataError(
+                f"'{store / name}': images {image.dtype} {image.shape} with {len(label)} labels do not fit '{like.name}' (uint8 {wanted})"
+            )
+        if len(label) and not (label.min() >= 0 and label.max() < like.num_classes):
             raise DataError(f"'{store / name}': labels reach {label.max()}, but '{like.name}' has {like.num_classes} classes")
         pictures.append(torch.from_numpy(image).permute(0, 3, 1, 2))
         labels.append(torch.from_numpy(label.astype("int64")))

@@ -15,7 +15,8 @@ def decay(step: int, warmup_steps: float, limit: float) -> float:
 @torch.no_grad()
 def update(average: nn.Module, model: nn.Module, decay: float) -> None:
     """average = decay * average + (1 - decay) * model, parameters only."""
-    kept, live = list(average.parameters()), list(model.parameters())
+    kept: list[torch.Tensor] = list(average.parameters())
+    live: list[torch.Tensor] = list(model.parameters())
     torch._foreach_lerp_(kept, live, 1 - decay)
 
 

@@ -34,6 +34,8 @@ def load(run: Store) -> tuple[nn.Module, config.Experiment]:
     wanted = student.state_dict()
     wrong = sorted(wanted.keys() ^ weights.keys()) or [k for k in wanted if wanted[k].shape != weights[k].shape]
     if wrong:
-        raise CheckpointError(f"'{run / WEIGHTS}' does not fit model.name='{experiment.model.name}': {len(wrong)} keys differ, such as {', '.join(wrong[:3])}")
+        raise CheckpointError(
+            f"'{run / WEIGHTS}' does not fit model.name='{experiment.model.name}': {len(wrong)} keys differ, such as {', '.join(wrong[:3])}"
+        )
     student.load_state_dict(weights)
     return student.eval().requires_grad_(False), experiment

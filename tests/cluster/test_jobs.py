@@ -12,54 +12,51 @@ from typing import Any
 import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from dra_ray.config import UNet
 from dra_ray.storage import Store
-from dra_ray.teachers import checkpoint
-from dra_ray.teachers.edm import EDM
 
 JOBS = Path(__file__).parents[2] / "jobs"
 TIMEOUT_S = 120
 
 
-@pytest.fixture(scope="module")
-def client(ray_cluster: Any) -> JobSubmissionClient:
-    return JobSubmissionClient(f"http://{ray_cluster.dashboard_url}")
+class Head:
+    """The head node of the shared cluster, as a user of the Jobs API sees it."""
+
+    def __init__(self, ray_context: Any) -> None:
+        self.client = JobSubmissionClient(f"http://{ray_context.dashboard_url}")
+        # Ray tells a job the address of some cluster on the machine, which is ours only if there is no other: say which
+        self.environment = ["env", f"RAY_ADDRESS={ray_context.address_info['gcs_address']}"]
+
+    def submit(self, script: str, *arguments: str) -> str:
+        """A new job's id; right after the head's start its job agent may not be there yet, which is HTTP 500."""
+        entrypoint = shlex.join([*self.environment, sys.executable, script, *arguments])
+        for _ in range(20):
+            try:
+                return self.client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(JOBS)})
+            except RuntimeError as error:
+                if "No available agent" not in str(error):
+                    raise
+                time.sleep(0.5)
+        raise TimeoutError("the head never offered a job agent")
+
+    def finish(self, job: str) -> tuple[JobStatus, str]:
+        """(status, log) of the job once it has ended."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (status := self.client.get_job_status(job)).is_terminal():
+            assert time.monotonic() < deadline, self.client.get_job_logs(job)
+            time.sleep(0.25)
+        return status, self.client.get_job_logs(job)
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp("teacher"))
-    checkpoint.save(Store(folder), EDM(UNet(channel_mult=(1,)), 8, 1, 10), {})
-    return folder
+def head(ray_cluster: Any) -> Head:
+    return Head(ray_cluster)
 
 
-def submit(client: JobSubmissionClient, script: str, *arguments: str) -> str:
-    """A new job's id; right after the head's start its job agent may not be there yet, which is HTTP 500."""
-    entrypoint = shlex.join([sys.executable, script, *arguments])
-    for _ in range(20):
-        try:
-            return client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(JOBS)})
-        except RuntimeError as error:
-            if "No available agent" not in str(error):
-                raise
-            time.sleep(0.5)
-    raise TimeoutError("the head never offered a job agent")
-
-
-def finish(client: JobSubmissionClient, job: str) -> tuple[JobStatus, str]:
-    """(status, log) of the job once it has ended."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not (status := client.get_job_status(job)).is_terminal():
-        assert time.monotonic() < deadline, client.get_job_logs(job)
-        time.sleep(0.25)
-    return status, client.get_job_logs(job)
-
-
-def test_synthesis_as_a_job(client: JobSubmissionClient, teacher: str, tmp_path: Path) -> None:
+def test_synthesis_as_a_job(head: Head, teacher: Store, tmp_path: Path) -> None:
     """Two shards from a tiny teacher: the job succeeds, prints its manifest as one JSON line, and leaves the images."""
     (tmp_path / "synthesis.yaml").write_text("kind: synthesis\nimages: 40\nshard_images: 20\nbatch: 20\nsteps: 2\n")
-    arguments = (str(tmp_path / "synthesis.yaml"), "--storage", str(tmp_path), "--name", "images", "--set", f"teacher={teacher}")
-    status, log = finish(client, submit(client, "synthesize.py", *arguments))
+    arguments = (str(tmp_path / "synthesis.yaml"), "--storage", str(tmp_path), "--name", "images", "--set", f"teacher={teacher.uri}")
+    status, log = head.finish(head.submit("synthesize.py", *arguments))
     assert status == JobStatus.SUCCEEDED, log
     results = [json.loads(line) for line in log.splitlines() if line.startswith("{") and '"status"' in line]
     assert [(result["status"], result["images"]) for result in results] == [("done", 40)]
@@ -69,11 +66,11 @@ def test_synthesis_as_a_job(client: JobSubmissionClient, teacher: str, tmp_path:
     assert (run / "shard-00001.npz").read_npz()["image"].shape == (20, 8, 8, 1)
 
 
-def test_a_users_mistake_fails_the_job_with_one_line(client: JobSubmissionClient, tmp_path: Path) -> None:
+def test_a_users_mistake_fails_the_job_with_one_line(head: Head) -> None:
     """Exit code 2, which Ray records, and no traceback."""
     arguments = ("synthesis.yaml", "--storage", "runs", "--name", "images")
-    job = submit(client, "synthesize.py", *arguments)
-    status, log = finish(client, job)
+    job = head.submit("synthesize.py", *arguments)
+    status, log = head.finish(job)
     assert status == JobStatus.FAILED
-    assert client.get_job_info(job).driver_exit_code == 2
+    assert head.client.get_job_info(job).driver_exit_code == 2
     assert "error: --storage 'runs' is relative" in log and "Traceback" not in log

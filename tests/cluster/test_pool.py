@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,16 @@ from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.source import LocalTeacher
 
-SETTINGS = config.Pool(min_replicas=1, max_replicas=2, cpus_per_replica=0.1, target_utilisation=0.3, look_back_period_s=2, upscale_delay_s=0.5, downscale_delay_s=2, timeout_s=60)
+SETTINGS = config.Pool(
+    min_replicas=1,
+    max_replicas=2,
+    cpus_per_replica=0.1,
+    target_utilisation=0.3,
+    look_back_period_s=2,
+    upscale_delay_s=0.5,
+    downscale_delay_s=2,
+    timeout_s=60,
+)
 
 
 def request(index: int, count: int = 96) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
@@ -77,14 +87,17 @@ def test_in_flight_requests_are_bounded_and_answered_in_any_order(app: str, loca
 
 def test_killed_replicas_lose_nothing(app: str, local: LocalTeacher) -> None:
     client = pool.PoolClient(app, SETTINGS)
-    calls = [client.submit(*request(index, 400)) for index in range(4)]
-    for pid in replica_pids():
+    client.submit(*request(0)).result()
+    victims = replica_pids()
+    calls = [client.submit(*request(index, 4000)) for index in range(3)]
+    time.sleep(0.3)  # the first of them is being encoded now
+    for pid in victims:
         os.kill(pid, signal.SIGKILL)
-    calls += [client.submit(*request(index, 400)) for index in range(4, 8)]
+    calls.append(client.submit(*request(3, 4000)))
     for index, call in enumerate(calls):
-        assert torch.equal(call.result(), local.encode(*request(index, 400)))
-    assert client._totals["retries"] > 0
-    assert client._totals["requests"] == 8
+        assert torch.equal(call.result(), local.encode(*request(index, 4000)))
+    assert client._totals["retries"] > 0, "nothing was in flight when the replica died"
+    assert client._totals["requests"] == 5
 
 
 def test_a_refused_request_is_not_sent_again(app: str) -> None:
@@ -131,7 +144,7 @@ def test_the_pool_grows_under_load_and_shrinks_after(app: str, tmp_path) -> None
     sizes = [row["running"] for row in rows]
     assert [size for size, before in zip(sizes, [None, *sizes], strict=False) if size != before] == [1, 2, 1]
     assert max(row["demand"] for row in rows) > SETTINGS.target_utilisation
-    assert rows[-1]["requests"] > 0 and rows[-1]["images"] == 256 * rows[-1]["requests"] or rows[-1]["requests"] > 0
+    assert rows[-1]["requests"] > rows[0]["requests"]
 
 
 def test_one_teacher_has_one_pool(app: str, settings: config.Teacher) -> None:

@@ -57,7 +57,12 @@ def test_synthetic_shards_are_read_in_order(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("labels", "shape", "images", "words"),
-    [([0, 1], (8, 8, 1), 3, "holds 2"), ([0, 10], (8, 8, 1), 2, "labels reach 10"), ([0, 1], (16, 16, 1), 2, "do not fit 'digits'"), ([], (8, 8, 1), 1, "holds 0")],
+    [
+        ([0, 1], (8, 8, 1), 3, "holds 2"),
+        ([0, 10], (8, 8, 1), 2, "labels reach 10"),
+        ([0, 1], (16, 16, 1), 2, "do not fit 'digits'"),
+        ([], (8, 8, 1), 1, "holds 0"),
+    ],
 )
 def test_synthetic_sets_that_do_not_fit_are_refused(tmp_path, labels: list[int], shape: tuple[int, ...], images: int, words: str) -> None:
     store = Store(str(tmp_path))

@@ -29,7 +29,9 @@ def test_state_dict_names_are_those_of_released_checkpoints() -> None:
     with torch.device("meta"):
         names = WideResNet(28, 10, 10, *CIFAR10).state_dict().keys()
     blocks = [f"layer.{g}.block.{b}." for g in range(3) for b in range(4)]
-    norms = [f"{n}.{part}" for n in ("batchnorm_0", "batchnorm_1") for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
+    norms = [
+        f"{n}.{part}" for n in ("batchnorm_0", "batchnorm_1") for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    ]
     wanted = {b + n for b in blocks for n in [*norms, "conv_0.weight", "conv_1.weight"]}
     wanted |= {f"layer.{g}.block.0.shortcut.weight" for g in range(3)}
     wanted |= {"init_conv.weight", "logits.weight", "logits.bias"} | {n.replace("batchnorm_0", "batchnorm") for n in norms[:5]}
