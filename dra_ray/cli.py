@@ -5,6 +5,7 @@ Everything that is slow to import (torch, Ray) is imported inside a command, aft
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -214,6 +215,8 @@ def _free(root: Store, name: str) -> Store:
 
 def main() -> None:
     """Entry point: one line per error, exit code 2 for what the user can mend, 1 for what failed, 130 for Ctrl-C."""
+    # Ray reads it when it is imported: many small processes are what a laptop's sweep is made of, not a mistake
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:

@@ -49,7 +49,7 @@ def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> 
             scores.racing = False
             _tune(store, experiments, behind, scores, at_once)
         for app, settings in apps.items():  # leave with the log showing the pool back at its smallest
-            patience_s = min(30.0, settings.downscale_delay_s + settings.look_back_period_s + 5)
+            patience_s = min(60.0, settings.downscale_delay_s + settings.look_back_period_s + 5)
             cluster.wait_until(lambda app=app, least=settings.min_replicas: pool.replicas(app).get("RUNNING") == least, patience_s)  # type: ignore[misc]
             time.sleep(1.0)
     return storage.update_manifest(store, status="done", finals=finals)
@@ -134,6 +134,10 @@ class Rungs:
         self.sweep, self.file, self.progress = sweep, file, progress
         self.rows: list[dict[str, Any]] = file.read_jsonl() if file.exists() else []
         self.racing = True  # ASHA decides; off for the finals, which nothing stops
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray Tune pickles its scheduler beside its state; a progress bar cannot go along, and nothing reads it back."""
+        return self.__dict__ | {"progress": None}
 
     def last(self, trial: str) -> dict[str, Any]:
         return next(row for row in reversed(self.rows) if row["trial"] == trial)

@@ -51,7 +51,7 @@ class Training:
         torch.manual_seed(derive(config.seed, INIT))
         self.net = EDM(config.net, images.resolution, images.channels, images.num_classes, self.sigma_data).to(self.device)
         self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
         self.step = 0
 
     @property
@@ -217,7 +217,8 @@ def _work(settings: dict[str, Any]) -> None:
     if last := ray.train.get_checkpoint():
         with last.as_directory() as folder:
             training.load_state((Store(folder) / "state.pt").read_torch())
-    forward = prepare_model(training.net)
+    # the only buffers are constant box filters: nothing to broadcast
+    forward = prepare_model(training.net, parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True})
     log = Log(store / "metrics.jsonl", training.images_seen) if rank == 0 else None
     row_steps = max(1, training.steps // ROWS_PER_RUN)
     checkpoint_steps = max(1, config.checkpoint_images // config.batch)

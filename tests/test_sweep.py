@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+import threading
 from types import SimpleNamespace
 from typing import Any
+
+import ray
 
 from dra_ray import config, sweep
 from dra_ray.storage import Store
 
-EPOCHS = 18
-SWEEP = config.override(config.load("digits-sweep", config.Sweep), {"asha.grace_epochs": 2, "asha.reduction_factor": 3})
+EPOCHS = 16
+SWEEP = config.override(config.load("digits-sweep", config.Sweep), {"asha.grace_epochs": 2, "asha.reduction_factor": 3, "asha.max_concurrent": 3})
 
 
 def result(epoch: int, score: float) -> dict[str, Any]:
@@ -97,3 +100,9 @@ def test_finalists_are_the_best_that_got_furthest() -> None:
     ]
     assert sweep.finalists(experiments, rows) == {"dra": dra[2], "baseline": baseline[0]}
     assert sweep.finalists(experiments, rows[3:]) == {"baseline": baseline[0]}
+
+
+def test_ray_tune_can_pickle_the_scheduler(tmp_path) -> None:
+    bar = threading.RLock()
+    rungs = sweep.Rungs(SWEEP, Store(str(tmp_path)) / "rungs.jsonl", lambda row: bar.acquire())
+    assert ray.cloudpickle.loads(ray.cloudpickle.dumps(rungs.scheduler()))._record.rows == []

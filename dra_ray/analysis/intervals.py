@@ -38,7 +38,10 @@ def mcnemar(first: Flags, second: Flags) -> float:
     one, two = _paired(first, second)
     only_first, only_second = int((one & ~two).sum()), int((two & ~one).sum())
     disagree = only_first + only_second
-    tail = sum(math.comb(disagree, k) for k in range(min(only_first, only_second) + 1))
+    tail, choose = 0, 1  # binomial coefficients, exactly
+    for k in range(min(only_first, only_second) + 1):
+        tail += choose
+        choose = choose * (disagree - k) // (k + 1)
     return min(1.0, 2 * tail / 2**disagree)
 
 

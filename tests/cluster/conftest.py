@@ -33,6 +33,7 @@ def experiment(teacher: Store, **changes: Any) -> config.Experiment:
         "threat.step_255": 16,
         "threat.steps": 3,
         "selection.steps": 3,
+        "selection.every_epochs": 1,
         "align.hidden": 32,
         "pool.cpus_per_replica": 0.1,
         "resources.cpus_per_worker": 0.5,

@@ -172,7 +172,7 @@ def test_a_killed_worker_changes_nothing(ray_cluster, run, single):
     killed = []
 
     def kill(row):
-        for task in list_tasks(filters=[("state", "=", "RUNNING")], detail=True):
+        for task in list_tasks(ray_cluster.address_info["gcs_address"], filters=[("state", "=", "RUNNING")], detail=True):
             if not killed and task.worker_pid and task.func_or_class_name.endswith("_attack"):
                 os.kill(task.worker_pid, signal.SIGKILL)
                 killed.append(task.worker_pid)
