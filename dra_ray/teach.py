@@ -30,7 +30,7 @@ from dra_ray.teachers import checkpoint, diffusion
 from dra_ray.teachers.edm import EDM
 from dra_ray.teachers.sheet import sheet
 
-ROWS_PER_RUN = 200
+ROWS_PER_RUN = 100
 SHEET_CLASSES, SHEET_ROWS, SHEET_STEPS = 10, 8, 12
 INIT, NOISE, DROPOUT = 10, 11, 12  # purposes of random numbers, for `generator`
 
@@ -221,12 +221,12 @@ def _work(settings: dict[str, Any]) -> None:
     forward = prepare_model(training.net, parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True})
     log = Log(store / "metrics.jsonl", training.images_seen) if rank == 0 else None
     row_steps = max(1, training.steps // ROWS_PER_RUN)
-    checkpoint_steps = max(1, config.checkpoint_images // config.batch)
     losses = []
     while training.step < training.steps:
         lr = training.lr
         losses.append(training.advance(forward, rank, world))
-        save = training.step % checkpoint_steps == 0 or training.step == training.steps
+        # the first step at or past a multiple of checkpoint_images, and the last step
+        save = training.images_seen % config.checkpoint_images < config.batch or training.step == training.steps
         if save or training.step % row_steps == 0:
             loss = _mean(losses, world)
             losses.clear()
