@@ -41,7 +41,7 @@ class Data(Frozen):
 
     name: Literal["digits"] = "digits"
     validation_images: NonNegativeInt = Field(256, description="held out of training, for selection and sweeps")
-    test_images: PositiveInt = Field(360, description="never used for training or selection")
+    test_images: PositiveInt = Field(300, description="never used for training or selection")
     split_seed: int = 0
     crop_pad: NonNegativeInt = Field(1, description="zero padding, in pixels a side, before a random crop")
     flip: bool = Field(False, description="random horizontal flip")

@@ -165,15 +165,11 @@ def _ledger(app: str) -> Any:
     return Ledger.options(name=f"{app}-ledger", namespace="dra_ray", lifetime="detached", get_if_exists=True).remote()  # type: ignore[attr-defined]
 
 
-def _is_up(app: str) -> bool:
-    return app in serve.status().applications
-
-
 def up(teacher: config.Teacher, pool: config.Pool) -> str:
     """Start the pool if it is not there, wait until a replica answers, and return the application's name."""
     app = app_name(teacher)
     serve.start(proxy_location="Disabled")
-    if _is_up(app):
+    if app in applications():
         return app
     autoscaling = AutoscalingConfig(
         min_replicas=pool.min_replicas,
@@ -224,22 +220,28 @@ def down(app: str) -> None:
 
 @contextmanager
 def serving(teacher: config.Teacher, pool: config.Pool, log: Store | None = None) -> Iterator[str]:
-    """The pool for the length of a `with` block; one that was up before stays up after. `log` receives pool.jsonl rows."""
-    found = ray.is_initialized() and app_name(teacher) in _applications()
+    """The pool for the length of a `with` block; gives the application's name.
+
+    A pool that was up before stays up after, and its log belongs to whoever brought it up; otherwise `log` receives
+    pool.jsonl rows.
+    """
+    found = app_name(teacher) in applications()
     app = up(teacher, pool)
-    watch = Watch(app, log) if log is not None else contextlib.nullcontext()
+    if found:
+        yield app
+        return
     try:
-        with watch:
+        with Watch(app, log) if log is not None else contextlib.nullcontext():
             yield app
     finally:
-        if not found:
-            down(app)
+        down(app)
 
 
-def _applications() -> set[str]:
+def applications() -> set[str]:
+    """Names of the pools (and other Serve applications) of this cluster."""
     try:
         return set(serve.status().applications)
-    except (RayServeException, RayError, RuntimeError):
+    except (RayServeException, RayError, RuntimeError):  # no Serve here yet
         return set()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dra_ray import config, evaluate, report, storage, sweep, synthesize, teach
+from dra_ray import config, evaluate, pool, report, storage, sweep, synthesize, teach
 from dra_ray.storage import Store
 
 # (stage, row) for every row of progress that a stage gives
@@ -32,14 +33,23 @@ def run(settings: config.Quickstart, store: Store, progress: Progress | None = N
     with _timed(store, "synthetic"):
         wanted = config.override(settings.synthesis, {"teacher": (store / "teacher").uri})
         synthesize.run(wanted, store / "synthetic", rows("synthetic"))
-    with _timed(store, "sweep"):
-        sources = {"base.teacher.uri": (store / "teacher").uri, "base.synthetic.uri": (store / "synthetic").uri}
-        finals = sweep.run(config.override(settings.sweep, sources), store / "sweep", rows("sweep"))["finals"]
-    with _timed(store, "autoattack"):
-        runs = [store / "sweep" / "trials" / trial for trial in finals.values()]
-        evaluate.evaluate_many(runs, progress=rows("autoattack"))
+    sources = {"base.teacher.uri": (store / "teacher").uri, "base.synthetic.uri": (store / "synthetic").uri}
+    wide = config.override(settings.sweep, sources)
+    with contextlib.ExitStack() as stack:
+        if not _is_done(store / "sweep"):  # up until the end of AutoAttack, so that its log also shows it shrink
+            stack.enter_context(pool.serving(wide.base.teacher, wide.base.pool, store / "sweep" / "pool.jsonl"))
+        with _timed(store, "sweep"):
+            finals = sweep.run(wide, store / "sweep", rows("sweep"))["finals"]
+        with _timed(store, "autoattack"):
+            runs = [store / "sweep" / "trials" / trial for trial in finals.values()]
+            evaluate.evaluate_many(runs, progress=rows("autoattack"))
     storage.update_manifest(store, status="done")
     return report.write(store)
+
+
+def _is_done(run: Store) -> bool:
+    manifest = storage.read_manifest(run)
+    return manifest is not None and manifest["status"] == "done"
 
 
 def hardware() -> dict[str, Any]:

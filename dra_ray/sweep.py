@@ -39,7 +39,7 @@ def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> 
     if manifest["status"] == "done":
         return manifest
     with contextlib.ExitStack() as stack:
-        apps = _pools(stack, experiments, store)
+        _pools(stack, experiments, store)
         scores = Rungs(sweep, store / "rungs.jsonl", progress)
         at_once = min(sweep.asha.max_concurrent, _slots(experiments))
         _tune(store, experiments, scores.unfinished(experiments), scores, at_once)
@@ -48,10 +48,6 @@ def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> 
         if behind:
             scores.racing = False
             _tune(store, experiments, behind, scores, at_once)
-        for app, settings in apps.items():  # leave with the log showing the pool back at its smallest
-            patience_s = min(60.0, settings.downscale_delay_s + settings.look_back_period_s + 5)
-            cluster.wait_until(lambda app=app, least=settings.min_replicas: pool.replicas(app).get("RUNNING") == least, patience_s)  # type: ignore[misc]
-            time.sleep(1.0)
     return storage.update_manifest(store, status="done", finals=finals)
 
 
@@ -68,6 +64,8 @@ def _check(experiments: dict[str, config.Experiment]) -> None:
     """What would fail in every trial fails here, in one line."""
     largest = max(experiments.values(), key=lambda e: e.synthetic.images)
     train.load_synthetic(largest, data.load(largest.data))
+    for experiment in experiments.values():
+        train.check_teacher(experiment)
     clocks = {(e.optim.epochs, e.optim.batch, e.selection.every_epochs) for e in experiments.values()}
     if len(clocks) > 1:
         raise ConfigError(
@@ -79,15 +77,12 @@ def _field(experiment: config.Experiment, field: str) -> Any:
     return dict(config.flatten(experiment.model_dump(mode="json")))[field]
 
 
-def _pools(stack: contextlib.ExitStack, experiments: dict[str, config.Experiment], store: Store) -> dict[str, config.Pool]:
+def _pools(stack: contextlib.ExitStack, experiments: dict[str, config.Experiment], store: Store) -> None:
     """One pool per different teacher, up before the first trial and shared by all."""
-    apps: dict[str, config.Pool] = {}
-    for experiment in experiments.values():
-        if experiment.align.weight and experiment.pool.kind == "pool" and (app := pool.app_name(experiment.teacher)) not in apps:
-            log = store / ("pool.jsonl" if not apps else f"pool-{len(apps)}.jsonl")
-            stack.enter_context(pool.serving(experiment.teacher, experiment.pool, log))
-            apps[app] = experiment.pool
-    return apps
+    pooled = {pool.app_name(e.teacher): e for e in experiments.values() if e.align.weight and e.pool.kind == "pool"}
+    for number, experiment in enumerate(pooled.values()):
+        log = store / (f"pool-{number}.jsonl" if number else "pool.jsonl")
+        stack.enter_context(pool.serving(experiment.teacher, experiment.pool, log))
 
 
 def _slots(experiments: dict[str, config.Experiment]) -> int:

@@ -18,11 +18,11 @@ import torch
 import torch.distributed
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from ray.train.v2.api.config import FailureConfig
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from torch import Tensor, nn
 
 from dra_ray import cluster, data, storage
-from dra_ray.config import TeacherTraining
+from dra_ray.config import Resources, TeacherTraining
 from dra_ray.data.plan import BatchPlan, derive, generator
 from dra_ray.errors import ConfigError, RunError
 from dra_ray.storage import Store
@@ -197,11 +197,14 @@ def _train(config: TeacherTraining, store: Store) -> None:
         trainer.fit()
     except TrainingFailedError as error:
         raise RunError(
-            f"teacher run '{store.name}' failed ({_reason(error)}); repeat the command to go on from its last checkpoint in {store}"
+            f"teacher run '{store.name}' failed ({_reason(error, resources)}); repeat the command to go on from its last checkpoint in {store}"
         ) from error
 
 
-def _reason(error: TrainingFailedError) -> str:
+def _reason(error: TrainingFailedError, resources: Resources) -> str:
+    if isinstance(error, ControllerError) and "timed out" in str(error):
+        wanted = f"{resources.workers} x {resources.cpus_per_worker:g} CPU, {resources.gpus_per_worker:g} GPU"
+        return f"its workers ({wanted}) found no free room within resources.start_timeout_s={resources.start_timeout_s:g}; wait or ask for less"
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         rank, failure = next(iter(error.worker_failures.items()))
         return f"worker {rank}: {str(failure).strip().splitlines()[-1]}"

@@ -32,6 +32,7 @@ from dra_ray.models import averaging, checkpoint
 from dra_ray.models.projector import projector
 from dra_ray.robust import attacks, losses, schedule
 from dra_ray.storage import Store
+from dra_ray.teachers import checkpoint as teacher_checkpoint
 from dra_ray.teachers.source import FeatureSource
 
 METRICS = {
@@ -59,6 +60,7 @@ def fit(
     run = run.resolved()
     images = data.load(experiment.data)
     load_synthetic(experiment, images)  # a missing or wrong set is found here, before Ray Train starts
+    check_teacher(experiment)
     manifest = storage.begin_run(run, "train", experiment.model_dump(mode="json"), experiment.digest(), data=images.facts(), seed=experiment.seed)
     if manifest["status"] == "done":
         return (run / "metrics.jsonl").read_jsonl()[-1]
@@ -100,6 +102,26 @@ def _fit(experiment: config.Experiment, run: Store, progress: Callable[[dict[str
 def _cause(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
+
+
+def check_teacher(experiment: config.Experiment) -> None:
+    """Raise `CheckpointError` where there is no teacher, `ConfigError` where it was trained on another split of the same data.
+
+    Such a teacher may have been trained on our test images.
+    """
+    if not experiment.align.weight:
+        return
+    assert experiment.teacher.uri
+    theirs = teacher_checkpoint.read_card(Store(experiment.teacher.uri)).get("data", {})
+    if theirs.get("name") != experiment.data.name:
+        return
+    for field in ("split_seed", "test_images", "validation_images"):
+        ours = getattr(experiment.data, field)
+        if theirs.get(field) != ours:
+            raise ConfigError(
+                f"data.{field}={ours}, but the teacher '{experiment.teacher.uri}' was trained with {theirs.get(field)}, so it may have seen your test "
+                f"images; set data.{field}={theirs.get(field)} or train another teacher"
+            )
 
 
 def load_synthetic(experiment: config.Experiment, images: Images) -> Split | None:

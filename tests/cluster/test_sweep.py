@@ -71,7 +71,7 @@ def test_a_sweep_and_the_same_with_a_killed_replica(ray_cluster: Any, teacher: S
     assert (disturbed / "pool.jsonl").read_jsonl()[-1]["retries"] >= 0
     # the slots of stopped trials come back, and nothing of the pool stays
     assert cluster.wait_until(lambda: ray.available_resources().get("CPU", 0) >= free - 1e-6, 30), ray.available_resources()
-    assert pool.app_name(settings(teacher).base.teacher) not in pool._applications()
+    assert pool.app_name(settings(teacher).base.teacher) not in pool.applications()
 
 
 @pytest.mark.slow

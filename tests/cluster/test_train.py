@@ -46,7 +46,7 @@ def test_pool_equals_local(runs: dict[str, Store]) -> None:
 def test_a_finished_run_says_so_and_tells_all_about_itself(runs: dict[str, Store], teacher: Store) -> None:
     manifest = storage.read_manifest(runs["pool"])
     assert manifest and manifest["status"] == "done" and manifest["world_sizes"][0]["workers"] == 1
-    assert manifest["data"]["train"] == 1181 and manifest["versions"]["ray"]
+    assert manifest["data"]["train"] == 1241 and manifest["versions"]["ray"]
     before = (runs["pool"] / "metrics.jsonl").read_bytes()
     row = train.fit(experiment(teacher), runs["pool"])
     assert row["epoch"] == 2 and (runs["pool"] / "metrics.jsonl").read_bytes() == before
@@ -55,6 +55,15 @@ def test_a_finished_run_says_so_and_tells_all_about_itself(runs: dict[str, Store
     student, again = checkpoint.load(runs["pool"])
     assert again.digest() == experiment(teacher).digest()
     assert not student.training
+
+
+def test_a_teacher_that_may_have_seen_the_test_images_is_refused(ray_cluster: Any, teacher: Store, tmp_path) -> None:
+    card = (teacher / "card.json").read_json()
+    other = Store(str(tmp_path)) / "teacher"
+    (other / "card.json").write_json(card | {"data": config.Data(split_seed=7).model_dump()})
+    with pytest.raises(ConfigError, match=r"data.split_seed=0, but the teacher .* was trained with 7"):
+        train.fit(experiment(other), Store(str(tmp_path)) / "run")
+    assert not (Store(str(tmp_path)) / "run").exists()
 
 
 def test_training_a_bit_teaches_a_bit(runs: dict[str, Store]) -> None:

@@ -1,0 +1,94 @@
+"""The commands of the README, typed one after the other with small settings, and Ctrl-C in the middle of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dra_ray.cluster import wait_until
+from dra_ray.storage import Store
+
+pytestmark = pytest.mark.slow
+
+DRA = [sys.executable, "-m", "dra_ray.cli"]
+SMALL = {"optim.epochs": 2, "selection.every_epochs": 1, "threat.steps": 2, "selection.steps": 2}
+
+
+def environment() -> dict[str, str]:
+    """As a user's: no trace of the cluster that other tests share."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
+def dra(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*DRA, *arguments], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def settings(changes: dict[str, object], prefix: str = "") -> list[str]:
+    return [part for field, value in changes.items() for part in ("--set", f"{prefix}{field}={value}")]
+
+
+def test_from_a_teacher_to_a_report(tmp_path: Path) -> None:
+    dra("teacher", "train", "digits-edm", *settings({"images_seen": 2560, "checkpoint_images": 1280}), cwd=tmp_path)
+    dra("synthesize", *settings({"teacher": "runs/digits-edm", "images": 200, "steps": 3, "batch": 50, "shard_images": 100}), cwd=tmp_path)
+    sources = {"teacher.uri": "runs/digits-edm", "synthetic.uri": "runs/digits-synthesis", "synthetic.images": 200}
+    done = dra("train", "digits-dra", *settings(SMALL | sources | {"data.test_images": 40}), "--json", "row.json", cwd=tmp_path)
+    assert json.loads((tmp_path / "row.json").read_text())[0]["epoch"] == 2
+    assert "last epoch of runs/digits-dra" in done.stdout
+
+    again = dra("train", "digits-dra", *settings(SMALL | sources | {"data.test_images": 40}), cwd=tmp_path)
+    assert "already done" in again.stderr
+    dra("evaluate", "runs/digits-dra", "--json", "aa.json", cwd=tmp_path)
+    rows = {row["what"]: row["accuracy"] for row in json.loads((tmp_path / "aa.json").read_text())}
+    assert rows["AutoAttack"] <= rows["PGD-20"] <= rows["Clean"]
+
+    sweep = SMALL | {"teacher.uri": "runs/digits-edm"}
+    space = ["--set", "space={align.weight: [0.0, 1.0]}", "--set", "asha.grace_epochs=1"]
+    dra("sweep", "digits-sweep", *settings(sweep, "base."), *space, "--json", "trials.json", cwd=tmp_path)
+    assert len(json.loads((tmp_path / "trials.json").read_text())) == 2
+    printed = dra("report", "runs/digits-sweep", cwd=tmp_path).stdout.splitlines()[-1]
+    assert Path(printed).exists() and Path(printed).name == "report.html"
+
+
+def test_ctrl_c_leaves_no_process_and_a_run_that_resumes(tmp_path: Path) -> None:
+    arguments = ["train", "digits-dm-at", *settings(SMALL | {"optim.epochs": 30})]
+    marker = {"DRA_TEST_MARK": tmp_path.name}  # inherited by every process that Ray starts
+    process = subprocess.Popen(
+        [*DRA, *arguments], cwd=tmp_path, env=environment() | marker, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    metrics = Store(str(tmp_path / "runs" / "digits-dm-at")) / "metrics.jsonl"
+    assert wait_until(metrics.exists, 120)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole foreground group
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "the same command resumes it" in stderr.splitlines()[-1]
+    assert wait_until(lambda: not _marked(tmp_path.name), 20), _marked(tmp_path.name)
+
+    before = metrics.read_jsonl()
+    assert len(before) < 30
+    start = time.monotonic()
+    dra(*arguments, cwd=tmp_path)
+    rows = metrics.read_jsonl()
+    assert [row["epoch"] for row in rows] == list(range(1, 31))
+    assert rows[: len(before) - 1] == before[:-1], "what was committed before was computed again"
+    assert time.monotonic() - start < 300
+
+
+def _marked(mark: str) -> list[str]:
+    """Command lines of living processes that carry the mark in their environment."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and f"DRA_TEST_MARK={mark}".encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue  # it is gone, or not ours
+    return found
