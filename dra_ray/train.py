@@ -119,8 +119,8 @@ def check_teacher(experiment: config.Experiment) -> None:
         ours = getattr(experiment.data, field)
         if theirs.get(field) != ours:
             raise ConfigError(
-                f"data.{field}={ours}, but the teacher '{experiment.teacher.uri}' was trained with {theirs.get(field)}, so it may have seen your test "
-                f"images; set data.{field}={theirs.get(field)} or train another teacher"
+                f"data.{field}={ours}, but the teacher '{experiment.teacher.uri}' was trained with {theirs.get(field)}, so it may have seen your "
+                f"test images; set data.{field}={theirs.get(field)} or train another teacher"
             )
 
 

@@ -37,7 +37,7 @@ def settings(changes: dict[str, object], prefix: str = "") -> list[str]:
 
 
 def test_from_a_teacher_to_a_report(tmp_path: Path) -> None:
-    dra("teacher", "train", "digits-edm", *settings({"images_seen": 2560, "checkpoint_images": 1280}), cwd=tmp_path)
+    dra("teacher", "train", "digits-edm", *settings({"images_seen": 2560, "checkpoint_images": 1280, "data.test_images": 40}), cwd=tmp_path)
     dra("synthesize", *settings({"teacher": "runs/digits-edm", "images": 200, "steps": 3, "batch": 50, "shard_images": 100}), cwd=tmp_path)
     sources = {"teacher.uri": "runs/digits-edm", "synthetic.uri": "runs/digits-synthesis", "synthetic.images": 200}
     done = dra("train", "digits-dra", *settings(SMALL | sources | {"data.test_images": 40}), "--json", "row.json", cwd=tmp_path)
@@ -50,7 +50,7 @@ def test_from_a_teacher_to_a_report(tmp_path: Path) -> None:
     rows = {row["what"]: row["accuracy"] for row in json.loads((tmp_path / "aa.json").read_text())}
     assert rows["AutoAttack"] <= rows["PGD-20"] <= rows["Clean"]
 
-    sweep = SMALL | {"teacher.uri": "runs/digits-edm"}
+    sweep = SMALL | {"teacher.uri": "runs/digits-edm", "data.test_images": 40}
     space = ["--set", "space={align.weight: [0.0, 1.0]}", "--set", "asha.grace_epochs=1"]
     dra("sweep", "digits-sweep", *settings(sweep, "base."), *space, "--json", "trials.json", cwd=tmp_path)
     assert len(json.loads((tmp_path / "trials.json").read_text())) == 2
