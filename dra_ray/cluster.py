@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,28 +31,67 @@ ENVIRONMENT = {
 }
 
 
+# set where the cluster is one that we started on this machine, for every process of it
+_OURS = "DRA_RAY_LOCAL"
+
+
 @contextmanager
-def connect() -> Iterator[None]:
-    """Ray for the length of a `with` block.
+def connect(num_cpus: int | None = None) -> Iterator[Any]:
+    """Ray for the length of a `with` block; gives what `ray.init` returned.
 
     With RAY_ADDRESS set (every Ray job has it) we join that cluster and leave it running; otherwise we start one on
     this machine, dashboard included (Ray Train frees the slots of a stopped trial through it), and stop it at the end.
+
+    Args:
+        num_cpus: slots of a cluster that we start; default: the cores of the machine.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", **quiet)
-    else:
-        # a private cluster of one user on the loopback interface; Ray's token mode would write into the home directory
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away; saves a process per run
-        ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **quiet)
+        with ray.init(address="auto", **quiet) as context:
+            yield context
+        return
+    with (
+        _environment(_of_our_own()),
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, dashboard_host="127.0.0.1", **quiet) as context,
+    ):
+        yield context
+
+
+def _of_our_own() -> dict[str, str]:
+    """Environment of a cluster on this machine.
+
+    Its processes find each other by RAY_ADDRESS: Ray Train's clean-up after a stopped trial looks the cluster up anew,
+    and where a second one runs on the machine it would find either both or the wrong one, and free nothing.
+    """
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    return {
+        "RAY_GCS_SERVER_PORT": str(port),
+        "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}",
+        # one user on the loopback interface; Ray's token mode would write into the home directory
+        "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
+        # nobody takes this machine away; saves a process per run
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        _OURS: "1",
+    }
+
+
+@contextmanager
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
     try:
         yield
     finally:
-        ray.shutdown()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def require(workers: int, cpus: float, gpus: float, what: str, beside: tuple[float, float] = (0.0, 0.0)) -> int:
@@ -64,7 +104,7 @@ def require(workers: int, cpus: float, gpus: float, what: str, beside: tuple[flo
         beside: (CPUs, GPUs) that others keep, such as the teacher pool.
         what: who asks, for the message.
     """
-    if os.environ.get("RAY_ADDRESS"):
+    if _OURS not in os.environ:
         return 1_000_000
     have, groups = ray.cluster_resources(), 1_000_000
     for name, each, kept in (("CPU", cpus, beside[0]), ("GPU", gpus, beside[1])):

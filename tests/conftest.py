@@ -6,13 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from dra_ray.cluster import ENVIRONMENT
-
-# before ray is imported: its processes inherit these
-os.environ.update(ENVIRONMENT)
-os.environ["RAY_AUTH_MODE"] = "disabled"
-os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
 os.environ.pop("RAY_ADDRESS", None)
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"  # every report waits for it
 
 import pytest
 import torch
@@ -22,9 +17,8 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
-    """A local Ray with four CPU slots and its dashboard; gives what `ray.init` returned."""
-    import ray
+    """A local Ray with four CPU slots, as every command starts one; gives what `ray.init` returned."""
+    from dra_ray import cluster
 
-    context = ray.init(address="local", num_cpus=4, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False, logging_level="ERROR")
-    yield context
-    ray.shutdown()
+    with cluster.connect(num_cpus=4) as context:
+        yield context

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import ray
 import torch
-from ray.util.state import list_actors
 
 from dra_ray import cluster, config, pool
 from dra_ray.errors import PoolError
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.source import LocalTeacher
+from tests.cluster.small import replica_pids
 
 SETTINGS = config.Pool(
     min_replicas=1,
@@ -53,11 +53,6 @@ def app(ray_cluster: Any, settings: config.Teacher) -> Iterator[str]:
 def local(settings: config.Teacher) -> LocalTeacher:
     assert settings.uri
     return LocalTeacher(checkpoint.load(Store(settings.uri)), settings, threads=1)
-
-
-def replica_pids() -> list[int]:
-    actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
-    return [actor.pid for actor in actors if "TeacherReplica" in actor.class_name or "ServeReplica:teacher" in actor.class_name]
 
 
 def test_pool_equals_local_to_the_bit(app: str, local: LocalTeacher) -> None:

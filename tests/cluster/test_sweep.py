@@ -14,9 +14,7 @@ import ray
 
 from dra_ray import cluster, config, pool, storage, sweep
 from dra_ray.storage import Store
-
-from .conftest import experiment
-from .test_pool import replica_pids
+from tests.cluster.small import experiment, replica_pids
 
 EPOCHS = 4
 

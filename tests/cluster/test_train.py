@@ -17,8 +17,7 @@ from dra_ray import config, storage, train
 from dra_ray.errors import ConfigError
 from dra_ray.models import checkpoint
 from dra_ray.storage import Store
-
-from .conftest import experiment
+from tests.cluster.small import experiment
 
 NOT_THE_MATHS = {"elapsed_s", "at"}
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from written_runs import write_evaluation, write_quickstart, write_train
 
 from dra_ray.storage import Store
+from tests.report.written_runs import write_evaluation, write_quickstart, write_train
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from written_runs import EPOCHS, IMAGES, SPACE, TRAIN_IMAGES, chosen, clean, robust, teacher, verdicts
 
 from dra_ray.errors import DataError
 from dra_ray.report import collect, rows
 from dra_ray.storage import Store
+from tests.report.written_runs import EPOCHS, IMAGES, SPACE, TRAIN_IMAGES, chosen, clean, robust, teacher, verdicts
 
 
 def read(path: str, name: str) -> list[dict[str, Any]]:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 import pytest
-from written_runs import write_quickstart
 
 from dra_ray.report import write
 from dra_ray.report.collect import collect
 from dra_ray.report.html import figures_of
 from dra_ray.storage import Store
+from tests.report.written_runs import write_quickstart
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)> & "quotes"'
 
