@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -73,6 +74,7 @@ def fit(
 def _fit(experiment: config.Experiment, run: Store, progress: Callable[[dict[str, Any]], None] | None, callbacks: list[Any]) -> dict[str, Any]:
     resources = experiment.resources
     cluster.require(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker, f"training '{run.name}'", pool.reserved(experiment))
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(resources.start_timeout_s)  # read by Train's controller
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"experiment": experiment.model_dump(mode="json"), "run": run.uri},
