@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dra_ray import config, evaluate, pool, report, storage, sweep, synthesize, teach
+from dra_ray import cluster, config, evaluate, pool, report, storage, sweep, synthesize, teach
 from dra_ray.storage import Store
 
 # (stage, row) for every row of progress that a stage gives
@@ -37,7 +37,8 @@ def run(settings: config.Quickstart, store: Store, progress: Progress | None = N
     wide = config.override(settings.sweep, sources)
     with contextlib.ExitStack() as stack:
         if not _is_done(store / "sweep"):  # up until the end of AutoAttack, so that its log also shows it shrink
-            stack.enter_context(pool.serving(wide.base.teacher, wide.base.pool, store / "sweep" / "pool.jsonl"))
+            app = stack.enter_context(pool.serving(wide.base.teacher, wide.base.pool, store / "sweep" / "pool.jsonl"))
+            stack.callback(_until_shrunk, app, wide.base.pool)
         with _timed(store, "sweep"):
             finals = sweep.run(wide, store / "sweep", rows("sweep"))["finals"]
         with _timed(store, "autoattack"):
@@ -45,6 +46,13 @@ def run(settings: config.Quickstart, store: Store, progress: Progress | None = N
             evaluate.evaluate_many(runs, progress=rows("autoattack"))
     storage.update_manifest(store, status="done")
     return report.write(store)
+
+
+def _until_shrunk(app: str, settings: config.Pool) -> None:
+    """AutoAttack usually takes longer than an idle replica is kept; where it does not, wait for the rest of that time."""
+    patience_s = settings.downscale_delay_s + settings.look_back_period_s + 10
+    with contextlib.suppress(KeyError):
+        cluster.wait_until(lambda: pool.replicas(app).get("RUNNING", 0) <= settings.min_replicas, patience_s)
 
 
 def _is_done(run: Store) -> bool:
