@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -92,6 +93,24 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Around a trainer's `fit`: Ctrl-C is a KeyboardInterrupt, then and later.
+
+    Ray Train puts its own handler of SIGINT in place, which leaves by SystemExit and outlives `fit`.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def require(workers: int, cpus: float, gpus: float, what: str, beside: tuple[float, float] = (0.0, 0.0)) -> int:

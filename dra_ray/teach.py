@@ -194,7 +194,8 @@ def _train(config: TeacherTraining, store: Store) -> None:
         ),
     )
     try:
-        trainer.fit()
+        with cluster.interruptible():
+            trainer.fit()
     except TrainingFailedError as error:
         raise RunError(
             f"teacher run '{store.name}' failed ({_reason(error, resources)}); repeat the command to go on from its last checkpoint in {store}"

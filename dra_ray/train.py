@@ -93,7 +93,7 @@ def _fit(experiment: config.Experiment, run: Store, progress: Callable[[dict[str
         ),
     )
     try:
-        with cluster.following(run / "metrics.jsonl", progress):
+        with cluster.following(run / "metrics.jsonl", progress), cluster.interruptible():
             trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise RunError(f"training '{run}' failed ({_cause(error)}); start the same command again to resume from its last checkpoint") from error
