@@ -213,6 +213,9 @@ def _free(root: Store, name: str) -> Store:
     return run
 
 
+_CTRL_C = 130  # a shell's code for a process that SIGINT ended
+
+
 def main() -> None:
     """Entry point: one line per error, exit code 2 for what the user can mend, 1 for what failed, 130 for Ctrl-C."""
     # Ray reads it when it is imported: many small processes are what a laptop's sweep is made of, not a mistake
@@ -220,13 +223,14 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
-        app(arguments, standalone_mode=False)
+        if app(arguments, standalone_mode=False) == _CTRL_C:  # typer has caught it and gives its exit code
+            raise KeyboardInterrupt
     except DraError as error:
         if debug:
             raise
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _fail("stopped; the same command resumes it", 130)
+        _fail("stopped; the same command resumes it", _CTRL_C)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # click's own errors: a wrong option and the like
         if debug:
