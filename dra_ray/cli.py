@@ -46,8 +46,11 @@ def quickstart(
     settings = config.load("quickstart", config.Quickstart, set_)
     run = _free(Store(storage_uri), name) if fresh else Store(storage_uri) / name
     found = storage.check_run(run.resolved(), "quickstart", settings.model_dump(mode="json"), settings.digest())
-    if found and found["status"] == "done":
+    report = run.resolved() / "report.html"
+    if found and found["status"] == "done" and report.exists():
         terminal.err.print(f"run '{run}' is done; start anew with --fresh")
+        terminal.out.print(str(report))
+        return
     sweep = settings.sweep
     parts = (
         f"teacher on {settings.teacher.images_seen:,} images",
