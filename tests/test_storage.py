@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fractions
 import io
 import os
 import pickle
+import tarfile
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -114,3 +117,117 @@ def test_a_run_is_resumed_by_its_own_config_only(tmp_path) -> None:
         storage.begin_run(run, "train", {"optim": {"lr": 0.2}, "pool": {"kind": "local"}}, "d2")
     with pytest.raises(ConfigError, match="kind 'train'"):
         storage.begin_run(run, "sweep", config, "d1")
+
+
+# -- files and arrays that stay where they are ---------------------------------------------------------------------------
+def test_files_and_parts_of_files(store: Store) -> None:
+    store = store / "below"
+    assert store.files() == {}
+    for name, content in (("b/x", b"12345"), ("a", b"1"), ("b/c/y", b"")):
+        (store / name).write_bytes(content)
+    assert store.files() == {"a": 1, "b/c/y": 0, "b/x": 5} and list(store.files()) == ["a", "b/c/y", "b/x"]
+    assert (store / "b").files() == {"c/y": 0, "x": 5}
+    assert (store / "b/x").size() == 5
+    assert (store / "b/x").read_bytes(1, 3) == b"234" and (store / "b/x").read_bytes(4, 3) == b"5"
+    with pytest.raises(StorageError, match="does not exist"):
+        (store / "none").size()
+
+
+def test_a_copy_is_made_once_and_again_when_the_file_changed(store: Store, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DRA_CACHE", str(tmp_path / "cache"))
+    file = store / "x.npz"
+    file.write_bytes(b"one")
+    copy = file.local_copy()
+    assert copy.is_local and copy.read_bytes() == b"one" and copy.name.endswith("x.npz")
+    assert store.is_local == (copy == file.resolved())
+    if store.is_local:
+        assert not (tmp_path / "cache").exists()
+        return
+    (tmp_path / "cache" / copy.name).write_bytes(b"was not copied again")
+    assert file.local_copy().read_bytes() == b"was not copied again"
+    time.sleep(1.1)  # some stores keep the time of a change to the second
+    file.write_bytes(b"another")
+    assert file.local_copy().read_bytes() == b"another"
+    assert not [name for name in Store(str(tmp_path / "cache")).names() if name.endswith(".partial")]
+    with pytest.raises(StorageError, match="does not exist"):
+        (store / "none").local_copy()
+
+
+def test_a_cache_that_cannot_be_used_is_named(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DRA_CACHE", str(tmp_path / "file"))
+    with pytest.raises(StorageError, match="set DRA_CACHE"):
+        storage.cache()
+
+
+def test_arrays_of_an_npz_are_mapped(tmp_path) -> None:
+    arrays = {"image": np.arange(3 * 5 * 4, dtype=np.uint8).reshape(3, 5, 4), "label": np.arange(3), "empty": np.zeros((0, 2), np.float32)}
+    np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
+    found = Store(str(tmp_path / "a.npz")).npz_arrays()
+    assert found is not None and found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert found[name].shape == array.shape and np.dtype(found[name].dtype) == array.dtype
+        assert np.array_equal(found[name].read(), array)
+        assert np.array_equal(found[name].map(), array)
+    with pytest.raises(ValueError, match="read-only"):
+        found["image"].map()[0] = 1
+    os.truncate(tmp_path / "a.npz", 200)
+    for read in (found["image"].map, found["image"].read):
+        with pytest.raises(DataError, match=r"a\.npz' is gone or shorter"):
+            read()
+
+
+def test_arrays_that_cannot_be_mapped(tmp_path) -> None:
+    file, canary = Store(str(tmp_path / "a.npz")), tmp_path / "canary"
+    np.savez_compressed(tmp_path / "a.npz", image=np.zeros(1000))
+    assert file.npz_arrays() is None
+    for array in (np.array([Hostile(str(canary))], dtype=object), np.asfortranarray(np.zeros((3, 4)))):
+        np.savez(tmp_path / "a.npz", image=array)
+        with pytest.raises(DataError, match=r"a\.npz.*objects or is in Fortran order"):
+            file.npz_arrays()
+    with pytest.raises(StorageError, match="does not exist"):
+        (Store(str(tmp_path)) / "none").npz_arrays()
+    assert not canary.exists()
+
+
+def test_members_of_a_tar(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DRA_CACHE", str(tmp_path / "cache"))
+    long = "folder/" + "n" * 150 + ".jpg"  # longer than a plain header's field
+    contents = {long: bytes(range(256)) * 5, "b.cls": b"7", "c.cls": b"8"}
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    file = Store(str(tmp_path / "a.tar"))
+    for _ in range(2):  # from the file, then from what was kept of it
+        found = file.tar_members(".cls")
+        assert [(member.name, member.text) for member in found] == [(long, None), ("b.cls", "7"), ("c.cls", "8")]
+        assert [file.read_bytes(member.offset, member.size) for member in found] == list(contents.values())
+    os.truncate(tmp_path / "a.tar", found[1].offset - 600)
+    with pytest.raises(DataError, match=r"a\.tar"):
+        file.tar_members(".cls")
+
+
+def test_an_npy_is_read(tmp_path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(4))
+    assert Store(str(tmp_path / "a.npy")).read_npy().tolist() == [0, 1, 2, 3]
+    np.save(tmp_path / "a.npy", np.array([Hostile(str(tmp_path / "canary"))], dtype=object))
+    with pytest.raises(DataError, match=r"a\.npy"):
+        Store(str(tmp_path / "a.npy")).read_npy()
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_pickle_gets_stand_ins_and_nothing_else(tmp_path) -> None:
+    file, canary = Store(str(tmp_path / "a.pkl")), tmp_path / "canary"
+    plain = {"a": [1, 2.5, None, True], "b": ("x", {"y"}), 3: 2**80}
+    for protocol in range(2, 6):
+        file.write_bytes(pickle.dumps(plain, protocol=protocol))
+        assert file.read_pickle({"__builtin__.set": set, "builtins.set": set}) == plain
+    file.write_bytes(pickle.dumps({"when": fractions.Fraction(1, 3)}))
+    assert file.read_pickle({"fractions.Fraction": lambda *parts: ["kept", *parts]}) == {"when": ["kept", 1, 3]}
+    for hostile in (Hostile(str(canary)), [Hostile(str(canary))], fractions.Fraction(1, 3), os.system):
+        file.write_bytes(pickle.dumps(hostile))
+        with pytest.raises(DataError, match=r"a\.pkl.*it asks for (posix.system|fractions.Fraction)"):
+            file.read_pickle({"fractions.Decimal": str, "system": os.system})
+    assert not canary.exists()

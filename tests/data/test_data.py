@@ -1,17 +1,16 @@
-"""Digits against scikit-learn's own reader; splits; synthetic shards; augmentation against a loop over images."""
+"""Digits against scikit-learn's own reader; splits; outlines; what a manifest records."""
 
 from __future__ import annotations
+
+import hashlib
 
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from dra_ray import config, data
-from dra_ray.data import augment, digits, synthetic
-from dra_ray.data.plan import generator
+from dra_ray.data import digits
 from dra_ray.errors import DataError
-from dra_ray.storage import Store
 
 
 def test_digits_are_those_of_scikit_learn() -> None:
@@ -38,54 +37,44 @@ def test_a_split_larger_than_the_data_is_refused() -> None:
         data.load(config.Data(validation_images=1000, test_images=1000))
 
 
-def shards(store: Store, labels: list[int], shape: tuple[int, ...] = (8, 8, 1)) -> None:
-    rng = np.random.default_rng(0)
-    for index, part in enumerate(np.array_split(np.array(labels), 2)):
-        image = rng.integers(0, 256, (len(part), *shape)).astype(np.uint8)
-        (store / f"shard-{index:05d}.npz").write_npz(image=image, label=part.astype(np.int64))
-
-
-def test_synthetic_shards_are_read_in_order(tmp_path) -> None:
-    store, real = Store(str(tmp_path)), data.load(config.Data())
-    shards(store, list(range(10)) * 3)
-    split = synthetic.read(store, 20, real)
-    assert split.images.shape == (20, 1, 8, 8)
-    assert split.labels.tolist() == (list(range(10)) * 3)[:20]
-    first = (store / "shard-00000.npz").read_npz()["image"]
-    assert np.array_equal(split.images[3, 0].numpy(), first[3, :, :, 0])
+def test_the_hash_is_of_pixels_and_labels() -> None:
+    images = data.load(config.Data())
+    digest = hashlib.sha256()
+    for split in (images.train, images.validation, images.test):
+        assert isinstance(split, data.Split)
+        digest.update(split.images.numpy().tobytes() + split.labels.numpy().tobytes())
+    assert images.facts()["sha256"] == digest.hexdigest()
+    assert images.facts()["sha256_of"] == "pixels and labels"
 
 
 @pytest.mark.parametrize(
-    ("labels", "shape", "images", "words"),
+    ("settings", "shape", "counts"),
     [
-        ([0, 1], (8, 8, 1), 3, "holds 2"),
-        ([0, 10], (8, 8, 1), 2, "labels reach 10"),
-        ([0, 1], (16, 16, 1), 2, "do not fit 'digits'"),
-        ([], (8, 8, 1), 1, "holds 0"),
+        (config.Data(name="cifar10"), (10, 3, 32), (48_976, 1024, 10_000)),
+        (config.Data(name="cifar100", train_images=100), (100, 3, 32), (100, 1024, 10_000)),
+        (config.Data(name="imagenet"), (1000, 3, 224), (1_280_143, 1024, 50_000)),
+        (config.Data(name="imagenet", resolution=64, test_images=5000), (1000, 3, 64), (1_280_143, 1024, 5000)),
+        (config.Data(name="fashion-mnist", validation_images=0), (10, 1, 28), (60_000, 0, 10_000)),
     ],
 )
-def test_synthetic_sets_that_do_not_fit_are_refused(tmp_path, labels: list[int], shape: tuple[int, ...], images: int, words: str) -> None:
-    store = Store(str(tmp_path))
-    shards(store, labels, shape)
-    with pytest.raises(DataError, match=words):
-        synthetic.read(store, images, data.load(config.Data()))
+def test_official_sets_are_outlined_without_files(settings, shape, counts) -> None:
+    outline = data.outline(settings)
+    assert (outline.shape.num_classes, outline.shape.channels, outline.shape.resolution) == shape
+    assert (outline.train, outline.validation, outline.test) == counts
 
 
-def test_augmentation_equals_a_loop_over_images() -> None:
-    settings = config.Data(crop_pad=2, flip=True)
-    images = torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8, generator=generator(0))
-    corners, flips = augment.parameters(32, settings, generator(1))
-    fast = augment.augment(images, settings, generator(1))
-    for index in range(32):
-        padded = F.pad(images[index], (2, 2, 2, 2))
-        row, column = corners[index].tolist()
-        slow = padded[:, row : row + 8, column : column + 8]
-        assert torch.equal(fast[index], slow.flip(2) if flips[index] else slow)
+@pytest.mark.parametrize("settings", [config.Data(), config.Data(train_images=50, test_images=20)])
+def test_an_outline_is_what_is_loaded(settings) -> None:
+    images, outline = data.load(settings), data.outline(settings)
+    assert (outline.train, outline.validation, outline.test) == (len(images.train), len(images.validation), len(images.test))
+    assert outline.shape == images.shape
 
 
-def test_a_slice_of_the_parameters_is_the_slice_of_the_batch() -> None:
-    settings = config.Data(crop_pad=1)
-    images = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8, generator=generator(0))
-    corners, flips = augment.parameters(16, settings, generator(1))
-    whole = augment.augment(images, settings, generator(1))
-    assert torch.equal(whole[4:9], augment.apply(images[4:9], settings, corners[4:9], flips[4:9]))
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("cifar10", "cifar-10-python.tar.gz"), ("cifar100", "cifar-100-python"), ("imagenet", "ILSVRC2012"), ("folder", "train/<class>/")],
+)
+def test_a_set_without_files_says_what_to_give(name: str, words: str) -> None:
+    with pytest.raises(DataError, match=f"data.uri is not set.*{words}") as caught:
+        data.load(config.Data(name=name, resolution=8))
+    assert "\n" not in str(caught.value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 
@@ -44,6 +46,29 @@ def test_real_images_of_an_epoch_do_not_repeat_before_all_were_seen() -> None:
     real = torch.cat([plan.indices(t) for t in range(plan.steps_per_epoch)])
     real = real[real < 1000]
     assert len(real) == len(real.unique()) == 500
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(128, 391), (512, 98), (1024, 49), (2048, 25)])
+def test_an_epoch_counts_the_images_before_validation(batch: int, steps: int) -> None:
+    assert BatchPlan(0, 50_000 - 1024, 0, batch, 0.7, epoch_images=50_000).steps_per_epoch == steps
+    assert BatchPlan(0, 50_000 - 1024, 0, 128, 0.7).steps_per_epoch == 383
+
+
+def test_a_short_slice_is_topped_up_with_synthetic_images() -> None:
+    """DM-AT: 100 real images in slices of 48 are 48, 48 and 4, and then a fresh permutation begins within the epoch."""
+    plan = BatchPlan(0, 100, 1000, 64, 0.25, epoch_images=64 * 5)
+    real = [plan.indices(step) for step in range(plan.steps_per_epoch)]
+    real = [chosen[chosen < 100] for chosen in real]
+    assert [len(chosen) for chosen in real] == [48, 48, 4, 48, 48]
+    assert torch.equal(torch.cat(real[:3]).sort().values, torch.arange(100))
+    assert not torch.equal(real[0].sort().values, real[3].sort().values)
+
+
+def test_a_plan_can_be_sent() -> None:
+    plan = BatchPlan(0, 100, 1000, 64, 0.25)
+    plan.indices(0)
+    sent = pickle.loads(pickle.dumps(plan))
+    assert sent == plan and torch.equal(sent.indices(3), plan.indices(3))
 
 
 def test_derived_seeds_are_apart() -> None:

@@ -1,0 +1,187 @@
+"""Sets of image files, decoded when a batch asks for them: class folders, as ImageNet has, and shards as of webdataset.
+
+    <uri>/train/<class>/*.JPEG   <uri>/val/<class>/*.JPEG      classes in the order of their folders' names
+    <uri>/*train*.tar            <uri>/*val*.tar               pairs of KEY.jpg and KEY.cls, which holds the class number
+
+The test part is `test`, or `val` or `validation` where there is no `test` (ImageNet's test images have no labels: its val
+comes first). Images are made square as is usual for evaluation: shorter side to resolution * 256/224 (bicubic), then the centre.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dra_ray import config
+from dra_ray.data import decode
+from dra_ray.data.pictures import Digest, OnDisk, checked_labels
+from dra_ray.errors import DataError
+from dra_ray.storage import Store
+
+TESTS = {"imagenet": ("val", "validation", "test"), "folder": ("test", "val", "validation")}
+LAYOUT = "train/<class>/ and val/<class>/ with image files, or *train*.tar and *val*.tar with KEY.jpg and KEY.cls"
+
+
+class Listing(NamedTuple):
+    train: OnDisk
+    test: OnDisk
+    num_classes: int
+
+
+def read(settings: config.Data) -> Listing:
+    """List the images at `settings.uri`; none is decoded yet. Raises `DataError` naming what is missing or does not fit."""
+    if not settings.uri:
+        hint = " (ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, unpacked and sorted by class)" if settings.name == "imagenet" else ""
+        raise DataError(f"data.uri is not set, but data.name='{settings.name}' is read from files; give a folder with {LAYOUT}{hint}")
+    store, resolution = Store(settings.uri), settings.resolution or 224
+    names = store.names()
+    if "train" in names:
+        listing = _class_folders(store, _test_folder(settings, names), resolution)
+    elif shards := [name for name in names if name.endswith(".tar") and "train" in name]:
+        wanted = _test_shards(settings, [name for name in names if name.endswith(".tar") and "train" not in name])
+        listing = _shards([store / name for name in shards], [store / name for name in wanted], resolution)
+    else:
+        raise DataError(f"data.uri='{settings.uri}' holds neither a folder train nor shards; it needs {LAYOUT}")
+    if settings.name == "imagenet" and listing.num_classes != 1000:
+        raise DataError(
+            f"data.uri='{settings.uri}' has {listing.num_classes} classes in train, but imagenet has 1000; set data.name=folder for another set"
+        )
+    return listing
+
+
+def _test_folder(settings: config.Data, names: list[str]) -> str:
+    found = next((name for name in TESTS[settings.name] if name in names), None)
+    if found is None:
+        raise DataError(
+            f"data.uri='{settings.uri}' has no folder {' or '.join(TESTS[settings.name])}, so nothing to test on; move part of train/<class>/ there"
+        )
+    return found
+
+
+def _test_shards(settings: config.Data, names: list[str]) -> list[str]:
+    for part in TESTS[settings.name]:
+        if found := [name for name in names if part in name]:
+            return found
+    raise DataError(f"data.uri='{settings.uri}' has no shards named {' or '.join(f'*{p}*.tar' for p in TESTS[settings.name])}; add them to test on")
+
+
+# -- class folders ---------------------------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """`Records` in one file each."""
+
+    folder: Store
+    names: list[str]
+    file_bytes: list[int]
+    resolution: int
+
+    @property
+    def picture_shape(self) -> tuple[int, ...]:
+        return 3, self.resolution, self.resolution
+
+    def read(self, positions: list[int]) -> Tensor:
+        return decode.batch(self._decoded, positions, self.picture_shape)
+
+    def _decoded(self, position: int) -> np.ndarray:
+        file = self.folder / self.names[position]
+        return decode.centre(file.read_bytes(), file.uri, self.resolution)
+
+    def hash_into(self, digest: Digest) -> None:
+        for name, size in zip(self.names, self.file_bytes, strict=True):
+            digest.update(f"{name} {size}\n".encode())
+
+
+def _class_folders(store: Store, test: str, resolution: int) -> Listing:
+    train_files, test_files = (_image_files(store / part) for part in ("train", test))
+    classes = sorted({name.split("/", 1)[0] for name in train_files})
+    number = {name: index for index, name in enumerate(classes)}
+    strangers = {name.split("/", 1)[0] for name in test_files} - number.keys()
+    if strangers:
+        raise DataError(f"'{store / test}' has a class folder '{min(strangers)}' that '{store / 'train'}' lacks; both need the same classes")
+    parts = []
+    for part, files in (("train", train_files), (test, test_files)):
+        labels = torch.tensor([number[name.split("/", 1)[0]] for name in files], dtype=torch.int64)
+        parts.append(OnDisk(Files(store / part, list(files), list(files.values()), resolution), labels, range(len(labels))))
+    return Listing(parts[0], parts[1], len(classes))
+
+
+def _image_files(folder: Store) -> dict[str, int]:
+    """Bytes of each image file by its path, below a class folder."""
+    files = {name: size for name, size in folder.files().items() if name.lower().endswith(decode.SUFFIXES) and "/." not in f"/{name}"}
+    if not files:
+        raise DataError(f"'{folder}' holds no images ({', '.join(decode.SUFFIXES)}); it needs one folder per class")
+    flat = next((name for name in files if "/" not in name), None)
+    if flat:
+        raise DataError(f"'{folder / flat}' lies in no class folder; move the images of each class to '{folder}/<class>/'")
+    return files
+
+
+# -- shards ----------------------------------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """`Records` inside tar files: (shard, first byte, bytes) of each, int64 [N,3]. `names` are the shards' own, whatever those of their copies."""
+
+    shards: list[Store]
+    names: list[str]
+    places: Tensor
+    resolution: int
+
+    @property
+    def picture_shape(self) -> tuple[int, ...]:
+        return 3, self.resolution, self.resolution
+
+    def read(self, positions: list[int]) -> Tensor:
+        return decode.batch(self._decoded, positions, self.picture_shape)
+
+    def _decoded(self, position: int) -> np.ndarray:
+        shard, start, size = self.places[position].tolist()
+        return decode.centre(self.shards[shard].read_bytes(start, size), f"{self.shards[shard]}, byte {start}", self.resolution)
+
+    def hash_into(self, digest: Digest) -> None:
+        digest.update("\n".join(self.names).encode())
+        digest.update(self.places.numpy().data)
+
+
+def _shards(train: list[Store], test: list[Store], resolution: int) -> Listing:
+    listed = [_places(shards) for shards in (train, test)]
+    num_classes = max(listed[0][1]) + 1
+    parts = []
+    for shards, (places, numbers) in zip((train, test), listed, strict=True):
+        labels = checked_labels(numbers, len(numbers), shards[0], num_classes)
+        records = Shards([shard.local_copy() for shard in shards], [shard.name for shard in shards], places, resolution)
+        parts.append(OnDisk(records, labels, range(len(labels))))
+    return Listing(parts[0], parts[1], num_classes)
+
+
+def _places(shards: list[Store]) -> tuple[Tensor, list[int]]:
+    """Where the images lie, int64 [N,3], and their class numbers; shards that are elsewhere are first copied to this node."""
+    places: list[tuple[int, int, int]] = []
+    numbers: list[int] = []
+    for index, shard in enumerate(shards):
+        pictures: dict[str, tuple[int, int, int]] = {}
+        classes: dict[str, int] = {}
+        for member in shard.local_copy().tar_members(".cls"):
+            folder, _, base = member.name.rpartition("/")
+            key, _, kind = base.partition(".")  # a sample's key ends at the first dot (webdataset)
+            if member.text is not None:
+                classes[f"{folder}/{key}"] = _class_number(member.text, shard, member.name)
+            elif f".{kind.lower()}" in decode.SUFFIXES:
+                pictures[f"{folder}/{key}"] = (index, member.offset, member.size)
+        if lone := pictures.keys() ^ classes.keys():
+            raise DataError(f"'{shard}': '{min(lone).lstrip('/')}' has not both an image and a .cls file; fetch or make the shard again")
+        places += pictures.values()
+        numbers += [classes[key] for key in pictures]
+    if not numbers:
+        raise DataError(f"'{shards[0]}' and the shards beside it hold no pairs of KEY.jpg and KEY.cls; fetch or make them again")
+    return torch.tensor(places, dtype=torch.int64), numbers
+
+
+def _class_number(text: str, shard: Store, name: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise DataError(f"'{shard}': '{name}' holds '{text.strip()[:20]}', not a class number; make the shard again") from None

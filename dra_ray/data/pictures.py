@@ -1,0 +1,174 @@
+"""Labelled images behind one protocol: decoded in memory, or read from files when a batch asks for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dra_ray.errors import DataError
+
+CHUNK = 4096  # images read at once where all are wanted
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a network must fit: classes, channels, pixels a side, and per-channel mean and deviation in [0,1] units."""
+
+    num_classes: int
+    channels: int
+    resolution: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Digest(Protocol):
+    """A hash of hashlib."""
+
+    def update(self, data: Any, /) -> None: ...
+
+
+class Pictures(Protocol):
+    """N labelled images."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N]."""
+        ...
+
+    @property
+    def picture_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of every image."""
+        ...
+
+    @property
+    def hashed(self) -> str:
+        """What `hash_into` covers."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice | Tensor) -> Pictures: ...
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """images uint8 [b,C,H,W] and labels int64 [b] at `indices` int64 [b], on the CPU. Safe to call from several threads."""
+        ...
+
+    def hash_into(self, digest: Digest) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """`Pictures` in memory: images uint8 [N,C,H,W], labels int64 [N]."""
+
+    images: Tensor
+    labels: Tensor
+    hashed = "pixels and labels"
+
+    @property
+    def picture_shape(self) -> tuple[int, ...]:
+        return tuple(self.images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: slice | Tensor) -> Split:
+        return Split(self.images[index], self.labels[index])
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.images[indices], self.labels[indices]
+
+    def hash_into(self, digest: Digest) -> None:
+        digest.update(self.images.contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().data)
+
+
+class Records(Protocol):
+    """Images in files, by position; holds no open file, so that it can be sent to other processes."""
+
+    @property
+    def picture_shape(self) -> tuple[int, ...]: ...
+
+    def read(self, positions: list[int]) -> Tensor:
+        """uint8 [b,C,H,W]; raises `DataError` naming the file that cannot be decoded. Safe to call from several threads."""
+        ...
+
+    def hash_into(self, digest: Digest) -> None:
+        """Names and sizes of the files."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class OnDisk:
+    """`Pictures` read when they are asked for: image i is `records` number `positions[i]`, labels int64 [N]."""
+
+    records: Records
+    labels: Tensor
+    positions: range | Tensor
+    hashed = "file names, file sizes and labels"
+
+    @property
+    def picture_shape(self) -> tuple[int, ...]:
+        return self.records.picture_shape
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: slice | Tensor) -> OnDisk:
+        return OnDisk(self.records, self.labels[index], self.positions[index] if isinstance(index, slice) else self._at(index))
+
+    def _at(self, indices: Tensor) -> Tensor:
+        if isinstance(self.positions, Tensor):
+            return self.positions[indices]
+        return self.positions.start + self.positions.step * indices
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.records.read(self._at(indices).tolist()), self.labels[indices]
+
+    def hash_into(self, digest: Digest) -> None:
+        self.records.hash_into(digest)
+        digest.update(str(self.positions).encode() if isinstance(self.positions, range) else self.positions.contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().data)
+
+
+def in_memory(pictures: Pictures) -> Split:
+    """All of `pictures`, decoded."""
+    if isinstance(pictures, Split):
+        return pictures
+    images = torch.empty((len(pictures), *pictures.picture_shape), dtype=torch.uint8)
+    for rows in torch.arange(len(pictures)).split(CHUNK):
+        images[rows] = pictures.take(rows)[0]
+    return Split(images, pictures.labels)
+
+
+def picture_bytes(pictures: Pictures) -> int:
+    """Bytes of all images as uint8."""
+    return len(pictures) * math.prod(pictures.picture_shape)
+
+
+def checked(images: np.ndarray, labels: Any, source: object, shape: Shape) -> Split:
+    """A `Split` of images uint8 [N,C,H,W] and N labels; `DataError` naming `source` unless they fit each other and `shape`."""
+    wanted = (shape.channels, shape.resolution, shape.resolution)
+    if images.dtype != np.uint8 or images.shape[1:] != wanted:
+        raise DataError(
+            f"'{source}': images are {images.dtype} {list(images.shape)}, not uint8 with (C, H, W) = {wanted}; check data.uri and data.name"
+        )
+    return Split(torch.from_numpy(np.ascontiguousarray(images)), checked_labels(labels, len(images), source, shape.num_classes))
+
+
+def checked_labels(labels: Any, count: int, source: object, num_classes: int) -> Tensor:
+    """int64 [count]; `DataError` naming `source` unless there are as many, and all are classes."""
+    try:
+        array = np.asarray(labels)
+    except ValueError:  # lists of lists of different lengths
+        array = np.empty((), object)
+    if array.ndim != 1 or len(array) != count or not (np.issubdtype(array.dtype, np.integer) or not count):
+        raise DataError(f"'{source}': {count} images, but labels are {array.dtype} {list(array.shape)}; every image needs one class number")
+    if count and not (array.min() >= 0 and array.max() < num_classes):
+        reach = int(array.min() if array.min() < 0 else array.max())
+        raise DataError(f"'{source}': labels reach {reach}, but there are {num_classes} classes; check data.uri and data.name")
+    return torch.from_numpy(array.astype(np.int64))
