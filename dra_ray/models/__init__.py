@@ -1,44 +1,77 @@
-"""Students: `student(x)` gives logits, `student.with_features(x)` gives (logits, penultimate feature)."""
+"""Students: `student(x)` gives logits, `student.with_features(x)` gives (logits, penultimate feature).
+
+| name | network | features |
+|---|---|---|
+| wrn-DEPTH-WIDTH | DM-AT's Wide ResNet, SiLU | 64 WIDTH |
+| relu-wrn-DEPTH-WIDTH | TRADES' Wide ResNet, ReLU | 64 WIDTH |
+| rawrn-70-16 | RaWRN | 864 |
+| vit-SIZE-PATCH | ViT for small images; sizes t, s and b | 192, 384, 768 |
+| resnet-18 | CIFAR's ResNet-18 | 512 |
+| timm/NAME | any timm model that ends in a linear layer | its own |
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Protocol
-
-import torch
-from torch import Tensor
 
 from dra_ray import config
-from dra_ray.data import Images
+from dra_ray.data import Shape
 from dra_ray.errors import ConfigError
-from dra_ray.models.wrn import WideResNet
+from dra_ray.models.relu_wrn import ReluWideResNet
+from dra_ray.models.resnet import ResNet18
+from dra_ray.models.student import Student
+from dra_ray.models.syncnorm import synchronised
+from dra_ray.models.weights import load_into, read_weights
+from dra_ray.models.wrn import RaWRN, WideResNet
+from dra_ray.storage import Store
+
+__all__ = ["Student", "build", "initialise", "synchronised"]
 
 
-class Student(Protocol):
-    """x float [B,C,H,W] in [0,1]; logits [B,K]; features [B,feature_dim]. Normalisation happens inside."""
+def build(settings: config.Model, shape: Shape) -> Student:
+    """The student that `settings.name` names, for images of `shape`; its initial weights come from torch's global generator.
 
-    feature_dim: int
+    Raises `ConfigError`. Under `torch.device("meta")` it has shapes only.
+    """
+    name, mean, std = settings.name, *_normalisation(settings, shape)
+    if match := re.fullmatch(r"(relu-)?wrn-(\d+)-(\d+)", name):
+        depth, width = int(match[2]), int(match[3])
+        if depth < 10 or (depth - 4) % 6 or width < 1:
+            raise ConfigError(f"model.name='{name}': depth must be 6n+4, such as 10, 16, 28 or 34, and width at least 1")
+        return (ReluWideResNet if match[1] else WideResNet)(depth, width, shape.num_classes, mean, std)
+    if name == "rawrn-70-16":
+        return RaWRN(shape.num_classes, mean, std)
+    if name == "resnet-18":
+        return ResNet18(shape.num_classes, mean, std)
+    if match := re.fullmatch(r"vit-([tsb])-([1-9]\d*)", name):
+        from dra_ray.models import backbone
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+        return backbone.vit(match[1], int(match[2]), settings.pooling, shape, mean, std)
+    if name.startswith("timm/"):
+        from dra_ray.models import backbone
 
-    def with_features(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-def build(settings: config.Model, data: Images) -> WideResNet:
-    """The student that `settings.name` names, for images of `data`; weights come from torch's global generator."""
-    match = re.fullmatch(r"wrn-(\d+)-(\d+)", settings.name)
-    if not match:
-        raise ConfigError(f"model.name='{settings.name}' is not known; write wrn-DEPTH-WIDTH, such as wrn-28-10")
-    depth, width = int(match[1]), int(match[2])
-    if depth < 10 or (depth - 4) % 6 or width < 1:
-        raise ConfigError(f"model.name='{settings.name}': depth must be 6n+4, such as 10, 16, 28 or 34, and width at least 1")
-    mean, std = (normalisation(data.train.images)) if settings.normalise else ([0.0] * data.channels, [1.0] * data.channels)
-    student = WideResNet(depth, width, data.num_classes, mean, std)
-    return student.to(memory_format=torch.channels_last) if settings.channels_last else student  # type: ignore[call-overload]
+        return backbone.named(name.removeprefix("timm/"), shape, mean, std)
+    known = "wrn-DEPTH-WIDTH, such as wrn-28-10, relu-wrn-DEPTH-WIDTH, rawrn-70-16, vit-b-2, resnet-18 or timm/NAME"
+    raise ConfigError(f"model.name='{name}' is not known; write {known}")
 
 
-def normalisation(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and deviation per channel of uint8 images [N,C,H,W], in [0,1] units, to 4 digits as the field quotes them."""
-    pixels = images.double() / 255
-    mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))
-    return [round(float(m), 4) for m in mean], [round(float(s), 4) for s in std]
+def _normalisation(settings: config.Model, shape: Shape) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if not settings.normalise:
+        return (0.0,) * shape.channels, (1.0,) * shape.channels
+    mean, std = settings.mean or shape.mean, settings.std or shape.std
+    for field, values in (("mean", mean), ("std", std)):
+        if len(values) != shape.channels:
+            raise ConfigError(f"model.{field} has {len(values)} values, but images have {shape.channels} channels; give one for each")
+    return mean, std
+
+
+def initialise(student: Student, settings: config.Model) -> str:
+    """Load `settings.weights`, where there are any, into a student just built; returns a sentence that says what it starts from.
+
+    A timm backbone's classifier may be missing there or have other classes: it then starts anew, and the sentence says so.
+    Raises `CheckpointError` naming whatever else differs.
+    """
+    if settings.weights is None:
+        return "random initialisation"
+    weights = read_weights(Store(settings.weights))
+    return load_into(student, weights, settings.name, settings.weights, new_classifier=settings.name.startswith("timm/"))

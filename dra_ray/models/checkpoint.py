@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dra_ray import config, data, models, storage
 from dra_ray.errors import CheckpointError
+from dra_ray.models.weights import load_into, read_weights
 from dra_ray.storage import Store
 
 WEIGHTS = "model.safetensors"
@@ -18,7 +19,7 @@ def save(run: Store, weights: Mapping[str, Tensor]) -> None:
     (run / WEIGHTS).write_tensors(weights)
 
 
-def load(run: Store) -> tuple[nn.Module, config.Experiment]:
+def load(run: Store) -> tuple[models.Student, config.Experiment]:
     """The selected student in eval mode, without gradients, and the experiment that it comes from.
 
     Raises `CheckpointError` when there is none or when its keys or shapes are another architecture's.
@@ -29,13 +30,6 @@ def load(run: Store) -> tuple[nn.Module, config.Experiment]:
     if not (run / WEIGHTS).exists():
         raise CheckpointError(f"'{run}' has no trained weights yet; resume it with `dra train`")
     experiment = config.validate(config.Experiment, manifest["config"], str(run / "manifest.json"))
-    student = models.build(experiment.model, data.load(experiment.data))
-    weights = (run / WEIGHTS).read_tensors()
-    wanted = student.state_dict()
-    wrong = sorted(wanted.keys() ^ weights.keys()) or [k for k in wanted if wanted[k].shape != weights[k].shape]
-    if wrong:
-        raise CheckpointError(
-            f"'{run / WEIGHTS}' does not fit model.name='{experiment.model.name}': {len(wrong)} keys differ, such as {', '.join(wrong[:3])}"
-        )
-    student.load_state_dict(weights)
+    student = models.build(experiment.model, data.outline(experiment.data).shape)
+    load_into(student, read_weights(run / WEIGHTS), experiment.model.name, str(run / WEIGHTS))
     return student.eval().requires_grad_(False), experiment

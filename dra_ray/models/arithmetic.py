@@ -1,0 +1,57 @@
+"""How a student computes: memory format, precision, compilation. The state dict stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dra_ray import config
+
+WithFeatures = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def prepare(compute: config.Compute, threads: int) -> None:
+    """Settings of this process: CPU threads, and what cuDNN and cuBLAS may do with float32."""
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = torch.cuda.is_available()
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = compute.precision == "tf32"
+
+
+def arranged(student: Any, compute: config.Compute) -> Any:
+    """`student` itself, which from now on computes as `compute` says."""
+    if compute.channels_last:
+        student = student.to(memory_format=torch.channels_last)
+    forward = student.with_features
+    if compute.precision == "bf16":
+        forward = _in_bf16(forward)
+    if compute.compile:
+        forward = torch.compile(forward)
+    student.with_features = forward  # `forward` goes through it
+    return student
+
+
+def _in_bf16(forward: WithFeatures) -> WithFeatures:
+    """Convolutions and matrix products in bfloat16; what comes out is float32, so losses are computed in float32."""
+
+    def run(x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            logits, features = forward(x)
+        return logits.float(), features.float()
+
+    return run
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """What rounding depends on, for a manifest."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {
+        "device": device.type,
+        "name": name,
+        "threads": torch.get_num_threads(),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+        "matmul_tf32": torch.backends.cuda.matmul.allow_tf32,
+    }

@@ -1,0 +1,53 @@
+"""What every student is: images in, logits and penultimate features out, normalisation inside."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalise(nn.Module):
+    """(x - mean) / std per channel, for x [B,C,H,W]; constants of the model that are no part of its state dict."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+class Student(nn.Module, abc.ABC):
+    """A classifier: x float [B,C,H,W] in [0,1] -> logits [B,K].
+
+    A subclass sets `feature_dim`, `normalise` and `classifier`, the prefix of its last layer's keys; `unused` are prefixes
+    of keys that its checkpoints may hold in vain.
+    """
+
+    feature_dim: int
+    normalise: Normalise
+    classifier: str
+    unused: tuple[str, ...] = ()
+
+    @abc.abstractmethod
+    def with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x -> (logits [B,K], what the last linear layer sees [B,feature_dim])."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.with_features(x)[0]
+
+
+def spread_convolutions(net: nn.Module) -> None:
+    """Weights of every convolution from N(0, 2 / (k*k*out)), as Wide ResNets start (He et al., arXiv 1502.01852, fan-out)."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+            nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
