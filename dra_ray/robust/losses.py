@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+import torch.distributed
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -14,6 +16,74 @@ def trades(clean: Tensor, adversarial: Tensor, labels: Tensor, beta: float, labe
     cross_entropy = F.cross_entropy(clean, labels, label_smoothing=label_smoothing)
     divergence = F.kl_div(F.log_softmax(adversarial, 1), F.softmax(clean, 1), reduction="batchmean")
     return cross_entropy, beta * divergence
+
+
+def ikl(
+    clean: Tensor, adversarial: Tensor, labels: Tensor, weights: Tensor, alpha: float, beta: float, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Improved KL (Cui et al., arXiv 2305.13948, the first version's form): returns (cross-entropy of the clean logits, robust part).
+
+    The robust part is alpha * H(softmax z_n, softmax z_a), whose target is a constant, plus
+    beta/(4B) * sum_i sum_jk w_ij w_ik ((z_nj - z_nk) - (z_aj - z_ak))^2, whose gradient reaches both logits.
+
+    Args:
+        clean, adversarial: logits z_n, z_a [B,K].
+        weights: w [B,K], the row of each label in the class means of the previous epoch (`ClassMeans.weights`).
+    """
+    cross_entropy = F.cross_entropy(clean, labels, label_smoothing=label_smoothing)
+    soft = -(F.softmax(clean, 1).detach() * F.log_softmax(adversarial, 1)).sum(1).mean()
+    # the sum over pairs is twice the weighted variance of z_n - z_a times (sum w)^2: K terms instead of K^2
+    total = weights.sum(1, keepdim=True)
+    difference = clean - adversarial
+    centred = difference - (weights * difference).sum(1, keepdim=True) / total
+    pairs = 2 * (total * weights * centred**2).sum(1)
+    return cross_entropy, alpha * soft + beta / 4 * pairs.mean()
+
+
+class ClassMeans(nn.Module):
+    """Mean distribution of every class over an epoch; the means of the epoch before weight IKL's pairs.
+
+    Sums go over all workers at every step, so the state of any worker is that of all.
+    """
+
+    means: Tensor
+    totals: Tensor
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        self.register_buffer("means", torch.full((num_classes, num_classes), 1 / num_classes, device=device))
+        self.register_buffer("totals", torch.zeros((num_classes, num_classes + 1), device=device))  # sums, and counts in the last column
+
+    def weights(self, labels: Tensor) -> Tensor:
+        """Rows of the means, float32 [B,K], for labels int64 [B]; 1/K in the first epoch."""
+        return self.means[labels]
+
+    @torch.no_grad()
+    def add(self, distributions: Tensor, labels: Tensor) -> None:
+        """Count a batch in: distributions [B,K], softmax(z_n/T), and their labels int64 [B]."""
+        members = F.one_hot(labels, len(self.means)).to(self.totals)
+        # a product, since scattered additions on a GPU have no fixed order
+        part = members.T @ torch.cat([distributions.to(self.totals), members.new_ones(len(labels), 1)], 1)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(part)
+        self.totals += part
+
+    @torch.no_grad()
+    def end_epoch(self) -> None:
+        """The sums become the means, and start anew; a class that was not seen keeps its row."""
+        sums, counts = self.totals[:, :-1], self.totals[:, -1:]
+        self.means.copy_(torch.where(counts > 0, sums / counts, self.means))
+        self.totals.zero_()
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Summed margin (Carlini & Wagner 2017), to be maximised: sum of min(max_{j != y} z_j - z_y, 0). logits [B,K], labels int64 [B].
+
+    As in DM-AT it stops at 0: a misclassified sample has no gradient.
+    """
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    other = logits.scatter(1, labels[:, None], -torch.inf).max(1).values
+    return -(own - other).clamp(min=0).sum()
 
 
 def alignment(projected: Tensor, teacher: Tensor) -> Tensor:
