@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import threading
 import time
 import uuid
@@ -32,6 +31,7 @@ from torch import Tensor
 
 from dra_ray import config
 from dra_ray.errors import PoolError
+from dra_ray.policy import DemandPolicy
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.source import FeatureSource, LocalTeacher
@@ -52,44 +52,6 @@ _SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
 DEPLOYMENT = "teacher"
 # a request that ended so never ran to its end; RayTaskError, which says that it ran and failed, is not among them
 _LOST = (RayActorError, RaySystemError, ObjectLostError, NodeDiedError, RayServeException, grpc.RpcError)
-
-
-class DemandPolicy:
-    """How many replicas the measured work needs; a policy of Ray Serve, which applies bounds and delays around it.
-
-    Demand is the sum of the replicas' busy shares over the look-back window, plus the requests that wait, in units of
-    what one replica does in that window. It jumps to the size that brings every replica to `target_utilisation`, and
-    shrinks only when the smaller pool would stay below `SLACK` of it.
-    """
-
-    SLACK = 0.8
-
-    def __init__(self, target_utilisation: float, look_back_period_s: float) -> None:
-        self.target_utilisation = target_utilisation
-        self.look_back_period_s = look_back_period_s
-
-    def replicas(self, current: int, busy: float, waiting: float, service_s: float) -> int:
-        """The size wanted now.
-
-        Args:
-            current: replicas aimed at so far.
-            busy: sum over replicas of the share of time they worked, in [0, current].
-            waiting: requests that no replica has taken up.
-            service_s: mean time of one request.
-        """
-        demand = busy + waiting * service_s / self.look_back_period_s
-        wanted = max(1, math.ceil(demand / self.target_utilisation))
-        if wanted < current and demand > self.SLACK * self.target_utilisation * (current - 1):
-            return current
-        return wanted
-
-    def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
-        """Ray Serve's calling convention: its context in, (replicas, state) out."""
-        reported = ctx.aggregated_metrics or {}
-        busy = sum(reported.get("busy", {}).values())
-        times = [t for t in reported.get("service_s", {}).values() if t > 0]
-        service_s = sum(times) / len(times) if times else 0.0
-        return self.replicas(ctx.target_num_replicas, busy, float(ctx.total_queued_requests or 0.0), service_s), {}
 
 
 class TeacherReplica:
@@ -177,11 +139,21 @@ def up(teacher: config.Teacher, pool: config.Pool) -> str:
         initial_replicas=pool.min_replicas,
         look_back_period_s=pool.look_back_period_s,
         metrics_interval_s=min(1.0, pool.look_back_period_s / 2),
-        upscale_delay_s=pool.upscale_delay_s,
-        downscale_delay_s=pool.downscale_delay_s,
+        upscale_delay_s=0.0,  # the policy has its own delays
+        downscale_delay_s=0.0,
         policy=AutoscalingPolicy(
             policy_function=f"{DemandPolicy.__module__}:{DemandPolicy.__name__}",
-            policy_kwargs={"target_utilisation": pool.target_utilisation, "look_back_period_s": pool.look_back_period_s},
+            policy_kwargs=pool.model_dump(
+                include={
+                    "min_replicas",
+                    "max_replicas",
+                    "target_utilisation",
+                    "look_back_period_s",
+                    "upscale_delay_s",
+                    "downscale_delay_s",
+                    "backlog_s",
+                }
+            ),
         ),
     )
     deployment = serve.deployment(
