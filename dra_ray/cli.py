@@ -12,12 +12,14 @@ from typing import Annotated, Any
 import typer
 
 from dra_ray import config, storage, terminal
-from dra_ray.errors import DraError
+from dra_ray.errors import ConfigError, DraError
 from dra_ray.storage import Store
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Robust image classifiers with diffusion teachers, on Ray."
 )
+bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks: ratios measured in one run on this machine.")
+app.add_typer(bench_app, name="bench")
 teacher_app = typer.Typer(no_args_is_help=True, help="Diffusion teachers.")
 app.add_typer(teacher_app, name="teacher")
 
@@ -81,6 +83,8 @@ def train(recipe: ConfigArgument, set_: Set = None, storage_uri: Storage = "runs
     experiment = config.load(recipe, config.Experiment, set_).with_sources()
     run = _run(storage_uri, name, recipe)
     _announce(run, "train", experiment)
+    if experiment.model.name.startswith("timm/") and not experiment.model.weights:
+        terminal.err.print(f"note: '{experiment.model.name}' starts from random weights; give pretrained ones with --set model.weights=URI")
     with terminal.Bars() as bars:
         from dra_ray import cluster
         from dra_ray import train as job
@@ -157,6 +161,67 @@ def teacher_train(
     terminal.table([{key: manifest[key] for key in ("images_seen", "sigma_data", "elapsed_s", "teacher_digest")}], f"{run}", json)
 
 
+@teacher_app.command("import")
+def teacher_import(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A published EDM pickle, at a path or any URI.")],
+    to: Annotated[str, typer.Option("--to", metavar="URI", help="The teacher's new folder, which teacher.uri takes.")],
+    json: Json = None,
+) -> None:
+    """Turn a published EDM pickle into a teacher's folder (safetensors and a card) without executing anything of it."""
+    from dra_ray.teachers import official
+
+    card = official.import_edm(Store(source), Store(to))
+    facts = {"file": card["source"]["file"], "class": card["source"]["class"], "sha256": card["source"]["sha256"][:16], "digest": card["digest"][:16]}
+    terminal.table([facts], to, json)
+    terminal.err.print(f"note: {card['licence']}")
+
+
+@bench_app.command("policy")
+def bench_policy(
+    sweeps_at_h: Annotated[str, typer.Option(help="Hours of the day at which a sweep arrives.")] = "9,11,14,16",
+    trials: Annotated[int, typer.Option(min=1, help="Trials of a sweep.")] = 200,
+    gpus: Annotated[int, typer.Option(min=1, help="Student GPUs.")] = 64,
+    node_start_s: Annotated[float, typer.Option(min=0, help="From the order of a teacher node to Ray on it.")] = 240.0,
+    seed: int = 0,
+    out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Also write an .html page with plots.")] = None,
+    json: Json = None,
+) -> None:
+    """Simulate a day of sweeps: replica-hours and waiting of the pool's policy, of Ray Serve's default and of fixed pools. Starts nothing."""
+    from dra_ray import simulate as job
+
+    try:
+        hours = tuple(float(hour) for hour in sweeps_at_h.split(","))
+    except ValueError:
+        raise ConfigError(f"--sweeps-at-h {sweeps_at_h}: write hours with commas between them, such as 9,11,14") from None
+    workload = job.Workload(gpus=gpus, sweeps_at_h=hours, trials=trials, node_start_s=node_start_s, seed=seed)
+    outcomes = job.compare(workload, job.suited(workload))
+    terminal.table([outcome.row for outcome in outcomes], f"{len(hours)} sweeps of {trials} trials on {gpus} GPUs", json)
+    if out:
+        job.write(Store(out), workload, outcomes)
+        terminal.out.print(out)
+
+
+@bench_app.command("step")
+def bench_step(
+    student: Annotated[str, typer.Option(help="As model.name.")] = "wrn-16-4",
+    batch: Annotated[int, typer.Option(min=2)] = 32,
+    resolution: Annotated[int, typer.Option(min=8, help="Pixels a side.")] = 32,
+    attack_steps: Annotated[int, typer.Option(min=1)] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds; each takes every kind of step once.")] = 3,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: the machine's cores.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Also time compiled steps (takes a minute to compile).")] = True,
+    device: str = "cpu",
+    json: Json = None,
+) -> None:
+    """Seconds of one TRADES step: a textbook implementation against ours, in turn, from equal weights on equal images."""
+    from dra_ray import bench as job
+
+    rows, figures = job.step(student, batch, resolution, attack_steps, rounds, threads or os.cpu_count() or 1, compiled, device)
+    terminal.table(rows, f"TRADES-{attack_steps} step of {student}, batch {batch}, on {device}", None)
+    if json:
+        Store(json).write_json(figures)
+
+
 @app.command()
 def report(run: RunArgument, json: Json = None) -> None:
     """Write report.html and summary.json of a quickstart, sweep or training run, and print its table of trials."""
@@ -183,14 +248,17 @@ def plan(
 
 @app.command()
 def recipes(json: Json = None) -> None:
-    """List the recipes, with the paper's numbers where it has them."""
-    rows = []
+    """List the recipes, with the clean and AutoAttack accuracy (%) that the paper reports."""
+    rows: list[dict[str, Any]] = []
     for name in config.recipe_names():
         recipe: Any = config.load(name)
         paper = getattr(recipe, "paper", None)
-        numbers = {"paper_clean": paper.clean, "paper_autoattack": paper.autoattack} if paper else {"paper_clean": None, "paper_autoattack": None}
+        numbers = {field: getattr(paper, field, None) for field in config.PaperNumbers.model_fields}
         rows.append({"recipe": name, "kind": recipe.kind, **numbers, "description": recipe.description})
-    terminal.table(rows, "recipes", json)
+    if json:
+        Store(json).write_json(rows)
+    shown = {"recipe": "recipe", "kind": "kind", "table": "paper", "clean": "clean", "autoattack": "AA", "description": "description"}
+    terminal.table([{title: row[field] for field, title in shown.items()} for row in rows], "recipes")
 
 
 def _run(storage_uri: str, name: str | None, recipe: str) -> Store:

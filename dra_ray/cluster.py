@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -13,9 +14,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
+from dra_ray.config import Resources
 from dra_ray.errors import RunError, StorageError
 from dra_ray.storage import Store
+
+log = logging.getLogger("dra_ray")
 
 # Read by Ray when a process starts. Metrics of the pool are pushed every second, so that it scales within seconds;
 # Train waits for its controller's poll at every report, so that poll is short.
@@ -95,8 +103,92 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def scaling(resources: Resources) -> ScalingConfig:
+    """The workers of a training run: a fixed number, or, with `min_workers`, as many as there is room for."""
+    each = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        each["GPU"] = resources.gpus_per_worker
+    count: Any = (resources.min_workers, resources.workers) if resources.min_workers else resources.workers
+    return ScalingConfig(num_workers=count, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=each)
+
+
+def failures(resources: Resources) -> FailureConfig:
+    """Restarts after a worker died; lost spot nodes are not counted. Where nodes may still come, a start is tried for longer."""
+    tries = 1 if _OURS in os.environ else math.ceil(resources.start_deadline_s / resources.start_timeout_s)
+    return FailureConfig(max_failures=resources.max_failures, controller_failure_limit=tries)
+
+
+def fit(trainer: TorchTrainer, what: str, resources: Resources, started: Callable[[], bool]) -> None:
+    """Run a trainer to its end. A start that stalls is told, with what is missing, before a minute is over.
+
+    Args:
+        what: the run, for messages.
+        started: whether a worker of this very start has begun; asked every few seconds until it has.
+
+    Raises:
+        RunError: it failed for good, or there is no room for it; the same command resumes it.
+    """
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(resources.start_timeout_s)  # read by Train's controller
+    done = threading.Event()
+    watch = threading.Thread(target=_watch_start, args=(what, resources, started, done), daemon=True)
+    watch.start()
+    try:
+        with _interruptible():
+            trainer.fit()
+    except TrainingFailedError as error:
+        raise RunError(f"{what} failed ({_cause(error, resources)}); start the same command again to resume from its last checkpoint") from error
+    finally:
+        done.set()
+        watch.join()
+
+
+def _watch_start(what: str, resources: Resources, started: Callable[[], bool], done: threading.Event) -> None:
+    """Warn once if no worker has begun after half of the time that a start may take."""
+    deadline = time.monotonic() + min(45.0, resources.start_timeout_s / 2)
+    while time.monotonic() < deadline:
+        if done.wait(2.0) or started():
+            return
+    # workers that are placed and import torch are no stall
+    if not done.is_set() and not started() and _no_room(resources):
+        log.warning("%s has not started: %s; it starts by itself once there is room", what, _missing(resources))
+
+
+def _cause(error: TrainingFailedError, resources: Resources) -> str:
+    if isinstance(error, ControllerError) and "WorkerGroupStartupTimeout" in f"{type(error.controller_failure).__name__} {error}":
+        return f"its workers found no room within resources.start_timeout_s={resources.start_timeout_s:g}: {_missing(resources)}"
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        rank, failure = next(iter(error.worker_failures.items()))
+        return f"worker {rank}: {_last_line(failure)}"
+    return _last_line(error)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _no_room(resources: Resources) -> bool:
+    free = ray.available_resources()
+    workers = resources.min_workers or resources.workers
+    return any(free.get(name, 0.0) < workers * each for name, each in _each(resources).items())
+
+
+def _each(resources: Resources) -> dict[str, float]:
+    return {name: each for name, each in (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker)) if each}
+
+
+def _missing(resources: Resources) -> str:
+    """What is asked for and what the cluster has of it, as words."""
+    have, free, workers = ray.cluster_resources(), ray.available_resources(), resources.min_workers or resources.workers
+    parts = [
+        f"{workers} workers need {workers * each:g} {name}, the cluster has {have.get(name, 0.0):g}, of which {free.get(name, 0.0):g} free"
+        for name, each in _each(resources).items()
+    ]
+    return "; ".join(parts)
+
+
 @contextmanager
-def interruptible() -> Iterator[None]:
+def _interruptible() -> Iterator[None]:
     """Around a trainer's `fit`: Ctrl-C is a KeyboardInterrupt, then and later.
 
     Ray Train puts its own handler of SIGINT in place, which leaves by SystemExit and outlives `fit`.

@@ -28,7 +28,7 @@ from dra_ray.analysis.intervals import wilson
 from dra_ray.errors import ConfigError, DataError, DraError, RunError
 from dra_ray.models import checkpoint
 from dra_ray.robust import autoattack
-from dra_ray.robust.attacks import evaluate_pgd
+from dra_ray.robust.attacks import evaluate_pgd, noise_like
 from dra_ray.robust.autoattack import STANDARD, Chunk, Effort, Plan
 from dra_ray.storage import Store, sha256, versions
 
@@ -131,7 +131,7 @@ class _Job:
         self.started = time.monotonic()
         self.folder = run / "evaluation"
         self.student, self.experiment = checkpoint.load(run)
-        test = data.load(self.experiment.data).test
+        test = data.in_memory(data.load(self.experiment.data).test)
         self.images, self.labels = data.to_float(test.images), test.labels
         self.device = "cuda" if self.experiment.resources.gpus_per_worker else "cpu"
         self.weights = _digest(self.student)
@@ -226,7 +226,7 @@ class _Job:
         return task.remote(self._ref, work, self._file(chunk), self._key(chunk))
 
     def _noise(self) -> Tensor:
-        return torch.rand(self.images.shape, generator=torch.Generator().manual_seed(self.experiment.evaluation.seed))
+        return noise_like(self.images.shape, self.experiment.threat, torch.Generator().manual_seed(self.experiment.evaluation.seed))
 
     def absorb(self, chunk: Chunk, outcome: Arrays) -> None:
         self._done += 1
@@ -329,7 +329,7 @@ def _measure(student: nn.Module, work: _Work) -> Arrays:
         classes = student(images).shape[1]
     return {
         "clean": autoattack.clean_correct(student, images, labels, len(labels)).cpu().numpy(),
-        "pgd": evaluate_pgd(student, images, labels, work.experiment.threat, work.experiment.evaluation.pgd_steps, noise).cpu().numpy(),
+        "pgd": evaluate_pgd(student, images, labels, work.experiment.threat, noise, work.experiment.evaluation.pgd_steps).cpu().numpy(),
         "classes": np.array(classes),
         "flags": np.array(flags, dtype=str),
         "numerics": np.array(json.dumps(_numerics(work.device))),

@@ -1,28 +1,29 @@
 """What a config would run, before anything starts: sizes, arithmetic, images, replicas and hours. Needs no Ray.
 
-Costs are measured by torch's FLOP counter on meta tensors, in multiply-accumulates (a MAC is 2 FLOP). An image of a
-TRADES-k step costs 2k+6 forward passes: k+2 forwards (the clean one also gives the attack's target), k gradients of the
-input, each about one forward, and two full backward passes, each about two (for k=10: 26).
+Costs are measured by torch's FLOP counter on meta tensors, in multiply-accumulates (a MAC is 2 FLOP). The work of a step
+is counted in forward passes: a gradient of the input is worth about one more, a full backward pass about two (see `step_units`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dra_ray import data, models
-from dra_ray.config import Config, Experiment, Quickstart, Sweep, Synthesis, TeacherTraining, flatten
-from dra_ray.data import Images
-from dra_ray.data.plan import BatchPlan
+from dra_ray.config import Config, Experiment, Loss, Model, Quickstart, Sweep, Synthesis, TeacherTraining, Threat, flatten
+from dra_ray.data import Shape
+from dra_ray.errors import ConfigError
 from dra_ray.models.projector import projector
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
-from dra_ray.teachers.edm import EDM
+from dra_ray.teachers.edm import EDM, UNetEncoder
 
 Plan = dict[str, Any]
 
@@ -32,7 +33,7 @@ class Known:
     """What planning may look at besides the config; `tflops` sustained by one GPU, or by one CPU thread where no GPU is asked for."""
 
     tflops: float | None = None
-    teacher: EDM | None = None
+    teacher: UNetEncoder | None = None
 
 
 def plan(config: Config, tflops: float | None = None) -> Plan:
@@ -68,58 +69,90 @@ def parameters(net: torch.nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def step_units(attack_steps: int) -> int:
-    """Forward passes that one image of a TRADES step is worth."""
-    return 2 * attack_steps + 6
-
-
-def _denoiser(config: TeacherTraining, images: Images) -> EDM:
+@functools.cache
+def student_cost(settings: Model, shape: Shape) -> tuple[int, float, int]:
+    """(parameters, MACs of one image's forward pass, width of the feature) of a student."""
     with torch.device("meta"):
-        return EDM(config.net, images.resolution, images.channels, images.num_classes)
+        student = models.build(settings, shape).eval()
+    forward = macs(lambda: student(torch.empty(1, shape.channels, shape.resolution, shape.resolution, device="meta")))
+    return parameters(student), forward, student.feature_dim
 
 
-def _teacher_at(uri: str | None) -> EDM | None:
+def step_units(loss: Loss, threat: Threat, perturbed: bool = False) -> int:
+    """Forward passes that one image of a step is worth; `perturbed` where the step also perturbs the weights (AWP).
+
+    The attack's k steps are a forward and a gradient of the input each. Then every view that is trained on is a forward
+    and a full backward: two views of trades and ikl (k=10: 26), the adversarial one of pgd-at and fgsm-rs (k=10: 23).
+    The attack's target is the clean view's own forward, unless the attack runs in eval mode or weights change after it.
+    AWP's ascent goes through the same views once more.
+    """
+    views = 1 if loss.name in ("pgd-at", "fgsm-rs") else 2
+    target_apart = views == 2 and (perturbed or threat.mode == "eval")
+    return 2 * threat.steps + 3 * views * (2 if perturbed else 1) + target_apart
+
+
+def mean_step_units(config: Experiment) -> float:
+    """`step_units` on average over the run: AWP starts at a later epoch."""
+    epochs, loss = config.optim.epochs, config.loss
+    perturbed = max(0, epochs - loss.awp_from_epoch) / epochs if loss.awp else 0.0
+    return (1 - perturbed) * step_units(loss, config.threat) + perturbed * step_units(loss, config.threat, perturbed=True)
+
+
+def _denoiser(config: TeacherTraining, shape: Shape) -> EDM:
+    with torch.device("meta"):
+        return EDM(config.net, shape.resolution, shape.channels, shape.num_classes)
+
+
+def _teacher_at(uri: str | None) -> UNetEncoder | None:
     if uri is None:
         return None
-    architecture = checkpoint.read_card(Store(uri))["architecture"]
     with torch.device("meta"):
-        return EDM.from_architecture(architecture)
+        return checkpoint.build(checkpoint.read_card(Store(uri)), uri)
 
 
-def _denoise_macs(net: EDM, layer: str | None = None, features: bool = False) -> float:
+def _denoise_macs(net: EDM) -> float:
+    return macs(lambda: net(*_noisy_input(net)))
+
+
+@functools.lru_cache(maxsize=16)  # the trials of a sweep share their teacher
+def _feature_macs(net: UNetEncoder, layer: str | None) -> float:
+    return macs(lambda: net.features(*_noisy_input(net), layer))
+
+
+def _noisy_input(net: UNetEncoder) -> tuple[Tensor, Tensor, Tensor | None]:
+    """An image, its noise level and its label, as meta tensors."""
     x = torch.empty(1, net.channels, net.resolution, net.resolution, device="meta")
-    sigma = torch.ones(1, device="meta")
-    labels = torch.zeros(1, net.num_classes, device="meta") if net.num_classes else None
-    return macs(lambda: net.features(x, sigma, labels, layer) if features else net(x, sigma, labels))
+    return x, torch.ones(1, device="meta"), torch.zeros(1, net.num_classes, device="meta") if net.num_classes else None
 
 
 # -- one plan per kind of config -------------------------------------------------------------------------------------
 def _experiment(config: Experiment, known: Known) -> Plan:
-    images = data.load(config.data)
-    with torch.device("meta"):
-        student = models.build(config.model, images).eval()
-    forward = macs(lambda: student(torch.empty(1, images.channels, images.resolution, images.resolution, device="meta")))
-    notes: set[str] = set()
+    images = data.outline(config.data)
+    shape = images.shape
+    student_params, forward, feature_dim = student_cost(config.model, shape)
+    notes = _weights_note(config)
     teacher = _aligned_teacher(config, known, notes)
-    encode = _denoise_macs(teacher, config.teacher.layer, features=True) if teacher else 0.0
-    step = step_units(config.threat.steps) * forward
+    feature = _feature_macs(teacher, config.teacher.layer) if teacher else 0.0
+    targets = 2 if config.align.extra_weight else 1  # features per image; the projector runs once for each
+    encode, units = targets * feature, mean_step_units(config)
+    step = units * forward
     if teacher:
-        step += 3 * _projector_macs(student.feature_dim, teacher.feature_dim(config.teacher.layer), config.align.hidden)
-    batches = BatchPlan(config.seed, len(images.train), config.synthetic.images, config.optim.batch, config.synthetic.fraction)
+        step += 3 * targets * _projector_macs(feature_dim, teacher.feature_dim(config.teacher.layer), config.align.hidden)
+    batches = data.batch_plan(config, images.train, config.synthetic.images)
     steps = config.optim.epochs * batches.steps_per_epoch
     seen = steps * config.optim.batch
     validations = math.ceil(config.optim.epochs / config.selection.every_epochs)
     # an evaluation step is a forward and a gradient of the input; the clean and the final verdict are a forward each
-    checking = validations * len(images.validation) * (2 * config.selection.steps + 2) * forward
+    checking = validations * images.validation * (2 * config.selection.steps + 2) * forward
     made: Plan = {
         "kind": config.kind,
-        "student": {"name": config.model.name, "params": parameters(student), "forward_gmacs": forward / 1e9},
-        "step": {"forward_units": step_units(config.threat.steps), "gflop_per_image": 2 * step / 1e9, "teacher_gflop_per_image": 2 * encode / 1e9},
+        "student": {"name": config.model.name, "params": student_params, "forward_gmacs": forward / 1e9},
+        "step": {"forward_units": units, "gflop_per_image": 2 * step / 1e9, "teacher_gflop_per_image": 2 * encode / 1e9},
         "run": {
             "epochs": config.optim.epochs,
             "steps": steps,
             "images_seen": seen,
-            "real_images": len(images.train),
+            "real_images": images.train,
             "synthetic_images": config.synthetic.images,
             "synthetic_passes": steps * batches.synthetic_per_batch / config.synthetic.images if config.synthetic.images else None,
             "checkpoints": validations,
@@ -130,13 +163,19 @@ def _experiment(config: Experiment, known: Known) -> Plan:
     }
     if teacher:
         layer = teacher.check_layer(config.teacher.layer)
-        made["teacher"] = {"params": parameters(teacher), "layer": layer, "feature_gmacs": encode / 1e9}
+        made["teacher"] = {"params": parameters(teacher), "layer": layer, "feature_gmacs": feature / 1e9}
     if known.tflops:
         made["hours"] = _hours(config, made, known.tflops)
     return made | {"notes": sorted(notes)}
 
 
-def _aligned_teacher(config: Experiment, known: Known, notes: set[str]) -> EDM | None:
+def _weights_note(config: Experiment) -> set[str]:
+    if config.model.weights or not config.model.name.startswith("timm/"):
+        return set()
+    return {f"model.weights is not set, so {config.model.name} starts from random weights"}
+
+
+def _aligned_teacher(config: Experiment, known: Known, notes: set[str]) -> UNetEncoder | None:
     if not config.align.weight:
         return None
     teacher = known.teacher or _teacher_at(config.teacher.uri)
@@ -157,6 +196,7 @@ def _resources(config: Experiment, work_ratio: float, notes: set[str]) -> Plan:
     replicas = pool.min_replicas if config.align.weight and pool.kind == "pool" else 0
     asked: Plan = {
         "workers": resources.workers,
+        "min_workers": resources.min_workers,
         "cpus": resources.workers * resources.cpus_per_worker + replicas * pool.cpus_per_replica,
         "gpus": resources.workers * resources.gpus_per_worker + replicas * pool.gpus_per_replica,
         "min_replicas": replicas,
@@ -190,6 +230,8 @@ def _hours(config: Experiment, made: Plan, tflops: float) -> Plan:
 
 def _sweep(config: Sweep, known: Known) -> Plan:
     experiments = config.experiments()
+    if "teacher.uri" not in config.space and known.teacher is None:
+        known = dataclasses.replace(known, teacher=_teacher_at(config.base.teacher.uri))
     trials = {name: _experiment(experiment, known) for name, experiment in experiments.items()}
     kept = {name: _expected_share(config, experiments[name].optim.epochs) for name in trials}
     seen = {name: trial["run"]["images_seen"] for name, trial in trials.items()}
@@ -258,7 +300,7 @@ def _expected_share(config: Sweep, epochs: int) -> float:
 
 
 def _teacher(config: TeacherTraining, known: Known) -> Plan:
-    net = _denoiser(config, data.load(config.data))
+    net = _denoiser(config, data.outline(config.data).shape)
     forward, layer = _denoise_macs(net), net.check_layer(None)
     steps = math.ceil(config.images_seen / config.batch)
     pflop = 3 * 2 * forward * steps * config.batch / 1e15  # a forward and a full backward pass
@@ -269,7 +311,7 @@ def _teacher(config: TeacherTraining, known: Known) -> Plan:
             "params": parameters(net),
             "forward_gmacs": forward / 1e9,
             "layer": layer,
-            "feature_gmacs": _denoise_macs(net, features=True) / 1e9,
+            "feature_gmacs": _feature_macs(net, None) / 1e9,
         },
         "run": {
             "steps": steps,
@@ -292,6 +334,8 @@ def _teacher(config: TeacherTraining, known: Known) -> Plan:
 
 def _synthesis(config: Synthesis, known: Known) -> Plan:
     net = known.teacher or _teacher_at(config.teacher)
+    if net is not None and not isinstance(net, EDM):
+        raise ConfigError(f"teacher='{config.teacher}' is of kind '{net.kind}', which makes no images; give the folder of an EDM")
     shards = math.ceil(config.images / config.shard_images)
     calls = 2 * config.steps - 1  # Heun's method calls the network twice a step, but once in the last
     workers = min(config.workers, shards)
@@ -312,7 +356,7 @@ def _synthesis(config: Synthesis, known: Known) -> Plan:
 
 def _quickstart(config: Quickstart, known: Known) -> Plan:
     """Its three stages; the later ones use the teacher that the first one would train."""
-    known = dataclasses.replace(known, teacher=_denoiser(config.teacher, data.load(config.teacher.data)))
+    known = dataclasses.replace(known, teacher=_denoiser(config.teacher, data.outline(config.teacher.data).shape))
     stages = {name: _plan(stage, known) for name, stage in (("teacher", config.teacher), ("synthesis", config.synthesis), ("sweep", config.sweep))}
     made: Plan = {"kind": config.kind, **stages, "notes": [f"{name}: {note}" for name, stage in stages.items() for note in stage["notes"]]}
     if known.tflops:
@@ -329,7 +373,7 @@ _SPELLING = {
     "teacher.forward_gmacs": ("teacher forward, GMAC per image", "{:.4g}"),
     "teacher.layer": ("teacher feature layer", "{}"),
     "teacher.feature_gmacs": ("teacher up to its feature, GMAC per image", "{:.4g}"),
-    "step.forward_units": ("forward passes a training image is worth", "{}"),
+    "step.forward_units": ("forward passes a training image is worth", "{:.4g}"),
     "step.gflop_per_image": ("student training, GFLOP per image", "{:.4g}"),
     "step.teacher_gflop_per_image": ("teacher, GFLOP per training image", "{:.4g}"),
     "trials": ("trials", "{}"),
@@ -354,6 +398,7 @@ _SPELLING = {
     "run.teacher_pflop": ("teacher PFLOP", "{:.4g}"),
     "run.pflop": ("PFLOP", "{:.4g}"),
     "resources.workers": ("workers", "{}"),
+    "resources.min_workers": ("workers, at least, while nodes are lost", "{}"),
     "resources.cpus": ("CPUs asked for, smallest pool", "{:g}"),
     "resources.gpus": ("GPUs asked for, smallest pool", "{:g}"),
     "resources.min_replicas": ("teacher replicas, at least", "{}"),

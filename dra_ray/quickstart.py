@@ -36,7 +36,7 @@ def run(settings: config.Quickstart, store: Store, progress: Progress | None = N
     sources = {"base.teacher.uri": (store / "teacher").uri, "base.synthetic.uri": (store / "synthetic").uri}
     wide = config.override(settings.sweep, sources)
     with contextlib.ExitStack() as stack:
-        if not _is_done(store / "sweep"):  # up until the end of AutoAttack, so that its log also shows it shrink
+        if wide.base.pool.kind == "pool" and not _is_done(store / "sweep"):  # up until the end of AutoAttack, so that its log also shows it shrink
             app = stack.enter_context(pool.serving(wide.base.teacher, wide.base.pool, store / "sweep" / "pool.jsonl"))
             stack.callback(_until_shrunk, app, wide.base.pool)
         with _timed(store, "sweep"):

@@ -101,7 +101,7 @@ def _tune(store: Store, experiments: dict[str, config.Experiment], names: list[s
 
     def trial(job: dict[str, Any]) -> None:
         name = job["trial"]
-        train.fit(config.Experiment.model_validate(trees[name]), store / "trials" / name, callbacks=[TuneReportCallback()])
+        train.fit(config.Experiment.model_validate(trees[name]), store / "trials" / name, callbacks=[_Validations()])
 
     tuner = tune.Tuner(
         tune.with_resources(trial, {"cpu": DRIVER_CPUS}),
@@ -113,6 +113,14 @@ def _tune(store: Store, experiments: dict[str, config.Experiment], names: list[s
     if results.num_errors:
         first = str(results.errors[0]).strip().splitlines()[-1]
         raise RunError(f"{results.num_errors} of {len(names)} trials of '{store}' failed ({first}); start the same command again to resume them")
+
+
+class _Validations(TuneReportCallback):
+    """Hands Tune what a validation reports, and not the checkpoints between validations."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if OBJECTIVE in metrics[0]:
+            super().after_report(run_context, metrics, checkpoint)
 
 
 @dataclasses.dataclass
@@ -162,8 +170,7 @@ class _Asha(ASHAScheduler):
 
     def __init__(self, rungs: Rungs) -> None:
         base, asha = rungs.sweep.base, rungs.sweep.asha
-        images = len(data.load(base.data).train)
-        per_epoch = -(-images // base.optim.batch) * base.optim.batch
+        per_epoch = data.batch_plan(base, data.outline(base.data).train, 0).steps_per_epoch * base.optim.batch
         super().__init__(
             time_attr=CLOCK,
             max_t=base.optim.epochs * per_epoch,

@@ -7,7 +7,6 @@ run that was killed goes on from its last checkpoint to the same weights, to the
 from __future__ import annotations
 
 import copy
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,12 +16,10 @@ import ray.train
 import torch
 import torch.distributed
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
-from ray.train.v2.api.config import FailureConfig
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from torch import Tensor, nn
 
 from dra_ray import cluster, data, storage
-from dra_ray.config import Resources, TeacherTraining
+from dra_ray.config import TeacherTraining
 from dra_ray.data.plan import BatchPlan, derive, generator
 from dra_ray.errors import ConfigError, RunError
 from dra_ray.storage import Store
@@ -44,8 +41,9 @@ class Training:
     def __init__(self, config: TeacherTraining, images: data.Images, device: torch.device | str = "cpu") -> None:
         self.config = config
         self.device = torch.device(device)
-        self.clean = diffusion.to_signed(images.train.images).to(self.device)
-        self.labels = images.train.labels.to(self.device)
+        train = data.in_memory(images.train)
+        self.clean = diffusion.to_signed(train.images).to(self.device)
+        self.labels = train.labels.to(self.device)
         self.sigma_data = round(float(self.clean.double().std(correction=0)), 6)
         self.plan = BatchPlan(config.seed, len(images.train), 0, config.batch, 0.0)
         torch.manual_seed(derive(config.seed, INIT))
@@ -175,41 +173,20 @@ def _last_seen(store: Store) -> int:
 
 def _train(config: TeacherTraining, store: Store) -> None:
     resources = config.resources
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(resources.start_timeout_s)  # read by Train's controller
-    per_worker = {"CPU": resources.cpus_per_worker}
-    if resources.gpus_per_worker:
-        per_worker["GPU"] = resources.gpus_per_worker
     trainer = TorchTrainer(
         _work,
         train_loop_config={"config": config.model_dump(mode="json"), "store": store.uri},
         torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers, use_gpu=bool(resources.gpus_per_worker), resources_per_worker=per_worker
-        ),
+        scaling_config=cluster.scaling(resources),
         run_config=ray.train.RunConfig(
             name="ray-train",  # stable, so that Ray finds the last checkpoint again
             **(store / "checkpoints").for_ray(),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=0),
+            failure_config=cluster.failures(resources),
         ),
     )
-    try:
-        with cluster.interruptible():
-            trainer.fit()
-    except TrainingFailedError as error:
-        raise RunError(
-            f"teacher run '{store.name}' failed ({_reason(error, resources)}); repeat the command to go on from its last checkpoint in {store}"
-        ) from error
-
-
-def _reason(error: TrainingFailedError, resources: Resources) -> str:
-    if isinstance(error, ControllerError) and "timed out" in str(error):
-        wanted = f"{resources.workers} x {resources.cpus_per_worker:g} CPU, {resources.gpus_per_worker:g} GPU"
-        return f"its workers ({wanted}) found no free room within resources.start_timeout_s={resources.start_timeout_s:g}; wait or ask for less"
-    if isinstance(error, WorkerGroupError) and error.worker_failures:
-        rank, failure = next(iter(error.worker_failures.items()))
-        return f"worker {rank}: {str(failure).strip().splitlines()[-1]}"
-    return str(error).strip().splitlines()[-1]
+    storage.update_manifest(store, started_at=None)
+    cluster.fit(trainer, f"teacher run '{store}'", resources, lambda: bool((storage.read_manifest(store) or {}).get("started_at")))
 
 
 def _work(settings: dict[str, Any]) -> None:
@@ -223,7 +200,10 @@ def _work(settings: dict[str, Any]) -> None:
             training.load_state((Store(folder) / "state.pt").read_torch())
     # the only buffers are constant box filters: nothing to broadcast
     forward = prepare_model(training.net, parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True})
-    log = Log(store / "metrics.jsonl", training.images_seen) if rank == 0 else None
+    log = None
+    if rank == 0:
+        log = Log(store / "metrics.jsonl", training.images_seen)
+        storage.update_manifest(store, started_at=storage.utc_now())
     row_steps = max(1, training.steps // ROWS_PER_RUN)
     losses = []
     while training.step < training.steps:

@@ -79,9 +79,15 @@ def synthetic_rows(bars: Bars) -> Callable[[Row], None]:
 
 
 def train_rows(bars: Bars, settings: config.Experiment) -> Callable[[Row], None]:
+    """Rows of steps.jsonl move the bar; those of metrics.jsonl, which validate, also give the accuracies."""
+    scores = ""
+
     def show(row: Row) -> None:
-        text = f"training: {row['clean_accuracy']:.1%} clean, {row['robust_accuracy']:.1%} robust"
-        bars.show("train", row["epoch"] / settings.optim.epochs, text)
+        nonlocal scores
+        if "robust_accuracy" in row:
+            scores = f"{row['clean_accuracy']:.1%} clean, {row['robust_accuracy']:.1%} robust"
+        speed = f"loss {row['loss']:.3f}, {row['images_per_s']:,.0f} images/s" if "images_per_s" in row else ""
+        bars.show("train", row["epoch"] / settings.optim.epochs, "training: " + ", ".join(part for part in (scores, speed) if part))
 
     return show
 

@@ -7,6 +7,7 @@ the whole batch, and each worker takes its slice. So a run that lost a worker re
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -19,29 +20,32 @@ from typing import Any
 import ray.train
 import torch
 import torch.distributed
-from ray.train import Checkpoint, CheckpointUploadMode, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointUploadMode, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.config import FailureConfig
 from ray.util import metrics
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dra_ray import cluster, config, data, models, pool, storage
-from dra_ray.data import Images, Split, augment, plan, synthetic
+from dra_ray.data import Images, Pictures, augment, plan, synthetic
+from dra_ray.data.loader import Batches
 from dra_ray.errors import ConfigError, RunError
-from dra_ray.models import averaging, checkpoint
+from dra_ray.models import arithmetic, averaging, checkpoint
 from dra_ray.models.projector import projector
-from dra_ray.robust import attacks, losses, schedule
+from dra_ray.robust import attacks, losses, objective, optimisers, schedule
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint as teacher_checkpoint
-from dra_ray.teachers.source import FeatureSource
+from dra_ray.teachers.diffusion import draw_sigma
+from dra_ray.teachers.source import FeatureSource, Pending
 
 METRICS = {
     "dra_train_images": "training images seen, over all workers",
     "dra_train_robust_accuracy": "robust accuracy on the validation images",
 }
 # what a purpose's random numbers are drawn from, beside (seed, step)
-_AUGMENT, _ATTACK, _TEACHER, _VALIDATION = 3, 4, 5, 6
+_AUGMENT, ATTACK, _TEACHER, _VALIDATION, _EXTRA, _EXTRA_SIGMA = 3, 4, 5, 6, 7, 8
+PARTS = ("loss", "loss_clean", "loss_robust", "loss_align")
+VALIDATION_CHUNK = 128
+PREEMPTION_STEPS = 10
 
 
 def fit(
@@ -50,7 +54,7 @@ def fit(
     """Train `experiment` into the run directory, or go on where it stopped; returns the last row of its metrics.
 
     Args:
-        progress: receives every new row of metrics.jsonl.
+        progress: receives every new row of metrics.jsonl and of steps.jsonl.
         callbacks: of Ray Train, such as Tune's.
 
     Raises:
@@ -73,43 +77,41 @@ def fit(
 
 def _fit(experiment: config.Experiment, run: Store, progress: Callable[[dict[str, Any]], None] | None, callbacks: list[Any]) -> dict[str, Any]:
     resources = experiment.resources
-    cluster.require(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker, f"training '{run.name}'", pool.reserved(experiment))
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(resources.start_timeout_s)  # read by Train's controller
+    workers = resources.min_workers or resources.workers
+    cluster.require(workers, resources.cpus_per_worker, resources.gpus_per_worker, f"training '{run.name}'", pool.reserved(experiment))
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"experiment": experiment.model_dump(mode="json"), "run": run.uri},
         torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})},
-        ),
+        scaling_config=cluster.scaling(resources),
         run_config=RunConfig(
             name=run.name,  # a stable name is what lets Ray Train find the run's checkpoints again
-            failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=3),
+            failure_config=cluster.failures(resources),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             callbacks=callbacks,
             **(run / "checkpoints").for_ray(),
         ),
     )
-    try:
-        with cluster.following(run / "metrics.jsonl", progress), cluster.interruptible():
-            trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise RunError(f"training '{run}' failed ({_cause(error)}); start the same command again to resume from its last checkpoint") from error
+    storage.update_manifest(run, started_at=None, stopped=None)
+    with cluster.following(run / "metrics.jsonl", progress), cluster.following(run / "steps.jsonl", progress):
+        cluster.fit(trainer, f"training '{run}'", resources, lambda: bool(_manifest(run).get("started_at")))
+    if stopped := _manifest(run).get("stopped"):
+        raise RunError(f"training '{run}' stopped: {stopped}")
     storage.update_manifest(run, status="done")
     return (run / "metrics.jsonl").read_jsonl()[-1]
 
 
-def _cause(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+def _manifest(run: Store) -> dict[str, Any]:
+    manifest = storage.read_manifest(run)
+    if manifest is None:
+        raise ConfigError(f"'{run}' has no manifest.json; start the run with `dra train`")
+    return manifest
 
 
 def check_teacher(experiment: config.Experiment) -> None:
     """Raise `CheckpointError` where there is no teacher, `ConfigError` where it was trained on another split of the same data.
 
-    Such a teacher may have been trained on our test images.
+    Such a teacher may have been trained on our validation images; where the data has no official test images, also on those.
     """
     if not experiment.align.weight:
         return
@@ -117,16 +119,16 @@ def check_teacher(experiment: config.Experiment) -> None:
     theirs = teacher_checkpoint.read_card(Store(experiment.teacher.uri)).get("data", {})
     if theirs.get("name") != experiment.data.name:
         return
-    for field in ("split_seed", "test_images", "validation_images"):
+    for field in ("split_seed", "test_images", "validation_images") if experiment.data.name == "digits" else ("split_seed", "validation_images"):
         ours = getattr(experiment.data, field)
         if theirs.get(field) != ours:
             raise ConfigError(
                 f"data.{field}={ours}, but the teacher '{experiment.teacher.uri}' was trained with {theirs.get(field)}, so it may have seen your "
-                f"test images; set data.{field}={theirs.get(field)} or train another teacher"
+                f"held-out images; set data.{field}={theirs.get(field)} or train another teacher"
             )
 
 
-def load_synthetic(experiment: config.Experiment, images: Images) -> Split | None:
+def load_synthetic(experiment: config.Experiment, images: Images) -> Pictures | None:
     if not experiment.synthetic.images:
         return None
     assert experiment.synthetic.uri
@@ -136,7 +138,7 @@ def load_synthetic(experiment: config.Experiment, images: Images) -> Split | Non
 # -- inside a worker ---------------------------------------------------------------------------------------------------
 @dataclasses.dataclass
 class State:
-    """All that a checkpoint holds."""
+    """All that a checkpoint holds, and the student as its steps call it."""
 
     student: nn.Module
     average: nn.Module
@@ -144,6 +146,8 @@ class State:
     optimizer: torch.optim.Optimizer
     step: int
     best: float
+    sums: Tensor  # loss and its parts since the last validation
+    class_means: losses.ClassMeans
     rows: list[dict[str, Any]]
 
     def tensors(self) -> dict[str, Any]:
@@ -152,6 +156,8 @@ class State:
             "average": self.average.state_dict(),
             "head": self.head.state_dict() if self.head else {},
             "optimizer": self.optimizer.state_dict(),
+            "sums": self.sums,
+            "class_means": self.class_means.state_dict(),
         }
 
     def save(self, folder: Store) -> None:
@@ -165,156 +171,279 @@ class State:
         if self.head:
             self.head.load_state_dict(tensors["head"])
         self.optimizer.load_state_dict(tensors["optimizer"])
+        self.sums.copy_(tensors["sums"])
+        self.class_means.load_state_dict(tensors["class_means"])
         self.step, self.best, self.rows = facts["step"], facts["best"], facts["rows"]
+
+    def finite(self) -> bool:
+        return all(bool(p.isfinite().all()) for p in self.student.parameters())
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A worker among its fellows: `mine` is its slice of every batch."""
+
+    rank: int
+    workers: int
+    mine: slice
+    device: torch.device
 
 
 def train_worker(job: dict[str, Any]) -> None:
-    """The training loop of one Ray Train worker (DM-AT, arXiv 2302.04638; alignment: arXiv 2602.19931, section 4.2)."""
+    """What every Ray Train worker runs: set up, pick up the last checkpoint, train."""
     experiment, run = config.Experiment.model_validate(job["experiment"]), Store(job["run"])
     rank, workers = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    torch.set_num_threads(experiment.resources.threads_per_worker)
-    device = ray.train.torch.get_device()
+    batch, device = experiment.optim.batch, ray.train.torch.get_device()
+    place = Place(rank, workers, slice(rank * batch // workers, (rank + 1) * batch // workers), device)
+    arithmetic.prepare(experiment.compute, experiment.resources.threads_per_worker)
     images = data.load(experiment.data)
-    pixels, labels, batches = _training_set(experiment, images, device)
+    extra = load_synthetic(experiment, images)
+    batches = data.batch_plan(experiment, len(images.train), len(extra) if extra else 0)
     source = pool.source(experiment, str(device)) if experiment.align.weight else None
-    state = _initial_state(experiment, images, source, device)
+    state, origin = initial_state(experiment, images.shape, source, device)
     if found := ray.train.get_checkpoint():
         with found.as_directory() as folder:
             state.load(Store(folder))
     if rank == 0:
-        _record_world_size(run, state.step, workers)
-    gauge = metrics.Gauge("dra_train_robust_accuracy", METRICS["dra_train_robust_accuracy"])
+        _record_start(run, state.step, workers, device, origin)
+    with contextlib.ExitStack() as stack:
+        loader = stack.enter_context(contextlib.closing(Batches(images.train, extra, batches, device, place.mine)))
+        if source:
+            stack.enter_context(contextlib.closing(source))
+        _train(experiment, run, place, state, loader, source, images.validation, batches.steps_per_epoch)
+
+
+def _train(
+    experiment: config.Experiment,
+    run: Store,
+    place: Place,
+    state: State,
+    loader: Batches,
+    source: FeatureSource | None,
+    validation: Pictures,
+    epoch_steps: int,
+) -> None:
+    """The training loop (DM-AT, arXiv 2302.04638; alignment: arXiv 2602.19931, section 4.2)."""
+    optim, resources, selection = experiment.optim, experiment.resources, experiment.selection
+    total_steps = optim.epochs * epoch_steps
+    log = StepLog(run, state.step, optim.batch, epoch_steps) if place.rank == 0 else None
+    gauge = metrics.Gauge("dra_train_robust_accuracy", METRICS["dra_train_robust_accuracy"], tag_keys=("run",))
     counter = metrics.Counter("dra_train_images", METRICS["dra_train_images"])
-
-    optim = experiment.optim
-    mine = slice(rank * optim.batch // workers, (rank + 1) * optim.batch // workers)
-    total_steps = optim.epochs * batches.steps_per_epoch
     start, already_s = time.monotonic(), state.rows[-1]["elapsed_s"] if state.rows else 0.0
-    sums = torch.zeros(4, device=device)
+    told = None
     while state.step < total_steps:
-        epoch = state.step // batches.steps_per_epoch
-        rate, momentum = schedule.one_cycle(epoch, optim)
-        for group in state.optimizer.param_groups:
-            group["lr"], group["momentum"] = rate, momentum
-
-        chosen = batches.indices(state.step)[mine]
-        parts = step(state, experiment, pixels[chosen.to(device)], labels[chosen.to(device)], mine, source)
-        sums += parts
+        epoch = state.step // epoch_steps
+        rate, momentum = schedule.at(state.step, epoch_steps, optim)
+        optimisers.set_rate(state.optimizer, rate, momentum)
+        parts = step(state, experiment, *loader.get(state.step), place.mine, source, epoch)
+        state.sums += parts
         state.step += 1
-        averaging.update(state.average, state.student, averaging.decay(state.step, optim.averaging_warmup * total_steps, optim.averaging_decay))
-        counter.inc(len(chosen))
+        if optim.averaging == "step":
+            decay = averaging.decay(state.step, optim.averaging_warmup * total_steps, optim.averaging_decay, optim.averaging_ramp)
+            averaging.update(state.average, state.student, decay)
+        counter.inc(place.mine.stop - place.mine.start)
 
-        if state.step % batches.steps_per_epoch:
-            continue
-        averaging.copy_buffers(state.average, state.student)
-        if (epoch + 1) % experiment.selection.every_epochs and epoch + 1 < optim.epochs:
-            continue
-        losses_mean = (sums / (experiment.selection.every_epochs * batches.steps_per_epoch)).tolist()
-        if not all(map(math.isfinite, losses_mean)):
-            raise RunError(
-                f"the loss is {losses_mean[0]} at step {state.step}; the last good checkpoint is in '{run / 'checkpoints'}'; lower optim.lr"
-            )
-        sums.zero_()
-        clean, robust = validate(state.average, experiment, images.validation, rank, workers, device)
-        row = {
-            "step": state.step,
-            "epoch": epoch + 1,
-            "images_seen": state.step * optim.batch,
-            **dict(zip(("loss", "loss_clean", "loss_robust", "loss_align"), losses_mean, strict=True)),
-            "lr": rate,
-            "clean_accuracy": clean,
-            "robust_accuracy": robust,
-            "elapsed_s": round(already_s + time.monotonic() - start, 3),
-            "at": time.time(),
-        }
-        state.rows.append(row)
-        if rank == 0 and robust >= state.best:
-            checkpoint.save(run, state.average.state_dict())
-        state.best = max(state.best, robust)
-        gauge.set(robust)
-        if rank == 0:
-            (run / "metrics.jsonl").write_jsonl(state.rows)
-        _report(state, row, rank)
-    if source:
-        source.close()
+        if state.step % resources.metrics_steps == 0:
+            now = _mean(parts, place.mine, optim.batch).tolist()
+            if log:
+                log.write(state.step, now, rate)
+            if not all(map(math.isfinite, now)):
+                return _stop(run, state, place.rank, f"the loss is {now[0]} at step {state.step}")
+        told, notice = _preempted(state.step, told)
+        due = resources.checkpoint_steps and state.step % resources.checkpoint_steps == 0
+        if state.step % epoch_steps == 0:
+            _end_epoch(state, optim, epoch)
+            if (epoch + 1) % selection.every_epochs == 0 or epoch + 1 == optim.epochs:
+                since = (epoch % selection.every_epochs + 1) * epoch_steps
+                losses_mean = (_mean(state.sums, place.mine, optim.batch) / since).tolist()
+                if not all(map(math.isfinite, losses_mean)) or not state.finite():
+                    return _stop(run, state, place.rank, f"the loss or a weight is not finite at step {state.step}")
+                clean, robust = validate(state.average, experiment, validation, place.rank, place.workers, place.device)
+                row = {
+                    "step": state.step,
+                    "epoch": epoch + 1,
+                    "images_seen": state.step * optim.batch,
+                    **dict(zip(PARTS, losses_mean, strict=True)),
+                    "lr": rate,
+                    "clean_accuracy": clean,
+                    "robust_accuracy": robust,
+                    "elapsed_s": round(already_s + time.monotonic() - start, 3),
+                    "at": time.time(),
+                }
+                state.sums.zero_()
+                state.rows.append(row)
+                if place.rank == 0 and robust >= state.best:
+                    checkpoint.save(run, state.average.state_dict())
+                state.best = max(state.best, robust)
+                gauge.set(robust, {"run": run.name})
+                if place.rank == 0:
+                    (run / "metrics.jsonl").write_jsonl(state.rows)
+                _report(state, row, place.rank, at_once=notice)
+                continue
+        if due or notice:
+            state.sums.copy_(_mean(state.sums, place.mine, optim.batch))  # a checkpoint is worker 0's, so all must hold the same
+            _report(state, {"step": state.step}, place.rank, at_once=notice)
 
 
-def step(state: State, experiment: config.Experiment, images: Tensor, labels: Tensor, mine: slice, source: FeatureSource | None) -> Tensor:
-    """One TRADES+DRA step on this worker's slice of the batch, gradients averaged over workers.
+def step(
+    state: State, experiment: config.Experiment, images: Tensor, labels: Tensor, mine: slice, source: FeatureSource | None, epoch: int = 0
+) -> Tensor:
+    """One adversarial step on this worker's slice of the batch, gradients averaged over workers.
 
     images uint8 [b,C,H,W], labels int64 [b]. Returns float32 [4]: loss and its clean, robust and alignment parts.
     """
     batch, seed = experiment.optim.batch, experiment.seed
-    corners, flips = augment.parameters(batch, experiment.data, plan.generator(seed, _AUGMENT, state.step))
-    images = augment.apply(images, experiment.data, corners[mine], flips[mine])
-    noise = torch.rand((batch, *images.shape[1:]), generator=plan.generator(seed, _ATTACK, state.step))[mine]
-    pending = None
-    if source is not None:  # sent before the attack, so that the attack hides the round trip
-        sigma = torch.full((len(images),), experiment.align.sigma)
-        # the seed of position p is seed + p: each worker's slice continues the batch's
-        pending = source.submit(images, labels, sigma, plan.derive(seed, _TEACHER, state.step) // 2 + mine.start)
+    changes = augment.parameters(batch, experiment.data, plan.generator(seed, _AUGMENT, state.step))
+    images = augment.apply(images, experiment.data, changes[mine])
+    noise = attacks.noise_like((batch, *images.shape[1:]), experiment.threat, plan.generator(seed, ATTACK, state.step))[mine]
+    # sent before the attack, so that the attack hides the round trip
+    targets = _ask(source, experiment, images, labels, state.step, mine) if source else []
 
-    memory = torch.channels_last if experiment.model.channels_last else torch.contiguous_format
+    memory = torch.channels_last if experiment.compute.channels_last else torch.contiguous_format
     x = data.to_float(images).contiguous(memory_format=memory)
-    student = state.student
+    student, head = state.student, state.head
     student.train()
     _set_norm_momentum(student, 1.0 if state.step == 0 else 0.01)  # the first batch sets the running statistics
-    # the target of the attack is this very forward: same weights, mode and batch give the same logits
-    clean = student(x)
-    adversarial = attacks.trades(student, x, F.softmax(clean.detach(), 1), experiment.threat, noise.to(x.device))
-    logits, features = student.with_features(adversarial)  # type: ignore[operator]
-    loss_clean, loss_robust = losses.trades(clean, logits, labels, experiment.loss.beta, experiment.loss.label_smoothing)
-    loss_align = torch.zeros((), device=x.device)
-    if pending is not None:
-        assert state.head is not None
-        loss_align = losses.alignment(state.head(features), pending.result().to(x.device))
-    loss = loss_clean + loss_robust + experiment.align.weight * loss_align
+    threat = attacks.threat_at(experiment.threat, epoch)
     state.optimizer.zero_grad()
-    loss.backward()
+    with objective.attacked(student, x, labels, noise, experiment.loss, threat, state.class_means, epoch) as found:
+        loss_clean, loss_robust, features = found.losses()
+        loss_align = torch.zeros((), device=x.device)
+        for weight, pending in targets:
+            assert head is not None
+            loss_align = loss_align + weight * losses.alignment(head(features), pending.result().to(x.device))
+        loss = loss_clean + loss_robust + experiment.align.weight * loss_align
+        (loss * _share(mine, batch)).backward()
     _average_gradients(state.optimizer)
+    optimisers.clip(state.optimizer, experiment.optim.clip_norm)
     state.optimizer.step()
+    _share_buffers(student)
     return torch.stack([loss, loss_clean, loss_robust, loss_align]).detach()
 
 
-def validate(student: nn.Module, experiment: config.Experiment, split: Split, rank: int, workers: int, device: torch.device) -> tuple[float, float]:
-    """(clean, PGD-k) accuracy of the averaged weights on held-out images, shared among the workers."""
-    noise = torch.rand(split.images.shape, generator=plan.generator(experiment.seed, _VALIDATION))
+def _ask(source: FeatureSource, experiment: config.Experiment, images: Tensor, labels: Tensor, step: int, mine: slice) -> list[tuple[float, Pending]]:
+    """(weight, feature under way) of every alignment of this step."""
+    align, batch, seed = experiment.align, experiment.optim.batch, experiment.seed
+    sigma = torch.full((len(images),), align.sigma)
+    # the seed of position p is seed + p: each worker's slice continues the batch's
+    asked: list[tuple[float, Pending]] = [(1.0, source.submit(images, labels, sigma, plan.derive(seed, _TEACHER, step) // 2 + mine.start))]
+    if align.extra_weight:
+        drawn = draw_sigma(batch, plan.generator(seed, _EXTRA_SIGMA, step))[mine]
+        noise_seed = plan.derive(seed, _EXTRA, step) // 2 + mine.start
+        asked.append((align.extra_weight, source.submit(images, labels, drawn, noise_seed)))
+    return asked
+
+
+def validate(
+    student: nn.Module, experiment: config.Experiment, split: Pictures, rank: int, workers: int, device: torch.device
+) -> tuple[float, float]:
+    """(clean, PGD-k) accuracy of the averaged weights on held-out images, shared among the workers.
+
+    Every image's noise is its own and chunks are the same for any number of workers.
+    """
+    selection, threat = experiment.selection, experiment.threat
     correct = torch.zeros(2, device=device)
     student.eval()
-    for chunk in torch.arange(len(split))[rank::workers].split(256):
-        x = data.to_float(split.images[chunk].to(device))
-        labels = split.labels[chunk].to(device)
+    for number, chunk in enumerate(torch.arange(len(split)).split(VALIDATION_CHUNK)):
+        if number % workers != rank:
+            continue
+        pixels, classes = split.take(chunk)
+        x, labels = data.to_float(pixels.to(device)), classes.to(device)
+        noise = attacks.noise_like(pixels.shape, threat, plan.generator(experiment.seed, _VALIDATION, number))
         with torch.no_grad():
             correct[0] += (student(x).argmax(1) == labels).sum()
-        correct[1] += attacks.evaluate_pgd(student, x, labels, experiment.threat, experiment.selection.steps, noise[chunk].to(device)).sum()
+        size = selection.step_255 / 255 if selection.step_255 else None
+        correct[1] += attacks.evaluate_pgd(student, x, labels, threat, noise.to(device), selection.steps, selection.loss, size).sum()
     if workers > 1:
         torch.distributed.all_reduce(correct)
     clean, robust = (correct / max(1, len(split))).tolist()
     return clean, robust
 
 
-def _training_set(experiment: config.Experiment, images: Images, device: torch.device) -> tuple[Tensor, Tensor, plan.BatchPlan]:
-    """Real images with the synthetic ones behind them, as uint8 on the device, and the plan that indexes them."""
-    extra = load_synthetic(experiment, images)
-    parts = [images.train] + ([extra] if extra else [])
-    batches = plan.BatchPlan(experiment.seed, len(images.train), len(extra) if extra else 0, experiment.optim.batch, experiment.synthetic.fraction)
-    return torch.cat([p.images for p in parts]).to(device), torch.cat([p.labels for p in parts]).to(device), batches
-
-
-def _initial_state(experiment: config.Experiment, images: Images, source: FeatureSource | None, device: torch.device) -> State:
+def initial_state(experiment: config.Experiment, shape: data.Shape, source: FeatureSource | None, device: torch.device) -> tuple[State, str]:
+    """The state before the first step, and a sentence on where the student's weights come from."""
     torch.manual_seed(experiment.seed)  # student first: it starts alike with and without alignment
-    student = models.build(experiment.model, images).to(device)
-    head = projector(student.feature_dim, source.feature_dim, experiment.align.hidden).to(device) if source else None
-    decayed = [p for name, p in student.named_parameters() if "batchnorm" not in name]
-    plain = [p for name, p in student.named_parameters() if "batchnorm" in name]
-    groups: list[dict[str, Any]] = [{"params": decayed + (list(head.parameters()) if head else [])}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, lr=experiment.optim.lr, momentum=0.9, nesterov=True, weight_decay=experiment.optim.weight_decay)
-    return State(student, copy.deepcopy(student).requires_grad_(False), head, optimizer, step=0, best=-1.0, rows=[])
+    student: Any = models.build(experiment.model, shape)
+    origin = models.initialise(student, experiment.model)
+    head = None
+    if source:
+        head = projector(student.feature_dim, source.feature_dim, experiment.align.hidden, experiment.align.activation).to(device)
+    average = copy.deepcopy(student).requires_grad_(False).to(device)
+    if experiment.compute.sync_batchnorm:
+        student = models.synchronised(student)
+    student = arithmetic.arranged(student.to(device), experiment.compute)
+    if experiment.compute.channels_last:
+        average = average.to(memory_format=torch.channels_last)
+    optimizer = optimisers.build(student, head, experiment.optim)
+    class_means = losses.ClassMeans(shape.num_classes, device)
+    return State(student, average, head, optimizer, 0, -1.0, torch.zeros(4, device=device), class_means, []), origin
+
+
+def _end_epoch(state: State, optim: config.Optim, epoch: int) -> None:
+    """What happens once an epoch: the average takes the BatchNorm statistics over, and IKL's class means change."""
+    if optim.averaging == "epoch":
+        averaging.update_all(state.average, state.student, optim.averaging_decay if epoch else 0.0)
+    else:
+        if optim.averaging == "none":
+            averaging.update(state.average, state.student, 0.0)
+        averaging.copy_buffers(state.average, state.student)
+    state.class_means.end_epoch()
+
+
+class StepLog:
+    """`steps.jsonl`: loss, rate and speed at every k-th step; a resumed run keeps the rows up to its checkpoint."""
+
+    def __init__(self, run: Store, step: int, batch: int, epoch_steps: int) -> None:
+        self.file, self.batch, self.epoch_steps = run / "steps.jsonl", batch, epoch_steps
+        self.rows = [row for row in self.file.read_jsonl() if row["step"] <= step] if step and self.file.exists() else []
+        self.last = (step, time.monotonic())
+
+    def write(self, step: int, parts: list[float], rate: float) -> None:
+        (before, then), now = self.last, time.monotonic()
+        self.last = (step, now)
+        speed = (step - before) * self.batch / max(now - then, 1e-9)
+        done = {"step": step, "epoch": round(step / self.epoch_steps, 3)}
+        self.rows.append(done | dict(zip(PARTS, parts, strict=True)) | {"lr": rate, "images_per_s": round(speed, 2), "at": time.time()})
+        self.file.write_jsonl(self.rows)
+
+
+def _stop(run: Store, state: State, rank: int, why: str) -> None:
+    """End the run without a retry, which would end alike: the driver turns this into an error."""
+    if rank == 0:
+        good = (
+            f"the last good checkpoint, of step {state.rows[-1]['step']}, is in '{run / 'checkpoints'}'"
+            if state.rows
+            else "no checkpoint was written yet"
+        )
+        storage.update_manifest(run, stopped=f"{why}; {good}; lower optim.lr or set optim.clip_norm")
+
+
+def _preempted(step: int, told: Any) -> tuple[Any, bool]:
+    """(the newest notice, whether it is a new one) that nodes of this run will be taken away; asked every few steps by all workers."""
+    if step % PREEMPTION_STEPS or os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
+        return told, False
+    info = ray.train.get_preemption_info()
+    nodes = info.preempted_node_ids if info else told
+    return nodes, nodes != told
+
+
+def _mean(values: Tensor, mine: slice, batch: int) -> Tensor:
+    """The batch's mean of what each worker has for its slice, the same for all workers."""
+    values = values * ((mine.stop - mine.start) / batch)
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        torch.distributed.all_reduce(values)
+    return values
+
+
+def _share(mine: slice, batch: int) -> float:
+    """Weight of a slice's mean loss in a plain mean over workers: 1 where the slices are equal."""
+    workers = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    return (mine.stop - mine.start) * workers / batch
 
 
 def _set_norm_momentum(student: nn.Module, momentum: float) -> None:
     for module in student.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = momentum
 
 
@@ -326,24 +455,36 @@ def _average_gradients(optimizer: torch.optim.Optimizer) -> None:
     flat = torch.cat([g.flatten() for g in gradients])
     torch.distributed.all_reduce(flat)
     flat /= torch.distributed.get_world_size()
+    _spread(flat, gradients)
+
+
+def _share_buffers(student: nn.Module) -> None:
+    """Everyone takes over the BatchNorm statistics of worker 0, which checkpoints hold: a run goes on alike after a restart."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return
+    buffers = [b for b in student.buffers() if b.is_floating_point()]
+    if buffers:
+        flat = torch.cat([b.flatten() for b in buffers])
+        torch.distributed.broadcast(flat, 0)
+        _spread(flat, buffers)
+
+
+def _spread(flat: Tensor, parts: list[Tensor]) -> None:
     offset = 0
-    for gradient in gradients:
-        gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
-        offset += gradient.numel()
+    for part in parts:
+        part.copy_(flat[offset : offset + part.numel()].view_as(part))
+        offset += part.numel()
 
 
-def _record_world_size(run: Store, at_step: int, workers: int) -> None:
-    """BatchNorm sees the per-worker batch, so the number of workers is part of what a run did."""
-    manifest = storage.read_manifest(run)
-    if manifest is None:
-        raise ConfigError(f"'{run}' has no manifest.json; start the run with `dra train`")
-    history = manifest.get("world_sizes", [])
-    if not history or history[-1]["workers"] != workers:
-        storage.update_manifest(run, world_sizes=[*history, {"step": at_step, "workers": workers, "at": storage.utc_now()}])
+def _record_start(run: Store, at_step: int, workers: int, device: torch.device, origin: str) -> None:
+    """Every start: BatchNorm sees the per-worker batch, so the number of workers is part of what a run did; so is the device."""
+    now = storage.utc_now()
+    history = [*_manifest(run).get("world_sizes", []), {"step": at_step, "workers": workers, "at": now}]
+    storage.update_manifest(run, world_sizes=history, started_at=now, weights=origin, device=arithmetic.facts(device))
 
 
-def _report(state: State, row: dict[str, Any], rank: int) -> None:
-    """A barrier over the workers; rank 0 hands its checkpoint over and goes on while it is uploaded."""
+def _report(state: State, row: dict[str, Any], rank: int, at_once: bool = False) -> None:
+    """A barrier over the workers; rank 0 hands its checkpoint over and, unless `at_once`, goes on while it is uploaded."""
     folder = None
     if rank == 0:
         folder = tempfile.mkdtemp(prefix="dra-")
@@ -351,6 +492,6 @@ def _report(state: State, row: dict[str, Any], rank: int) -> None:
     ray.train.report(
         row,
         checkpoint=Checkpoint.from_directory(folder) if folder else None,
-        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        checkpoint_upload_mode=CheckpointUploadMode.SYNC if at_once else CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
     )

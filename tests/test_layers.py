@@ -11,13 +11,13 @@ PACKAGE = Path(__file__).parents[1] / "dra_ray"
 LAYERS = (
     {"errors", "config", "storage", "recipes"},
     {"data", "models", "teachers", "robust", "analysis"},
-    {"pool", "cluster"},
+    {"policy", "pool", "cluster"},
     {"train", "teach", "synthesize", "evaluate", "analyse"},
-    {"sweep", "quickstart", "plan", "report"},
+    {"sweep", "quickstart", "plan", "report", "bench", "simulate"},
     {"cli", "job", "terminal"},
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-WITHOUT_RAY = LAYERS[0] | LAYERS[1]
+WITHOUT_RAY = LAYERS[0] | LAYERS[1] | {"policy", "simulate"}
 ONE_WORKLOAD_EACH = LAYERS[3]
 STORAGE_ONLY = {
     "open",

@@ -7,18 +7,49 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from dra_ray import data, models
 from dra_ray import plan as planning
-from dra_ray.config import Asha, Data, Experiment, Quickstart, Sweep, Synthesis, TeacherTraining, UNet, load, override, recipe_names
-from dra_ray.data.plan import BatchPlan
+from dra_ray.config import (
+    Asha,
+    Data,
+    Experiment,
+    Loss,
+    Quickstart,
+    Selection,
+    Sweep,
+    Synthesis,
+    TeacherTraining,
+    Threat,
+    UNet,
+    load,
+    override,
+    recipe_names,
+)
+from dra_ray.errors import ConfigError
 from dra_ray.models.wrn import WideResNet
+from dra_ray.robust import losses, objective
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.edm import EDM
+from dra_ray.teachers.noisy import NoisyClassifier
 
 TINY = UNet(model_channels=32, channel_mult=(1,))
 SWEEP = Sweep(space={"align.weight": [0, 0.5, 1.0]}, asha=Asha(grace_epochs=2, reduction_factor=2), base=override(Experiment(), {"optim.epochs": 8}))
+
+
+class Counted(TorchDispatchMode):
+    """FLOP of what runs inside, gradients of inputs included (FlopCounterMode follows modules, which torch.autograd.grad does not allow)."""
+
+    flop = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.flop += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 @pytest.fixture
@@ -43,15 +74,88 @@ def test_macs_of_a_convolution_by_hand():
 
 
 def test_step_units():
-    """One target shared with the clean forward, k gradients of the input, two full backward passes: 26 at k=10, 12 at k=3."""
-    assert [planning.step_units(k) for k in (10, 3)] == [26, 12]
+    """By hand. TRADES-k: k+2 forwards (one is also the target), k gradients of the input, two full backward passes of 2."""
+    ikl, awp = Loss(name="ikl"), Threat(mode="eval", steps=5, step_255=4)
+    assert [planning.step_units(Loss(), Threat(steps=k)) for k in (10, 3)] == [26, 12]
+    assert planning.step_units(ikl, Threat()) == 26
+    assert planning.step_units(Loss(name="pgd-at"), Threat()) == 10 + 10 + 3
+    assert planning.step_units(Loss(name="fgsm-rs"), Threat(steps=1)) == 5
+    assert planning.step_units(ikl, awp) == 5 + 5 + 6 + 1  # a target in eval mode
+    assert planning.step_units(ikl, awp, perturbed=True) == 5 + 5 + 6 + 1 + 6  # two forwards and two full backward passes more
+
+
+@pytest.mark.parametrize(
+    ("changes", "perturbed"),
+    [
+        ({}, False),
+        ({"threat.mode": "eval"}, False),
+        ({"loss.name": "pgd-at"}, False),
+        ({"loss.name": "ikl", "threat.steps": 5, "threat.mode": "eval"}, False),
+        ({"loss.awp": 0.005, "loss.awp_from_epoch": 0}, True),
+        ({"loss.name": "pgd-at", "loss.awp": 0.005, "loss.awp_from_epoch": 0}, True),
+    ],
+    ids=str,
+)
+def test_step_units_are_what_a_step_costs(changes, perturbed):
+    """Counted in a real step; the first layer's input needs no gradient where weights are trained, so it may be a little less."""
+    config = override(Experiment(), changes)
+    student = WideResNet(10, 2, 10, [0.5], [0.25])
+    x, labels = torch.rand(4, 1, 8, 8), torch.arange(4)
+    forward = planning.macs(lambda: student(x))
+    means = losses.ClassMeans(10)
+    attacked = objective.attacked(student, x, labels, torch.rand(x.shape), config.loss, config.threat, means, epoch=0)
+    with Counted() as counted, attacked as found:
+        clean, robust, _ = found.losses()
+        (clean + robust).backward()
+    assert counted.flop / 2 / forward == pytest.approx(planning.step_units(config.loss, config.threat, perturbed), rel=0.02)
+
+
+def test_weight_perturbation_counts_from_its_epoch():
+    config = override(Experiment(), {"loss.awp": 0.005, "loss.awp_from_epoch": 5, "optim.epochs": 20})
+    plain, perturbed = (planning.step_units(config.loss, config.threat, awp) for awp in (False, True))
+    assert planning.mean_step_units(config) == (5 * plain + 15 * perturbed) / 20
+    assert planning.plan(config)["step"]["forward_units"] == planning.mean_step_units(config)
+    assert planning.mean_step_units(override(config, {"optim.epochs": 4})) == plain
+
+
+# [steps, passes over the synthetic images] that follow from batch, epochs and DM-AT's epoch of 50,000 images
+@pytest.mark.parametrize(
+    ("name", "steps", "passes"),
+    [
+        ("cifar10-wrn-34-10-at", 78_200, None),
+        ("cifar10-wrn-28-10-1m-dm-at", 39_200, 14.0),
+        ("cifar10-wrn-28-10-1m-b1024-dm-at", 39_200, 28.1),
+        ("cifar10-wrn-28-10-20m-dra", 60_000, 4.9),
+        ("cifar10-vit-b-2-20m-dm-at", 24_500, 1.0),
+        ("cifar10-vit-b-2-50m-dra", 98_000, 1.6),
+        ("cifar10-rawrn-70-16-50m-dm-at", 98_000, 1.6),
+    ],
+)
+def test_steps_of_the_papers_runs(name, steps, passes):
+    recipe = load(name, Experiment)
+    run = planning.plan(override(recipe, {"model.name": "wrn-10-1", "model.normalise": True}))["run"]
+    assert run["steps"] == steps and run["images_seen"] == steps * recipe.optim.batch
+    assert run["synthetic_passes"] is None if passes is None else round(run["synthetic_passes"], 1) == passes
+
+
+def test_a_second_feature_doubles_the_teachers_work(teacher):
+    small = override(Experiment(), {"teacher.uri": teacher, "align.hidden": 16})
+    one, two = (planning.plan(override(small, {"align.extra_weight": extra})) for extra in (0, 1))
+    assert two["run"]["teacher_pflop"] == 2 * one["run"]["teacher_pflop"]
+    assert two["teacher"]["feature_gmacs"] == one["teacher"]["feature_gmacs"]
+    assert two["resources"]["replicas_needed"] == pytest.approx(2 * one["resources"]["replicas_needed"], rel=0.05)
+
+
+def test_fewest_workers_are_shown():
+    config = override(Experiment(), {"resources.workers": 4, "resources.min_workers": 2})
+    assert any(row["quantity"].startswith("workers, at least") and row["value"] == "2" for row in planning.rows(planning.plan(config)))
 
 
 def test_meta_student_costs_what_the_real_one_does():
     """The student that training builds, with real weights and real images."""
     config = Experiment()
     images = data.load(config.data)
-    student = models.build(config.model, images).eval()
+    student = models.build(config.model, images.shape).eval()
     planned = planning.plan(config)["student"]
     assert planned["params"] == sum(p.numel() for p in student.parameters())
     assert planned["forward_gmacs"] == planning.macs(lambda: student(torch.rand(4, 1, 8, 8))) / 4 / 1e9
@@ -61,7 +165,7 @@ def test_images_and_passes_are_those_of_the_batch_plan():
     config = override(Experiment(), {"optim.epochs": 2, "synthetic.images": 500, "synthetic.uri": "elsewhere", "align.weight": 0})
     run = planning.plan(config)["run"]
     images = data.load(config.data)
-    batches = BatchPlan(config.seed, len(images.train), 500, config.optim.batch, config.synthetic.fraction)
+    batches = data.batch_plan(config, len(images.train), 500)
     drawn = torch.cat([batches.indices(step) for step in range(run["steps"])])
     assert run["images_seen"] == len(drawn)
     assert run["synthetic_passes"] == pytest.approx(int((drawn >= len(images.train)).sum()) / 500)
@@ -78,6 +182,16 @@ def test_the_teacher_on_disk_is_counted(teacher):
     assert with_teacher["step"]["gflop_per_image"] > without["step"]["gflop_per_image"]  # the projector
     assert "teacher" not in without and without["resources"]["min_replicas"] == 0
     assert with_teacher["notes"] == without["notes"] == []
+
+
+def test_a_noisy_classifier_is_a_teacher_that_makes_no_images(tmp_path):
+    net = NoisyClassifier(TINY, 8, 1, 10)
+    checkpoint.save(Store(str(tmp_path)), net, {})
+    made = planning.plan(override(Experiment(), {"teacher.uri": str(tmp_path)}))["teacher"]
+    assert made["params"] == planning.parameters(net)
+    assert made["feature_gmacs"] == planning.macs(lambda: net.features(torch.zeros(1, 1, 8, 8), torch.ones(1))) / 1e9
+    with pytest.raises(ConfigError, match="noisy-classifier.*makes no images"):
+        planning.plan(Synthesis(teacher=str(tmp_path)))
 
 
 def test_replicas_follow_the_ratio_of_work(teacher):
@@ -176,7 +290,7 @@ def test_every_recipe_can_be_planned(name):
 
 def test_validation_is_counted():
     often, never = (planning.plan(override(Experiment(), {"selection.every_epochs": every}))["run"] for every in (1, 20))
-    extra = (often["checkpoints"] - never["checkpoints"]) * Data().validation_images * (2 * 20 + 2)
+    extra = (often["checkpoints"] - never["checkpoints"]) * Data().validation_images * (2 * Selection().steps + 2)
     forward = planning.plan(Experiment())["student"]["forward_gmacs"] * 1e9
     assert often["student_pflop"] - never["student_pflop"] == pytest.approx(2 * extra * forward / 1e15)
     assert often["checkpoints"] == 20 and never["checkpoints"] == math.ceil(20 / 20)

@@ -39,7 +39,7 @@ def images():
 def weights(images):
     """A few seconds of one-step adversarial training."""
     torch.manual_seed(0)
-    student = models.build(EXPERIMENT.model, images)
+    student = models.build(EXPERIMENT.model, images.shape)
     optim = torch.optim.Adam(student.parameters(), 3e-3)
     for step in range(80):
         index = torch.randint(len(images.train), (128,), generator=torch.Generator().manual_seed(step))
@@ -68,7 +68,7 @@ def single(images, weights):
     """What one process of the package finds: clean and PGD verdicts, adversarial images, robust flags."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    student = models.build(EXPERIMENT.model, images).eval()
+    student = models.build(EXPERIMENT.model, images.shape).eval()
     student.load_state_dict(weights)
     x, y = data.to_float(images.test.images), images.test.labels
     seed, threat, batch = EXPERIMENT.evaluation.seed, EXPERIMENT.threat, EXPERIMENT.evaluation.batch
@@ -78,7 +78,7 @@ def single(images, weights):
     run.fab.n_iter, run.square.n_queries = EFFORT.fab_steps, EFFORT.square_queries
     adversarial, predicted = run.run_standard_evaluation(x, y, batch_size=batch)
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed))
-    pgd = evaluate_pgd(student, x, y, threat, EXPERIMENT.evaluation.pgd_steps, noise)
+    pgd = evaluate_pgd(student, x, y, threat, noise, EXPERIMENT.evaluation.pgd_steps)
     with torch.no_grad():
         clean = student(x).argmax(1) == y
     torch.set_num_threads(threads)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,16 +17,16 @@ import torch
 from ray.util.state import list_actors
 
 from dra_ray import config, storage, train
-from dra_ray.errors import ConfigError
+from dra_ray.errors import ConfigError, RunError
 from dra_ray.models import checkpoint
 from dra_ray.storage import Store
 from tests.cluster.small import experiment
 
-NOT_THE_MATHS = {"elapsed_s", "at"}
+NOT_THE_MATHS = {"elapsed_s", "at", "images_per_s"}
 
 
-def rows(run: Store) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k not in NOT_THE_MATHS} for row in (run / "metrics.jsonl").read_jsonl()]
+def rows(run: Store, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in NOT_THE_MATHS} for row in (run / name).read_jsonl()]
 
 
 @pytest.fixture(scope="module")
@@ -71,33 +74,57 @@ def test_training_a_bit_teaches_a_bit(runs: dict[str, Store]) -> None:
     assert last["clean_accuracy"] > 0.15
 
 
-def _kill_a_train_worker_once_it_has_a_checkpoint(run: Store, killed: list[int]) -> None:
+def _once_it_has_a_checkpoint(run: Store, pids: Callable[[], list[int]], killed: list[int]) -> None:
+    """SIGKILL the first of `pids()` when a third of the run's validations are behind it."""
     while not killed:
-        time.sleep(0.2)
-        if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_jsonl()) >= 3:
-            pids = [actor.pid for actor in list_actors(filters=[("state", "=", "ALIVE")], limit=1000) if actor.class_name == "RayTrainWorker"]
-            if pids:
-                os.kill(pids[0], signal.SIGKILL)
-                killed.append(pids[0])
+        time.sleep(0.1)
+        if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_jsonl()) >= 2 and (found := pids()):
+            os.kill(found[0], signal.SIGKILL)
+            killed.append(found[0])
+
+
+def _train_workers() -> list[int]:
+    return [actor.pid for actor in list_actors(filters=[("state", "=", "ALIVE")], limit=1000) if actor.class_name == "RayTrainWorker"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_worker_changes_nothing(ray_cluster: Any, teacher: Store, tmp_path, workers: int) -> None:
-    """SIGKILL half-way: metrics, weights and averaged weights are those of an undisturbed run, to the bit."""
-    wanted = experiment(teacher, optim__epochs=6, pool__kind="local", resources__workers=workers)
-    quiet, disturbed = Store(str(tmp_path)) / "quiet", Store(str(tmp_path)) / "disturbed"
+def test_a_kill_changes_nothing(ray_cluster: Any, teacher: Store, tmp_path, workers: int) -> None:
+    """SIGKILL of a worker, and of a driver, half-way: metrics, weights, averages and optimiser as undisturbed, to the bit."""
+    wanted = experiment(
+        teacher, optim__epochs=6, pool__kind="local", resources__workers=workers, resources__metrics_steps=3, resources__checkpoint_steps=4
+    )
+    root = Store(str(tmp_path))
+    quiet, worker, driver = root / "quiet", root / "worker", root / "driver"
     train.fit(wanted, quiet)
+
     killed: list[int] = []
-    killer = threading.Thread(target=_kill_a_train_worker_once_it_has_a_checkpoint, args=(disturbed, killed))
+    killer = threading.Thread(target=_once_it_has_a_checkpoint, args=(worker, _train_workers, killed))
     killer.start()
-    train.fit(wanted, disturbed)
+    train.fit(wanted, worker)
     killer.join()
     assert killed
-    assert rows(disturbed) == rows(quiet)
+    _equal(worker, quiet)
+
+    (root / "wanted.json").write_json(wanted.model_dump(mode="json"))
+    command = [sys.executable, "-m", "dra_ray.cli", "train", (root / "wanted.json").uri, "--storage", root.uri, "--name", "driver"]
+    environment = os.environ | {"RAY_ADDRESS": ray_cluster.address_info["address"]}
+    first = subprocess.Popen(command, env=environment)
+    _once_it_has_a_checkpoint(driver, lambda: [first.pid], [])
+    assert first.wait() == -signal.SIGKILL
+    assert storage.read_manifest(driver)["status"] != "done"  # type: ignore[index]
+    subprocess.run(command, env=environment, check=True)
+    _equal(driver, quiet)
+
+
+def _equal(run: Store, reference: Store) -> None:
+    assert rows(run) == rows(reference)
+    assert rows(run, "steps.jsonl") == rows(reference, "steps.jsonl")
+    one, two = _last_state(run), _last_state(reference)
     for name in ("student", "average", "head"):
-        one, two = (_last_state(run)[name] for run in (quiet, disturbed))
-        assert all(torch.equal(one[key], two[key]) for key in one)
+        assert all(torch.equal(one[name][key], two[name][key]) for key in two[name])
+    for index, kept in two["optimizer"]["state"].items():
+        assert torch.equal(one["optimizer"]["state"][index]["momentum_buffer"], kept["momentum_buffer"])
 
 
 def _last_state(run: Store) -> dict[str, Any]:
@@ -107,7 +134,7 @@ def _last_state(run: Store) -> dict[str, Any]:
 
 
 def test_what_can_never_start_is_told_at_once(ray_cluster: Any, teacher: Store, tmp_path) -> None:
-    with pytest.raises(train.RunError, match=r"needs 64 CPU for 64 workers, but this machine has 3.8 beside the 0.2"):
+    with pytest.raises(RunError, match=r"needs 64 CPU for 64 workers, but this machine has 3.8 beside the 0.2"):
         train.fit(experiment(teacher, resources__workers=64, resources__cpus_per_worker=1), Store(str(tmp_path)) / "run")
     assert ray.is_initialized()
 
@@ -117,12 +144,23 @@ def test_alignment_reaches_the_student(runs: dict[str, Store], teacher: Store) -
     images = train.data.load(config.Data())
     wanted = experiment(teacher, pool__kind="local")
     source = train.pool.source(wanted, "cpu")
-    state = train._initial_state(wanted, images, source, torch.device("cpu"))
+    cpu, everything = torch.device("cpu"), slice(0, 128)
+    state, _ = train.initial_state(wanted, images.shape, source, cpu)
     assert state.head is not None
     before = {name: p.clone() for name, p in state.student.named_parameters()}
-    train.step(state, config.override(wanted, {"loss.beta": 0.0}), images.train.images[:128], images.train.labels[:128], slice(0, 128), source)
+    batch = images.train.images[:128], images.train.labels[:128]
+    train.step(state, config.override(wanted, {"loss.beta": 0.0}), *batch, everything, source)
     with_align = {name: p.clone() for name, p in state.student.named_parameters()}
-    other = train._initial_state(wanted, images, source, torch.device("cpu"))
+    other, _ = train.initial_state(wanted, images.shape, source, cpu)
     assert all(torch.equal(p, before[name]) for name, p in other.student.named_parameters()), "the start does not depend on lambda"
-    train.step(other, config.override(wanted, {"loss.beta": 0.0}), images.train.images[:128], images.train.labels[:128], slice(0, 128), None)
+    train.step(other, config.override(wanted, {"loss.beta": 0.0}), *batch, everything, None)
     assert any(not torch.equal(p, with_align[name]) for name, p in other.student.named_parameters())
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_checkpoint(ray_cluster: Any, teacher: Store, tmp_path) -> None:
+    """It is not tried again: it would end alike."""
+    run = Store(str(tmp_path)) / "run"
+    wanted = experiment(teacher, align__weight=0.0, optim__lr=1e12, optim__epochs=3, resources__metrics_steps=5)
+    with pytest.raises(RunError, match=r"stopped: the loss is (nan|inf) at step 5; no checkpoint was written yet; lower optim.lr"):
+        train.fit(wanted, run)
+    assert storage.read_manifest(run)["status"] != "done"  # type: ignore[index]

@@ -1,0 +1,207 @@
+"""Benchmarks that print ratios measured in one run: `dra bench step`."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dra_ray import config, data, models, plan, train
+from dra_ray.data import plan as batches
+from dra_ray.models import arithmetic, averaging
+from dra_ray.robust import attacks
+
+CLASSES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to take the same step."""
+
+    name: str
+    compute: config.Compute | None  # none: the textbook step
+
+
+def step(
+    student: str, batch: int, resolution: int, attack_steps: int, rounds: int, threads: int, compiled: bool, device: str
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Time a textbook TRADES step against ours, in turn, from equal weights on equal images: (rows, figures).
+
+    The textbook step is DM-AT's as its authors run it: NCHW, eager, float32, gradients of the parameters enabled during
+    the attack, a clean forward of its own for the target. Every round starts all variants from the same weights, so their
+    losses may differ by rounding only. `peak_share` is the share of the matmul peak, measured in the same run, that the
+    step's necessary arithmetic (see `dra plan`) reaches.
+    """
+    torch.set_num_threads(threads)
+    shape = data.Shape(CLASSES, 3, resolution, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+    on = torch.device(device)
+    experiment = config.Experiment(
+        model=config.Model(name=student),
+        data=config.Data(crop_pad=0, flip=False),
+        threat=config.Threat(steps=attack_steps),
+        align=config.Align(weight=0.0),
+        optim=config.Optim(batch=batch, lr=0.01),
+    )
+    variants = [Variant("textbook", None), Variant("eager", config.Compute())]
+    variants += [Variant("compiled", config.Compute(compile=True))] if compiled else []
+    variants += [Variant("bf16", config.Compute(precision="bf16", compile=compiled))]
+    drawn = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (batch, 3, resolution, resolution), dtype=torch.uint8, generator=drawn).to(on)
+    labels = torch.randint(CLASSES, (batch,), generator=drawn).to(on)
+    reference, _ = train.initial_state(experiment, shape, None, on)
+    start = {name: value.clone() for name, value in reference.student.state_dict().items()}
+    runners = {v.name: _runner(v, experiment, shape, images, labels, on) for v in variants}
+    seconds: dict[str, list[float]] = {v.name: [] for v in variants}
+    found: dict[str, list[float]] = {v.name: [] for v in variants}
+    peaks: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    for number in range(rounds + 1):  # the first round warms up and compiles
+        for name, (load, run) in runners.items():
+            load(start)
+            _wait(on)
+            begun = time.perf_counter()
+            loss = run()
+            _wait(on)
+            if number:
+                seconds[name].append(time.perf_counter() - begun)
+                found[name].append(float(loss))
+        for kind in peaks:
+            peaks[kind].append(_matmul_flops(getattr(torch, kind), on))
+    return _figures(experiment, shape, seconds, found, {kind: max(values) for kind, values in peaks.items()})
+
+
+def _figures(
+    experiment: config.Experiment, shape: data.Shape, seconds: dict[str, list[float]], losses: dict[str, list[float]], peaks: dict[str, float]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    with torch.device("meta"):
+        student = models.build(experiment.model, shape).eval()
+    forward = plan.macs(lambda: student(torch.empty(1, shape.channels, shape.resolution, shape.resolution, device="meta")))
+    flops = 2 * plan.step_units(experiment.loss, experiment.threat) * forward * experiment.optim.batch
+    textbook = statistics.median(seconds["textbook"])
+    rows: list[dict[str, Any]] = []
+    for name, times in seconds.items():
+        # rounds are paired: a ratio per round, so that a slow moment of the machine hits both sides
+        ratio = statistics.median(a / b for a, b in zip(seconds["textbook"], times, strict=True))
+        off = max(abs(a - b) / abs(b) for a, b in zip(losses[name], losses["textbook"], strict=True))
+        peak = peaks["bfloat16" if name == "bf16" else "float32"]
+        middle = statistics.median(times)
+        rows.append(
+            {
+                "step": name,
+                "seconds": middle,
+                "ratio": ratio,
+                "loss_rel_diff": off,
+                "gflop_per_s": flops / middle / 1e9,
+                "peak_gflop_per_s": peak / 1e9,
+                "peak_share": flops / middle / peak,
+            }
+        )
+    by_name = {row["step"]: row for row in rows}
+    best = max((row for row in rows if row["step"] in ("eager", "compiled")), key=lambda row: row["ratio"])
+    figures = {
+        "student": experiment.model.name,
+        "batch": experiment.optim.batch,
+        "textbook_s": textbook,
+        "ratio_fp32": best["ratio"],
+        "ratio_bf16": by_name["bf16"]["ratio"],
+        "loss_rel_diff": max(row["loss_rel_diff"] for row in rows if row["step"] in ("eager", "compiled")),
+        "loss_rel_diff_bf16": by_name["bf16"]["loss_rel_diff"],
+        "peak_share": best["peak_share"],
+        "rows": rows,
+    }
+    return rows, figures
+
+
+Runner = tuple[Callable[[dict[str, Tensor]], None], Callable[[], Tensor]]
+
+
+def _runner(variant: Variant, experiment: config.Experiment, shape: data.Shape, images: Tensor, labels: Tensor, device: torch.device) -> Runner:
+    """(set weights, take a step and return its loss) of one variant."""
+    everything = slice(0, experiment.optim.batch)
+    if variant.compute is None:
+        torch.manual_seed(experiment.seed)
+        student = models.build(experiment.model, shape).to(device)
+        book = Textbook(student, experiment)
+        return book.load, lambda: book.step(images, labels)
+    ours = experiment.model_copy(update={"compute": variant.compute})
+    arithmetic.prepare(variant.compute, torch.get_num_threads())
+    state, _ = train.initial_state(ours, shape, None, device)
+
+    def load(weights: dict[str, Tensor]) -> None:
+        state.student.load_state_dict(weights)
+        state.optimizer.state.clear()
+        state.step = 0
+
+    def run() -> Tensor:
+        loss = train.step(state, ours, images, labels, everything, None)[0]
+        averaging.update(state.average, state.student, 0.995)
+        return loss
+
+    return load, run
+
+
+class Textbook:
+    """TRADES-k as DM-AT's code takes it: the plain reading of the formulas, without any of our short cuts."""
+
+    def __init__(self, student: nn.Module, experiment: config.Experiment) -> None:
+        self.student, self.experiment = student, experiment
+        self.average = copy.deepcopy(student)
+        optim = experiment.optim
+        self.optimizer = torch.optim.SGD(student.parameters(), lr=optim.lr, momentum=0.9, nesterov=True, weight_decay=optim.weight_decay)
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        self.student.load_state_dict(weights)
+        self.optimizer.state.clear()
+
+    def step(self, images: Tensor, labels: Tensor) -> Tensor:
+        threat, loss = self.experiment.threat, self.experiment.loss
+        student = self.student.train()
+        for module in student.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        x = images.float() / 255
+        noise = torch.rand(x.shape, generator=batches.generator(self.experiment.seed, train.ATTACK, 0)).to(x.device)
+        with attacks.untracked(student):
+            target = F.softmax(student(x), 1).detach()
+            adversarial = (x + threat.eps * (2 * noise - 1)).clamp(0, 1)
+            for _ in range(threat.steps):
+                adversarial.requires_grad_()
+                divergence = F.kl_div(F.log_softmax(student(adversarial), 1), target, reduction="batchmean")
+                (gradient,) = torch.autograd.grad(divergence, adversarial)
+                adversarial = adversarial.detach() + threat.step * gradient.sign()
+                adversarial = torch.min(torch.max(adversarial, x - threat.eps), x + threat.eps).clamp(0, 1)
+        self.optimizer.zero_grad()
+        clean, attacked = student(x), student(adversarial)
+        divergence = F.kl_div(F.log_softmax(attacked, 1), F.softmax(clean, 1), reduction="batchmean")
+        total = F.cross_entropy(clean, labels, label_smoothing=loss.label_smoothing) + loss.beta * divergence
+        total.backward()
+        self.optimizer.step()
+        for kept, live in zip(self.average.parameters(), student.parameters(), strict=True):
+            kept.data.mul_(0.995).add_(live.data, alpha=0.005)
+        total.item()
+        return total.detach()
+
+
+def _matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of a square matrix product, the best of a few: what the arithmetic units can do at most."""
+    size = 4096 if device.type == "cuda" else 1536
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(3):
+        _wait(device)
+        begun = time.perf_counter()
+        a @ b
+        _wait(device)
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
