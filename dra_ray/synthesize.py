@@ -39,7 +39,7 @@ def run(config: Synthesis, store: Store, progress: Callable[[dict[str, Any]], No
     if config.teacher is None:
         raise ConfigError("teacher is not set; make one with `dra teacher train` and pass --set teacher=URI")
     store, teacher = store.resolved(), Store(config.teacher).resolved()
-    net = checkpoint.load(teacher)
+    net = checkpoint.load(teacher, EDM)
     teacher_digest = checkpoint.digest(teacher)
     if not net.num_classes:
         raise ConfigError(f"teacher='{config.teacher}' knows no classes; images need labels, so train it with classes")
@@ -96,7 +96,7 @@ def _make(settings: dict[str, Any], store_uri: str, teacher_uri: str, index: int
     """Ray task: make shard `index` unless it is there and whole; returns its SHA-256."""
     torch.set_num_threads(1)
     config, file = Synthesis(**settings), Store(store_uri) / shard_name(index)
-    net = checkpoint.load(Store(teacher_uri))
+    net = checkpoint.load(Store(teacher_uri), EDM)
     first, last = index * config.shard_images, min((index + 1) * config.shard_images, config.images)
     numbers = np.arange(first, last)
     wanted = {"label": numbers % net.num_classes, "seed": numbers + config.seed}

@@ -14,8 +14,7 @@ from dra_ray.analysis import intervals
 from dra_ray.config import flatten
 from dra_ray.errors import DataError
 from dra_ray.storage import Store
-from dra_ray.teachers.checkpoint import CARD, WEIGHTS, digest, read_card
-from dra_ray.teachers.edm import EDM
+from dra_ray.teachers.checkpoint import CARD, WEIGHTS, build, digest, read_card
 
 # Where the parts of a run of each kind lie, below its own folder.
 PARTS: dict[str, dict[str, str]] = {
@@ -238,11 +237,8 @@ def _teacher(facts: _Facts, folder: str) -> None:
 
 def _params(teacher: Store) -> int:
     """Parameters of the network that the card describes; built without memory for its weights."""
-    try:
-        with torch.device("meta"):
-            net = EDM.from_architecture(read_card(teacher)["architecture"])
-    except (KeyError, TypeError, ValueError) as error:  # pydantic's ValidationError is a ValueError
-        raise DataError(f"'{teacher / CARD}' does not describe a network ({str(error).splitlines()[0]}); train the teacher again") from None
+    with torch.device("meta"):
+        net = build(read_card(teacher), str(teacher / CARD))
     return sum(parameter.numel() for parameter in net.parameters())
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from pydantic import ValidationError
 
-from dra_ray.errors import CheckpointError, ConfigError, StorageError
+from dra_ray.errors import CheckpointError, ConfigError, StorageError, nearest
 from dra_ray.storage import Store
-from dra_ray.teachers.edm import EDM
+from dra_ray.teachers.edm import EDM, UNetEncoder
+from dra_ray.teachers.noisy import NoisyClassifier
 
 WEIGHTS, CARD = "teacher.safetensors", "card.json"
+KINDS: dict[str, type[UNetEncoder]] = {net.kind: net for net in (EDM, NoisyClassifier)}
+Net = TypeVar("Net", bound=UNetEncoder)
 
 
-def save(store: Store, net: EDM, extras: Mapping[str, Any]) -> str:
+def save(store: Store, net: UNetEncoder, extras: Mapping[str, Any]) -> str:
     """Write the weights, then the card with `extras` (plain data) beside the architecture; returns the digest."""
     weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in net.state_dict().items()}
     digest = _digest(weights, net.architecture)
@@ -44,24 +47,43 @@ def digest(store: Store) -> str:
     return str(read_card(store)["digest"])
 
 
-def load(store: Store) -> EDM:
-    """The network in eval mode without gradients. `CheckpointError` names the keys that are missing, unknown or misshapen."""
-    card = read_card(store)
+def build(card: Mapping[str, Any], path: str) -> UNetEncoder:
+    """The network that a card describes, with fresh weights; none are made under `torch.device("meta")`. `path` is for errors."""
+    architecture = card["architecture"]
     try:
-        net = EDM.from_architecture(card["architecture"])
-    except (ConfigError, ValidationError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"'{store / CARD}' does not describe a network ({str(error).splitlines()[0]}); train the teacher again") from None
+        kind = architecture.get("kind", EDM.kind)
+        if kind not in KINDS:
+            raise ConfigError(f"kind '{kind}' is unknown; {nearest(str(kind), KINDS)}")
+        return KINDS[kind].from_architecture(architecture)
+    except (ConfigError, ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"'{path}' does not describe a network ({str(error).splitlines()[0]}); train the teacher again") from None
+
+
+@overload
+def load(store: Store) -> UNetEncoder: ...
+@overload
+def load(store: Store, wanted: type[Net]) -> Net: ...
+def load(store: Store, wanted: type[UNetEncoder] = UNetEncoder) -> UNetEncoder:
+    """The network in eval mode without gradients. `CheckpointError` names the keys that are missing, unknown or misshapen.
+
+    `wanted` asks for one kind, such as `EDM` where images are to be sampled, and refuses the others.
+    """
+    card = read_card(store)
+    net = build(card, str(store / CARD))
+    if not isinstance(net, wanted):
+        raise CheckpointError(f"'{store}' holds a network of kind '{net.kind}', but this needs kind '{wanted.kind}'; choose another teacher")
     if not (store / WEIGHTS).exists():
         raise CheckpointError(f"'{store / WEIGHTS}' is missing beside its {CARD}; copy it there or train the teacher again")
     weights = (store / WEIGHTS).read_tensors()
-    _check_fit(weights, net, str(store / WEIGHTS))
+    check_fit(weights, net, f"'{store / WEIGHTS}' does not fit the architecture of its {CARD}")
     if _digest(weights, net.architecture) != card["digest"]:
         raise CheckpointError(f"'{store / WEIGHTS}' is not what {CARD} describes (digests differ); copy both again or train the teacher again")
     net.load_state_dict(weights)
     return net.eval().requires_grad_(False)
 
 
-def _check_fit(weights: Mapping[str, torch.Tensor], net: EDM, path: str) -> None:
+def check_fit(weights: Mapping[str, torch.Tensor], net: torch.nn.Module, complaint: str) -> None:
+    """`CheckpointError` that begins with `complaint` and names keys, unless names and shapes are exactly those of `net`."""
     wanted = net.state_dict()
     problems = [f"missing {name}" for name in wanted.keys() - weights.keys()]
     problems += [f"unknown {name}" for name in weights.keys() - wanted.keys()]
@@ -70,7 +92,7 @@ def _check_fit(weights: Mapping[str, torch.Tensor], net: EDM, path: str) -> None
     problems += [f"{name} is {list(weights[name].shape)} instead of {list(wanted[name].shape)}" for name in misshapen]
     if problems:
         shown = "; ".join(sorted(problems)[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
-        raise CheckpointError(f"'{path}' does not fit the architecture of its {CARD}: {shown}")
+        raise CheckpointError(f"{complaint}: {shown}")
 
 
 def _digest(weights: Mapping[str, torch.Tensor], architecture: Mapping[str, Any]) -> str:

@@ -84,7 +84,11 @@ def heun(net: EDM, noise: Tensor, labels: Tensor | None, levels: Tensor) -> Tens
 
 
 def sample(net: EDM, seeds: Sequence[int], labels: Tensor | None, levels: Tensor) -> Tensor:
-    """Images uint8 [B,C,H,W] for `seeds` and class indices `labels` int64 [B]; equal for equal batches."""
+    """Images uint8 [B,C,H,W] for `seeds` and class indices `labels` int64 [B]; equal for equal batches.
+
+    Raises `ConfigError` for levels that the network was not trained on; the last one is the 0 that it need not know.
+    """
+    net.check_sigma(levels[:-1])
     noise = seeded_noise(seeds, (net.channels, net.resolution, net.resolution))
     one_hot = None if labels is None else net.one_hot(labels)
     return to_uint8(heun(net, noise, one_hot, levels))

@@ -1,4 +1,4 @@
-"""EDM's DDPM++ network with its preconditioning (Karras et al. 2022, arXiv 2206.00364, table 1 and appendix F).
+"""EDM's DDPM++ and NCSN++ networks with the preconditionings of its table 1 (Karras et al. 2022, arXiv 2206.00364, appendix F).
 
 Written from the paper and from the published checkpoints' parameter names, so that those load by name: parameters are
 `model.enc.<block>.*`, `model.dec.<block>.*` and `model.map_*`. A block is named by its output size, such as `8x8_in1`.
@@ -6,19 +6,84 @@ Written from the paper and from the published checkpoints' parameter names, so t
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dra_ray.config import UNet
-from dra_ray.errors import ConfigError, nearest
+from dra_ray.errors import ConfigError, DataError, nearest
 
 SKIP_SCALE = math.sqrt(0.5)
 NEAR_ZERO = 1e-5  # gain of layers that should start as if absent
 EMBEDDING_MULT = 4
+FOURIER_SCALE = 16.0
+BOX = (1, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """What sets the two published networks apart (Song et al. 2021, arXiv 2011.13456, appendix H)."""
+
+    noise_mult: int  # width of the noise embedding, in model_channels
+    fourier: bool  # random Fourier features of the noise level, instead of sines of fixed frequencies
+    residual: bool  # the image, resampled, joins the encoder after every down-sampling
+    taps: tuple[int, ...]  # of the filter that goes with resampling, along each axis
+
+
+STYLES = {"ddpmpp": Style(1, False, False, BOX), "ncsnpp": Style(2, True, True, (1, 3, 3, 1))}
+
+
+# -- preconditioning -------------------------------------------------------------------------------------------------
+Factor = Tensor | float
+Scaling = tuple[Factor, Factor, Factor, Tensor]
+VP_STEPS, VP_BETA_D, VP_BETA_MIN, VP_FIRST_T = 1000, 19.9, 0.1, 1e-5
+VE_SIGMA_MIN, VE_SIGMA_MAX = 0.02, 100.0
+
+
+def _edm_scaling(sigma: Tensor, sigma_data: float) -> Scaling:
+    total = (sigma**2 + sigma_data**2).sqrt()
+    return (sigma_data / total) ** 2, sigma * sigma_data / total, total, sigma.log() / 4
+
+
+def _vp_scaling(sigma: Tensor, sigma_data: float) -> Scaling:
+    # log(1 + x), not log1p(x): the published formula, whose rounding at low noise shows in the features
+    time = ((VP_BETA_MIN**2 + 2 * VP_BETA_D * (1 + sigma**2).log()).sqrt() - VP_BETA_MIN) / VP_BETA_D
+    return 1.0, -sigma, (sigma**2 + 1).sqrt(), (VP_STEPS - 1) * time
+
+
+def _ve_scaling(sigma: Tensor, sigma_data: float) -> Scaling:
+    return 1.0, sigma, 1.0, (sigma / 2).log()
+
+
+def vp_sigma(time: float) -> float:
+    """Noise level of the variance-preserving process at `time` in [0,1]."""
+    return math.sqrt(math.expm1(VP_BETA_D * time**2 / 2 + VP_BETA_MIN * time))
+
+
+@dataclasses.dataclass(frozen=True)
+class Precondition:
+    """How a denoiser is made of a network F: D(x; sigma) = skip * x + out * F(x / divisor; noise level) (table 1).
+
+    `scaling(sigma, sigma_data)` gives (skip, out, divisor, noise level); `sigma_range` is what such networks are trained on.
+    """
+
+    scaling: Callable[[Tensor, float], Scaling]
+    sigma_range: tuple[float, float]
+
+
+PRECONDITIONS = {
+    "edm": Precondition(_edm_scaling, (0.0, math.inf)),
+    "vp": Precondition(_vp_scaling, (vp_sigma(VP_FIRST_T), vp_sigma(1.0))),
+    "ve": Precondition(_ve_scaling, (VE_SIGMA_MIN, VE_SIGMA_MAX)),
+}
+
+
+# -- layers ----------------------------------------------------------------------------------------------------------
 
 
 def _xavier(weight: Tensor, gain: float) -> None:
@@ -34,25 +99,71 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
-class Conv(nn.Module):
-    """A convolution of odd size that keeps the resolution, after an optional 2x resampling (box filter)."""
+def low_pass(taps: tuple[int, ...]) -> Tensor:
+    """The resampling filter [1,1,k,k] whose rows and columns are `taps`; it sums to 1."""
+    total = sum(taps) ** 2  # in plain numbers: on meta tensors, an outer product would first import torch's compiler
+    return torch.tensor([[[[above * beside / total for beside in taps] for above in taps]]], dtype=torch.float32)
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, resample: str | None = None, gain: float = 1.0) -> None:
+
+class Conv(nn.Module):
+    """A convolution of odd size that keeps the resolution, after an optional 2x resampling ("down", "up").
+
+    With `filter_last`, which is for "down" only, it resamples what it has convolved, without padding in between.
+    """
+
+    resample_filter: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        resample: str | None = None,
+        taps: tuple[int, ...] = BOX,
+        filter_last: bool = False,
+        gain: float = 1.0,
+    ) -> None:
         super().__init__()
         self.out_channels = out_channels
         self.resample = resample
+        self.taps = taps
+        self.filter_last = filter_last
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         _xavier(self.weight, gain)
-        if resample:  # kept in checkpoints; the box filter itself needs no weights
-            self.register_buffer("resample_filter", torch.full((1, 1, 2, 2), 0.25))
+        if resample:  # kept in checkpoints
+            self.register_buffer("resample_filter", low_pass(taps))
 
     def forward(self, x: Tensor) -> Tensor:
+        same, wider = self.weight.shape[-1] // 2, (len(self.taps) - 1) // 2
+        if self.filter_last:
+            return self._filtered(F.conv2d(x, self.weight, self.bias, padding=same + wider), 0)
+        if self.resample:
+            x = self._filtered(x, wider)
+        return F.conv2d(x, self.weight, self.bias, padding=same)
+
+    def _filtered(self, x: Tensor, padding: int) -> Tensor:
+        if self.taps == BOX:
+            return F.avg_pool2d(x, 2) if self.resample == "down" else F.interpolate(x, scale_factor=2, mode="nearest")
+        channels = x.shape[1]
+        filters = self.resample_filter.expand(channels, 1, -1, -1)
         if self.resample == "down":
-            x = F.avg_pool2d(x, 2)
-        elif self.resample == "up":
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
-        return F.conv2d(x, self.weight, self.bias, padding=self.weight.shape[-1] // 2)
+            return F.conv2d(x, filters, stride=2, padding=padding, groups=channels)
+        return F.conv_transpose2d(x, 4 * filters, stride=2, padding=padding, groups=channels)
+
+
+class Fourier(nn.Module):
+    """Angles of random frequencies, which belong to the weights: noise levels [B] to [B, width/2]."""
+
+    freqs: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("freqs", torch.randn(width // 2).mul_(FOURIER_SCALE))
+
+    def forward(self, noise_level: Tensor) -> Tensor:
+        return noise_level[:, None] * (2 * math.pi * self.freqs)
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -66,17 +177,26 @@ class Block(nn.Module):
     """Residual block with additive embedding, and one head of self-attention if asked for."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, embedding: int, *, resample: str | None = None, attention: bool = False, dropout: float = 0.0
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding: int,
+        *,
+        resample: str | None = None,
+        taps: tuple[int, ...] = BOX,
+        attention: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.out_channels = out_channels
         self.dropout = dropout
         self.norm0 = _norm(in_channels)
-        self.conv0 = Conv(in_channels, out_channels, 3, resample=resample)
+        self.conv0 = Conv(in_channels, out_channels, 3, resample=resample, taps=taps)
         self.affine = Linear(embedding, out_channels)
         self.norm1 = _norm(out_channels)
         self.conv1 = Conv(out_channels, out_channels, 3, gain=NEAR_ZERO)
-        self.skip = Conv(in_channels, out_channels, 1, resample=resample) if resample or in_channels != out_channels else None
+        reshapes = bool(resample) or in_channels != out_channels
+        self.skip = Conv(in_channels, out_channels, 1, resample=resample, taps=taps) if reshapes else None
         self.attention = attention
         if attention:
             self.norm2 = _norm(out_channels)
@@ -99,28 +219,33 @@ class Block(nn.Module):
 
 
 class SongUNet(nn.Module):
-    """The raw network F of EDM: positional noise embedding, plain encoder and decoder, skips joined by concatenation."""
+    """The raw network F: the noise level's embedding, an encoder, and a decoder that joins skips by concatenation.
 
-    def __init__(self, config: UNet, resolution: int, channels: int, num_classes: int) -> None:
+    `style` names one of `STYLES`.
+    """
+
+    def __init__(self, config: UNet, resolution: int, channels: int, num_classes: int, style: str = "ddpmpp") -> None:
         super().__init__()
+        kind = STYLES[style]
         levels = len(config.channel_mult)
         if not levels or resolution % 2 ** (levels - 1):
             raise ConfigError(f"net.channel_mult has {levels} levels, which halve a resolution of {resolution} unevenly; use fewer levels")
         width = config.model_channels
-        hidden = EMBEDDING_MULT * width
+        noise_width, hidden = kind.noise_mult * width, EMBEDDING_MULT * width
         self.num_classes = num_classes
-        self.map_label = Linear(num_classes, width) if num_classes else None
-        self.map_augment = Linear(config.augment_dim, width, bias=False) if config.augment_dim else None
-        self.map_layer0 = Linear(width, hidden)
+        self.map_noise = Fourier(noise_width) if kind.fourier else None
+        self.map_label = Linear(num_classes, noise_width) if num_classes else None
+        self.map_augment = Linear(config.augment_dim, noise_width, bias=False) if config.augment_dim else None
+        self.map_layer0 = Linear(noise_width, hidden)
         self.map_layer1 = Linear(hidden, hidden)
         self.enc = nn.ModuleDict()
         self.dec = nn.ModuleDict()
 
-        def block(inputs: int, outputs: int, **kind: Any) -> Block:
-            return Block(inputs, outputs, hidden, dropout=config.dropout, **kind)
+        def block(inputs: int, outputs: int, **options: Any) -> Block:
+            return Block(inputs, outputs, hidden, dropout=config.dropout, taps=kind.taps, **options)
 
         skips = [width]
-        now = width
+        now, joined = width, channels
         for level, mult in enumerate(config.channel_mult):
             side = resolution >> level
             if level == 0:
@@ -128,6 +253,9 @@ class SongUNet(nn.Module):
             else:
                 self.enc[f"{side}x{side}_down"] = block(now, now, resample="down")
                 skips.append(now)
+                if kind.residual:
+                    self.enc[f"{side}x{side}_aux_residual"] = Conv(joined, now, 3, resample="down", taps=kind.taps, filter_last=True)
+                    joined = now
             for index in range(config.num_blocks):
                 self.enc[f"{side}x{side}_block{index}"] = block(now, width * mult, attention=side in config.attn_resolutions)
                 now = width * mult
@@ -152,15 +280,30 @@ class SongUNet(nn.Module):
     def layers(self) -> dict[str, int]:
         """Names of the layers whose output can be a feature, in the order of computation, with their widths."""
         named = {f"enc.{name}": part for name, part in self.enc.items()} | {f"dec.{name}": part for name, part in self.dec.items()}
-        return {name: part.out_channels for name, part in named.items() if isinstance(part, Block | Conv) and "_aux_" not in name}
+        return {name: part.out_channels for name, part in named.items() if isinstance(part, Block | Conv) and not name.endswith("_aux_conv")}
+
+    def cut_after(self, layer: str) -> None:
+        """Drop every part that is computed after `layer`, which becomes the default and the output."""
+        half, name = layer.split(".")
+        if half == "enc":
+            self.dec.clear()
+        parts = self.enc if half == "enc" else self.dec
+        names = list(parts)
+        for later in names[names.index(name) + 1 :]:
+            del parts[later]
+        self.default_layer = layer
 
     def forward(self, x: Tensor, noise_level: Tensor, labels: Tensor | None, augment: Tensor | None, stop_at: str | None = None) -> Tensor:
         """F(x; c_noise, labels) [B,C,H,W], or the output of layer `stop_at`, after which nothing is computed."""
         embedding = self._embed(noise_level, labels, augment)
-        skips = []
+        skips: list[Tensor] = []
+        joined = x
         for name, part in self.enc.items():
-            x = part(x, embedding) if isinstance(part, Block) else part(x)
-            skips.append(x)
+            if name.endswith("_aux_residual"):
+                x = joined = skips[-1] = (x + part(joined)) * SKIP_SCALE
+            else:
+                x = part(x, embedding) if isinstance(part, Block) else part(x)
+                skips.append(x)
             if stop_at == f"enc.{name}":
                 return x
         for name, part in self.dec.items():
@@ -173,9 +316,12 @@ class SongUNet(nn.Module):
         return x
 
     def _embed(self, noise_level: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
-        half = self.map_layer0.in_features // 2
-        frequency = 10_000.0 ** -(torch.arange(half, dtype=torch.float32, device=noise_level.device) / (half - 1))
-        angle = noise_level[:, None] * frequency
+        if self.map_noise is not None:
+            angle = self.map_noise(noise_level)
+        else:
+            half = self.map_layer0.in_features // 2
+            frequency = 10_000.0 ** -(torch.arange(half, dtype=torch.float32, device=noise_level.device) / (half - 1))
+            angle = noise_level[:, None] * frequency
         embedding = torch.cat([angle.sin(), angle.cos()], dim=1)
         if self.map_label is not None:
             if labels is None:
@@ -186,45 +332,64 @@ class SongUNet(nn.Module):
         return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 
 
-class EDM(nn.Module):
-    """The denoiser D(x; sigma): `SongUNet` with EDM's preconditioning.
+# -- encoders of noisy images ----------------------------------------------------------------------------------------
+class UNetEncoder(nn.Module):
+    """A U-Net over noisy images, from whose layers features are taken; what it was trained for is up to its subclass.
 
-    `resolution` in pixels a side, `channels` of the images, `num_classes` 0 for an unconditional network, `sigma_data` the
-    standard deviation of the training data in [-1,1]. Raises `ConfigError` for sizes that do not divide.
+    `resolution` in pixels a side, `channels` of the images, `num_classes` of the labels that it takes as input (0 for none),
+    `sigma_data` the standard deviation of the training data in [-1,1] ("edm" only), `precondition` one of `PRECONDITIONS`,
+    `style` one of `STYLES`, `sigma_range` the noise levels it was trained on where they are not the precondition's.
+    Raises `ConfigError` for sizes that do not divide and for unknown names.
     """
 
-    def __init__(self, config: UNet, resolution: int, channels: int, num_classes: int, sigma_data: float = 0.5) -> None:
+    kind: ClassVar[str]  # in the architecture on a checkpoint's card, where "edm" is left out
+    optional: ClassVar[tuple[str, ...]] = ("precondition", "style", "sigma_range")  # fields that an architecture may leave out
+
+    def __init__(
+        self,
+        config: UNet,
+        resolution: int,
+        channels: int,
+        num_classes: int,
+        sigma_data: float = 0.5,
+        *,
+        precondition: str = "edm",
+        style: str = "ddpmpp",
+        sigma_range: tuple[float, float] | None = None,
+    ) -> None:
         super().__init__()
+        for field, value, known in (("precondition", precondition, PRECONDITIONS), ("style", style, STYLES)):
+            if value not in known:
+                raise ConfigError(f"{field}='{value}' is not a kind of diffusion network; {nearest(str(value), known)}")
         self.config = config
         self.resolution = resolution
         self.channels = channels
         self.num_classes = num_classes
         self.sigma_data = sigma_data
-        self.model = SongUNet(config, resolution, channels, num_classes)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # about 4 times faster on a CPU
+        self.precondition = precondition
+        self.style = style
+        self.sigma_range = sigma_range or PRECONDITIONS[precondition].sigma_range
+        self.model = SongUNet(config, resolution, channels, num_classes, style)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # about 4 times faster on a CPU
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
-        """Denoise `x` float32 [B,C,H,W] (clean image in [-1,1] plus noise of deviation `sigma` [B]).
+    def features(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, layer: str | None = None, pooled: bool = True) -> Tensor:
+        """Output of `layer` for a noisy `x` [B,C,H,W], averaged over space [B,D] or, not `pooled`, whole [B,D,h,w].
 
-        `labels` one-hot float32 [B,K], zeros or None for no class; `augment` float32 [B,augment_dim], None for not augmented.
+        Computes nothing after that layer. The default is the block before the decoder's first up-sampling (arXiv
+        2602.19931, appendix D). `sigma` [B]; `labels` one-hot [B,K], None for no class. Raises `ConfigError` for an unknown
+        layer, `DataError` for labels of another number of classes.
         """
-        sigma = sigma.reshape(-1, 1, 1, 1)
-        total = (sigma**2 + self.sigma_data**2).sqrt()
-        raw = self._run(x, sigma, total, labels, augment, None)
-        return (self.sigma_data / total) ** 2 * x + sigma * self.sigma_data / total * raw
+        _, _, divisor, noise_level = self._scaling(sigma)
+        output = self._run(x / divisor, noise_level, labels, None, self.check_layer(layer))
+        return output.mean(dim=(2, 3)) if pooled else output
 
-    def features(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, layer: str | None = None) -> Tensor:
-        """Spatial average [B,D] of the output of `layer` for a noisy `x` [B,C,H,W]; computes nothing after that layer.
+    def _scaling(self, sigma: Tensor) -> Scaling:
+        return PRECONDITIONS[self.precondition].scaling(sigma.reshape(-1, 1, 1, 1), self.sigma_data)
 
-        The default is the block before the decoder's first up-sampling (arXiv 2602.19931, appendix D).
-        """
-        sigma = sigma.reshape(-1, 1, 1, 1)
-        total = (sigma**2 + self.sigma_data**2).sqrt()
-        return self._run(x, sigma, total, labels, None, self.check_layer(layer)).mean(dim=(2, 3))
-
-    def _run(self, x: Tensor, sigma: Tensor, total: Tensor, labels: Tensor | None, augment: Tensor | None, stop_at: str | None) -> Tensor:
-        scaled = (x / total).contiguous(memory_format=torch.channels_last)
-        return self.model(scaled, sigma.flatten().log() / 4, labels, augment, stop_at)
+    def _run(self, scaled: Tensor, noise_level: Tensor, labels: Tensor | None, augment: Tensor | None, stop_at: str | None) -> Tensor:
+        if labels is not None and self.num_classes and labels.shape[1:] != (self.num_classes,):
+            raise DataError(f"labels are {list(labels.shape)}, but the teacher takes {self.num_classes} classes; use a teacher of this data")
+        return self.model(scaled.contiguous(memory_format=torch.channels_last), noise_level.flatten(), labels, augment, stop_at)
 
     def check_layer(self, layer: str | None) -> str:
         """The layer's full name; `ConfigError` with the nearest name if there is no such layer."""
@@ -232,6 +397,21 @@ class EDM(nn.Module):
         if name not in self.model.layers():
             raise ConfigError(f"teacher.layer='{name}' is not a layer of this network; {nearest(name, self.model.layers())}")
         return name
+
+    def check_sigma(self, sigma: Tensor) -> None:
+        """`ConfigError` unless every noise level, on the CPU, is one that the network was trained on; rounding is forgiven."""
+        low, high = self.sigma_range
+        for value in (float(sigma.min()), float(sigma.max())) if sigma.numel() else ():
+            if not (0 < value < math.inf and low * (1 - 1e-6) <= value <= high * (1 + 1e-6)):
+                raise ConfigError(f"sigma={value:g} is outside of what the teacher knows, {low:.4g} to {high:.4g}; choose a noise level inside")
+
+    def check_classes(self, num_classes: int) -> None:
+        """`ConfigError` unless labels of `num_classes` classes are what the network takes; one without labels takes any data."""
+        if self.num_classes not in (0, num_classes):
+            raise ConfigError(
+                f"teacher.uri: the teacher knows {self.num_classes} classes, but the data has {num_classes}; "
+                "use a teacher of this data, or one without classes"
+            )
 
     def feature_dim(self, layer: str | None = None) -> int:
         return self.model.layers()[self.check_layer(layer)]
@@ -242,14 +422,37 @@ class EDM(nn.Module):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """What, with the weights, makes the function: plain data that `from_architecture` accepts."""
+        """What, with the weights, makes the function: plain data that `from_architecture` accepts. Usual values are left out."""
         fields = self.config.model_dump(mode="json", include={"model_channels", "channel_mult", "num_blocks", "attn_resolutions", "augment_dim"})
-        return fields | {"resolution": self.resolution, "channels": self.channels, "num_classes": self.num_classes, "sigma_data": self.sigma_data}
+        fields |= {"resolution": self.resolution, "channels": self.channels, "num_classes": self.num_classes, "sigma_data": self.sigma_data}
+        named = {"kind": (self.kind, "edm"), "precondition": (self.precondition, "edm"), "style": (self.style, "ddpmpp")}
+        fields |= {name: value for name, (value, usual) in named.items() if value != usual}
+        if self.sigma_range != PRECONDITIONS[self.precondition].sigma_range:
+            fields["sigma_range"] = list(self.sigma_range)
+        return fields
 
     @classmethod
-    def from_architecture(cls, architecture: dict[str, Any]) -> EDM:
-        """Build the network of `architecture`; KeyError or pydantic's ValidationError if it is not one."""
-        fields = dict(architecture)
+    def from_architecture(cls, architecture: Mapping[str, Any]) -> Self:
+        """Build the network of `architecture`; KeyError, TypeError, ValueError or `ConfigError` if it is not one."""
+        fields = {name: value for name, value in architecture.items() if name != "kind"}
         resolution, channels, num_classes = (int(fields.pop(name)) for name in ("resolution", "channels", "num_classes"))
         sigma_data = float(fields.pop("sigma_data"))
-        return cls(UNet(**fields), resolution, channels, num_classes, sigma_data)
+        options = {name: fields.pop(name) for name in cls.optional if name in fields}
+        if "sigma_range" in options:
+            low, high = options["sigma_range"]
+            options["sigma_range"] = (float(low), float(high))
+        return cls(UNet(**fields), resolution, channels, num_classes, sigma_data, **options)
+
+
+class EDM(UNetEncoder):
+    """The denoiser D(x; sigma), conditional on a class where `num_classes` is not 0."""
+
+    kind = "edm"
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
+        """Denoise `x` float32 [B,C,H,W] (clean image in [-1,1] plus noise of deviation `sigma` [B]).
+
+        `labels` one-hot float32 [B,K], zeros or None for no class; `augment` float32 [B,augment_dim], None for not augmented.
+        """
+        skip, out, divisor, noise_level = self._scaling(sigma)
+        return skip * x + out * self._run(x / divisor, noise_level, labels, augment, None)

@@ -13,7 +13,7 @@ from dra_ray.config import Teacher
 from dra_ray.data.plan import derive
 from dra_ray.errors import DataError
 from dra_ray.teachers.diffusion import to_signed
-from dra_ray.teachers.edm import EDM
+from dra_ray.teachers.edm import UNetEncoder
 
 
 class Pending(Protocol):
@@ -54,7 +54,7 @@ class LocalTeacher:
     so a feature depends on nothing but its own request. Raises `ConfigError` for an unknown `config.layer`.
     """
 
-    def __init__(self, net: EDM, config: Teacher, threads: int = 1, device: str = "cpu") -> None:
+    def __init__(self, net: UNetEncoder, config: Teacher, threads: int = 1, device: str = "cpu") -> None:
         self.net = net.to(device).eval().requires_grad_(False)
         self.config = config
         self.threads = threads

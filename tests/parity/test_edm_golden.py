@@ -3,6 +3,10 @@
 The weights are not stored: `fill` makes them from a seed. `edm_golden.npz` holds outputs only: what the official
 `EDMPrecond(16, 3, label_dim=10, sigma_data=0.5, model_type="SongUNet", model_channels=32, channel_mult=[1, 2], num_blocks=1,
 attn_resolutions=[8], augment_dim=9, dropout=0)` gives in eval mode for `inputs()`, with forward hooks on its blocks.
+
+`edm_variants_golden.npz` holds the same for the other kinds of network: "edm-ncsnpp" and "ve-ncsnpp" are `EDMPrecond` and
+`VEPrecond` with embedding_type="fourier", encoder_type="residual", channel_mult_noise=2, resample_filter=[1, 3, 3, 1], and
+"vp-ddpmpp" is `VPPrecond`; all else is as above. An `aux_residual` there is what goes into the block after it.
 """
 
 from pathlib import Path
@@ -86,3 +90,37 @@ def test_sampler(net, golden):
     noise = torch.from_numpy(np.random.Generator(np.random.PCG64(9)).standard_normal((4, 3, 16, 16)))
     levels = diffusion.noise_levels(8, 0.002, 80.0, 7.0)
     assert close(diffusion.heun(net, noise, inputs()["labels"], levels), golden["sampled"])
+
+
+@pytest.fixture(scope="module")
+def variants() -> dict[str, np.ndarray]:
+    with np.load(Path(__file__).with_name("edm_variants_golden.npz"), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def variant(name: str) -> EDM:
+    precondition, style = name.split("-")
+    net = EDM(NET, 16, 3, 10, precondition=precondition, style=style).eval().requires_grad_(False)
+    fill(net, seed=11)
+    return net
+
+
+@pytest.mark.parametrize("name", ["edm-ncsnpp", "ve-ncsnpp", "vp-ddpmpp"])
+def test_other_networks_denoise(name, variants):
+    given = inputs()
+    assert close(variant(name)(given["x"], given["sigma"], given["labels"]), variants[f"{name}/conditional"])
+
+
+@pytest.mark.parametrize("name", ["edm-ncsnpp", "vp-ddpmpp"])
+def test_other_networks_features(name, variants):
+    net, given = variant(name), inputs()
+    assert f"{name}/enc.8x8_aux_residual" in variants or name == "vp-ddpmpp"
+    for layer in net.model.layers():
+        assert close(net.features(given["x"], given["sigma"], given["labels"], layer), variants[f"{name}/{layer}"]), layer
+
+
+def test_ncsnpp_names_and_whole_features(variants):
+    net, given = variant("edm-ncsnpp"), inputs()
+    assert sorted(net.state_dict()) == variants["edm-ncsnpp/names"].tolist()
+    whole = net.features(given["x"][1:2], given["sigma"][1:2], given["labels"][1:2], pooled=False)
+    assert close(whole, variants["edm-ncsnpp/whole"])

@@ -6,6 +6,7 @@ from dra_ray.errors import CheckpointError
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.edm import EDM
+from dra_ray.teachers.noisy import NoisyClassifier
 
 
 @pytest.fixture
@@ -70,3 +71,28 @@ def test_a_card_of_something_else(saved):
     (store / "card.json").write_json(card)
     with pytest.raises(CheckpointError, match="does not describe a network"):
         checkpoint.load(store)
+
+
+def test_kinds_of_network(saved, tmp_path):
+    store, _ = saved
+    assert "kind" not in checkpoint.read_card(store)["architecture"]  # as in teachers that were made before there were kinds
+    assert isinstance(checkpoint.load(store, EDM), EDM)
+    with pytest.raises(CheckpointError, match="holds a network of kind 'edm', but this needs kind 'noisy-classifier'"):
+        checkpoint.load(store, NoisyClassifier)
+    control = Store(str(tmp_path / "control"))
+    checkpoint.save(control, NoisyClassifier(UNet(model_channels=16), 8, 1, 10), {})
+    assert isinstance(checkpoint.load(control), NoisyClassifier)
+    card = (control / "card.json").read_json()
+    card["architecture"]["kind"] = "noisy-clasifier"
+    (control / "card.json").write_json(card)
+    with pytest.raises(CheckpointError, match="did you mean 'noisy-classifier'"):
+        checkpoint.load(control)
+
+
+def test_other_networks_round_trip(tmp_path):
+    torch.manual_seed(0)
+    net = EDM(UNet(model_channels=16), 8, 1, 10, precondition="ve", style="ncsnpp").eval()
+    store = Store(str(tmp_path / "teacher"))
+    checkpoint.save(store, net, {})
+    x, sigma = torch.randn(2, 1, 8, 8), torch.ones(2)
+    assert torch.equal(checkpoint.load(store)(x, sigma), net(x, sigma))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dra_ray.config import UNet
+from dra_ray.errors import ConfigError
 from dra_ray.teachers import diffusion
 from dra_ray.teachers.edm import EDM
 
@@ -81,3 +82,10 @@ def test_an_image_depends_on_its_seed_only():
     assert images.dtype == torch.uint8
     assert torch.equal(images[1:3], again[1:3])
     assert not torch.equal(images[0], again[0])
+
+
+def test_levels_must_be_known_to_the_network():
+    net = EDM(UNet(model_channels=16), 8, 1, 0, precondition="ve").eval()
+    with pytest.raises(ConfigError, match=r"sigma=0.002 is outside of what the teacher knows, 0.02 to 100"):
+        diffusion.sample(net, [0], None, diffusion.noise_levels(3, 0.002, 80, 7))
+    assert diffusion.sample(net, [0], None, diffusion.noise_levels(3, 0.02, 80, 7)).shape == (1, 1, 8, 8)

@@ -1,0 +1,64 @@
+"""Linear probes: how much of the class a frozen feature holds, by layer and noise level (Xiang et al. 2023, arXiv 2303.09769)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from dra_ray.config import Teacher
+from dra_ray.errors import DataError
+from dra_ray.teachers.edm import UNetEncoder
+from dra_ray.teachers.source import LocalTeacher
+
+Encode = Callable[[Tensor, Tensor, str], Tensor]  # (images uint8 [N,C,H,W], sigma [N], layer) -> features [N,D]
+FLAT = 1e-8  # deviation below which a feature says nothing
+
+
+def probe(features_train: Tensor, labels_train: Tensor, features_test: Tensor, labels_test: Tensor, c: float = 1.0) -> float:
+    """Test accuracy of multinomial logistic regression on standardised features [N,D] with labels int64 [N].
+
+    `c` is the inverse strength of its L2 penalty. A pure function: there is nothing random in it. Raises `DataError` for
+    sizes that do not fit, values that are not finite, and training labels of one class only.
+    """
+    _check(features_train, labels_train, features_test, labels_test)
+    train, test = features_train.double().numpy(), features_test.double().numpy()
+    mean, deviation = train.mean(0), train.std(0)
+    scale = np.where(deviation > FLAT, deviation, 1.0)
+    model = LogisticRegression(C=c, max_iter=5000).fit((train - mean) / scale, labels_train.numpy())
+    return float((model.predict((test - mean) / scale) == labels_test.numpy()).mean())
+
+
+def _check(features_train: Tensor, labels_train: Tensor, features_test: Tensor, labels_test: Tensor) -> None:
+    for part, features, labels in (("train", features_train, labels_train), ("test", features_test, labels_test)):
+        if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
+            raise DataError(
+                f"probe: {part} features are {list(features.shape)} and labels {list(labels.shape)}; pass [N,D] and [N] with N at least 1"
+            )
+        if not bool(features.isfinite().all()):
+            raise DataError(f"probe: {part} features are not all finite; check the teacher and its noise level")
+    if features_train.shape[1] != features_test.shape[1]:
+        raise DataError(f"probe: features are {features_train.shape[1]} wide for training and {features_test.shape[1]} for the test; use one layer")
+    if len(labels_train.unique()) < 2:
+        raise DataError("probe: all training labels are equal; pass images of two classes or more")
+
+
+def grid(encode: Encode, images: Tensor, sigmas: Sequence[float], layers: Sequence[str]) -> Iterator[tuple[str, float, Tensor]]:
+    """(layer, sigma, features [N,D]) for every combination, one at a time, since all of them may not fit in memory."""
+    for layer in layers:
+        for sigma in sigmas:
+            yield layer, sigma, encode(images, torch.full((len(images),), sigma), layer)
+
+
+def frozen(net: UNetEncoder, config: Teacher, noise_seed: int = 0, threads: int = 1, device: str = "cpu") -> Encode:
+    """How to encode for a probe: the noise of image i is always that of `noise_seed + i`, and the label is never given."""
+
+    def encode(images: Tensor, sigma: Tensor, layer: str) -> Tensor:
+        net.check_sigma(sigma)
+        source = LocalTeacher(net, config.model_copy(update={"layer": layer, "label": "null"}), threads, device)  # type: ignore[arg-type]
+        return source.encode(images, torch.zeros(len(images), dtype=torch.int64), sigma, noise_seed)
+
+    return encode
