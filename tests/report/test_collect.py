@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dra_ray.errors import DataError
+from dra_ray.errors import CheckpointError, DataError
 from dra_ray.report import collect, rows
 from dra_ray.storage import Store
 from tests.report.written_runs import EPOCHS, IMAGES, SPACE, TRAIN_IMAGES, chosen, clean, robust, teacher, verdicts
@@ -161,7 +161,7 @@ def test_not_a_run(tmp_path: Path) -> None:
 def test_damaged_files_are_named(quickstart: Store, name: str, damage: Callable[[str], str], message: str) -> None:
     file = quickstart / name
     file.write_text(damage(file.read_text()))
-    with pytest.raises(DataError, match=message):
+    with pytest.raises((DataError, CheckpointError), match=message):
         collect(quickstart)
 
 
