@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -31,6 +31,11 @@ Name = Annotated[str | None, typer.Option(help="The run's folder in the storage;
 Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Also write the printed table to this file, as JSON.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Batches that are attacked at the same time.")]
 ConfigArgument = Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe's name (see `dra recipes`) or a .yaml file at any URI.")]
+TeacherArgument = Annotated[str, typer.Argument(metavar="TEACHER", help="Folder of a teacher: a path, any URI, or package:NAME.")]
+DataSet = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field of the data, such as name=cifar10 or uri=...; may be repeated.")
+]
+Number = TypeVar("Number", int, float)
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run: a path or any URI.")]
 
 
@@ -176,6 +181,106 @@ def teacher_import(
     terminal.err.print(f"note: {card['licence']}")
 
 
+@teacher_app.command("import-dit")
+def teacher_import_dit(
+    dit: Annotated[str, typer.Argument(metavar="DIT", help="A published LightningDiT checkpoint, at a path or any URI.")],
+    vae: Annotated[str, typer.Argument(metavar="VAE", help="The published VA-VAE checkpoint.")],
+    stats: Annotated[str, typer.Argument(metavar="STATS", help="The published latents_stats.pt.")],
+    to: Annotated[str, typer.Option("--to", metavar="URI", help="The teacher's new folder, which teacher.uri takes.")],
+    massive: Annotated[
+        str, typer.Option(metavar="CHANNELS", help="Massive channels, which features go without; empty for none. The default is of XL/1.")
+    ] = "1053,259",
+    resolution: Annotated[int | None, typer.Option(min=1, help="Pixels a side of the students' images; default: the autoencoder's 256.")] = None,
+    decoder: Annotated[bool, typer.Option("--decoder", help="Keep the autoencoder's decoder, which `dra synthesize` needs.")] = False,
+    json: Json = None,
+) -> None:
+    """Turn a published LightningDiT with its VA-VAE into a teacher's folder. Files are read weights-only: nothing of them is executed."""
+    channels = _numbers("--massive", massive, int)
+    from dra_ray.teachers import official_dit
+
+    card = official_dit.import_dit(Store(dit), Store(vae), Store(stats), Store(to), channels, resolution, decoder)
+    facts = {"file": card["source"]["dit"]["file"], "sha256": card["source"]["dit"]["sha256"][:16], "digest": card["digest"][:16]}
+    terminal.table([facts], to, json)
+    terminal.err.print(f"note: {card['licence']}")
+
+
+@teacher_app.command("list")
+def teacher_list(json: Json = None) -> None:
+    """Teachers that come with the package: teacher.uri=package:NAME, or the folder that is printed."""
+    rows = [{"name": f"package:{name}", "folder": config.teacher_path(f"package:{name}")} for name in config.teacher_names()]
+    terminal.table(rows, "teachers in the package", json)
+
+
+@teacher_app.command("probe")
+def teacher_probe(
+    teacher: TeacherArgument,
+    set_: DataSet = None,
+    sigmas: Annotated[str, typer.Option(help="Noise levels; a flow's time t is sigma = (1-t)/t.")] = "0.02,0.06,0.14,0.3",
+    layers: Annotated[str, typer.Option(help="Names with commas between them; default: every layer.")] = "",
+    images: Annotated[int, typer.Option(min=2, help="Training images, and at most as many held-out ones.")] = 2000,
+    label: Annotated[str, typer.Option(help="null or true: the class that the teacher is given; true leaks the answer.")] = "null",
+    seed: int = 0,
+    device: str = "cpu",
+    out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Also write an .html page with a plot.")] = None,
+    json: Json = None,
+) -> None:
+    """Linear probe accuracy of a teacher's features by layer and noise level: where align.sigma and teacher.layer may come from."""
+    levels = _numbers("--sigmas", sigmas, float)
+    names = [name.strip() for name in layers.split(",") if name.strip()]
+    uri = _teacher(teacher)
+    rows = []
+    with terminal.Bars() as bars:
+        from dra_ray import analyse as job
+
+        for row in job.probe_teacher(Store(uri), set_ or [], levels, names, images, label, seed, os.cpu_count() or 1, device):
+            rows.append(row)
+            bars.say(f"{row['layer']} at sigma {row['sigma']:g}: {row['accuracy']:.2%}")
+    terminal.table(rows, f"linear probes of {teacher}", json)
+    if out:
+        from dra_ray.report import probes
+
+        probes.write(Store(out), teacher, {"images": images, "label": label, "seed": seed, "set": " ".join(set_ or []) or "as trained"}, rows)
+        terminal.out.print(out)
+
+
+@teacher_app.command("quality")
+def teacher_quality(
+    synthetic: Annotated[str, typer.Argument(metavar="SYNTHETIC", help="Folder written by `dra synthesize`, or .npz files in DM-AT's layout.")],
+    set_: DataSet = None,
+    images: Annotated[int, typer.Option(min=2, help="The first so many images.")] = 2000,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of the small students.")] = 400,
+    run: Annotated[str | None, typer.Option(help="A training run whose student is asked what it makes of the labels.")] = None,
+    seed: int = 0,
+    device: str = "cpu",
+    json: Json = None,
+) -> None:
+    """How well a synthetic set teaches, and whether it copies training images. Downloads nothing; --set says which data, such as name=cifar10."""
+    settings = _data(set_ or [])
+    with terminal.Bars() as bars:
+        from dra_ray import analyse as job
+
+        report = job.synthetic_quality(Store(synthetic), settings, images, steps, Store(run) if run else None, seed, device, bars.say)
+    terminal.table(job.quality_rows(report), f"{synthetic}: {report['images']} images", None)
+    if json:
+        Store(json).write_json(report)
+
+
+@teacher_app.command("massive")
+def teacher_massive(
+    teacher: TeacherArgument,
+    set_: DataSet = None,
+    sigma: Annotated[float, typer.Option(min=0, help="Noise level; a flow's time t is sigma = (1-t)/t.")] = 1 / 3,
+    layer: Annotated[str | None, typer.Option(help="Default: the feature's.")] = None,
+    images: Annotated[int, typer.Option(min=1)] = 64,
+    json: Json = None,
+) -> None:
+    """Massive channels of a transformer's residual stream: what `import-dit --massive` takes."""
+    from dra_ray import analyse as job
+
+    channels = job.massive_channels(Store(_teacher(teacher)), set_ or [], sigma, layer, images)
+    terminal.table([{"channel": channel} for channel in channels], f"massive channels of {teacher}", json)
+
+
 @bench_app.command("policy")
 def bench_policy(
     sweeps_at_h: Annotated[str, typer.Option(help="Hours of the day at which a sweep arrives.")] = "9,11,14,16",
@@ -259,6 +364,23 @@ def recipes(json: Json = None) -> None:
         Store(json).write_json(rows)
     shown = {"recipe": "recipe", "kind": "kind", "table": "paper", "clean": "clean", "autoattack": "AA", "description": "description"}
     terminal.table([{title: row[field] for field, title in shown.items()} for row in rows], "recipes")
+
+
+def _teacher(uri: str) -> str:
+    """A teacher's URI, `package:NAME` spelled out."""
+    return config.validate(config.Teacher, {"uri": uri}, "teacher").uri or uri
+
+
+def _data(settings: list[str]) -> config.Data:
+    """Data by its fields; what is left out has the data set's usual values."""
+    return config.validate(config.Data, config.parse_settings(settings), "--set")
+
+
+def _numbers(option: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ConfigError(f"{option} {text}: write numbers with commas between them") from None
 
 
 def _run(storage_uri: str, name: str | None, recipe: str) -> Store:

@@ -17,13 +17,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dra_ray import data, models
-from dra_ray.config import Config, Experiment, Loss, Model, Quickstart, Sweep, Synthesis, TeacherTraining, Threat, flatten
+from dra_ray.config import Config, Experiment, Flow, Loss, Model, Quickstart, Sweep, Synthesis, TeacherTraining, Threat, flatten
 from dra_ray.data import Shape
 from dra_ray.errors import ConfigError
 from dra_ray.models.projector import projector
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
-from dra_ray.teachers.edm import EDM, UNetEncoder
+from dra_ray.teachers.dit import LatentDiT, LightningDiT, Sampling
+from dra_ray.teachers.edm import EDM
+from dra_ray.teachers.network import Network
+from dra_ray.teachers.noisy import NoisyClassifier
 
 Plan = dict[str, Any]
 
@@ -33,7 +36,7 @@ class Known:
     """What planning may look at besides the config; `tflops` sustained by one GPU, or by one CPU thread where no GPU is asked for."""
 
     tflops: float | None = None
-    teacher: UNetEncoder | None = None
+    teacher: Network | None = None
 
 
 def plan(config: Config, tflops: float | None = None) -> Plan:
@@ -98,31 +101,39 @@ def mean_step_units(config: Experiment) -> float:
     return (1 - perturbed) * step_units(loss, config.threat) + perturbed * step_units(loss, config.threat, perturbed=True)
 
 
-def _denoiser(config: TeacherTraining, shape: Shape) -> EDM:
+def _trained(config: TeacherTraining, shape: Shape) -> EDM | NoisyClassifier:
+    """What `dra teacher train` would make."""
+    kind = NoisyClassifier if config.objective == "classify" else EDM
     with torch.device("meta"):
-        return EDM(config.net, shape.resolution, shape.channels, shape.num_classes)
+        return kind(config.net, shape.resolution, shape.channels, shape.num_classes, style=config.style)
 
 
-def _teacher_at(uri: str | None) -> UNetEncoder | None:
+def _teacher_at(uri: str | None) -> Network | None:
     if uri is None:
         return None
     with torch.device("meta"):
         return checkpoint.build(checkpoint.read_card(Store(uri)), uri)
 
 
-def _denoise_macs(net: EDM) -> float:
-    return macs(lambda: net(*_noisy_input(net)))
+def _denoise_macs(net: EDM | LightningDiT | LatentDiT) -> float:
+    x = torch.empty(1, *net.noise_shape, device="meta")
+    return macs(lambda: net(x, *_noisy_input(net)[1:]))
+
+
+def _training_macs(net: EDM | NoisyClassifier) -> float:
+    """Of one image's forward pass in the teacher's own training."""
+    return _denoise_macs(net) if isinstance(net, EDM) else macs(lambda: net(*_noisy_input(net)[:2]))
 
 
 @functools.lru_cache(maxsize=16)  # the trials of a sweep share their teacher
-def _feature_macs(net: UNetEncoder, layer: str | None) -> float:
+def _feature_macs(net: Network, layer: str | None) -> float:
     return macs(lambda: net.features(*_noisy_input(net), layer))
 
 
-def _noisy_input(net: UNetEncoder) -> tuple[Tensor, Tensor, Tensor | None]:
+def _noisy_input(net: Network) -> tuple[Tensor, Tensor, Tensor | None]:
     """An image, its noise level and its label, as meta tensors."""
-    x = torch.empty(1, net.channels, net.resolution, net.resolution, device="meta")
-    return x, torch.ones(1, device="meta"), torch.zeros(1, net.num_classes, device="meta") if net.num_classes else None
+    images = torch.empty(1, net.channels, net.resolution, net.resolution, dtype=torch.uint8, device="meta")
+    return net.clean(images), torch.ones(1, device="meta"), torch.zeros(1, net.num_classes, device="meta") if net.num_classes else None
 
 
 # -- one plan per kind of config -------------------------------------------------------------------------------------
@@ -175,7 +186,7 @@ def _weights_note(config: Experiment) -> set[str]:
     return {f"model.weights is not set, so {config.model.name} starts from random weights"}
 
 
-def _aligned_teacher(config: Experiment, known: Known, notes: set[str]) -> UNetEncoder | None:
+def _aligned_teacher(config: Experiment, known: Known, notes: set[str]) -> Network | None:
     if not config.align.weight:
         return None
     teacher = known.teacher or _teacher_at(config.teacher.uri)
@@ -300,8 +311,8 @@ def _expected_share(config: Sweep, epochs: int) -> float:
 
 
 def _teacher(config: TeacherTraining, known: Known) -> Plan:
-    net = _denoiser(config, data.outline(config.data).shape)
-    forward, layer = _denoise_macs(net), net.check_layer(None)
+    net = _trained(config, data.outline(config.data).shape)
+    forward, layer = _training_macs(net), net.check_layer(None)
     steps = math.ceil(config.images_seen / config.batch)
     pflop = 3 * 2 * forward * steps * config.batch / 1e15  # a forward and a full backward pass
     resources = config.resources
@@ -334,10 +345,12 @@ def _teacher(config: TeacherTraining, known: Known) -> Plan:
 
 def _synthesis(config: Synthesis, known: Known) -> Plan:
     net = known.teacher or _teacher_at(config.teacher)
-    if net is not None and not isinstance(net, EDM):
-        raise ConfigError(f"teacher='{config.teacher}' is of kind '{net.kind}', which makes no images; give the folder of an EDM")
-    shards = math.ceil(config.images / config.shard_images)
-    calls = 2 * config.steps - 1  # Heun's method calls the network twice a step, but once in the last
+    if net is not None and not isinstance(net, EDM | LightningDiT | LatentDiT):
+        raise ConfigError(f"teacher='{config.teacher}' is of kind '{net.kind}', which makes no images; give the folder of an EDM or a LightningDiT")
+    candidates = config.images / (config.select.keep if config.select else 1)
+    shards = math.ceil(candidates / config.shard_images)
+    # Heun's method calls the network twice a step, but once in the last; a flow under guidance once more for the null class
+    calls = 2 * config.steps - 1 if net is None or isinstance(net, EDM) else _flow_calls(config.flow)
     workers = min(config.workers, shards)
     made: Plan = {
         "kind": config.kind,
@@ -346,17 +359,31 @@ def _synthesis(config: Synthesis, known: Known) -> Plan:
         "notes": [] if net else ["teacher is not set, so the cost of an image is not known"],
     }
     if net:
-        forward = _denoise_macs(net)
+        forward, decode = _denoise_macs(net), _decode_macs(net)
         made["teacher"] = {"params": parameters(net), "forward_gmacs": forward / 1e9}
-        made["run"] |= {"gflop_per_image": 2 * calls * forward / 1e9, "pflop": 2 * calls * forward * config.images / 1e15}
+        made["run"] |= {"gflop_per_image": 2 * (calls * forward + decode) / 1e9, "pflop": 2 * (calls * forward + decode) * candidates / 1e15}
         if known.tflops:
             made["hours"] = {"wall": made["run"]["pflop"] * 1e3 / known.tflops / 3600 / (workers * (config.gpus_per_worker or 1))}
     return made
 
 
+def _flow_calls(flow: Flow) -> int:
+    """Network calls per image, where one with guidance counts twice."""
+    times = Sampling(**flow.model_dump()).grid().tolist()
+    evaluated = times[:-1] + (times[1:] if flow.method == "heun" else [])
+    return sum(2 if flow.guidance != 1 and time >= flow.guided_from else 1 for time in evaluated)
+
+
+def _decode_macs(net: EDM | LightningDiT | LatentDiT) -> float:
+    """Of turning one image's latents into pixels."""
+    if not isinstance(net, LatentDiT) or net.vae.decoder is None:
+        return 0.0
+    return macs(lambda: net.vae.decode(torch.empty(1, *net.noise_shape, device="meta")))
+
+
 def _quickstart(config: Quickstart, known: Known) -> Plan:
     """Its three stages; the later ones use the teacher that the first one would train."""
-    known = dataclasses.replace(known, teacher=_denoiser(config.teacher, data.outline(config.teacher.data).shape))
+    known = dataclasses.replace(known, teacher=_trained(config.teacher, data.outline(config.teacher.data).shape))
     stages = {name: _plan(stage, known) for name, stage in (("teacher", config.teacher), ("synthesis", config.synthesis), ("sweep", config.sweep))}
     made: Plan = {"kind": config.kind, **stages, "notes": [f"{name}: {note}" for name, stage in stages.items() for note in stage["notes"]]}
     if known.tflops:

@@ -1,4 +1,4 @@
-"""Train a class-conditional EDM teacher with Ray Train (Karras et al. 2022, arXiv 2206.00364).
+"""Train a class-conditional EDM teacher, or its control, with Ray Train (arXiv 2206.00364; arXiv 2602.19931, section 5.6).
 
 Step t is a pure function of (configuration, t) and the state before it, and workers take slices of one global batch; so a
 run that was killed goes on from its last checkpoint to the same weights, to the bit on one kind of machine.
@@ -7,6 +7,7 @@ run that was killed goes on from its last checkpoint to the same weights, to the
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,16 +21,19 @@ from torch import Tensor, nn
 
 from dra_ray import cluster, data, storage
 from dra_ray.config import TeacherTraining
+from dra_ray.data import augment
 from dra_ray.data.plan import BatchPlan, derive, generator
 from dra_ray.errors import ConfigError, RunError
 from dra_ray.storage import Store
-from dra_ray.teachers import checkpoint, diffusion
+from dra_ray.teachers import checkpoint, diffusion, pixels
 from dra_ray.teachers.edm import EDM
+from dra_ray.teachers.noisy import NoisyClassifier, noisy_accuracy, noisy_loss
 from dra_ray.teachers.sheet import sheet
 
 ROWS_PER_RUN = 100
+VALIDATION_IMAGES = 1024
 SHEET_CLASSES, SHEET_ROWS, SHEET_STEPS = 10, 8, 12
-INIT, NOISE, DROPOUT = 10, 11, 12  # purposes of random numbers, for `generator`
+INIT, NOISE, DROPOUT, AUGMENT, VALIDATE = 10, 11, 12, 13, 14  # purposes of random numbers, for `generator`
 
 
 class Training:
@@ -42,15 +46,17 @@ class Training:
         self.config = config
         self.device = torch.device(device)
         train = data.in_memory(images.train)
-        self.clean = diffusion.to_signed(train.images).to(self.device)
+        self.images = train.images.to(self.device)
+        self.clean = pixels.to_signed(train.images).to(self.device)
         self.labels = train.labels.to(self.device)
         self.sigma_data = round(float(self.clean.double().std(correction=0)), 6)
         self.plan = BatchPlan(config.seed, len(images.train), 0, config.batch, 0.0)
         torch.manual_seed(derive(config.seed, INIT))
-        self.net = EDM(config.net, images.resolution, images.channels, images.num_classes, self.sigma_data).to(self.device)
+        self.net = network(config, images.shape, self.sigma_data).to(self.device)
         self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
         self.step = 0
+        self.validation = data.in_memory(images.validation[:VALIDATION_IMAGES]) if len(images.validation) else None
 
     @property
     def steps(self) -> int:
@@ -62,8 +68,12 @@ class Training:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the next step: a linear rise, then constant."""
-        return self.config.lr * min(1.0, (self.images_seen + self.config.batch) / max(self.config.warmup_images, 1))
+        """Learning rate of the next step: a linear rise, then constant or a cosine to 0 at the end of the last step."""
+        config, after = self.config, self.images_seen + self.config.batch
+        if after < config.warmup_images or config.schedule == "constant":
+            return config.lr * min(1.0, after / max(config.warmup_images, 1))
+        part = (self.images_seen - config.warmup_images) / max(self.steps * config.batch - config.warmup_images, 1)
+        return config.lr * (1 + math.cos(math.pi * max(part, 0.0))) / 2
 
     def advance(self, forward: nn.Module, rank: int = 0, world: int = 1) -> Tensor:
         """One step on this worker's slice of the batch; `forward` is the network or its parallel wrapper. Returns the slice's mean loss."""
@@ -71,7 +81,7 @@ class Training:
         mine = slice(rank * config.batch // world, (rank + 1) * config.batch // world)
         chosen = self.plan.indices(self.step)[mine].to(self.device)
         draws = generator(config.seed, NOISE, self.step)  # for the whole batch, so that the number of workers changes nothing
-        sigma = diffusion.draw_sigma(config.batch, draws)[mine].to(self.device)
+        sigma = self._sigma(config.batch, draws)[mine].to(self.device)
         noise = torch.randn((config.batch, *self.clean.shape[1:]), generator=draws)[mine].to(self.device)
         labelled = (torch.rand(config.batch, 1, generator=draws) >= config.net.label_dropout)[mine].to(self.device)
         if config.net.dropout:
@@ -79,14 +89,25 @@ class Training:
         self.net.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        one_hot = self.net.one_hot(self.labels[chosen]) * labelled
-        loss = diffusion.edm_loss(forward, self.clean[chosen], sigma, noise, one_hot, self.sigma_data).mean()
+        if config.objective == "classify":
+            changes = augment.parameters(config.batch, config.data, generator(config.seed, AUGMENT, self.step))[mine]
+            seen = pixels.to_signed(augment.apply(self.images[chosen], config.data, changes))
+            loss = noisy_loss(forward, seen, sigma, noise, self.labels[chosen]).mean()
+        else:
+            one_hot = self.net.one_hot(self.labels[chosen]) * labelled if self.net.num_classes else None
+            loss = diffusion.edm_loss(forward, self.clean[chosen], sigma, noise, one_hot, self.sigma_data, config.preconditioning).mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         self.step += 1
-        diffusion.update_average(self.average, self.net, diffusion.ema_decay(config.batch, self.images_seen, config.ema_halflife_images))
+        decay = diffusion.ema_decay(config.batch, self.images_seen, config.ema_halflife_images, config.ema_ramp)
+        diffusion.update_average(self.average, self.net, decay)
         return loss.detach()
+
+    def _sigma(self, count: int, draws: torch.Generator) -> Tensor:
+        if self.config.sigma is not None:
+            return torch.full((count,), self.config.sigma)
+        return diffusion.draw_sigma(count, draws, self.config.preconditioning)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -102,15 +123,40 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
 
-    def samples(self) -> bytes:
-        """PNG of 8 samples for each of the first classes, a column each, from the average."""
+    def validation_accuracy(self) -> float | None:
+        """Of the control's average, on noisy validation images: always the same noise. None for a denoiser, or without such images."""
+        if not isinstance(self.average, NoisyClassifier) or self.validation is None:
+            return None
+        draws = generator(self.config.seed, VALIDATE)
+        clean = pixels.to_signed(self.validation.images)
+        sigma, noise = self._sigma(len(clean), draws), torch.randn(clean.shape, generator=draws)
+        clean, sigma, noise, labels = (part.to(self.device) for part in (clean, sigma, noise, self.validation.labels))
+        return noisy_accuracy(self.average, clean, sigma, noise, labels)
+
+    def samples(self) -> bytes | None:
+        """PNG of 8 samples for each of the first classes, a column each, from the average. None for the control, which makes no images."""
+        if not isinstance(self.average, EDM):
+            return None
         classes = min(self.net.num_classes, SHEET_CLASSES)
         labels = torch.arange(SHEET_ROWS * classes) % classes
-        levels = diffusion.noise_levels(SHEET_STEPS, 0.002, 80.0, 7.0)
+        low, high = self.average.sigma_range
+        levels = diffusion.noise_levels(SHEET_STEPS, max(0.002, low), min(80.0, high), 7.0)
         return sheet(diffusion.sample(self.average, range(len(labels)), labels, levels), columns=classes)
 
     def card(self) -> dict[str, Any]:
-        return {"images_seen": self.images_seen, "data": self.config.data.model_dump(mode="json"), "config_digest": self.config.digest()}
+        return {
+            "images_seen": self.images_seen,
+            "objective": self.config.objective,
+            "data": self.config.data.model_dump(mode="json"),
+            "config_digest": self.config.digest(),
+        }
+
+
+def network(config: TeacherTraining, shape: data.Shape, sigma_data: float = 0.5) -> EDM | NoisyClassifier:
+    """What `config` trains, with fresh weights. Raises `ConfigError` for sizes that do not divide."""
+    kind = NoisyClassifier if config.objective == "classify" else EDM
+    sizes = (shape.resolution, shape.channels, shape.num_classes, sigma_data)
+    return kind(config.net, *sizes, precondition=config.preconditioning, style=config.style)
 
 
 class Log:
@@ -121,8 +167,8 @@ class Log:
         self.rows = [row for row in file.read_jsonl() if row["images_seen"] <= images_seen] if file.exists() and images_seen else []
         self.started = time.monotonic() - (self.rows[-1]["elapsed_s"] if self.rows else 0.0)
 
-    def write(self, images_seen: int, loss: float, lr: float) -> None:
-        row = {"images_seen": images_seen, "loss": loss, "lr": lr, "elapsed_s": round(time.monotonic() - self.started, 3), "at": time.time()}
+    def write(self, images_seen: int, loss: float, lr: float, **more: float) -> None:
+        row = {"images_seen": images_seen, "loss": loss, "lr": lr, **more, "elapsed_s": round(time.monotonic() - self.started, 3), "at": time.time()}
         self.rows.append(row)
         self.file.write_jsonl(self.rows)
 
@@ -198,7 +244,7 @@ def _work(settings: dict[str, Any]) -> None:
     if last := ray.train.get_checkpoint():
         with last.as_directory() as folder:
             training.load_state((Store(folder) / "state.pt").read_torch())
-    # the only buffers are constant box filters: nothing to broadcast
+    # the only buffers are constant filters and frequencies, equal by their seed: nothing to broadcast
     forward = prepare_model(training.net, parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True})
     log = None
     if rank == 0:
@@ -215,7 +261,8 @@ def _work(settings: dict[str, Any]) -> None:
             loss = _mean(losses, world)
             losses.clear()
             if log:
-                log.write(training.images_seen, loss, lr)
+                accuracy = training.validation_accuracy() if save else None
+                log.write(training.images_seen, loss, lr, **({} if accuracy is None else {"validation_accuracy": accuracy}))
         if save:
             _save(training, store, rank)
     if rank == 0:
@@ -238,7 +285,8 @@ def _save(training: Training, store: Store, rank: int) -> None:
     if rank:
         ray.train.report({"images_seen": training.images_seen})
         return
-    (store / f"samples-{training.images_seen}.png").write_bytes(training.samples())
+    if sheet_png := training.samples():
+        (store / f"samples-{training.images_seen}.png").write_bytes(sheet_png)
     with tempfile.TemporaryDirectory() as folder:
         (Store(folder) / "state.pt").write_torch(training.state())
         ray.train.report({"images_seen": training.images_seen}, checkpoint=ray.train.Checkpoint.from_directory(folder))

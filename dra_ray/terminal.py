@@ -65,8 +65,14 @@ Row = Mapping[str, Any]
 
 
 def teacher_rows(bars: Bars, settings: config.TeacherTraining) -> Callable[[Row], None]:
+    """Rows of the control carry its accuracy where a checkpoint was written."""
+    score = ""
+
     def show(row: Row) -> None:
-        bars.show("teacher", row["images_seen"] / settings.images_seen, f"teacher: loss {row['loss']:.3g}")
+        nonlocal score
+        if "validation_accuracy" in row:
+            score = f", {row['validation_accuracy']:.1%} of noisy images"
+        bars.show("teacher", row["images_seen"] / settings.images_seen, f"teacher: loss {row['loss']:.3g}{score}")
 
     return show
 

@@ -31,6 +31,10 @@ def dra(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["report", "nowhere"], ["'nowhere' is not a run"]),
         (["train"], ["RECIPE|FILE"]),
         (["synthesize", "--fast"], ["--fast"]),
+        (["teacher", "probe", "package:fashion-edn"], ["'package:fashion-edn'", "did you mean 'fashion-edm'"]),
+        (["teacher", "probe", "package:fashion-edm", "--sigmas", "low"], ["--sigmas low", "commas"]),
+        (["teacher", "import-dit", "a", "b", "c", "--to", "d", "--massive", "x"], ["--massive x", "commas"]),
+        (["teacher", "quality", "nowhere", "--set", "nam=digits"], ["nam", "did you mean 'name'"]),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], words: list[str], tmp_path: Path) -> None:
@@ -74,7 +78,11 @@ def test_tables_are_also_json(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "plan.json").read_text())
 
 
-@pytest.mark.parametrize("command", ["quickstart", "train", "sweep", "evaluate", "synthesize", "teacher train", "report", "plan", "recipes"])
+COMMANDS = ["quickstart", "train", "sweep", "evaluate", "synthesize", "report", "plan", "recipes"]
+TEACHER_COMMANDS = ["train", "import", "import-dit", "list", "probe", "quality", "massive"]
+
+
+@pytest.mark.parametrize("command", COMMANDS + [f"teacher {name}" for name in TEACHER_COMMANDS])
 def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     done = dra(*command.split(), "--help", cwd=tmp_path)
     assert done.returncode == 0

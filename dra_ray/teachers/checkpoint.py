@@ -1,4 +1,4 @@
-"""A teacher on disk: `teacher.safetensors` (float32 weights) and `card.json` (architecture, digest, how it was trained)."""
+"""A teacher on disk: `teacher.safetensors` (weights, float32 or float16) and `card.json` (architecture, digest, how it was trained)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from pydantic import ValidationError
 
 from dra_ray.errors import CheckpointError, ConfigError, StorageError, nearest
 from dra_ray.storage import Store
-from dra_ray.teachers.edm import EDM, UNetEncoder
+from dra_ray.teachers.dit import LatentDiT, LightningDiT
+from dra_ray.teachers.edm import EDM
+from dra_ray.teachers.network import Network, check_fit
 from dra_ray.teachers.noisy import NoisyClassifier
 
 WEIGHTS, CARD = "teacher.safetensors", "card.json"
-KINDS: dict[str, type[UNetEncoder]] = {net.kind: net for net in (EDM, NoisyClassifier)}
-Net = TypeVar("Net", bound=UNetEncoder)
+KINDS: dict[str, type[Network]] = {net.kind: net for net in (EDM, NoisyClassifier, LightningDiT, LatentDiT)}
+Net = TypeVar("Net", bound=Network)
 
 
-def save(store: Store, net: UNetEncoder, extras: Mapping[str, Any]) -> str:
+def save(store: Store, net: Network, extras: Mapping[str, Any]) -> str:
     """Write the weights, then the card with `extras` (plain data) beside the architecture; returns the digest."""
     weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in net.state_dict().items()}
     digest = _digest(weights, net.architecture)
@@ -47,7 +49,7 @@ def digest(store: Store) -> str:
     return str(read_card(store)["digest"])
 
 
-def build(card: Mapping[str, Any], path: str) -> UNetEncoder:
+def build(card: Mapping[str, Any], path: str) -> Network:
     """The network that a card describes, with fresh weights; none are made under `torch.device("meta")`. `path` is for errors."""
     architecture = card["architecture"]
     try:
@@ -60,10 +62,10 @@ def build(card: Mapping[str, Any], path: str) -> UNetEncoder:
 
 
 @overload
-def load(store: Store) -> UNetEncoder: ...
+def load(store: Store) -> Network: ...
 @overload
 def load(store: Store, wanted: type[Net]) -> Net: ...
-def load(store: Store, wanted: type[UNetEncoder] = UNetEncoder) -> UNetEncoder:
+def load(store: Store, wanted: type[Any] = Network) -> Any:
     """The network in eval mode without gradients. `CheckpointError` names the keys that are missing, unknown or misshapen.
 
     `wanted` asks for one kind, such as `EDM` where images are to be sampled, and refuses the others.
@@ -74,25 +76,13 @@ def load(store: Store, wanted: type[UNetEncoder] = UNetEncoder) -> UNetEncoder:
         raise CheckpointError(f"'{store}' holds a network of kind '{net.kind}', but this needs kind '{wanted.kind}'; choose another teacher")
     if not (store / WEIGHTS).exists():
         raise CheckpointError(f"'{store / WEIGHTS}' is missing beside its {CARD}; copy it there or train the teacher again")
-    weights = (store / WEIGHTS).read_tensors()
+    # float16 files are as good as what they round to: the digest is of the float32 values that the network gets
+    weights = {name: tensor.to(torch.float32) for name, tensor in (store / WEIGHTS).read_tensors().items()}
     check_fit(weights, net, f"'{store / WEIGHTS}' does not fit the architecture of its {CARD}")
     if _digest(weights, net.architecture) != card["digest"]:
         raise CheckpointError(f"'{store / WEIGHTS}' is not what {CARD} describes (digests differ); copy both again or train the teacher again")
     net.load_state_dict(weights)
     return net.eval().requires_grad_(False)
-
-
-def check_fit(weights: Mapping[str, torch.Tensor], net: torch.nn.Module, complaint: str) -> None:
-    """`CheckpointError` that begins with `complaint` and names keys, unless names and shapes are exactly those of `net`."""
-    wanted = net.state_dict()
-    problems = [f"missing {name}" for name in wanted.keys() - weights.keys()]
-    problems += [f"unknown {name}" for name in weights.keys() - wanted.keys()]
-    shared = wanted.keys() & weights.keys()
-    misshapen = [name for name in shared if weights[name].shape != wanted[name].shape]
-    problems += [f"{name} is {list(weights[name].shape)} instead of {list(wanted[name].shape)}" for name in misshapen]
-    if problems:
-        shown = "; ".join(sorted(problems)[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
-        raise CheckpointError(f"{complaint}: {shown}")
 
 
 def _digest(weights: Mapping[str, torch.Tensor], architecture: Mapping[str, Any]) -> str:

@@ -1,46 +1,56 @@
-"""EDM's training loss, weight averaging and deterministic sampler (Karras et al. 2022, arXiv 2206.00364)."""
+"""EDM's training loss, weight averaging and sampler (Karras et al. 2022, arXiv 2206.00364)."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from dra_ray.teachers.edm import EDM
+from dra_ray.data.plan import derive
+from dra_ray.teachers.edm import EDM, VE_SIGMA_MAX, VE_SIGMA_MIN, VP_BETA_D, VP_BETA_MIN, VP_FIRST_T
+from dra_ray.teachers.pixels import to_uint8
 
 LN_SIGMA_MEAN, LN_SIGMA_STD = -1.2, 1.2  # table 1
 
 
-def to_signed(images: Tensor) -> Tensor:
-    """uint8 [B,C,H,W] to float32 in [-1,1], the range that teachers see."""
-    return images.to(torch.float32) / 127.5 - 1
+def draw_sigma(count: int, generator: torch.Generator, precondition: str = "edm") -> Tensor:
+    """Training noise levels float32 [count]: ln sigma ~ N(-1.2, 1.2^2) for "edm"; for "vp" the time is uniform, for "ve" ln sigma (table 1)."""
+    if precondition == "edm":
+        return (torch.randn(count, generator=generator) * LN_SIGMA_STD + LN_SIGMA_MEAN).exp()
+    draws = torch.rand(count, generator=generator, dtype=torch.float64)
+    if precondition == "vp":
+        time = 1 + draws * (VP_FIRST_T - 1)
+        return torch.expm1(VP_BETA_D * time**2 / 2 + VP_BETA_MIN * time).sqrt().to(torch.float32)
+    return (VE_SIGMA_MIN * (VE_SIGMA_MAX / VE_SIGMA_MIN) ** draws).to(torch.float32)
 
 
-def to_uint8(x: Tensor) -> Tensor:
-    """[-1,1] to uint8, clipped: the inverse of `to_signed`."""
-    return (x * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+def loss_weight(level: Tensor, sigma_data: float, precondition: str = "edm") -> Tensor:
+    """lambda(sigma) of table 1."""
+    if precondition == "edm":
+        return (level**2 + sigma_data**2) / (level * sigma_data) ** 2
+    return 1 / level**2
 
 
-def draw_sigma(count: int, generator: torch.Generator) -> Tensor:
-    """Training noise levels float32 [count], ln sigma ~ N(-1.2, 1.2^2)."""
-    return (torch.randn(count, generator=generator) * LN_SIGMA_STD + LN_SIGMA_MEAN).exp()
-
-
-def edm_loss(net: nn.Module, clean: Tensor, sigma: Tensor, noise: Tensor, labels: Tensor | None, sigma_data: float) -> Tensor:
+def edm_loss(
+    net: nn.Module, clean: Tensor, sigma: Tensor, noise: Tensor, labels: Tensor | None, sigma_data: float, precondition: str = "edm"
+) -> Tensor:
     """Weighted denoising error per image [B], summed over pixels (section 5).
 
     `clean` float32 [B,C,H,W] in [-1,1], `sigma` [B], `noise` standard normal like `clean`, `labels` one-hot [B,K] or None.
     """
     level = sigma.reshape(-1, 1, 1, 1)
-    weight = (level**2 + sigma_data**2) / (level * sigma_data) ** 2
+    weight = loss_weight(level, sigma_data, precondition)
     return (weight * (net(clean + level * noise, sigma, labels) - clean) ** 2).sum(dim=(1, 2, 3))
 
 
-def ema_decay(batch: int, images_seen: int, halflife_images: float, ramp: float = 0.05) -> float:
-    """Decay of the weight average for one step of `batch` images; the half-life is at most `ramp` of what was seen."""
-    return 0.5 ** (batch / max(min(halflife_images, images_seen * ramp), 1e-8))
+def ema_decay(batch: int, images_seen: int, halflife_images: float, ramp: float | None = 0.05) -> float:
+    """Decay of the weight average for one step of `batch` images; the half-life is at most `ramp` of what was seen, if that is not None."""
+    halflife = halflife_images if ramp is None else min(halflife_images, images_seen * ramp)
+    return 0.5 ** (batch / max(halflife, 1e-8))
 
 
 @torch.no_grad()
@@ -63,32 +73,57 @@ def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     return torch.stack([torch.randn(shape, generator=generator.manual_seed(seed), dtype=torch.float64) for seed in seeds])
 
 
+@dataclasses.dataclass(frozen=True)
+class Churn:
+    """Fresh noise between steps (algorithm 2): S_churn, S_min, S_max and S_noise."""
+
+    amount: float = 0.0
+    low: float = 0.0
+    high: float = math.inf
+    deviation: float = 1.0
+
+    def raised(self, level: Tensor, steps: int) -> Tensor:
+        """The noise level that a step of a sampler of `steps` steps starts from instead of `level`."""
+        inside = self.low <= float(level) <= self.high
+        return level * (1 + (min(self.amount / steps, math.sqrt(2) - 1) if inside else 0.0))
+
+
+def step_noise(seeds: Sequence[int], step: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal float64 [len(seeds), *shape] for a sampler's step, a pure function of each image's own seed."""
+    return seeded_noise([derive(seed, step + 1) for seed in seeds], shape)
+
+
 @torch.no_grad()
-def heun(net: EDM, noise: Tensor, labels: Tensor | None, levels: Tensor) -> Tensor:
-    """Deterministic 2nd-order sampler (algorithm 1 with S_churn 0): 2*steps-1 network calls.
+def heun(net: EDM, noise: Tensor, labels: Tensor | None, levels: Tensor, churn: Churn | None = None, seeds: Sequence[int] = ()) -> Tensor:
+    """2nd-order sampler: 2*steps-1 network calls. Deterministic (algorithm 1), or with `churn` (algorithm 2) by `seeds`, one per image.
 
     `noise` standard normal [B,C,H,W], `labels` one-hot [B,K] or None, `levels` from `noise_levels`. The state is float64, the
     network float32. Returns float64 [B,C,H,W], about [-1,1].
     """
 
     def slope(x: Tensor, level: Tensor) -> Tensor:
-        sigma = level.to(torch.float32).expand(len(x))
+        sigma = level.to(x.device, torch.float32).expand(len(x))
         return (x - net(x.to(torch.float32), sigma, labels).to(torch.float64)) / level
 
     x = noise.to(torch.float64) * levels[0]
-    for now, after in itertools.pairwise(levels):
+    for step, (now, after) in enumerate(itertools.pairwise(levels)):
+        if churn and (raised := churn.raised(now, len(levels) - 1)) > now:
+            fresh = step_noise(seeds, step, tuple(x.shape[1:])).to(x.device)
+            x = x + (raised**2 - now**2).sqrt() * churn.deviation * fresh
+            now = raised
         first = slope(x, now)
         ahead = x + (after - now) * first
         x = ahead if after == 0 else x + (after - now) * (first + slope(ahead, after)) / 2
     return x
 
 
-def sample(net: EDM, seeds: Sequence[int], labels: Tensor | None, levels: Tensor) -> Tensor:
-    """Images uint8 [B,C,H,W] for `seeds` and class indices `labels` int64 [B]; equal for equal batches.
+def sample(net: EDM, seeds: Sequence[int], labels: Tensor | None, levels: Tensor, churn: Churn | None = None) -> Tensor:
+    """Images uint8 [B,C,H,W] on the CPU for `seeds` and class indices `labels` int64 [B]; equal for equal batches.
 
     Raises `ConfigError` for levels that the network was not trained on; the last one is the 0 that it need not know.
     """
     net.check_sigma(levels[:-1])
-    noise = seeded_noise(seeds, (net.channels, net.resolution, net.resolution))
-    one_hot = None if labels is None else net.one_hot(labels)
-    return to_uint8(heun(net, noise, one_hot, levels))
+    device = next(net.parameters()).device
+    noise = seeded_noise(seeds, net.noise_shape).to(device)
+    one_hot = None if labels is None else net.one_hot(labels).to(device)
+    return to_uint8(heun(net, noise, one_hot, levels, churn, seeds)).cpu()

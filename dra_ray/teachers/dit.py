@@ -11,18 +11,21 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dra_ray.errors import CheckpointError, ConfigError, nearest
-from dra_ray.teachers.diffusion import seeded_noise, to_signed
+from dra_ray.teachers.diffusion import seeded_noise
+from dra_ray.teachers.network import Network
+from dra_ray.teachers.pixels import to_signed
 from dra_ray.teachers.vae import VAE, LatentStats, load_strictly, unwrapped
 
 TIME_FREQUENCIES = 128
 WAVELENGTH = 10_000.0  # of the slowest sine, in every embedding
+ALL_SIGMA = (0.0, math.inf)  # times between clean and pure noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +213,7 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(torch.where(labels.any(dim=1), labels.argmax(dim=1), self.num_classes))
 
 
-class LightningDiT(nn.Module):
+class LightningDiT(Network):
     """A LightningDiT, over latents or pixels, with the interface of `EDM`.
 
     Its layers are the points where the stream enters a block, `blocks.0` to `blocks.<depth-1>`, and `final_layer`. As a feature, the
@@ -218,8 +221,8 @@ class LightningDiT(nn.Module):
     Gan et al. 2025), which of the norms and whether "layer 14" counts from 0 being UNVERIFIED; `<layer>.stream` skips norm and AdaLN.
     """
 
-    kind: ClassVar[str] = "lightning-dit"  # in the architecture on a checkpoint's card
-    sigma_range: ClassVar[tuple[float, float]] = (0.0, math.inf)
+    kind = "lightning-dit"
+    sigma_range = ALL_SIGMA
     pos_embed: Tensor
 
     def __init__(self, sizes: DiTSizes) -> None:
@@ -312,43 +315,10 @@ class LightningDiT(nn.Module):
         """What noise is added to: images uint8 [B,C,H,W] in [-1,1]; normalised latents float32 as they are."""
         return to_signed(inputs) if inputs.dtype == torch.uint8 else inputs
 
-    @property
-    def noise_shape(self) -> tuple[int, int, int]:
-        """Shape [C,H,W] of what noise is added to."""
-        return self.channels, self.resolution, self.resolution
-
     def layers(self) -> dict[str, int]:
         """Names of the layers, in the order of computation, with their widths."""
         places = [f"blocks.{index}" for index in range(self.sizes.depth)] + ["final_layer"]
         return {f"{place}{kind}": self.sizes.hidden for place in places for kind in (".stream", "")}
-
-    def check_layer(self, layer: str | None) -> str:
-        """The layer's full name; `ConfigError` with the nearest name if there is no such layer. Default: the middle, `blocks.14` of XL."""
-        name = layer or self.default_layer
-        if name not in self.layers():
-            raise ConfigError(f"teacher.layer='{name}' is not a layer of this network; {nearest(name, self.layers())}")
-        return name
-
-    def check_sigma(self, sigma: Tensor) -> None:
-        """`ConfigError` unless every noise level, on the CPU, is above 0 and finite: times between clean and pure noise."""
-        for value in (float(sigma.min()), float(sigma.max())) if sigma.numel() else ():
-            if not 0 < value < math.inf:
-                raise ConfigError(f"sigma={value:g} is not between 0 and infinity; choose a noise level inside, (1-t)/t for a time t")
-
-    def check_classes(self, num_classes: int) -> None:
-        """`ConfigError` unless labels of `num_classes` classes are what the network takes; one without labels takes any data."""
-        if self.num_classes not in (0, num_classes):
-            raise ConfigError(
-                f"teacher.uri: the teacher knows {self.num_classes} classes, but the data has {num_classes}; "
-                "use a teacher of this data, or one without classes"
-            )
-
-    def feature_dim(self, layer: str | None = None) -> int:
-        return self.layers()[self.check_layer(layer)]
-
-    def one_hot(self, labels: Tensor) -> Tensor:
-        """Class indices int64 [B] as float32 [B,K]."""
-        return F.one_hot(labels, self.num_classes).to(torch.float32)
 
     # -- as a checkpoint -----------------------------------------------------------------------------------------------
     @property
@@ -478,15 +448,15 @@ def sample(net: LightningDiT, seeds: Sequence[int], labels: Tensor | None, sampl
 
 
 # -- behind an autoencoder ---------------------------------------------------------------------------------------------
-class LatentDiT(nn.Module):
+class LatentDiT(Network):
     """A LightningDiT behind its autoencoder, with the interface of `EDM`: `clean` makes the latents that noise is added to.
 
     `stats` normalise the latents; `resolution` is that of the images, which are resized where the autoencoder wants another (the
     paper's students see 224 pixels, VA-VAE 256; that it resized is UNVERIFIED). Raises `ConfigError` if the parts do not fit.
     """
 
-    kind: ClassVar[str] = "latent-dit"
-    sigma_range = LightningDiT.sigma_range
+    kind = "latent-dit"
+    sigma_range = ALL_SIGMA
     latent_mean: Tensor
     latent_std: Tensor
 
@@ -508,7 +478,7 @@ class LatentDiT(nn.Module):
         self.resolution = resolution or vae.sizes.resolution
         self.channels = vae.sizes.channels
         self.num_classes = dit.num_classes
-        self.noise_shape = dit.noise_shape
+        self.default_layer = dit.default_layer
 
     def clean(self, inputs: Tensor) -> Tensor:
         """Normalised latents [B,Z,h,w] of `inputs` uint8 [B,C,R,R], by the posterior's mean; float32 latents as they are.
@@ -517,7 +487,12 @@ class LatentDiT(nn.Module):
         """
         if inputs.dtype != torch.uint8:
             return inputs
-        return (self.vae.posterior(self._resized(to_signed(inputs)))[0] - self.latent_mean) / self.latent_std
+        pixels = to_signed(inputs).to(self.latent_mean.device)
+        return (self.vae.posterior(self._resized(pixels))[0] - self.latent_mean) / self.latent_std
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        return self.dit.noise_shape
 
     def _resized(self, x: Tensor) -> Tensor:
         wanted = self.vae.sizes.resolution
@@ -543,21 +518,6 @@ class LatentDiT(nn.Module):
     def layers(self) -> dict[str, int]:
         return self.dit.layers()
 
-    def check_layer(self, layer: str | None) -> str:
-        return self.dit.check_layer(layer)
-
-    def check_sigma(self, sigma: Tensor) -> None:
-        self.dit.check_sigma(sigma)
-
-    def check_classes(self, num_classes: int) -> None:
-        self.dit.check_classes(num_classes)
-
-    def feature_dim(self, layer: str | None = None) -> int:
-        return self.dit.feature_dim(layer)
-
-    def one_hot(self, labels: Tensor) -> Tensor:
-        return self.dit.one_hot(labels)
-
     @property
     def architecture(self) -> dict[str, Any]:
         """What, with the weights (the latent statistics among them), makes the function."""
@@ -572,6 +532,10 @@ class LatentDiT(nn.Module):
 
 
 def sample_images(net: LatentDiT, seeds: Sequence[int], labels: Tensor | None, sampling: Sampling) -> Tensor:
-    """Images uint8 [B,C,R,R] on the CPU for `seeds` and class indices `labels` int64 [B]; equal for equal batches."""
+    """Images uint8 [B,C,R,R] on the CPU for `seeds` and class indices `labels` int64 [B], at the network's `resolution`; equal for equal batches."""
     with torch.no_grad():
-        return net.decode(sample(net.dit, seeds, labels, sampling)).cpu()
+        images = net.decode(sample(net.dit, seeds, labels, sampling)).cpu()
+        if images.shape[-1] == net.resolution:
+            return images
+        resized = F.interpolate(images.float(), size=(net.resolution, net.resolution), mode="bicubic", antialias=True, align_corners=False)
+        return resized.round().clamp(0, 255).to(torch.uint8)

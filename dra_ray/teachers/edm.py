@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dra_ray.config import UNet
 from dra_ray.errors import ConfigError, DataError, nearest
+from dra_ray.teachers.network import Network
 
 SKIP_SCALE = math.sqrt(0.5)
 NEAR_ZERO = 1e-5  # gain of layers that should start as if absent
@@ -333,7 +334,7 @@ class SongUNet(nn.Module):
 
 
 # -- encoders of noisy images ----------------------------------------------------------------------------------------
-class UNetEncoder(nn.Module):
+class UNetEncoder(Network):
     """A U-Net over noisy images, from whose layers features are taken; what it was trained for is up to its subclass.
 
     `resolution` in pixels a side, `channels` of the images, `num_classes` of the labels that it takes as input (0 for none),
@@ -342,7 +343,6 @@ class UNetEncoder(nn.Module):
     Raises `ConfigError` for sizes that do not divide and for unknown names.
     """
 
-    kind: ClassVar[str]  # in the architecture on a checkpoint's card, where "edm" is left out
     optional: ClassVar[tuple[str, ...]] = ("precondition", "style", "sigma_range")  # fields that an architecture may leave out
 
     def __init__(
@@ -391,38 +391,16 @@ class UNetEncoder(nn.Module):
             raise DataError(f"labels are {list(labels.shape)}, but the teacher takes {self.num_classes} classes; use a teacher of this data")
         return self.model(scaled.contiguous(memory_format=torch.channels_last), noise_level.flatten(), labels, augment, stop_at)
 
-    def check_layer(self, layer: str | None) -> str:
-        """The layer's full name; `ConfigError` with the nearest name if there is no such layer."""
-        name = layer or self.model.default_layer
-        if name not in self.model.layers():
-            raise ConfigError(f"teacher.layer='{name}' is not a layer of this network; {nearest(name, self.model.layers())}")
-        return name
+    def layers(self) -> dict[str, int]:
+        return self.model.layers()
 
-    def check_sigma(self, sigma: Tensor) -> None:
-        """`ConfigError` unless every noise level, on the CPU, is one that the network was trained on; rounding is forgiven."""
-        low, high = self.sigma_range
-        for value in (float(sigma.min()), float(sigma.max())) if sigma.numel() else ():
-            if not (0 < value < math.inf and low * (1 - 1e-6) <= value <= high * (1 + 1e-6)):
-                raise ConfigError(f"sigma={value:g} is outside of what the teacher knows, {low:.4g} to {high:.4g}; choose a noise level inside")
-
-    def check_classes(self, num_classes: int) -> None:
-        """`ConfigError` unless labels of `num_classes` classes are what the network takes; one without labels takes any data."""
-        if self.num_classes not in (0, num_classes):
-            raise ConfigError(
-                f"teacher.uri: the teacher knows {self.num_classes} classes, but the data has {num_classes}; "
-                "use a teacher of this data, or one without classes"
-            )
-
-    def feature_dim(self, layer: str | None = None) -> int:
-        return self.model.layers()[self.check_layer(layer)]
-
-    def one_hot(self, labels: Tensor) -> Tensor:
-        """Class indices int64 [B] as float32 [B,K]."""
-        return F.one_hot(labels, self.num_classes).to(torch.float32)
+    @property
+    def default_layer(self) -> str:  # type: ignore[override]  # it moves when the network is cut
+        return self.model.default_layer
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """What, with the weights, makes the function: plain data that `from_architecture` accepts. Usual values are left out."""
+        """As `Network` has it; usual values, the kind "edm" among them, are left out."""
         fields = self.config.model_dump(mode="json", include={"model_channels", "channel_mult", "num_blocks", "attn_resolutions", "augment_dim"})
         fields |= {"resolution": self.resolution, "channels": self.channels, "num_classes": self.num_classes, "sigma_data": self.sigma_data}
         named = {"kind": (self.kind, "edm"), "precondition": (self.precondition, "edm"), "style": (self.style, "ddpmpp")}
@@ -433,7 +411,6 @@ class UNetEncoder(nn.Module):
 
     @classmethod
     def from_architecture(cls, architecture: Mapping[str, Any]) -> Self:
-        """Build the network of `architecture`; KeyError, TypeError, ValueError or `ConfigError` if it is not one."""
         fields = {name: value for name, value in architecture.items() if name != "kind"}
         resolution, channels, num_classes = (int(fields.pop(name)) for name in ("resolution", "channels", "num_classes"))
         sigma_data = float(fields.pop("sigma_data"))

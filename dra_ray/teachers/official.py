@@ -22,6 +22,7 @@ from dra_ray.errors import CheckpointError, ConfigError, DataError, nearest
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.edm import EDM, EMBEDDING_MULT, STYLES, VE_SIGMA_MAX, VE_SIGMA_MIN, VP_BETA_D, VP_BETA_MIN, VP_FIRST_T, VP_STEPS, low_pass
+from dra_ray.teachers.network import check_fit
 
 LARGEST_BYTES = 2**31  # the largest published file, for ImageNet, has 1.2 GB
 # no published network comes near these; they keep a small hostile file from becoming a large one
@@ -303,7 +304,7 @@ def _build(name: str, arguments: Mapping[str, Any], views: Mapping[str, _View]) 
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error).splitlines()[0]
         raise CheckpointError(f"its {name} was made with arguments that give no network ({reason})") from None
     weights = {key: _tensor(view, key) for key, view in views.items()}
-    checkpoint.check_fit(weights, net, f"its weights are not those of the {name} it describes")
+    check_fit(weights, net, f"its weights are not those of the {name} it describes")
     _check_filters(weights, net)
     net.load_state_dict(weights, assign=True)
     return net

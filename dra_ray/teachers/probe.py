@@ -10,8 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from dra_ray.config import Teacher
+from dra_ray.data import Split
 from dra_ray.errors import DataError
-from dra_ray.teachers.edm import UNetEncoder
+from dra_ray.teachers.network import Network
 from dra_ray.teachers.source import LocalTeacher
 
 Encode = Callable[[Tensor, Tensor, str], Tensor]  # (images uint8 [N,C,H,W], sigma [N], layer) -> features [N,D]
@@ -53,12 +54,20 @@ def grid(encode: Encode, images: Tensor, sigmas: Sequence[float], layers: Sequen
             yield layer, sigma, encode(images, torch.full((len(images),), sigma), layer)
 
 
-def frozen(net: UNetEncoder, config: Teacher, noise_seed: int = 0, threads: int = 1, device: str = "cpu") -> Encode:
+def frozen(net: Network, config: Teacher, noise_seed: int = 0, threads: int = 1, device: str = "cpu") -> Encode:
     """How to encode for a probe: the noise of image i is always that of `noise_seed + i`, and the label is never given."""
 
     def encode(images: Tensor, sigma: Tensor, layer: str) -> Tensor:
         net.check_sigma(sigma)
-        source = LocalTeacher(net, config.model_copy(update={"layer": layer, "label": "null"}), threads, device)  # type: ignore[arg-type]
+        source = LocalTeacher(net, config.model_copy(update={"layer": layer, "label": "null"}), threads, device)
         return source.encode(images, torch.zeros(len(images), dtype=torch.int64), sigma, noise_seed)
 
     return encode
+
+
+def encode(
+    net: Network, config: Teacher, images: Split, layer: str, sigma: float, noise_seed: int = 0, threads: int = 1, device: str = "cpu"
+) -> Tensor:
+    """Features [N,D] of `images` at `layer` and one noise level; as `frozen` encodes, but with the labels that `config.label` says."""
+    source = LocalTeacher(net, config.model_copy(update={"layer": layer}), threads, device)
+    return source.encode(images.images, images.labels, torch.full((len(images),), sigma), noise_seed)

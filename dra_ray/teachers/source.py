@@ -12,8 +12,7 @@ from torch import Tensor
 from dra_ray.config import Teacher
 from dra_ray.data.plan import derive
 from dra_ray.errors import DataError
-from dra_ray.teachers.diffusion import to_signed
-from dra_ray.teachers.edm import UNetEncoder
+from dra_ray.teachers.network import Network
 
 
 class Pending(Protocol):
@@ -54,7 +53,7 @@ class LocalTeacher:
     so a feature depends on nothing but its own request. Raises `ConfigError` for an unknown `config.layer`.
     """
 
-    def __init__(self, net: UNetEncoder, config: Teacher, threads: int = 1, device: str = "cpu") -> None:
+    def __init__(self, net: Network, config: Teacher, threads: int = 1, device: str = "cpu") -> None:
         self.net = net.to(device).eval().requires_grad_(False)
         self.config = config
         self.threads = threads
@@ -86,9 +85,9 @@ class LocalTeacher:
 
     def _encode_part(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seeds: Tensor) -> Tensor:
         count, size = len(images), self.config.micro_batch
-        noise = noise_of(noise_seeds.tolist(), tuple(images.shape[1:]))
+        noise = _padded(noise_of(noise_seeds.tolist(), self.net.noise_shape), size, 0.0).to(self.device)
         sigma = _padded(sigma.to(torch.float32), size, 1.0).to(self.device)
-        noisy = _padded(to_signed(images), size, 0.0).to(self.device) + sigma.reshape(-1, 1, 1, 1) * _padded(noise, size, 0.0).to(self.device)
+        noisy = self.net.clean(_padded(images, size, 0)).to(self.device) + sigma.reshape(-1, 1, 1, 1) * noise
         one_hot = None
         if self.net.num_classes and self.config.label == "true":
             one_hot = _padded(self.net.one_hot(labels), size, 0.0).to(self.device)

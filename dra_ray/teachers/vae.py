@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from dra_ray.errors import CheckpointError, ConfigError, DataError
 from dra_ray.storage import Store
-from dra_ray.teachers.diffusion import to_signed, to_uint8
+from dra_ray.teachers.network import check_fit
+from dra_ray.teachers.pixels import to_signed, to_uint8
 
 GROUPS = 32
 LOG_VARIANCE = (-30.0, 20.0)  # limits of the posterior
@@ -271,16 +272,7 @@ def _plain(name: str) -> str:
 
 def load_strictly(net: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
     """Make `weights` those of `net`, which may be on the meta device; `CheckpointError` unless names and shapes are exactly its own."""
-    wanted = net.state_dict()
-    wrong = [f"missing {name}" for name in wanted.keys() - weights.keys()]
-    wrong += [f"unknown {name}" for name in weights.keys() - wanted.keys()]
-    both = wanted.keys() & weights.keys()
-    wrong += [
-        f"{name} is {list(weights[name].shape)} instead of {list(wanted[name].shape)}" for name in both if weights[name].shape != wanted[name].shape
-    ]
-    if wrong:
-        shown = "; ".join(sorted(wrong)[:4]) + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else "")
-        raise CheckpointError(f"the checkpoint is not of this {what}: {shown}; check the file and the sizes")
+    check_fit(weights, net, f"check the file and the sizes: the checkpoint is not of this {what}")
     net.load_state_dict(weights, assign=True)
 
 
@@ -295,6 +287,8 @@ class LatentStats:
     def __post_init__(self) -> None:
         if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
             raise DataError(f"latent statistics are {list(self.mean.shape)} and {list(self.std.shape)}; give a mean and a std per channel")
+        if self.mean.is_meta:  # of a network that is only being planned
+            return
         if not bool(self.mean.isfinite().all() and self.std.isfinite().all() and (self.std > 0).all()):
             raise DataError("latent statistics must be finite, and every std above 0; measure them again")
 

@@ -5,7 +5,7 @@ import torch
 
 from dra_ray.config import UNet
 from dra_ray.errors import ConfigError
-from dra_ray.teachers import diffusion
+from dra_ray.teachers import diffusion, pixels
 from dra_ray.teachers.edm import EDM
 
 
@@ -23,8 +23,8 @@ class Gaussian(torch.nn.Module):
 
 def test_bytes_round_trip():
     images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    assert torch.equal(diffusion.to_uint8(diffusion.to_signed(images)), images)
-    assert diffusion.to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+    assert torch.equal(pixels.to_uint8(pixels.to_signed(images)), images)
+    assert pixels.to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
 
 
 def test_noise_levels_are_the_published_grid():

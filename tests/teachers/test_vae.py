@@ -7,7 +7,7 @@ import torch
 from dra_ray.errors import CheckpointError, ConfigError, DataError, StorageError
 from dra_ray.storage import Store
 from dra_ray.teachers import vae
-from dra_ray.teachers.diffusion import to_signed, to_uint8
+from dra_ray.teachers.pixels import to_signed, to_uint8
 from dra_ray.teachers.vae import VAE, LatentStats, VAESizes, measure_stats, read_stats
 
 TINY = VAESizes(resolution=16, width=32, width_mult=(1, 1, 2), num_blocks=1, attn_resolutions=(4,), latent_channels=4)

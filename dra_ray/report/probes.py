@@ -1,0 +1,57 @@
+"""One page on a teacher's probes: accuracy over noise level and layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+from dra_ray.report import html, plots
+from dra_ray.storage import Store
+
+COLOURS = (plots.BLUE, plots.VERMILLION, plots.GREEN, plots.PURPLE, plots.GREY)
+DASHES = ("solid", "dash", "dot", "dashdot")
+
+
+def write(page: Store, teacher: str, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """One self-contained .html file with the rows {"layer", "sigma", "width", "accuracy"} as a plot and a table; `facts` say how they were made."""
+    best = max(rows, key=lambda row: row["accuracy"])
+    shown = [[row["layer"], row["width"], row["sigma"], plots.percent(row["accuracy"])] for row in rows]
+    body = [
+        html._plot({"probes": figure(rows)}, "probes", "Linear probe accuracy by noise level", "A line per layer; click on a name to hide it."),
+        html._section("table", "Every probe", "", html._table(["layer", "width", "sigma", "accuracy (%)"], shown, sortable=True)),
+        html._section("how", "How it was measured", ", ".join(f"{name} = {value}" for name, value in facts.items())),
+    ]
+    headline = f"Best: {best['layer']} at sigma = {best['sigma']:g}, {plots.percent(best['accuracy'])} %"
+    page.write_text(
+        html._PAGE.format(
+            title=escape(teacher),
+            kind="Teacher probes",
+            headline=escape(headline),
+            description="",
+            body="\n".join(body),
+            style=html._STYLE,
+            plotly=get_plotlyjs(),
+            script=html._SCRIPT,
+        )
+    )
+
+
+def figure(rows: Sequence[Mapping[str, Any]]) -> plots.Figure:
+    """Accuracy over noise level, on a logarithmic axis; a line per layer."""
+    traces = []
+    for number, layer in enumerate(dict.fromkeys(row["layer"] for row in rows)):
+        own = sorted((row["sigma"], row["accuracy"]) for row in rows if row["layer"] == layer)
+        traces.append(
+            {
+                "x": [sigma for sigma, _ in own],
+                "y": [plots.percent(accuracy) for _, accuracy in own],
+                "mode": "lines+markers",
+                "name": escape(layer),
+                "line": {"color": COLOURS[number % len(COLOURS)], "dash": DASHES[number // len(COLOURS) % len(DASHES)], "width": 2},
+                "hovertemplate": f"{escape(layer)}, σ = %{{x:.3g}}: %{{y:.1f}} %<extra></extra>",
+            }
+        )
+    return {"data": traces, "layout": plots._layout({"title": "noise level σ", "type": "log"}, {"title": "linear probe accuracy (%)"})}
