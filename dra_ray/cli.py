@@ -323,6 +323,8 @@ def bench_step(
 
     rows, figures = job.step(student, batch, resolution, attack_steps, rounds, threads or os.cpu_count() or 1, compiled, device)
     terminal.table(rows, f"TRADES-{attack_steps} step of {student}, batch {batch}, on {device}", None)
+    if figures["ratio_bf16"] is None:
+        terminal.err.print("note: this CPU has no bfloat16 instructions, so bf16 was left out")
     if json:
         Store(json).write_json(figures)
 
