@@ -1,4 +1,4 @@
-"""A cluster of three nodes in a process of its own, and what happens to a run when one of them goes: `python -m tests.cluster.nodes`.
+"""A cluster of three nodes in a process of its own, and what happens to a run when one of them goes: `python -m tests.cluster.nodes FOLDER`.
 
 Prints one JSON line: what was seen. Run by test_nodes.py, since a second Ray in the tests' own process would meet theirs.
 """
@@ -16,43 +16,34 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
-from dra_ray import cluster, config, storage
+from dra_ray import cluster, storage
 from dra_ray.storage import Store
 
 NODE = {"num_cpus": 1, "resources": {"student": 1}}
 
 
-def main(scenario: str, root: Store) -> None:
+def main(root: Store) -> None:
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}
     for name, value in cluster.ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
-    workers = {"preempted": [nodes.add_node(**NODE), nodes.add_node(**NODE)], "elastic": [nodes.add_node(**NODE), nodes.add_node(**NODE)]}[scenario]
+    workers = [nodes.add_node(**NODE), nodes.add_node(**NODE)]
     ray.init(nodes.address, log_to_driver=False)
-    experiment = config.load((root / "wanted.json").uri, config.Experiment)
-    command = [sys.executable, "-m", "dra_ray.cli", "train", (root / "wanted.json").uri, "--storage", root.uri, "--name", scenario]
+    command = [sys.executable, "-m", "dra_ray.cli", "train", (root / "wanted.json").uri, "--storage", root.uri, "--name", "run"]
     driver = subprocess.Popen(command, env=os.environ | {"RAY_ADDRESS": nodes.address})
-    run = root / scenario
+    run = root / "run"
     _until(lambda: len(_rows(run / "steps.jsonl")) >= 3, 120)
-    seen: dict[str, Any] = {}
-    if scenario == "preempted":
-        node = _node_of_a_worker(workers)
-        notice = ["drain-node", "--address", nodes.address, "--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
-        before = _starts(run)
-        subprocess.run(
-            [sys.executable, "-m", "ray.scripts.scripts", *notice, "--reason-message", "spot", "--deadline-remaining-seconds", "20"], check=True
-        )
-        _until(lambda: bool(_between(run, experiment)), 30)
-        seen["checkpoints"] = _between(run, experiment)
-        nodes.remove_node(node, allow_graceful=False)
-        _until(lambda: len(_starts(run)) > len(before), 120)
-    else:
-        nodes.remove_node(workers[0], allow_graceful=False)
-        _until(lambda: _starts(run)[-1]["workers"] == 1, 180)
-        nodes.add_node(**NODE)
-        _until(lambda: _starts(run)[-1]["workers"] == 2 or driver.poll() is not None, 240)
-    seen |= {"rc": driver.wait(300), "starts": _starts(run)}
-    print(json.dumps(seen))
+    node = _node_of_a_worker(workers)
+    notice = ["drain-node", "--address", nodes.address, "--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    before = _starts(run)
+    subprocess.run(
+        [sys.executable, "-m", "ray.scripts.scripts", *notice, "--reason-message", "spot", "--deadline-remaining-seconds", "20"], check=True
+    )
+    _until(lambda: bool(_between(run)), 30)
+    checkpoints = _between(run)
+    nodes.remove_node(node, allow_graceful=False)
+    _until(lambda: len(_starts(run)) > len(before), 120)
+    print(json.dumps({"checkpoints": checkpoints, "rc": driver.wait(300), "starts": _starts(run)}))
 
 
 def _starts(run: Store) -> list[dict[str, Any]]:
@@ -63,7 +54,7 @@ def _rows(file: Store) -> list[dict[str, Any]]:
     return file.read_jsonl() if file.exists() else []
 
 
-def _between(run: Store, experiment: config.Experiment) -> list[int]:
+def _between(run: Store) -> list[int]:
     """Steps of the checkpoints that lie between validations."""
     folder = run / "checkpoints" / run.name
     names = [name for name in folder.names() if name.startswith("checkpoint_2")] if folder.exists() else []
@@ -85,4 +76,4 @@ def _until(condition: Callable[[], bool], timeout_s: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Store(sys.argv[2]))
+    main(Store(sys.argv[1]))
