@@ -319,9 +319,9 @@ def bench_step(
     json: Json = None,
 ) -> None:
     """Seconds of one TRADES step: a textbook implementation against ours, in turn, from equal weights on equal images."""
-    from dra_ray import bench as job
+    from dra_ray.bench import step as job
 
-    rows, figures = job.step(student, batch, resolution, attack_steps, rounds, threads or os.cpu_count() or 1, compiled, device)
+    rows, figures = job.compare(student, batch, resolution, attack_steps, rounds, threads or os.cpu_count() or 1, compiled, device)
     terminal.table(rows, f"TRADES-{attack_steps} step of {student}, batch {batch}, on {device}", None)
     if figures["ratio_bf16"] is None:
         terminal.err.print("note: this CPU has no bfloat16 instructions, so bf16 was left out")

@@ -280,11 +280,24 @@ class Selection(Frozen):
 
 
 class Evaluation(Frozen):
-    """AutoAttack (Croce & Hein 2020), standard version."""
+    """AutoAttack (Croce & Hein 2020), and what is measured beside it."""
 
+    version: Literal["standard", "plus", "rand"] = Field("standard", description="of AutoAttack; rand is for randomised students")
+    level: Literal["reference", "fast", "screen"] = Field(
+        "reference", description="reference: to the bit what AutoAttack gives; fast: same maths, other rounding; screen: an upper bound, for sweeps only"
+    )
+    streams: Literal["batch", "sample"] = Field(
+        "batch", description="random numbers per batch, as AutoAttack draws them, or per image: verdicts then depend on model, image and seed alone"
+    )
     batch: PositiveInt = Field(128, description="part of the reference configuration: verdicts depend on it")
     seed: int = 0
     pgd_steps: PositiveInt = 20
+    pgd_restarts: PositiveInt = Field(1, description="random starts of PGD; an image must withstand all")
+    eot: PositiveInt = Field(1, description="forward passes that each gradient of PGD is averaged over; above 1 for randomised students")
+    curve_255: tuple[NonNegativeFloat, ...] = Field((), description="further radii, in pixel steps of 1/255, at which PGD accuracy is measured")
+    corruptions: str | None = Field(
+        None, description="folder in CIFAR-10-C's layout, or 'generated' for a subset made from the test images; default: not measured"
+    )
     workers: PositiveInt = Field(2, description="chunks attacked at the same time")
 
 

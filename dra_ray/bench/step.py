@@ -1,4 +1,4 @@
-"""Benchmarks that print ratios measured in one run: `dra bench step`."""
+"""`dra bench step`: a textbook TRADES step against ours, in turn."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Variant:
     compute: config.Compute | None  # none: the textbook step
 
 
-def step(
+def compare(
     student: str, batch: int, resolution: int, attack_steps: int, rounds: int, threads: int, compiled: bool, device: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Time a textbook TRADES step against ours, in turn, from equal weights on equal images: (rows, figures).

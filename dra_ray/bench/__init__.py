@@ -1,0 +1,1 @@
+"""Benchmarks behind `dra bench`: ratios measured in one run."""
