@@ -226,12 +226,23 @@ class Pool(Frozen):
     upscale_delay_s: NonNegativeFloat = 1.0
     downscale_delay_s: NonNegativeFloat = 8.0
     backlog_s: PositiveFloat = Field(4.0, description="time in which requests that wait are to be cleared; about a training step")
-    max_inflight: PositiveInt = Field(4, description="requests one training worker may have in flight")
+    ahead: NonNegativeInt = Field(1, description="steps whose features are asked for before the step that needs them")
+    max_inflight: PositiveInt = Field(4, description="requests one training worker may have in flight; more wait with the worker")
+    request_images: PositiveInt = Field(
+        512, description="longer requests are cut into parts of about so many images (multiples of teacher.micro_batch), which replicas share"
+    )
+    merge_wait_s: NonNegativeFloat = Field(
+        0.005, description="how long a micro-batch that is not full waits for other clients' images; 0 merges what waits anyway"
+    )
+    window_bytes: NonNegativeInt = Field(64 * 2**20, description="features kept for trials that ask for the same; 0 computes every request")
     timeout_s: PositiveFloat = Field(120.0, description="how long a step waits for its feature, retries included")
+    hang_s: PositiveFloat = Field(60.0, description="a replica that works longer than this on one micro-batch is replaced")
+    keep: bool = Field(False, description="leave the pool up when the last run that uses it ends; `dra pool down` ends it")
     cpus_per_replica: NonNegativeFloat = 1.0
     gpus_per_replica: NonNegativeFloat = 0.0
     threads_per_replica: PositiveInt = 1
     resources: dict[str, float] = Field(default_factory=dict, description="custom Ray resources of a replica, such as {teacher: 1}")
+    labels: dict[str, str] = Field(default_factory=dict, description="labels of the nodes that replicas may run on, such as {pool: teacher}")
 
     @model_validator(mode="after")
     def _bounds(self) -> Pool:
@@ -284,7 +295,7 @@ class Evaluation(Frozen):
 
     version: Literal["standard", "plus", "rand"] = Field("standard", description="of AutoAttack; rand is for randomised students")
     level: Literal["reference", "fast", "screen"] = Field(
-        "reference", description="reference: to the bit what AutoAttack gives; fast: same maths, other rounding; screen: an upper bound, for sweeps only"
+        "reference", description="reference: to the bit what AutoAttack gives; fast: same maths, other rounding; screen: an upper bound, for sweeps"
     )
     streams: Literal["batch", "sample"] = Field(
         "batch", description="random numbers per batch, as AutoAttack draws them, or per image: verdicts then depend on model, image and seed alone"
@@ -311,6 +322,8 @@ class Resources(Frozen):
     cpus_per_worker: PositiveFloat = Field(1.0, description="share of the machine that Ray reserves")
     gpus_per_worker: NonNegativeFloat = 0.0
     threads_per_worker: PositiveInt = Field(1, description="CPU threads of torch")
+    custom: dict[str, float] = Field(default_factory=dict, description="custom Ray resources of a worker, such as {student: 1}")
+    labels: dict[str, str] = Field(default_factory=dict, description="labels of the nodes that workers may run on, such as {pool: student}")
     metrics_steps: PositiveInt = Field(50, description="steps between rows of steps.jsonl; each is one wait for the device")
     checkpoint_steps: PositiveInt | None = Field(None, description="also write a checkpoint every so many steps; default: at validations only")
     start_timeout_s: PositiveFloat = Field(60.0, description="how long a start may wait for room; on a machine of its own the run then fails")
@@ -389,7 +402,7 @@ class UNet(Frozen):
     attn_resolutions: tuple[int, ...] = ()
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    augment_dim: NonNegativeInt = 0
+    augment_dim: NonNegativeInt = Field(0, description="length of the label of EDM's augmentation: 9 where a denoiser is trained with `augment`")
 
 
 class TeacherTraining(Frozen):
@@ -404,7 +417,7 @@ class TeacherTraining(Frozen):
     seed: NonNegativeInt = 0
     data: Data = Data()
     objective: Literal["denoise", "classify"] = Field(
-        "denoise", description="classify: the control, on images augmented as `data` says; denoise: on images as they are"
+        "denoise", description="classify: the control, on images augmented as `data` says; denoise: as `augment` says"
     )
     net: UNet = UNet()
     style: Literal["ddpmpp", "ncsnpp"] = Field("ddpmpp", description="DDPM++ or NCSN++")
@@ -412,6 +425,9 @@ class TeacherTraining(Frozen):
         "edm", description="table 1's column: preconditioning, noise levels in training and their weight"
     )
     sigma: PositiveFloat | None = Field(None, description="of classify: one noise level for all images; default: drawn as for denoise (UNVERIFIED)")
+    augment: Probability = Field(
+        0.0, description="of denoise: probability of each change of EDM's augmentation (published: 0.12); needs net.augment_dim=9"
+    )
     images_seen: PositiveInt = Field(200_000, description="training length, in images")
     batch: PositiveInt = 128
     lr: PositiveFloat = 1e-3

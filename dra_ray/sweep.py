@@ -63,9 +63,10 @@ def finalists(experiments: dict[str, config.Experiment], rows: Iterable[dict[str
 def _check(experiments: dict[str, config.Experiment]) -> None:
     """What would fail in every trial fails here, in one line."""
     largest = max(experiments.values(), key=lambda e: e.synthetic.images)
-    train.load_synthetic(largest, data.load(largest.data))
+    images = data.load(largest.data)
+    train.load_synthetic(largest, images)
     for experiment in experiments.values():
-        train.check_teacher(experiment)
+        train.check_teacher(experiment, images.num_classes)
     clocks = {(e.optim.epochs, e.optim.batch, e.selection.every_epochs) for e in experiments.values()}
     if len(clocks) > 1:
         raise ConfigError(

@@ -15,16 +15,17 @@ from typing import Any
 
 import ray.train
 import torch
-import torch.distributed
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from torch import Tensor, nn
 
 from dra_ray import cluster, data, storage
 from dra_ray.config import TeacherTraining
 from dra_ray.data import augment
-from dra_ray.data.plan import BatchPlan, derive, generator
+from dra_ray.data.plan import BatchPlan, derive, generator, part_of
 from dra_ray.errors import ConfigError, RunError
+from dra_ray.models import workers
 from dra_ray.storage import Store
+from dra_ray.teachers import augment as edm_augment
 from dra_ray.teachers import checkpoint, diffusion, pixels
 from dra_ray.teachers.edm import EDM
 from dra_ray.teachers.noisy import NoisyClassifier, noisy_accuracy, noisy_loss
@@ -78,7 +79,7 @@ class Training:
     def advance(self, forward: nn.Module, rank: int = 0, world: int = 1) -> Tensor:
         """One step on this worker's slice of the batch; `forward` is the network or its parallel wrapper. Returns the slice's mean loss."""
         config = self.config
-        mine = slice(rank * config.batch // world, (rank + 1) * config.batch // world)
+        mine = part_of(config.batch, rank, world)
         chosen = self.plan.indices(self.step)[mine].to(self.device)
         draws = generator(config.seed, NOISE, self.step)  # for the whole batch, so that the number of workers changes nothing
         sigma = self._sigma(config.batch, draws)[mine].to(self.device)
@@ -95,7 +96,8 @@ class Training:
             loss = noisy_loss(forward, seen, sigma, noise, self.labels[chosen]).mean()
         else:
             one_hot = self.net.one_hot(self.labels[chosen]) * labelled if self.net.num_classes else None
-            loss = diffusion.edm_loss(forward, self.clean[chosen], sigma, noise, one_hot, self.sigma_data, config.preconditioning).mean()
+            clean, told = self._augmented(self.clean[chosen], mine)
+            loss = diffusion.edm_loss(forward, clean, sigma, noise, one_hot, self.sigma_data, config.preconditioning, told).mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -103,6 +105,13 @@ class Training:
         decay = diffusion.ema_decay(config.batch, self.images_seen, config.ema_halflife_images, config.ema_ramp)
         diffusion.update_average(self.average, self.net, decay)
         return loss.detach()
+
+    def _augmented(self, clean: Tensor, mine: slice) -> tuple[Tensor, Tensor | None]:
+        """This worker's images as the step changes them, and the label that tells the network; (the same images, None) without augmentation."""
+        if not self.config.augment:
+            return clean, None
+        draws = edm_augment.parameters(self.config.batch, self.config.augment, generator(self.config.seed, AUGMENT, self.step))[mine]
+        return edm_augment.apply(clean, draws), draws.label.to(self.device)
 
     def _sigma(self, count: int, draws: torch.Generator) -> Tensor:
         if self.config.sigma is not None:
@@ -207,8 +216,13 @@ def fit(config: TeacherTraining, store: Store, progress: Callable[[dict[str, Any
 def _check(config: TeacherTraining) -> None:
     if config.batch % config.resources.workers:
         raise ConfigError(f"batch={config.batch} is not divisible by resources.workers={config.resources.workers}; change one of them")
-    if config.net.augment_dim:
-        raise ConfigError(f"net.augment_dim={config.net.augment_dim}, but teachers are trained without augmentation here; set it to 0")
+    told, length = config.net.augment_dim, edm_augment.LABEL_DIM
+    if config.objective == "classify" and (config.augment or told):
+        raise ConfigError(f"augment={config.augment:g} and net.augment_dim={told}, but objective='classify' augments as `data` says; set both to 0")
+    if config.augment and told != length:
+        raise ConfigError(f"augment={config.augment:g} tells the network {length} numbers, but net.augment_dim={told}; set it to {length}")
+    if told and not config.augment:
+        raise ConfigError(f"net.augment_dim={told}, but augment=0 leaves that input untrained; set augment (published: 0.12) or net.augment_dim=0")
 
 
 def _last_seen(store: Store) -> int:
@@ -258,7 +272,7 @@ def _work(settings: dict[str, Any]) -> None:
         # the first step at or past a multiple of checkpoint_images, and the last step
         save = training.images_seen % config.checkpoint_images < config.batch or training.step == training.steps
         if save or training.step % row_steps == 0:
-            loss = _mean(losses, world)
+            loss = _mean(losses)
             losses.clear()
             if log:
                 accuracy = training.validation_accuracy() if save else None
@@ -269,12 +283,10 @@ def _work(settings: dict[str, Any]) -> None:
         checkpoint.save(store, training.average, training.card())
 
 
-def _mean(losses: list[Tensor], world: int) -> float:
+def _mean(losses: list[Tensor]) -> float:
     """Mean loss over the steps and over all workers; `RunError` if training diverged."""
     mean = torch.stack(losses).mean()
-    if world > 1:
-        torch.distributed.all_reduce(mean)
-        mean /= world
+    workers.average_([mean])
     if not bool(mean.isfinite()):
         raise RunError("the teacher's loss is not finite; lower lr or lengthen warmup_images")
     return float(mean)

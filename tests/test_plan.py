@@ -1,4 +1,4 @@
-"""Planning: known sizes and costs of published networks, arithmetic against the real batch plan, and every kind of config."""
+"""Planning: arithmetic by hand and against the real batch plan, and every kind of config."""
 
 from __future__ import annotations
 
@@ -56,16 +56,6 @@ class Counted(TorchDispatchMode):
 def teacher(tmp_path) -> str:
     checkpoint.save(Store(str(tmp_path)), EDM(TINY, 8, 1, 10), {})
     return str(tmp_path)
-
-
-@pytest.mark.parametrize(("depth", "width", "params_m", "gmacs"), [(28, 10, 36.48, 5.24), (34, 10, 46.16, 6.66), (70, 16, 266.80, 38.76)])
-def test_students_have_the_published_size_and_cost(depth, width, params_m, gmacs):
-    """DM-AT's networks at 32x32 (arXiv 2302.04638)."""
-    with torch.device("meta"):
-        student = WideResNet(depth, width, 10, [0.5] * 3, [0.25] * 3).eval()
-        cost = planning.macs(lambda: student(torch.empty(1, 3, 32, 32)))
-    assert planning.parameters(student) / 1e6 == pytest.approx(params_m, abs=0.005)
-    assert cost / 1e9 == pytest.approx(gmacs, abs=0.005)
 
 
 def test_macs_of_a_convolution_by_hand():

@@ -9,6 +9,7 @@ comes first). Images are made square as is usual for evaluation: shorter side to
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import NamedTuple
 
@@ -69,14 +70,9 @@ def _test_shards(settings: config.Data, names: list[str]) -> list[str]:
     raise DataError(f"data.uri='{settings.uri}' has no shards named {' or '.join(f'*{p}*.tar' for p in TESTS[settings.name])}; add them to test on")
 
 
-# -- class folders ---------------------------------------------------------------------------------------------------------
-@dataclasses.dataclass(frozen=True)
-class Files:
-    """`Records` in one file each."""
+class Squares(abc.ABC):
+    """`Records` of image files, made square when they are read."""
 
-    folder: Store
-    names: list[str]
-    file_bytes: list[int]
     resolution: int
 
     @property
@@ -85,6 +81,20 @@ class Files:
 
     def read(self, positions: list[int]) -> Tensor:
         return decode.batch(self._decoded, positions, self.picture_shape)
+
+    @abc.abstractmethod
+    def _decoded(self, position: int) -> np.ndarray: ...
+
+
+# -- class folders ---------------------------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Files(Squares):
+    """`Records` in one file each."""
+
+    folder: Store
+    names: list[str]
+    file_bytes: list[int]
+    resolution: int
 
     def _decoded(self, position: int) -> np.ndarray:
         file = self.folder / self.names[position]
@@ -122,20 +132,13 @@ def _image_files(folder: Store) -> dict[str, int]:
 
 # -- shards ----------------------------------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
-class Shards:
+class Shards(Squares):
     """`Records` inside tar files: (shard, first byte, bytes) of each, int64 [N,3]. `names` are the shards' own, whatever those of their copies."""
 
     shards: list[Store]
     names: list[str]
     places: Tensor
     resolution: int
-
-    @property
-    def picture_shape(self) -> tuple[int, ...]:
-        return 3, self.resolution, self.resolution
-
-    def read(self, positions: list[int]) -> Tensor:
-        return decode.batch(self._decoded, positions, self.picture_shape)
 
     def _decoded(self, position: int) -> np.ndarray:
         shard, start, size = self.places[position].tolist()

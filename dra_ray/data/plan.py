@@ -32,6 +32,11 @@ def derive(seed: int, *path: int) -> int:
     return state >> 1
 
 
+def part_of(batch: int, rank: int, world: int) -> slice:
+    """What worker `rank` of `world` takes of a batch: the parts follow each other and differ by one image at most."""
+    return slice(rank * batch // world, (rank + 1) * batch // world)
+
+
 @functools.lru_cache(maxsize=4)  # an epoch's batches share a permutation, and ImageNet's takes longer than slicing it
 def _permutation(count: int, seed: int, epoch: int, number: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, 1, epoch, number))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from dra_ray.errors import ConfigError
+from dra_ray.models import workers
 
 Net = TypeVar("Net", bound=nn.Module)
 IMAGE = (0, 2, 3)
@@ -38,7 +38,7 @@ class SynchronisedBatchNorm2d(nn.SyncBatchNorm, nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or _workers() == 1:
+        if not self.training or workers.count() == 1:
             return nn.BatchNorm2d.forward(self, x)
         if x.is_cuda:
             return nn.SyncBatchNorm.forward(self, x)
@@ -60,10 +60,6 @@ def _synchronised(norm: nn.BatchNorm2d) -> SynchronisedBatchNorm2d:
     made.weight, made.bias = norm.weight, norm.bias
     made.running_mean, made.running_var, made.num_batches_tracked = norm.running_mean, norm.running_var, norm.num_batches_tracked
     return made.train(norm.training)
-
-
-def _workers() -> int:
-    return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
 
 
 class _OverAllWorkers(torch.autograd.Function):
@@ -95,8 +91,7 @@ class _OverAllWorkers(torch.autograd.Function):
         grad_bias, grad_weight = grad.sum(IMAGE), (grad * normalised).sum(IMAGE)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            sums = torch.cat([grad_bias, grad_weight])
-            torch.distributed.all_reduce(sums)
+            sums = workers.total(torch.cat([grad_bias, grad_weight]))
             mean_grad, mean_product = (sums / total).view(2, 1, -1, 1, 1)
             scale = (var + ctx.eps).rsqrt() if weight is None else weight * (var + ctx.eps).rsqrt()
             grad_x = ((grad - mean_grad - normalised * mean_product) * scale.view(1, -1, 1, 1)).to(x.dtype)
@@ -105,7 +100,4 @@ class _OverAllWorkers(torch.autograd.Function):
 
 def _gather(mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, ...]:
     """Every worker's mean [W,C], variance [W,C] and count [W,1], in one message."""
-    mine = torch.cat([mean, var, count])
-    parts = [torch.empty_like(mine) for _ in range(_workers())]
-    torch.distributed.all_gather(parts, mine)
-    return torch.stack(parts).split([len(mean), len(var), 1], 1)
+    return workers.gathered(torch.cat([mean, var, count])).split([len(mean), len(var), 1], 1)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dra_ray.models import workers
 
 
 def trades(clean: Tensor, adversarial: Tensor, labels: Tensor, beta: float, label_smoothing: float) -> tuple[Tensor, Tensor]:
@@ -64,9 +65,7 @@ class ClassMeans(nn.Module):
         members = F.one_hot(labels, len(self.means)).to(self.totals)
         # a product, since scattered additions on a GPU have no fixed order
         part = members.T @ torch.cat([distributions.to(self.totals), members.new_ones(len(labels), 1)], 1)
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(part)
-        self.totals += part
+        self.totals += workers.total(part)
 
     @torch.no_grad()
     def end_epoch(self) -> None:

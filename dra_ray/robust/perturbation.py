@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 
+from dra_ray.models import workers
 from dra_ray.robust.attacks import untracked
 
 
@@ -22,8 +22,8 @@ def perturbed(student: nn.Module, gamma: float, loss_fn: Callable[[], Tensor]) -
     """
     weights = [p for name, p in student.named_parameters() if p.dim() > 1 and "weight" in name and p.requires_grad]
     with torch.enable_grad(), untracked(student):
-        gradients = torch.autograd.grad(loss_fn(), weights, allow_unused=True, materialize_grads=True)
-    gradients = _sum_over_workers(gradients)
+        slopes = torch.autograd.grad(loss_fn(), weights, allow_unused=True, materialize_grads=True)
+    gradients = workers.totals(slopes)  # only directions matter, so the sum does for the mean
     saved = [w.detach().clone() for w in weights]
     try:
         with torch.no_grad():
@@ -34,13 +34,3 @@ def perturbed(student: nn.Module, gamma: float, loss_fn: Callable[[], Tensor]) -
         with torch.no_grad():
             for weight, before in zip(weights, saved, strict=True):
                 weight.copy_(before)
-
-
-def _sum_over_workers(gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Only directions matter, so the sum does for the mean. In one message."""
-    if not gradients or not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return gradients
-    flat = torch.cat([g.flatten() for g in gradients])
-    torch.distributed.all_reduce(flat)
-    parts = flat.split([g.numel() for g in gradients])
-    return tuple(part.view_as(g) for part, g in zip(parts, gradients, strict=True))

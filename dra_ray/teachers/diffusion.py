@@ -36,15 +36,24 @@ def loss_weight(level: Tensor, sigma_data: float, precondition: str = "edm") -> 
 
 
 def edm_loss(
-    net: nn.Module, clean: Tensor, sigma: Tensor, noise: Tensor, labels: Tensor | None, sigma_data: float, precondition: str = "edm"
+    net: nn.Module,
+    clean: Tensor,
+    sigma: Tensor,
+    noise: Tensor,
+    labels: Tensor | None,
+    sigma_data: float,
+    precondition: str = "edm",
+    augment: Tensor | None = None,
 ) -> Tensor:
     """Weighted denoising error per image [B], summed over pixels (section 5).
 
-    `clean` float32 [B,C,H,W] in [-1,1], `sigma` [B], `noise` standard normal like `clean`, `labels` one-hot [B,K] or None.
+    `clean` float32 [B,C,H,W] in [-1,1], `sigma` [B], `noise` standard normal like `clean`, `labels` one-hot [B,K] or None;
+    `augment` [B,9] tells the network what was done to `clean` (`augment.Draws.label`), None where it has no such input.
     """
+    told = (labels,) if augment is None else (labels, augment)
     level = sigma.reshape(-1, 1, 1, 1)
     weight = loss_weight(level, sigma_data, precondition)
-    return (weight * (net(clean + level * noise, sigma, labels) - clean) ** 2).sum(dim=(1, 2, 3))
+    return (weight * (net(clean + level * noise, sigma, *told) - clean) ** 2).sum(dim=(1, 2, 3))
 
 
 def ema_decay(batch: int, images_seen: int, halflife_images: float, ramp: float | None = 0.05) -> float:

@@ -64,6 +64,19 @@ class LocalTeacher:
     def feature_dim(self) -> int:
         return self.net.feature_dim(self.layer)
 
+    @property
+    def micro_batch(self) -> int:
+        return self.config.micro_batch
+
+    def sample(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A micro-batch of made-up arguments of `encode_each`."""
+        count, net = self.micro_batch, self.net
+        draws = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (count, net.channels, net.resolution, net.resolution), dtype=torch.uint8, generator=draws)
+        labels = torch.randint(max(net.num_classes, 1), (count,), generator=draws)
+        low, high = net.sigma_range
+        return images, labels, torch.linspace(0.05, 0.5, count).clamp(low, high), torch.arange(count)
+
     def submit(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int) -> Pending:
         return Ready(self.encode(images, labels, sigma, noise_seed))
 
@@ -77,7 +90,7 @@ class LocalTeacher:
     @torch.no_grad()
     def encode_each(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seeds: Tensor) -> Tensor:
         """`encode` with a noise seed per image, int64 [B]: what lets equal-shaped requests be merged."""
-        self._check(images, labels, sigma)
+        self.check(images, labels, sigma)
         parts = zip(*(tensor.split(self.config.micro_batch) for tensor in (images, labels, sigma, noise_seeds)), strict=True)
         with _threads(self.threads):
             features = [self._encode_part(*part) for part in parts]
@@ -93,7 +106,8 @@ class LocalTeacher:
             one_hot = _padded(self.net.one_hot(labels), size, 0.0).to(self.device)
         return self.net.features(noisy, sigma, one_hot, self.layer)[:count].to("cpu", torch.float32)
 
-    def _check(self, images: Tensor, labels: Tensor, sigma: Tensor) -> None:
+    def check(self, images: Tensor, labels: Tensor, sigma: Tensor) -> None:
+        """`DataError` unless a request can be encoded."""
         wanted = (self.net.channels, self.net.resolution, self.net.resolution)
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != wanted:
             raise DataError(
@@ -102,7 +116,8 @@ class LocalTeacher:
             )
         if not len(images) == len(labels) == len(sigma):
             raise DataError(f"{len(images)} images came with {len(labels)} labels and {len(sigma)} sigmas; send one of each per image")
-        known = self.net.num_classes
+        self.net.check_sigma(sigma)
+        known = self.net.num_classes if self.config.label == "true" else 0
         if known and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < known:
             raise DataError(f"labels run from {int(labels.min())} to {int(labels.max())}, but the teacher knows classes 0 to {known - 1}")
 

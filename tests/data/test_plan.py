@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from dra_ray.data.plan import BatchPlan, derive
+from dra_ray.data.plan import BatchPlan, derive, part_of
 
 
 def test_batches_are_a_pure_function_of_seed_and_step() -> None:
@@ -75,3 +75,10 @@ def test_derived_seeds_are_apart() -> None:
     seeds = {derive(seed, purpose, step) for seed in range(5) for purpose in range(5) for step in range(200)}
     assert len(seeds) == 5 * 5 * 200
     assert all(0 <= s < 2**63 for s in seeds)
+
+
+@pytest.mark.parametrize(("batch", "world"), [(8, 1), (8, 3), (7, 4), (512, 8)])
+def test_the_workers_parts_make_the_batch(batch: int, world: int) -> None:
+    parts = [list(range(batch)[part_of(batch, rank, world)]) for rank in range(world)]
+    assert [image for part in parts for image in part] == list(range(batch))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
 import torch
-import torch.distributed
-import torch.multiprocessing
 from torch import Tensor, nn
 
 from dra_ray import config, models
@@ -15,6 +11,7 @@ from dra_ray.data import Shape
 from dra_ray.errors import ConfigError
 from dra_ray.models import syncnorm
 from dra_ray.robust import attacks
+from tests.two_workers import on_two
 
 SHAPE = Shape(10, 3, 8, (0.5,) * 3, (0.25,) * 3)
 PARTS = {"even": [slice(0, 4), slice(4, 8)], "uneven": [slice(0, 3), slice(3, 8)]}
@@ -50,31 +47,25 @@ def measure(net: models.Student, x: Tensor, whole: int) -> Found:
     return found | {"eval": net.eval()(x).detach()}
 
 
-def worker(rank: int, port: int, store: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    for kind, parts in PARTS.items():
-        for name in ("wrn-10-1", "relu-wrn-10-1"):
-            found = measure(models.synchronised(student(name)), batch()[parts[rank]], len(batch()))
-            torch.save(found, f"{store}/{kind}-{name}-{rank}.pt")
-    torch.distributed.destroy_process_group()
+def halves(rank: int) -> dict[str, Found]:
+    """What worker `rank` computes, by kind of parts and student."""
+    return {
+        f"{kind}-{name}": measure(models.synchronised(student(name)), batch()[parts[rank]], len(batch()))
+        for kind, parts in PARTS.items()
+        for name in ("wrn-10-1", "relu-wrn-10-1")
+    }
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> str:
-    folder = str(tmp_path_factory.mktemp("syncnorm"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, folder), nprocs=2)
-    return folder
+def found() -> list[dict[str, Found]]:
+    return on_two(halves)
 
 
 @pytest.mark.parametrize("name", ["wrn-10-1", "relu-wrn-10-1"])
 @pytest.mark.parametrize("kind", PARTS)
-def test_two_workers_compute_what_one_does(found: str, name: str, kind: str) -> None:
+def test_two_workers_compute_what_one_does(found: list[dict[str, Found]], name: str, kind: str) -> None:
     alone = measure(student(name), batch(), len(batch()))
-    workers = [torch.load(f"{found}/{kind}-{name}-{rank}.pt", weights_only=True) for rank in range(2)]
+    workers = [worker[f"{kind}-{name}"] for worker in found]
     assert alone.keys() == workers[0].keys() == workers[1].keys()
     for key, expected in alone.items():
         if key.startswith("buffer."):

@@ -1,6 +1,6 @@
 """Our LightningDiT and VA-VAE against outputs of the official implementations (hustvl/LightningDiT, commit 2725fed) at the same weights.
 
-The weights are not stored: `fill` makes them from a seed. `dit_golden.npz` holds outputs only, in eval mode for the inputs made here:
+The weights are not stored: `weights.fill` makes them from a seed. `dit_golden.npz` holds outputs only, in eval mode for the inputs made here:
 - of `LightningDiT(input_size=SIZES[name].resolution, ..., use_swiglu, use_rope, use_rmsnorm=True)`, its blocks' inputs caught by hooks,
   their channels of `MASSIVE` zeroed, then through the block's own norm1 and the shift and scale of its adaLN_modulation, token mean;
 - of its `forward_with_cfg` under the official Euler `ode` with 9 times, shift 0.3, scale 6.7, interval from 0.125;
@@ -16,6 +16,7 @@ import torch
 
 from dra_ray.teachers.dit import DiTSizes, LightningDiT, Sampling, integrate, to_sigma
 from dra_ray.teachers.vae import VAE, VAESizes
+from tests.parity.weights import fill
 
 MASSIVE = (5, 17)
 SIZES = {
@@ -23,23 +24,6 @@ SIZES = {
     "patch2": DiTSizes(8, 4, 2, 48, 128, depth=2, heads=3, num_classes=3, qk_norm=True, massive=MASSIVE),
 }
 VAE_SIZES = VAESizes(resolution=16, width=32, width_mult=(1, 2, 2), num_blocks=1, attn_resolutions=(4,), latent_channels=4)
-FIXED = ("pos_embed", "freqs_cos", "freqs_sin")
-
-
-def fill(net: torch.nn.Module, seed: int) -> None:
-    """Every tensor of the state dict but the fixed positions, in sorted key order from one generator, so that activations stay near 1."""
-    generator = np.random.Generator(np.random.PCG64(seed))
-    for name, tensor in sorted(net.state_dict().items()):
-        if name.endswith(FIXED):
-            continue
-        values = generator.standard_normal(tuple(tensor.shape)).astype(np.float32)
-        if tensor.ndim > 1:
-            values /= np.sqrt(np.prod(tensor.shape[1:]))
-        elif "norm" in name and name.endswith("weight"):
-            values = 1 + values / 4
-        else:
-            values /= 4
-        tensor.copy_(torch.from_numpy(values))
 
 
 def inputs(sizes: DiTSizes) -> dict[str, torch.Tensor]:

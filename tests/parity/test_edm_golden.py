@@ -1,6 +1,6 @@
 """Our EDM network against outputs of the official implementation (NVlabs/edm, commit 008a4e5) at the same weights.
 
-The weights are not stored: `fill` makes them from a seed. `edm_golden.npz` holds outputs only: what the official
+The weights are not stored: `weights.fill` makes them from a seed. `edm_golden.npz` holds outputs only: what the official
 `EDMPrecond(16, 3, label_dim=10, sigma_data=0.5, model_type="SongUNet", model_channels=32, channel_mult=[1, 2], num_blocks=1,
 attn_resolutions=[8], augment_dim=9, dropout=0)` gives in eval mode for `inputs()`, with forward hooks on its blocks.
 
@@ -18,24 +18,9 @@ import torch
 from dra_ray.config import UNet
 from dra_ray.teachers import diffusion
 from dra_ray.teachers.edm import EDM
+from tests.parity.weights import fill
 
 NET = UNet(model_channels=32, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(8,), augment_dim=9)
-
-
-def fill(net: torch.nn.Module, seed: int) -> None:
-    """Every tensor of the state dict in sorted key order from one generator, scaled so that activations stay near 1."""
-    generator = np.random.Generator(np.random.PCG64(seed))
-    for name, tensor in sorted(net.state_dict().items()):
-        if name.endswith("resample_filter"):
-            continue
-        values = generator.standard_normal(tuple(tensor.shape)).astype(np.float32)
-        if tensor.ndim > 1:
-            values /= np.sqrt(np.prod(tensor.shape[1:]))
-        elif "norm" in name and name.endswith("weight"):
-            values = 1 + values / 4
-        else:
-            values /= 4
-        tensor.copy_(torch.from_numpy(values))
 
 
 def inputs() -> dict[str, torch.Tensor]:

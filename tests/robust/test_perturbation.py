@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed
-import torch.multiprocessing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dra_ray.robust import losses, perturbation
+from tests.two_workers import on_two
 
 
 def net(norm: bool = True) -> nn.Sequential:
@@ -93,28 +91,21 @@ def test_a_weight_without_slope_stays() -> None:
         assert torch.equal(student[0].weight, before) and not student[4].weight.isnan().any()
 
 
-def worker(rank: int, meeting: str) -> None:
+def shared(part: slice) -> list[Tensor]:
+    """Class means' sums, and the perturbed parameters, of one worker's part of the batch."""
+    student, means = net(norm=False), losses.ClassMeans(5)
+    means.add(F.softmax(student(X), 1).detach()[part], LABELS[part])
+    with perturbation.perturbed(student, 0.05, lambda: F.cross_entropy(student(X[part]), LABELS[part])):
+        return [means.totals, *(parameter.detach().clone() for parameter in student.parameters())]
+
+
+def half(rank: int) -> list[Tensor]:
+    return shared(slice(4 * rank, 4 * rank + 4))
+
+
+def test_workers_share_class_means_and_perturb_alike() -> None:
     """Half of a batch on each of two workers, against the whole batch."""
-    half = slice(4 * rank, 4 * rank + 4)
-    probabilities = F.softmax(net(norm=False)(X), 1).detach()
-    whole, shared = losses.ClassMeans(5), losses.ClassMeans(5)
-    whole.add(probabilities, LABELS)
-    alone, together = net(norm=False), net(norm=False)
-    with perturbation.perturbed(alone, 0.05, lambda: F.cross_entropy(alone(X), LABELS)):
-        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-        try:
-            shared.add(probabilities[half], LABELS[half])
-            torch.testing.assert_close(shared.totals, whole.totals)
-            with perturbation.perturbed(together, 0.05, lambda: F.cross_entropy(together(X[half]), LABELS[half])):
-                for ours, theirs in zip(together.parameters(), alone.parameters(), strict=True):
-                    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-        finally:
-            torch.distributed.destroy_process_group()
-
-
-def test_workers_share_class_means_and_perturb_alike(tmp_path: Path) -> None:
-    other = torch.multiprocessing.get_context("spawn").Process(target=worker, args=(1, str(tmp_path / "meeting")))
-    other.start()
-    worker(0, str(tmp_path / "meeting"))
-    other.join()
-    assert other.exitcode == 0
+    alone = shared(slice(0, 8))
+    for together in on_two(half):
+        for ours, theirs in zip(together, alone, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

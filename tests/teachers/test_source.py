@@ -52,6 +52,7 @@ def test_labels_reach_the_teacher_unless_null():
     other = (labels + 1) % 10
     assert not torch.equal(teacher().encode(images, labels, sigma, 0), teacher().encode(images, other, sigma, 0))
     assert torch.equal(teacher(label="null").encode(images, labels, sigma, 0), teacher(label="null").encode(images, other, sigma, 0))
+    assert torch.equal(teacher(label="null").encode(images, labels, sigma, 0), teacher(label="null").encode(images, labels + 90, sigma, 0))
 
 
 def test_threads_and_gradients_are_restored():
@@ -74,5 +75,7 @@ def test_what_does_not_fit_is_refused():
         source.encode(images, labels + 8, sigma, 0)
     with pytest.raises(DataError, match="3 labels"):
         source.encode(images, labels[:3], sigma, 0)
+    with pytest.raises(ConfigError, match=r"sigma=0 is outside of what the teacher knows"):
+        source.encode(images, labels, torch.zeros(4), 0)
     with pytest.raises(ConfigError, match=r"teacher.layer='mid'"):
         teacher(layer="mid")
