@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,13 +15,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from dra_ray.config import Resources
-from dra_ray.errors import RunError, StorageError
+from dra_ray.errors import ConfigError, RunError, StorageError
 from dra_ray.storage import Store
 
 log = logging.getLogger("dra_ray")
@@ -33,6 +33,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # ten times a second takes a sixth of a laptop's core
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "OMP_NUM_THREADS": "1",  # every workload sets its own number of threads
@@ -66,6 +67,19 @@ def connect(num_cpus: int | None = None) -> Iterator[Any]:
         _environment(_of_our_own()),
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, dashboard_host="127.0.0.1", **quiet) as context,
     ):
+        try:
+            yield context
+        finally:
+            if serve := sys.modules.get("ray.serve"):  # its threads in this process would outlive the cluster, and call for another
+                serve.shutdown()
+
+
+@contextmanager
+def connect_to_running() -> Iterator[Any]:
+    """As `connect`, but only where RAY_ADDRESS names a cluster: `ConfigError` otherwise."""
+    if not os.environ.get("RAY_ADDRESS"):
+        raise ConfigError("RAY_ADDRESS is not set; a pool lives in a running cluster, so set it to the cluster's address, such as auto on its head")
+    with connect() as context:
         yield context
 
 
@@ -105,11 +119,21 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
 
 def scaling(resources: Resources) -> ScalingConfig:
     """The workers of a training run: a fixed number, or, with `min_workers`, as many as there is room for."""
-    each = {"CPU": resources.cpus_per_worker}
-    if resources.gpus_per_worker:
-        each["GPU"] = resources.gpus_per_worker
     count: Any = (resources.min_workers, resources.workers) if resources.min_workers else resources.workers
-    return ScalingConfig(num_workers=count, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=each)
+    return ScalingConfig(
+        num_workers=count, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=_each(resources), label_selector=resources.labels or None
+    )
+
+
+def least_workers(resources: Resources) -> int:
+    """Workers that a run cannot do without."""
+    return resources.min_workers or resources.workers
+
+
+def placed(resources: Resources, cpus: float = 1.0) -> dict[str, Any]:
+    """Options of a Ray task that belongs on the nodes of training workers, such as a batch of an evaluation."""
+    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": resources.gpus_per_worker, "resources": dict(resources.custom)}
+    return options | ({"label_selector": dict(resources.labels)} if resources.labels else {})
 
 
 def failures(resources: Resources) -> FailureConfig:
@@ -169,17 +193,18 @@ def _last_line(error: BaseException) -> str:
 
 def _no_room(resources: Resources) -> bool:
     free = ray.available_resources()
-    workers = resources.min_workers or resources.workers
-    return any(free.get(name, 0.0) < workers * each for name, each in _each(resources).items())
+    return any(free.get(name, 0.0) < least_workers(resources) * each for name, each in _each(resources).items())
 
 
 def _each(resources: Resources) -> dict[str, float]:
-    return {name: each for name, each in (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker)) if each}
+    """Ray resources of one worker."""
+    usual = (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker))
+    return {name: each for name, each in (*usual, *resources.custom.items()) if each}
 
 
 def _missing(resources: Resources) -> str:
     """What is asked for and what the cluster has of it, as words."""
-    have, free, workers = ray.cluster_resources(), ray.available_resources(), resources.min_workers or resources.workers
+    have, free, workers = ray.cluster_resources(), ray.available_resources(), least_workers(resources)
     parts = [
         f"{workers} workers need {workers * each:g} {name}, the cluster has {have.get(name, 0.0):g}, of which {free.get(name, 0.0):g} free"
         for name, each in _each(resources).items()

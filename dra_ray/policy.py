@@ -108,20 +108,18 @@ class DemandPolicy:
         """Ray Serve's calling convention: its context in, (replicas, state) out.
 
         Serve counts requests, so a request stands for an image here, and shows no arrivals. Its own delays must be 0.
-        Below the handles a replica takes up to `max_ongoing_requests`, but works on one: the rest waits.
+        Most requests wait inside the replicas, which say how many are different; the others still wait at their senders.
         """
         reported = ctx.aggregated_metrics or {}
         shares = list(reported.get("busy", {}).values())
         times_s = [time_s for time_s in reported.get("service_s", {}).values() if time_s > 0]
-        requests = float(ctx.total_num_requests or 0.0)
-        in_flight = min(requests, sum(shares))
         self.target = ctx.target_num_replicas
         seen = Observation(
             running=ctx.current_num_replicas,
             starting=max(0, ctx.target_num_replicas - ctx.current_num_replicas),
             busy_s=[share * self.look_back_period_s for share in shares],
-            waiting=requests - in_flight,
-            in_flight=in_flight,
+            waiting=float(ctx.total_queued_requests or 0.0) + sum(reported.get("waiting", {}).values()),
+            in_flight=min(float(ctx.total_num_requests or 0.0), sum(shares)),
             service_s_per_image=sum(times_s) / len(times_s) if times_s else 0.0,
         )
         return self.decide(ctx.current_time, seen), {}

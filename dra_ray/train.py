@@ -19,7 +19,6 @@ from typing import Any
 
 import ray.train
 import torch
-import torch.distributed
 from ray.train import Checkpoint, CheckpointUploadMode, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util import metrics
@@ -29,7 +28,7 @@ from dra_ray import cluster, config, data, models, pool, storage
 from dra_ray.data import Images, Pictures, augment, plan, synthetic
 from dra_ray.data.loader import Batches
 from dra_ray.errors import ConfigError, RunError
-from dra_ray.models import arithmetic, averaging, checkpoint
+from dra_ray.models import arithmetic, averaging, checkpoint, workers
 from dra_ray.models.projector import projector
 from dra_ray.robust import attacks, losses, objective, optimisers, schedule
 from dra_ray.storage import Store
@@ -65,7 +64,7 @@ def fit(
     run = run.resolved()
     images = data.load(experiment.data)
     load_synthetic(experiment, images)  # a missing or wrong set is found here, before Ray Train starts
-    check_teacher(experiment)
+    check_teacher(experiment, images.num_classes)
     manifest = storage.begin_run(run, "train", experiment.model_dump(mode="json"), experiment.digest(), data=images.facts(), seed=experiment.seed)
     if manifest["status"] == "done":
         return (run / "metrics.jsonl").read_jsonl()[-1]
@@ -77,8 +76,9 @@ def fit(
 
 def _fit(experiment: config.Experiment, run: Store, progress: Callable[[dict[str, Any]], None] | None, callbacks: list[Any]) -> dict[str, Any]:
     resources = experiment.resources
-    workers = resources.min_workers or resources.workers
-    cluster.require(workers, resources.cpus_per_worker, resources.gpus_per_worker, f"training '{run.name}'", pool.reserved(experiment))
+    cluster.require(
+        cluster.least_workers(resources), resources.cpus_per_worker, resources.gpus_per_worker, f"training '{run.name}'", pool.reserved(experiment)
+    )
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"experiment": experiment.model_dump(mode="json"), "run": run.uri},
@@ -108,15 +108,27 @@ def _manifest(run: Store) -> dict[str, Any]:
     return manifest
 
 
-def check_teacher(experiment: config.Experiment) -> None:
-    """Raise `CheckpointError` where there is no teacher, `ConfigError` where it was trained on another split of the same data.
+def check_teacher(experiment: config.Experiment, num_classes: int | None = None) -> None:
+    """Raise `CheckpointError` where there is no teacher, `ConfigError` where it does not fit the experiment, or its data's `num_classes` if given.
 
-    Such a teacher may have been trained on our validation images; where the data has no official test images, also on those.
+    It must know the noise levels and, unless it goes without them, the classes. One that was trained on another split of the same
+    data may have seen our validation images; where the data has no official test images, also those.
     """
     if not experiment.align.weight:
         return
     assert experiment.teacher.uri
-    theirs = teacher_checkpoint.read_card(Store(experiment.teacher.uri)).get("data", {})
+    card = teacher_checkpoint.read_card(Store(experiment.teacher.uri))
+    with torch.device("meta"):
+        net = teacher_checkpoint.build(card, experiment.teacher.uri)
+    if num_classes and experiment.teacher.label == "true":
+        net.check_classes(num_classes)
+    net.check_sigma(torch.tensor([experiment.align.sigma]))
+    if experiment.align.extra_weight and net.sigma_range != (0.0, math.inf):
+        raise ConfigError(
+            f"align.extra_weight={experiment.align.extra_weight:g} draws noise levels of any size, but the teacher knows only "
+            f"{net.sigma_range[0]:.4g} to {net.sigma_range[1]:.4g}; set it to 0 or use another teacher"
+        )
+    theirs = card.get("data", {})
     if theirs.get("name") != experiment.data.name:
         return
     for field in ("split_seed", "test_images", "validation_images") if experiment.data.name == "digits" else ("split_seed", "validation_images"):
@@ -184,7 +196,7 @@ class Place:
     """A worker among its fellows: `mine` is its slice of every batch."""
 
     rank: int
-    workers: int
+    world: int
     mine: slice
     device: torch.device
 
@@ -192,25 +204,26 @@ class Place:
 def train_worker(job: dict[str, Any]) -> None:
     """What every Ray Train worker runs: set up, pick up the last checkpoint, train."""
     experiment, run = config.Experiment.model_validate(job["experiment"]), Store(job["run"])
-    rank, workers = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    batch, device = experiment.optim.batch, ray.train.torch.get_device()
-    place = Place(rank, workers, slice(rank * batch // workers, (rank + 1) * batch // workers), device)
+    rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    device = ray.train.torch.get_device()
+    place = Place(rank, world, plan.part_of(experiment.optim.batch, rank, world), device)
     arithmetic.prepare(experiment.compute, experiment.resources.threads_per_worker)
     images = data.load(experiment.data)
     extra = load_synthetic(experiment, images)
     batches = data.batch_plan(experiment, len(images.train), len(extra) if extra else 0)
-    source = pool.source(experiment, str(device)) if experiment.align.weight else None
+    source = pool.source(experiment, str(device), run.name) if experiment.align.weight else None
     state, origin = initial_state(experiment, images.shape, source, device)
     if found := ray.train.get_checkpoint():
         with found.as_directory() as folder:
             state.load(Store(folder))
     if rank == 0:
-        _record_start(run, state.step, workers, device, origin)
+        _record_start(run, state.step, world, device, origin)
     with contextlib.ExitStack() as stack:
         loader = stack.enter_context(contextlib.closing(Batches(images.train, extra, batches, device, place.mine)))
         if source:
             stack.enter_context(contextlib.closing(source))
-        _train(experiment, run, place, state, loader, source, images.validation, batches.steps_per_epoch)
+        feed = Feed(experiment, loader.get, place.mine, source, experiment.optim.epochs * batches.steps_per_epoch)
+        _train(experiment, run, place, state, feed, images.validation, batches.steps_per_epoch)
 
 
 def _train(
@@ -218,8 +231,7 @@ def _train(
     run: Store,
     place: Place,
     state: State,
-    loader: Batches,
-    source: FeatureSource | None,
+    feed: Feed,
     validation: Pictures,
     epoch_steps: int,
 ) -> None:
@@ -235,7 +247,7 @@ def _train(
         epoch = state.step // epoch_steps
         rate, momentum = schedule.at(state.step, epoch_steps, optim)
         optimisers.set_rate(state.optimizer, rate, momentum)
-        parts = step(state, experiment, *loader.get(state.step), place.mine, source, epoch)
+        parts = step(state, experiment, feed.take(state.step), place.mine, epoch)
         state.sums += parts
         state.step += 1
         if optim.averaging == "step":
@@ -258,7 +270,7 @@ def _train(
                 losses_mean = (_mean(state.sums, place.mine, optim.batch) / since).tolist()
                 if not all(map(math.isfinite, losses_mean)) or not state.finite():
                     return _stop(run, state, place.rank, f"the loss or a weight is not finite at step {state.step}")
-                clean, robust = validate(state.average, experiment, validation, place.rank, place.workers, place.device)
+                clean, robust = validate(state.average, experiment, validation, place.rank, place.world, place.device)
                 row = {
                     "step": state.step,
                     "epoch": epoch + 1,
@@ -285,19 +297,54 @@ def _train(
             _report(state, {"step": state.step}, place.rank, at_once=notice)
 
 
-def step(
-    state: State, experiment: config.Experiment, images: Tensor, labels: Tensor, mine: slice, source: FeatureSource | None, epoch: int = 0
-) -> Tensor:
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """A worker's slice of a batch: augmented images uint8 [b,C,H,W], labels int64 [b], and (weight, feature under way) of each alignment."""
+
+    images: Tensor
+    labels: Tensor
+    targets: list[tuple[float, Pending]]
+
+
+def prepare(experiment: config.Experiment, images: Tensor, labels: Tensor, number: int, mine: slice, source: FeatureSource | None) -> Batch:
+    """Step `number`'s batch, from images as the data set has them; its features are asked for."""
+    changes = augment.parameters(experiment.optim.batch, experiment.data, plan.generator(experiment.seed, _AUGMENT, number))
+    images = augment.apply(images, experiment.data, changes[mine])
+    return Batch(images, labels, _ask(source, experiment, images, labels, number, mine) if source else [])
+
+
+class Feed:
+    """The batches of coming steps. Their features are asked for `pool.ahead` steps before the step that needs them, so that
+    attacks hide the round trip and a pool that is busy for a while delays nobody.
+
+    Args:
+        get: step -> (images uint8 [b,C,H,W], labels int64 [b]) of this worker.
+        last: number of steps of the whole training.
+    """
+
+    def __init__(
+        self, experiment: config.Experiment, get: Callable[[int], tuple[Tensor, Tensor]], mine: slice, source: FeatureSource | None, last: int
+    ) -> None:
+        self._experiment, self._get, self._mine, self._source, self._last = experiment, get, mine, source, last
+        self._ahead = experiment.pool.ahead if source else 0
+        self._ready: dict[int, Batch] = {}
+
+    def take(self, number: int) -> Batch:
+        """The batch of step `number`; steps are to be taken one after the other."""
+        for coming in range(number, min(number + self._ahead + 1, self._last)):
+            if coming not in self._ready:
+                self._ready[coming] = prepare(self._experiment, *self._get(coming), coming, self._mine, self._source)
+        return self._ready.pop(number)
+
+
+def step(state: State, experiment: config.Experiment, asked: Batch, mine: slice, epoch: int = 0) -> Tensor:
     """One adversarial step on this worker's slice of the batch, gradients averaged over workers.
 
-    images uint8 [b,C,H,W], labels int64 [b]. Returns float32 [4]: loss and its clean, robust and alignment parts.
+    Returns float32 [4]: loss and its clean, robust and alignment parts.
     """
     batch, seed = experiment.optim.batch, experiment.seed
-    changes = augment.parameters(batch, experiment.data, plan.generator(seed, _AUGMENT, state.step))
-    images = augment.apply(images, experiment.data, changes[mine])
+    images, labels = asked.images, asked.labels
     noise = attacks.noise_like((batch, *images.shape[1:]), experiment.threat, plan.generator(seed, ATTACK, state.step))[mine]
-    # sent before the attack, so that the attack hides the round trip
-    targets = _ask(source, experiment, images, labels, state.step, mine) if source else []
 
     memory = torch.channels_last if experiment.compute.channels_last else torch.contiguous_format
     x = data.to_float(images).contiguous(memory_format=memory)
@@ -309,15 +356,17 @@ def step(
     with objective.attacked(student, x, labels, noise, experiment.loss, threat, state.class_means, epoch) as found:
         loss_clean, loss_robust, features = found.losses()
         loss_align = torch.zeros((), device=x.device)
-        for weight, pending in targets:
+        for weight, pending in asked.targets:
             assert head is not None
             loss_align = loss_align + weight * losses.alignment(head(features), pending.result().to(x.device))
         loss = loss_clean + loss_robust + experiment.align.weight * loss_align
         (loss * _share(mine, batch)).backward()
-    _average_gradients(state.optimizer)
+    # in one message: the attack is nine tenths of a step, so there is nothing to overlap it with
+    workers.average_([p.grad for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None])
     optimisers.clip(state.optimizer, experiment.optim.clip_norm)
     state.optimizer.step()
-    _share_buffers(student)
+    # everyone takes over worker 0's BatchNorm statistics, which checkpoints hold: a run goes on alike after a restart
+    workers.share_([buffer for buffer in student.buffers() if buffer.is_floating_point()])
     return torch.stack([loss, loss_clean, loss_robust, loss_align]).detach()
 
 
@@ -334,9 +383,7 @@ def _ask(source: FeatureSource, experiment: config.Experiment, images: Tensor, l
     return asked
 
 
-def validate(
-    student: nn.Module, experiment: config.Experiment, split: Pictures, rank: int, workers: int, device: torch.device
-) -> tuple[float, float]:
+def validate(student: nn.Module, experiment: config.Experiment, split: Pictures, rank: int, world: int, device: torch.device) -> tuple[float, float]:
     """(clean, PGD-k) accuracy of the averaged weights on held-out images, shared among the workers.
 
     Every image's noise is its own and chunks are the same for any number of workers.
@@ -345,7 +392,7 @@ def validate(
     correct = torch.zeros(2, device=device)
     student.eval()
     for number, chunk in enumerate(torch.arange(len(split)).split(VALIDATION_CHUNK)):
-        if number % workers != rank:
+        if number % world != rank:
             continue
         pixels, classes = split.take(chunk)
         x, labels = data.to_float(pixels.to(device)), classes.to(device)
@@ -354,9 +401,7 @@ def validate(
             correct[0] += (student(x).argmax(1) == labels).sum()
         size = selection.step_255 / 255 if selection.step_255 else None
         correct[1] += attacks.evaluate_pgd(student, x, labels, threat, noise.to(device), selection.steps, selection.loss, size).sum()
-    if workers > 1:
-        torch.distributed.all_reduce(correct)
-    clean, robust = (correct / max(1, len(split))).tolist()
+    clean, robust = (workers.total(correct) / max(1, len(split))).tolist()
     return clean, robust
 
 
@@ -429,16 +474,12 @@ def _preempted(step: int, told: Any) -> tuple[Any, bool]:
 
 def _mean(values: Tensor, mine: slice, batch: int) -> Tensor:
     """The batch's mean of what each worker has for its slice, the same for all workers."""
-    values = values * ((mine.stop - mine.start) / batch)
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        torch.distributed.all_reduce(values)
-    return values
+    return workers.total(values * ((mine.stop - mine.start) / batch))
 
 
 def _share(mine: slice, batch: int) -> float:
     """Weight of a slice's mean loss in a plain mean over workers: 1 where the slices are equal."""
-    workers = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    return (mine.stop - mine.start) * workers / batch
+    return (mine.stop - mine.start) * workers.count() / batch
 
 
 def _set_norm_momentum(student: nn.Module, momentum: float) -> None:
@@ -447,39 +488,10 @@ def _set_norm_momentum(student: nn.Module, momentum: float) -> None:
             module.momentum = momentum
 
 
-def _average_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Mean over workers, in one message. The attack is nine tenths of a step, so there is nothing to overlap it with."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    torch.distributed.all_reduce(flat)
-    flat /= torch.distributed.get_world_size()
-    _spread(flat, gradients)
-
-
-def _share_buffers(student: nn.Module) -> None:
-    """Everyone takes over the BatchNorm statistics of worker 0, which checkpoints hold: a run goes on alike after a restart."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return
-    buffers = [b for b in student.buffers() if b.is_floating_point()]
-    if buffers:
-        flat = torch.cat([b.flatten() for b in buffers])
-        torch.distributed.broadcast(flat, 0)
-        _spread(flat, buffers)
-
-
-def _spread(flat: Tensor, parts: list[Tensor]) -> None:
-    offset = 0
-    for part in parts:
-        part.copy_(flat[offset : offset + part.numel()].view_as(part))
-        offset += part.numel()
-
-
-def _record_start(run: Store, at_step: int, workers: int, device: torch.device, origin: str) -> None:
+def _record_start(run: Store, at_step: int, world: int, device: torch.device, origin: str) -> None:
     """Every start: BatchNorm sees the per-worker batch, so the number of workers is part of what a run did; so is the device."""
     now = storage.utc_now()
-    history = [*_manifest(run).get("world_sizes", []), {"step": at_step, "workers": workers, "at": now}]
+    history = [*_manifest(run).get("world_sizes", []), {"step": at_step, "workers": world, "at": now}]
     storage.update_manifest(run, world_sizes=history, started_at=now, weights=origin, device=arithmetic.facts(device))
 
 

@@ -193,7 +193,8 @@ def test_ray_serve_applies_the_decision_as_it_is() -> None:
         facts = {"deployment_id": None, "deployment_name": "teacher", "app_name": "x", "running_replicas": list(names), "raw_metrics": None}
         bounds = {"capacity_adjusted_min_replicas": 1, "capacity_adjusted_max_replicas": 100, "policy_state": state, "config": settings}
         times = {"last_scale_up_time": None, "last_scale_down_time": None, "current_time": now_s}
-        metrics = {"busy": names, "service_s": dict.fromkeys(names, SERVICE_S)}
+        waiting = max(0.0, requests - target * share)  # in the replicas, in equal parts
+        metrics = {"busy": names, "service_s": dict.fromkeys(names, SERVICE_S), "waiting": dict.fromkeys(names, waiting / target)}
         sizes = {"current_num_replicas": target, "target_num_replicas": target, "total_num_requests": requests, "total_queued_requests": 0.0}
         target, state = apply(AutoscalingContext(**facts, **bounds, **times, **sizes, aggregated_metrics=metrics))
         return target

@@ -108,11 +108,12 @@ def _two_steps(experiment: config.Experiment) -> None:
     everything = slice(0, experiment.optim.batch)
     loader = Batches(images.train, extra, batches, device, everything)
     source = pool.source(experiment, "cpu") if experiment.align.weight else None
+    feed = train.Feed(experiment, loader.get, everything, source, batches.steps_per_epoch)
     state, _ = train.initial_state(experiment, images.shape, source, device)
     before = {name: parameter.detach().clone() for name, parameter in state.student.named_parameters()}
     for number in range(2):
         optimisers.set_rate(state.optimizer, *schedule.at(number, batches.steps_per_epoch, experiment.optim))
-        parts = train.step(state, experiment, *loader.get(number), everything, source)
+        parts = train.step(state, experiment, feed.take(number), everything)
         assert bool(parts.isfinite().all()) and float(parts[0]) > 0
         assert bool(float(parts[3]) > 0) == bool(experiment.align.weight)
         state.step += 1

@@ -141,7 +141,7 @@ def _runner(variant: Variant, experiment: config.Experiment, shape: data.Shape, 
         state.step = 0
 
     def run() -> Tensor:
-        loss = train.step(state, ours, images, labels, everything, None)[0]
+        loss = train.step(state, ours, train.prepare(ours, images, labels, state.step, everything, None), everything)[0]
         averaging.update(state.average, state.student, 0.995)
         return loss
 

@@ -91,8 +91,8 @@ def test_killed_replicas_lose_nothing(app: str, local: LocalTeacher) -> None:
     calls.append(client.submit(*request(3, 4000)))
     for index, call in enumerate(calls):
         assert torch.equal(call.result(), local.encode(*request(index, 4000)))
-    assert client._totals["retries"] > 0, "nothing was in flight when the replica died"
-    assert client._totals["requests"] == 5
+    assert client.totals["retries"] > 0, "nothing was in flight when the replica died"
+    assert client.totals["requests"] == 5
 
 
 def test_a_refused_request_is_not_sent_again(app: str) -> None:
@@ -100,7 +100,7 @@ def test_a_refused_request_is_not_sent_again(app: str) -> None:
     images, labels, sigma, seed = request(0)
     with pytest.raises(PoolError, match=r"the teacher failed.*\[96, 3, 8, 8\]"):
         client.submit(images.expand(-1, 3, -1, -1), labels, sigma, seed).result()
-    assert client._totals["retries"] == 0
+    assert client.totals["retries"] == 0
 
 
 def test_no_answer_in_time_is_an_error_with_the_remedy(app: str) -> None:

@@ -149,11 +149,12 @@ def test_alignment_reaches_the_student(runs: dict[str, Store], teacher: Store) -
     assert state.head is not None
     before = {name: p.clone() for name, p in state.student.named_parameters()}
     batch = images.train.images[:128], images.train.labels[:128]
-    train.step(state, config.override(wanted, {"loss.beta": 0.0}), *batch, everything, source)
+    wanted = config.override(wanted, {"loss.beta": 0.0})
+    train.step(state, wanted, train.prepare(wanted, *batch, 0, everything, source), everything)
     with_align = {name: p.clone() for name, p in state.student.named_parameters()}
     other, _ = train.initial_state(wanted, images.shape, source, cpu)
     assert all(torch.equal(p, before[name]) for name, p in other.student.named_parameters()), "the start does not depend on lambda"
-    train.step(other, config.override(wanted, {"loss.beta": 0.0}), *batch, everything, None)
+    train.step(other, wanted, train.prepare(wanted, *batch, 0, everything, None), everything)
     assert any(not torch.equal(p, with_align[name]) for name, p in other.student.named_parameters())
 
 

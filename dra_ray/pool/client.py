@@ -1,0 +1,216 @@
+"""A training step's side of the pool: requests cut into parts, sent again when their replica dies, within a deadline."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import deque
+from typing import Any
+
+import grpc
+import numpy as np
+import torch
+from ray import serve
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RaySystemError
+from ray.serve.exceptions import RayServeException
+from ray.util import metrics
+from torch import Tensor
+
+from dra_ray import config
+from dra_ray.errors import PoolError
+from dra_ray.pool.ledger import COUNTED, find_ledger
+from dra_ray.pool.metrics import METRICS, SECONDS
+from dra_ray.pool.service import app_name
+from dra_ray.storage import Store
+from dra_ray.teachers import checkpoint
+from dra_ray.teachers.source import FeatureSource, LocalTeacher
+
+# a request that ended so never ran to its end; RayTaskError, which says that it ran and failed, is not among them
+_DIED = (RayActorError, RaySystemError, ObjectLostError, NodeDiedError, grpc.RpcError)
+_REFUSED = (RayServeException,)  # nobody took it: the deployment is coming up, or going
+# A request that was lost so often is cut into micro-batches, so that one that kills its replica is found; that one is given up.
+CUT_AFTER, GIVE_UP_AFTER = 3, 6
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels, sigma
+
+
+class PoolClient:
+    """A `FeatureSource` whose features come from the pool, equal to those of `LocalTeacher` to the bit.
+
+    Args:
+        app: name of the application, as `up` gave it.
+        settings: bounds and deadline.
+        trial: whose requests these are, in metrics and totals.
+    """
+
+    REPORT_S = 1.0
+
+    def __init__(self, app: str, settings: config.Pool, trial: str = "") -> None:
+        self._handle = serve.get_app_handle(app).options(_by_reference=False)
+        self._settings = settings
+        self._ledger = find_ledger(app)
+        self._name, self._trial = uuid.uuid4().hex, trial
+        self._inflight: deque[Call] = deque()
+        self._totals = dict.fromkeys(COUNTED, 0.0)
+        self._reported = 0.0
+        self._tags = {"teacher": app, "trial": trial}
+        self._wait = metrics.Histogram("dra_teacher_wait_seconds", METRICS["dra_teacher_wait_seconds"], SECONDS, tag_keys=tuple(self._tags))
+        self._retries = metrics.Counter("dra_teacher_retries", METRICS["dra_teacher_retries"], tag_keys=tuple(self._tags))
+        described = self._handle.describe.remote().result(timeout_s=settings.timeout_s)
+        self.feature_dim: int = described["feature_dim"]
+        self.micro_batch: int = described["micro_batch"]
+
+    def submit(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int) -> Call:
+        """Send a request; waits first for the oldest one where `pool.max_inflight` are under way."""
+        while len(self._inflight) >= self._settings.max_inflight:
+            self._inflight[0].result()
+        images_, labels_, sigma_ = (part.cpu().numpy() for part in (images, labels, sigma))
+        call = Call(self, (images_, labels_, sigma_), noise_seed)
+        self._inflight.append(call)
+        return call
+
+    def close(self) -> None:
+        self._report(last=True)
+
+    def count(self, key: str, amount: float = 1.0) -> None:
+        self._totals[key] += amount
+        if key == "retries":
+            self._retries.inc(amount, self._tags)
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """Since the client began: requests, images, hits, retries, service_s and wait_s."""
+        return dict(self._totals)
+
+    def _finished(self, call: Call, waited_s: float) -> None:
+        self._inflight.remove(call)
+        self._wait.observe(waited_s, self._tags)
+        self.count("wait_s", waited_s)
+        self._report()
+
+    def _report(self, last: bool = False) -> None:
+        now = time.monotonic()
+        if last or now - self._reported >= self.REPORT_S:
+            self._reported = now
+            self._ledger.record.remote(self._name, self._trial, self.totals, last)
+
+
+class Call:
+    """One request to the pool; `result` may be called again and gives the same.
+
+    A long request travels in parts, cut between micro-batches: the features are those of the whole. As many parts as the
+    client may have in flight are sent at once, the others as answers come.
+    """
+
+    def __init__(self, client: PoolClient, arrays: Arrays, noise_seed: int) -> None:
+        self._client = client
+        size = max(1, client._settings.request_images // client.micro_batch) * client.micro_batch
+        self._parts = _cut(client, arrays, noise_seed, size)
+        self._features: Tensor | None = None
+        self._send(0)
+
+    def _send(self, first: int) -> None:
+        for part in self._parts[first : first + self._client._settings.max_inflight]:
+            part.send()
+
+    def result(self, timeout_s: float | None = None) -> Tensor:
+        """Features float32 [B,D]. A request that died with its replica is sent again until the deadline: it is a pure
+        function of its arguments, so the answer is the same. Raises `PoolError` when the time is over."""
+        if self._features is None:
+            begun_s = time.monotonic()
+            limit_s = self._client._settings.timeout_s if timeout_s is None else timeout_s
+            found = []
+            for number, part in enumerate(self._parts):
+                self._send(number)
+                found.append(part.result(begun_s + limit_s, limit_s))
+            self._features = torch.from_numpy(np.concatenate(found))
+            self._client.count("requests")
+            self._client.count("images", len(self._features))
+            self._client._finished(self, time.monotonic() - begun_s)
+        return self._features
+
+
+def _cut(client: PoolClient, arrays: Arrays, noise_seed: int, size: int) -> list[_Part]:
+    starts = range(0, max(len(arrays[0]), 1), size)
+    return [_Part(client, tuple(array[start : start + size] for array in arrays), noise_seed + start) for start in starts]  # type: ignore[arg-type]
+
+
+class _Part:
+    """What one replica answers; sent when it is first needed."""
+
+    def __init__(self, client: PoolClient, arrays: Arrays, noise_seed: int) -> None:
+        self._client, self._arrays, self._noise_seed = client, arrays, noise_seed
+        self._response: Any = None
+        self._features: np.ndarray | None = None
+        self._lost = 0
+
+    def send(self, again: bool = False) -> None:
+        if self._features is None and (again or self._response is None):
+            client = self._client
+            self._response = client._handle.encode.remote(*self._arrays, self._noise_seed, client._name, client._trial)
+
+    def result(self, deadline_s: float, limit_s: float) -> np.ndarray:
+        """Features float32 [b,D]; see `Call.result`. `limit_s` is for the message."""
+        pause_s = 0.05
+        while self._features is None:
+            self.send()
+            try:
+                remaining_s = deadline_s - time.monotonic()
+                if remaining_s <= 0:
+                    raise TimeoutError
+                features, cost = self._response.result(timeout_s=remaining_s)
+            except TimeoutError:
+                raise PoolError(
+                    f"the teacher pool did not answer within pool.timeout_s={limit_s:g}; see `dra pool status`, raise pool.max_replicas or "
+                    "timeout_s, and start the run again: it resumes from its last checkpoint"
+                ) from None
+            except (*_DIED, *_REFUSED) as error:
+                self._lost += isinstance(error, _DIED)
+                self._client.count("retries")
+                if self._lost >= CUT_AFTER:
+                    self._features = self._in_pieces(error, deadline_s, limit_s)
+                    continue
+                time.sleep(min(pause_s, max(0.0, deadline_s - time.monotonic())))
+                pause_s = min(2 * pause_s, 2.0)
+                self.send(again=True)
+            except Exception as error:  # the teacher itself refused: sending it again changes nothing
+                raise PoolError(f"the teacher failed on a request ({_reason(error)}); check teacher.uri and data.name") from error
+            else:
+                self._client.count("service_s", cost["service_s"])
+                self._client.count("hits", cost["hit"])
+                self._features = np.array(features)
+        return self._features
+
+    def _in_pieces(self, error: Exception, deadline_s: float, limit_s: float) -> np.ndarray:
+        """A request that is lost again and again may be what kills its replicas: one micro-batch at a time tells."""
+        size = self._client.micro_batch
+        if len(self._arrays[0]) > size:
+            return np.concatenate([part.result(deadline_s, limit_s) for part in _cut(self._client, self._arrays, self._noise_seed, size)])
+        if self._lost >= GIVE_UP_AFTER:
+            raise PoolError(
+                f"{self._lost} replicas died with the same {len(self._arrays[0])} images ({_reason(error)}); if they ran out of memory, lower "
+                "teacher.micro_batch or give replicas more, then start the run again: it resumes from its last checkpoint"
+            ) from error
+        time.sleep(0.5)
+        self.send(again=True)
+        return self.result(deadline_s, limit_s)
+
+
+def _reason(error: Exception) -> str:
+    lines = str(getattr(error, "cause", error)).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def reserved(experiment: config.Experiment) -> tuple[float, float]:
+    """(CPUs, GPUs) that the pool of this experiment may take on a machine that it shares with training workers."""
+    if not experiment.align.weight or experiment.pool.kind == "local":
+        return 0.0, 0.0
+    return experiment.pool.max_replicas * experiment.pool.cpus_per_replica, experiment.pool.max_replicas * experiment.pool.gpus_per_replica
+
+
+def source(experiment: config.Experiment, device: str, trial: str = "") -> FeatureSource:
+    """The teacher as one training worker sees it: the pool's client, or the teacher itself where `pool.kind` is local."""
+    if experiment.pool.kind == "pool":
+        return PoolClient(app_name(experiment.teacher), experiment.pool, trial)
+    assert experiment.teacher.uri
+    return LocalTeacher(checkpoint.load(Store(experiment.teacher.uri)), experiment.teacher, experiment.pool.threads_per_replica, device)

@@ -1,0 +1,19 @@
+"""Names of the pool's metrics: what Prometheus shows has the prefix `ray_`, and `_total` behind a counter."""
+
+METRICS = {
+    "dra_teacher_requests": "requests answered by replicas, by teacher and trial",
+    "dra_teacher_images": "images answered by replicas, by teacher and trial",
+    "dra_teacher_hits": "requests answered with what another trial had asked for, by teacher and trial",
+    "dra_teacher_retries": "requests sent again after a replica died or refused, by teacher and trial",
+    "dra_teacher_service_seconds": "time a replica spent on a request",
+    "dra_teacher_queue_seconds": "time a request waited in a replica",
+    "dra_teacher_queue_length": "requests that wait in a replica",
+    "dra_teacher_encoded": "images that the teacher has encoded, padding not counted",
+    "dra_teacher_batches": "micro-batches that the teacher has run",
+    "dra_teacher_wait_seconds": "time a training step waited for its feature",
+    "dra_teacher_replicas_running": "replicas that answer",
+    "dra_teacher_replicas_target": "replicas that are wanted",
+    "dra_teacher_demand": "work that is asked for, in replicas",
+    "dra_teacher_clients": "training workers that asked lately",
+}
+SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]

@@ -1,0 +1,168 @@
+"""A replica of the pool: a Ray Serve actor around an `Encoder`, and the actors through which replicas speak to each other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import serve
+from ray.exceptions import RayError
+from ray.util import metrics
+
+from dra_ray import config
+from dra_ray.pool import window
+from dra_ray.pool.metrics import METRICS, SECONDS
+from dra_ray.pool.rows import Encoder, Rows
+from dra_ray.storage import Store
+from dra_ray.teachers import checkpoint
+from dra_ray.teachers.source import LocalTeacher
+
+NAMESPACE = "dra_ray"
+log = logging.getLogger("ray.serve")
+
+
+def load(uri: str, teacher: dict[str, Any], threads: int, gpu: bool) -> Rows:
+    """The teacher of a replica, from its folder."""
+    settings = config.Teacher.model_validate(teacher)
+    return LocalTeacher(checkpoint.load(Store(uri)), settings, threads, "cuda" if gpu else "cpu")
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=1000)  # type: ignore[call-overload]
+class SharedWindow:
+    """`window.Exchange` as an actor: one per pool, off the path of a request that nobody else asks for."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._exchange = window.Exchange(limit_bytes)
+
+    async def claim(self, key: bytes, patience_s: float) -> np.ndarray | None:
+        return await self._exchange.claim(key, patience_s)
+
+    async def give(self, key: bytes, features: np.ndarray) -> None:
+        self._exchange.give(key, np.array(features))  # a copy: what Ray hands over lies in its object store
+
+    async def drop(self, key: bytes) -> None:
+        self._exchange.drop(key)
+
+
+def shared_window(app: str, limit_bytes: int) -> Any:
+    name = {"name": f"{app}-window", "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+    return SharedWindow.options(**name).remote(limit_bytes)  # type: ignore[attr-defined]
+
+
+class TeacherReplica:
+    """One replica: a frozen teacher in its own process."""
+
+    def __init__(self, make: Callable[[], Rows], settings: dict[str, Any]) -> None:
+        self._settings = config.Pool.model_validate(settings)
+        self._app = serve.get_replica_context().app_name
+        tags = ("teacher", "trial")
+        self._requests = metrics.Counter("dra_teacher_requests", METRICS["dra_teacher_requests"], tag_keys=tags)
+        self._images = metrics.Counter("dra_teacher_images", METRICS["dra_teacher_images"], tag_keys=tags)
+        self._hits = metrics.Counter("dra_teacher_hits", METRICS["dra_teacher_hits"], tag_keys=tags)
+        self._service = metrics.Histogram("dra_teacher_service_seconds", METRICS["dra_teacher_service_seconds"], SECONDS, tag_keys=("teacher",))
+        self._queued = metrics.Histogram("dra_teacher_queue_seconds", METRICS["dra_teacher_queue_seconds"], SECONDS, tag_keys=("teacher",))
+        self._encoded = metrics.Counter("dra_teacher_encoded", METRICS["dra_teacher_encoded"], tag_keys=("teacher",))
+        self._batches = metrics.Counter("dra_teacher_batches", METRICS["dra_teacher_batches"], tag_keys=("teacher",))
+        self._length = metrics.Gauge("dra_teacher_queue_length", METRICS["dra_teacher_queue_length"], tag_keys=("teacher", "replica"))
+        self._busy_s = 0.0
+        self._asked_at = time.monotonic()
+        self._mean_s = 0.0  # of the last requests
+        self._clients: dict[str, float] = {}  # when they asked last
+        self._window = window.Window(self._settings.window_bytes)
+        self._shared: Any = None
+        self.encoder = Encoder(make(), self._settings.merge_wait_s, self._count_batch)
+
+    def _count_batch(self, rows: int, seconds: float) -> None:
+        self._busy_s += seconds
+        self._encoded.inc(rows, {"teacher": self._app})
+        self._batches.inc(1, {"teacher": self._app})
+
+    def describe(self) -> dict[str, Any]:
+        """What a client must know."""
+        teacher = self.encoder.teacher
+        return {"feature_dim": teacher.feature_dim, "micro_batch": teacher.micro_batch, "merges": self.encoder.merges}
+
+    async def encode(
+        self, images: np.ndarray, labels: np.ndarray, sigma: np.ndarray, noise_seed: int, client: str = "", trial: str = ""
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """(features float32 [B,D], {"service_s", "waited_s", "hit"}) of one request, as `LocalTeacher.encode` gives them."""
+        cost = {"service_s": 0.0, "waited_s": 0.0, "hit": 0.0}
+
+        async def make() -> np.ndarray:
+            # own copies: what Ray hands over is read-only
+            pixels, classes, levels = (torch.from_numpy(np.array(part)) for part in (images, labels, sigma))
+            answer = await asyncio.wrap_future(self.encoder.submit(client, pixels, classes, levels, noise_seed))
+            cost.update(service_s=answer.service_s, waited_s=answer.waited_s)
+            self._mean_s = answer.service_s if not self._mean_s else 0.9 * self._mean_s + 0.1 * answer.service_s
+            return answer.features.numpy()
+
+        self._clients[client] = time.monotonic()
+        if self._settings.window_bytes and self._company():
+            key = window.digest(images, labels, sigma, seed=noise_seed)
+            features, hit = await self._window.get(key, lambda: self._once(key, make, cost))
+            cost["hit"] = max(cost["hit"], float(hit))
+        else:
+            features = await make()
+        self._tell(len(images), cost, trial)
+        return features, cost
+
+    def _company(self) -> bool:
+        """Whether more than one client asked lately, so that there may be something to share."""
+        if len(self._clients) > 1:
+            now = time.monotonic()
+            self._clients = {client: at for client, at in self._clients.items() if now - at < Encoder.RECENT_S}
+        return len(self._clients) > 1
+
+    async def _once(self, key: bytes, make: Callable[[], Any], cost: dict[str, float]) -> np.ndarray:
+        """The features from the replica that is at work on them, or from here."""
+        if self._shared is None:
+            self._shared = shared_window(self._app, self._settings.window_bytes)
+        with contextlib.suppress(RayError):  # it may be starting anew: then everybody makes his own
+            found = await self._shared.claim.remote(key, 2.0 + 4 * self._mean_s)
+            if found is not None:
+                cost["hit"] = 1.0
+                return np.array(found)
+        try:
+            features = await make()
+        except Exception:
+            self._shared.drop.remote(key)
+            raise
+        self._shared.give.remote(key, features)
+        return features
+
+    def _tell(self, images: int, cost: dict[str, float], trial: str) -> None:
+        tags = {"teacher": self._app, "trial": trial}
+        self._requests.inc(1, tags)
+        self._images.inc(images, tags)
+        if cost["hit"]:
+            self._hits.inc(1, tags)
+        else:
+            self._service.observe(cost["service_s"], {"teacher": self._app})
+            self._queued.observe(cost["waited_s"], {"teacher": self._app})
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve every so often: the busy share since the last call, requests that wait, and the mean service time."""
+        now = time.monotonic()
+        span_s, self._asked_at = max(now - self._asked_at, 1e-6), now
+        busy_s, self._busy_s = self._busy_s, 0.0
+        waiting = self.encoder.waiting
+        self._length.set(waiting, {"teacher": self._app, "replica": serve.get_replica_context().replica_tag})
+        # a micro-batch that is longer than the span counts while it runs
+        busy = max(busy_s, min(self.encoder.busy_for_s(), span_s)) / span_s
+        return {"busy": min(1.0, busy), "waiting": float(waiting), "service_s": self._mean_s}
+
+    def check_health(self) -> None:
+        """Called by Serve every so often. A replica that hangs ends itself at once, so that its requests are asked elsewhere:
+        Serve would wait for them first."""
+        stuck_s = self.encoder.busy_for_s()
+        if stuck_s > self._settings.hang_s or not self.encoder.alive:
+            log.error("the teacher has worked for %.0f s on one micro-batch, longer than pool.hang_s; this replica ends", stuck_s)
+            os._exit(1)

@@ -1,0 +1,242 @@
+"""Bringing a pool up and down, and what may be asked about it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+from ray.serve.exceptions import RayServeException
+from ray.util import metrics
+
+from dra_ray import config
+from dra_ray.errors import PoolError
+from dra_ray.policy import DemandPolicy
+from dra_ray.pool import replica
+from dra_ray.pool.ledger import find_ledger, open_ledger
+from dra_ray.pool.metrics import METRICS
+from dra_ray.pool.replica import NAMESPACE, TeacherReplica
+from dra_ray.pool.router import LeastOutstanding
+from dra_ray.pool.rows import Rows
+from dra_ray.storage import Store
+from dra_ray.teachers import checkpoint
+
+DEPLOYMENT = "teacher"
+PREFIX = "teacher-"  # of the applications that are pools
+POLICY = {"min_replicas", "max_replicas", "target_utilisation", "look_back_period_s", "upscale_delay_s", "downscale_delay_s", "backlog_s"}
+
+
+def app_name(teacher: config.Teacher) -> str:
+    """The Serve application for this teacher: equal weights, layer, label use and micro-batch share one."""
+    assert teacher.uri
+    parts = [checkpoint.digest(Store(teacher.uri)), teacher.layer, teacher.label, teacher.micro_batch]
+    return PREFIX + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def up(teacher: config.Teacher, pool: config.Pool, change: bool = False) -> str:
+    """Start the pool if it is not there, wait until a replica answers, and return the application's name.
+
+    A pool that is there keeps the settings of whoever brought it up, unless they are to `change`. Raises `PoolError` when it
+    does not start.
+    """
+    assert teacher.uri
+    make = functools.partial(replica.load, teacher.uri, teacher.model_dump(), pool.threads_per_replica, pool.gpus_per_replica > 0)
+    app = app_name(teacher)
+    if change or app not in applications():
+        deploy(app, make, pool, teacher.model_dump(mode="json"))
+    return app
+
+
+def deploy(app: str, make: Callable[[], Rows], pool: config.Pool, facts: dict[str, Any]) -> None:
+    """Start, or change the settings of, a pool of whatever teacher `make` gives in a replica; `facts` describe it to people."""
+    autoscaling = AutoscalingConfig(
+        min_replicas=pool.min_replicas,
+        max_replicas=pool.max_replicas,
+        initial_replicas=pool.min_replicas,
+        look_back_period_s=pool.look_back_period_s,
+        metrics_interval_s=min(1.0, pool.look_back_period_s / 2),
+        upscale_delay_s=0.0,  # the policy has its own delays
+        downscale_delay_s=0.0,
+        policy=AutoscalingPolicy(policy_function=f"{DemandPolicy.__module__}:{DemandPolicy.__name__}", policy_kwargs=pool.model_dump(include=POLICY)),
+    )
+    place: dict[str, Any] = {"num_cpus": pool.cpus_per_replica, "num_gpus": pool.gpus_per_replica, "resources": pool.resources}
+    if pool.labels:
+        place["label_selector"] = pool.labels
+    deployment = serve.deployment(
+        name=DEPLOYMENT,
+        autoscaling_config=autoscaling,
+        request_router_config=RequestRouterConfig(request_router_class=f"{LeastOutstanding.__module__}:{LeastOutstanding.__name__}"),  # type: ignore[arg-type]
+        # requests wait in a replica, which shares them out fairly and sees equal ones, rather than before it
+        max_ongoing_requests=256,
+        # a replica on its way out finishes what it has accepted; what takes longer is asked again elsewhere, in time
+        graceful_shutdown_timeout_s=pool.timeout_s / 3,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=2,
+        health_check_timeout_s=10,  # three in a row, and a replica counts as dead
+        ray_actor_options=place,
+    )(TeacherReplica)
+    serve.start(proxy_location="Disabled")  # nothing speaks HTTP here
+    ledger = open_ledger(app, facts, pool.keep)
+    ledger.keep.remote(pool.keep)
+    try:
+        serve.run(deployment.bind(make, pool.model_dump()), name=app, route_prefix=None)
+    except RuntimeError as error:
+        ray.kill(ledger)
+        reason = str(error).splitlines()[0]
+        raise PoolError(f"the teacher pool did not start ({reason}); check teacher.uri='{facts.get('uri')}' and pool resources") from None
+
+
+def down(app: str) -> None:
+    """Stop the application and its actors."""
+    with contextlib.suppress(RayError, RayServeException):
+        serve.delete(app)
+    for actor in ("ledger", "window"):
+        with contextlib.suppress(ValueError):
+            ray.kill(ray.get_actor(f"{app}-{actor}", namespace=NAMESPACE))
+
+
+def applications() -> set[str]:
+    """Names of the pools (and other Serve applications) of this cluster."""
+    try:
+        return set(serve.status().applications)
+    except (RayServeException, RayError, RuntimeError):  # no Serve here yet
+        return set()
+
+
+def replicas(app: str) -> dict[str, int]:
+    """Number of replicas by state (RUNNING, STARTING, STOPPING, ...); raises `KeyError` while the pool is not up."""
+    states = serve.status().applications[app].deployments[DEPLOYMENT].replica_states
+    return {str(getattr(state, "value", state)): count for state, count in states.items()}
+
+
+def status(app: str) -> dict[str, Any]:
+    """What `dra pool status` shows of a pool: its teacher, replicas by state, totals and totals by trial."""
+    try:
+        found = ray.get(find_ledger(app).status.remote())
+    except ValueError:
+        found = {}
+    return {"pool": app, "replicas": replicas(app), **found}
+
+
+def row(found: dict[str, Any]) -> dict[str, Any]:
+    """A line of a table about a pool, from its `status`."""
+    states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(found["replicas"].items())) or "none"
+    shown = {key: found.get(key, 0) for key in ("drivers", "clients", "requests", "images", "hits", "retries")}
+    means = {
+        name: found.get(key, 0.0) / max(found.get("requests", 0.0), 1.0) for name, key in (("mean_service_s", "service_s"), ("mean_wait_s", "wait_s"))
+    }
+    return {"pool": found["pool"], "teacher": found.get("uri", "?"), "replicas": states, "kept": found.get("keep", False)} | shown | means
+
+
+@contextmanager
+def serving(teacher: config.Teacher, pool: config.Pool, log: Store | None = None) -> Iterator[str]:
+    """The pool for the length of a `with` block; gives the application's name.
+
+    A pool is there for every driver that names the same teacher; the last one takes it down, unless `pool.keep`. Its log
+    belongs to whoever brought it up: `log` receives pool.jsonl rows then.
+    """
+    found = app_name(teacher) in applications()
+    app = up(teacher, pool)
+    with held(app, None if found else log):
+        yield app
+
+
+@contextmanager
+def held(app: str, log: Store | None = None) -> Iterator[None]:
+    """A pool that is up, for as long as this driver needs it; the last driver to leave takes it down, unless it is kept."""
+    driver = uuid.uuid4().hex
+    try:
+        with Watch(app, log, driver):
+            yield
+    finally:
+        if _let_go(app, driver):
+            down(app)
+
+
+def _let_go(app: str, driver: str) -> bool:
+    try:
+        return bool(ray.get(find_ledger(app).release.remote(driver)))
+    except (ValueError, RayError):
+        return False  # it is down already
+
+
+class Watch:
+    """Says that this driver is there, and writes what the pool does to a `.jsonl` file: a row at every change and every few seconds."""
+
+    PERIOD_S, EVERY_S = 0.5, 2.0
+
+    def __init__(self, app: str, log: Store | None = None, driver: str | None = None) -> None:
+        self._app, self._log, self._driver = app, log, driver
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+        self._rows: list[dict[str, Any]] = log.read_jsonl() if log is not None and log.exists() else []
+        self._before = {key: self._rows[-1].get(key, 0) if self._rows else 0 for key in ("requests", "images", "hits", "retries")}
+        self._service: deque[tuple[float, float]] = deque(maxlen=64)
+        self._gauges = {
+            name: metrics.Gauge(f"dra_teacher_{name}", METRICS[f"dra_teacher_{name}"], tag_keys=("teacher",))
+            for name in ("replicas_running", "replicas_target", "demand", "clients")
+        }
+
+    def __enter__(self) -> Watch:
+        if self._driver:
+            ray.get(find_ledger(self._app).hold.remote(self._driver))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._log is not None:
+            with contextlib.suppress(RayError, RayServeException, KeyError, ValueError):
+                self._rows.append(self.sample())
+            self._log.write_jsonl(self._rows)
+
+    def sample(self) -> dict[str, Any]:
+        """One row: replicas, demand over the last seconds, and totals since the log began."""
+        counts = replicas(self._app)
+        totals = ray.get(find_ledger(self._app).totals.remote())
+        now = time.time()
+        self._service.append((now, totals["service_s"]))
+        first_at, first_s = next((row for row in self._service if now - row[0] <= 6.0), (now, totals["service_s"]))
+        demand = (totals["service_s"] - first_s) / (now - first_at) if now > first_at else 0.0
+        running = counts.get("RUNNING", 0)
+        row = {
+            "at": now,
+            "running": running,
+            "target": running + counts.get("STARTING", 0) + counts.get("PENDING_ALLOCATION", 0),
+            "demand": round(demand, 3),
+            "clients": int(totals["clients"]),
+            **{key: int(self._before[key] + totals[key]) for key in self._before},
+        }
+        for name, key in (("replicas_running", "running"), ("replicas_target", "target"), ("demand", "demand"), ("clients", "clients")):
+            self._gauges[name].set(row[key], {"teacher": self._app})
+        return row
+
+    def _loop(self) -> None:
+        while not self._stop.wait(self.PERIOD_S):
+            try:
+                if self._driver:
+                    find_ledger(self._app).hold.remote(self._driver)
+                if self._log is not None:
+                    self._write(self.sample())
+            except (RayError, RayServeException, KeyError, ValueError):
+                continue  # the pool is going up or down: the next sample tells
+
+    def _write(self, row: dict[str, Any]) -> None:
+        assert self._log is not None
+        last = self._rows[-1] if self._rows else None
+        if last is None or row["at"] - last["at"] >= self.EVERY_S or any(row[k] != last[k] for k in ("running", "target", "clients")):
+            self._rows.append(row)
+            self._log.write_jsonl(self._rows)

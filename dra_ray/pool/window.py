@@ -1,0 +1,125 @@
+"""Equal requests are asked once: answers of the last requests by content, and those under way to wait for. No Ray.
+
+Trials with the same data seed and noise level ask for the same features at about the same time. A request is known by a
+digest of all its bytes, so what is shared is right by construction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+
+
+def digest(*arrays: np.ndarray, seed: int) -> bytes:
+    """SHA-256 of a request's arrays, with shapes and types, and its seed."""
+    found = hashlib.sha256(str(seed).encode())
+    for array in arrays:
+        found.update(f"{array.dtype}{array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.digest()
+
+
+class Window:
+    """Features by digest, the last ones used up to `limit_bytes`. For one event loop; nothing here waits for a lock.
+
+    Attributes:
+        hits, asked: requests answered without work, and all.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._bytes = 0
+        self._there: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._coming: dict[bytes, asyncio.Task[np.ndarray]] = {}
+        self.hits = self.asked = 0
+
+    async def get(self, key: bytes, make: Callable[[], Awaitable[np.ndarray]]) -> tuple[np.ndarray, bool]:
+        """(features [B,D], whether they were there or under way). What `make` raises, all who wait for it get.
+
+        A caller that goes away does not take the work of the others with it.
+        """
+        self.asked += 1
+        if key in self._there:
+            self._there.move_to_end(key)
+            self.hits += 1
+            return self._there[key], True
+        task = self._coming.get(key)
+        hit = task is not None
+        self.hits += hit
+        if task is None:
+            task = self._coming[key] = asyncio.ensure_future(self._make(key, make))
+        return await asyncio.shield(task), hit
+
+    async def _make(self, key: bytes, make: Callable[[], Awaitable[np.ndarray]]) -> np.ndarray:
+        try:
+            features = await make()
+            self.keep(key, features)
+            return features
+        finally:
+            del self._coming[key]
+
+    def keep(self, key: bytes, features: np.ndarray) -> None:
+        if features.nbytes > self._limit_bytes or key in self._there:
+            return
+        self._there[key] = features
+        self._bytes += features.nbytes
+        while self._bytes > self._limit_bytes:
+            _, old = self._there.popitem(last=False)
+            self._bytes -= old.nbytes
+
+    def find(self, key: bytes) -> np.ndarray | None:
+        return self._there.get(key)
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes
+
+
+class Exchange:
+    """What the replicas of one pool tell each other: who is at work on which request, and the answers. For one event loop.
+
+    The first to claim a request makes it; others wait for it as long as they have patience, then make it themselves. So a
+    replica that dies delays those that wait, and changes nothing.
+    """
+
+    STALE_S = 60.0
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._window = Window(limit_bytes)
+        self._claims: OrderedDict[bytes, tuple[asyncio.Event, float]] = OrderedDict()
+
+    async def claim(self, key: bytes, patience_s: float) -> np.ndarray | None:
+        """Features [B,D] made by another, or None: make them yourself, and `give` them or `drop` the claim."""
+        while (found := self._window.find(key)) is None and key in self._claims:
+            mine, _ = self._claims[key]
+            try:
+                await asyncio.wait_for(mine.wait(), patience_s)
+            except TimeoutError:
+                if self._claims.get(key, (None,))[0] is mine:  # nobody else has lost patience before
+                    break
+        if found is None:
+            self._claim(key)
+        return found
+
+    def _claim(self, key: bytes) -> None:
+        now = time.monotonic()
+        while self._claims and (oldest := next(iter(self._claims.values())))[1] < now - self.STALE_S:
+            self._claims.popitem(last=False)
+            oldest[0].set()
+        if old := self._claims.pop(key, None):
+            old[0].set()
+        self._claims[key] = (asyncio.Event(), now)
+
+    def give(self, key: bytes, features: np.ndarray) -> None:
+        self._window.keep(key, features)
+        self.drop(key)
+
+    def drop(self, key: bytes) -> None:
+        """Whoever waits for it shall make it."""
+        if found := self._claims.pop(key, None):
+            found[0].set()

@@ -1,0 +1,164 @@
+"""The pool on clusters of several nodes, each in a process of its own: `python -m tests.cluster.pool_nodes lost|grown FOLDER`.
+
+`lost`: the node that holds the replicas is killed with requests in flight. `grown`: an autoscaling cluster of fake nodes gets a
+sweep. Both print one JSON line. Run by test_pool_nodes.py, since a second Ray in the tests' own process would meet theirs.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.cluster_utils import Cluster
+
+from dra_ray import cluster, config, pool, sweep
+from dra_ray.storage import Store
+from tests.cluster import teachers
+from tests.cluster.small import experiment
+from tests.cluster.teachers import Sums, expected, request
+
+ON_TEACHERS = {"resources": {"teacher": 1.0}, "cpus_per_replica": 0.0}
+QUICK = {"look_back_period_s": 2.0, "upscale_delay_s": 0.0, "downscale_delay_s": 3.0, "backlog_s": 1.0}
+
+
+def lost() -> dict[str, Any]:
+    """Two teacher nodes, both replicas on them; one node is killed with requests in flight."""
+    ray.cloudpickle.register_pickle_by_value(teachers)
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    workers = [nodes.add_node(num_cpus=1, resources={"teacher": 1}) for _ in range(2)]
+    ray.init(nodes.address, log_to_driver=False)
+    app, settings = f"{pool.PREFIX}lost", config.Pool(min_replicas=2, max_replicas=2, **ON_TEACHERS, **QUICK)
+    pool.deploy(app, functools.partial(Sums, 0.1), settings, {"uri": "lost"})
+    with pool.held(app):
+        assert cluster.wait_until(lambda: pool.replicas(app).get("RUNNING", 0) == 2, 60)
+        client = pool.PoolClient(app, settings.model_copy(update={"max_inflight": 8}))
+        calls = [client.submit(*request(number, 160)) for number in range(6)]
+        time.sleep(0.3)
+        nodes.remove_node(workers[0], allow_graceful=False)
+        calls += [client.submit(*request(number, 160)) for number in range(6, 8)]
+        wrong = [number for number, call in enumerate(calls) if not torch.equal(call.result(), expected(number, 160))]
+        return {"wrong": wrong, **client.totals, "left": pool.replicas(app)}
+
+
+# -- an autoscaling cluster whose nodes are processes of this machine -----------------------------------------------
+KINDS = {"teacher": {"CPU": 1, "teacher": 1}, "student": {"CPU": 1, "student": 1}}
+LISTS = (
+    "setup_commands initialization_commands cluster_synced_files head_setup_commands worker_setup_commands head_start_ray_commands "
+    "worker_start_ray_commands rsync_exclude rsync_filter"
+)
+
+
+def autoscaling(port: int, folder: Path) -> subprocess.Popen[bytes]:
+    """The head of such a cluster; it has the students' room, and may order nodes of both kinds. Ray's own class needs a file that its wheel lacks."""
+    provider = {
+        "type": "external",
+        "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+        "gcs_address": f"{ray.util.get_node_ip_address()}:{port}",
+        "launch_multiple": True,
+        "head_node_id": FAKE_HEAD_NODE_ID,
+    }
+    kinds = {name: {"resources": have, "node_config": {}, "min_workers": 0, "max_workers": 2} for name, have in KINDS.items()}
+    head = {"CPU": 4, "student": 4}
+    wanted = {
+        "cluster_name": "fake",
+        "max_workers": 4,
+        "provider": provider,
+        "available_node_types": kinds | {"head": {"resources": head, "node_config": {}, "max_workers": 0}},
+        "head_node_type": "head",
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 0.1,
+        "auth": {},
+        "docker": {},
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        **{name: [] for name in LISTS.split()},
+    }
+    (folder / "autoscaling.json").write_text(json.dumps(wanted))
+    options = {"port": port, "num-cpus": head["CPU"], "resources": json.dumps({"student": head["student"]}), "object-store-memory": 2**28}
+    options |= {"autoscaling-config": folder / "autoscaling.json", "include-dashboard": "true", "dashboard-host": "127.0.0.1", "dashboard-port": 0}
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())]
+    more = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1"}
+    more |= {"RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID}
+    with (folder / "head.log").open("w") as log:
+        return subprocess.Popen(command, env=os.environ | more, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def grown(root: Path) -> dict[str, Any]:
+    """A sweep whose pool wants teacher nodes: which nodes came, when, and when they were gone."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    head = autoscaling(port, root)
+    try:
+        assert cluster.wait_until(lambda: "Ray runtime started" in (root / "head.log").read_text(), 60), (root / "head.log").read_text()
+        os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
+        with cluster.connect():
+            return _sweep(root)
+    finally:
+        head.send_signal(signal.SIGTERM)
+        try:
+            head.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+
+
+def _sweep(root: Path) -> dict[str, Any]:
+    base = experiment(Store(str(root / "teacher")), resources__custom={"student": 1})
+    ours = {**ON_TEACHERS, **QUICK, "min_replicas": 0, "max_replicas": 2, "timeout_s": 300.0}
+    base = config.override(base, {f"pool.{name}": value for name, value in ours.items()})
+    wanted = config.Sweep(base=base, space={"align.weight": [0.5, 1.0]}, asha=config.Asha(grace_epochs=2, max_concurrent=2))
+    seen: list[tuple[float, dict[str, int]]] = []
+    stop = threading.Event()
+    watch = threading.Thread(target=_watch, args=(seen, stop))
+    watch.start()
+    begun = time.monotonic()
+    manifest = sweep.run(wanted, Store(str(root / "sweep")))
+    ended = time.monotonic()
+    gone = cluster.wait_until(lambda: not _nodes().get("teacher"), 60)
+    gone_s = time.monotonic() - ended
+    stop.set()
+    watch.join()
+    first = next((at - begun for at, nodes in seen if nodes.get("teacher")), None)
+    return {
+        "status": manifest["status"],
+        "kinds": sorted({kind for _, nodes in seen for kind in nodes}),
+        "most": max(nodes.get("teacher", 0) for _, nodes in seen),
+        "first_teacher_s": first,
+        "sweep_s": ended - begun,
+        "gone": gone,
+        "gone_s": gone_s,
+    }
+
+
+def _watch(seen: list[tuple[float, dict[str, int]]], stop: threading.Event) -> None:
+    while not stop.wait(0.5):
+        seen.append((time.monotonic(), _nodes()))
+
+
+def _nodes() -> dict[str, int]:
+    """Living nodes by kind, without the head."""
+    found: dict[str, int] = {}
+    for node in ray.nodes():
+        if node["Alive"] and "node:__internal_head__" not in node["Resources"]:
+            kind = "teacher" if "teacher" in node["Resources"] else "student"
+            found[kind] = found.get(kind, 0) + 1
+    return found
+
+
+if __name__ == "__main__":
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    for name_, value_ in cluster.ENVIRONMENT.items():
+        os.environ.setdefault(name_, value_)
+    print(json.dumps(lost() if sys.argv[1] == "lost" else grown(Path(sys.argv[2]))))
