@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -20,6 +21,8 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks: ratios measured in one run on this machine.")
 app.add_typer(bench_app, name="bench")
+pool_app = typer.Typer(no_args_is_help=True, help="Teacher pools of the cluster that RAY_ADDRESS names.")
+app.add_typer(pool_app, name="pool")
 teacher_app = typer.Typer(no_args_is_help=True, help="Diffusion teachers.")
 app.add_typer(teacher_app, name="teacher")
 
@@ -34,6 +37,10 @@ ConfigArgument = Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A re
 TeacherArgument = Annotated[str, typer.Argument(metavar="TEACHER", help="Folder of a teacher: a path, any URI, or package:NAME.")]
 DataSet = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field of the data, such as name=cifar10 or uri=...; may be repeated.")
+]
+EvaluationSet = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="name=cifar10 or uri=... of the data, evaluation.batch=64, resources.gpus_per_worker=1, ..."),
 ]
 Number = TypeVar("Number", int, float)
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run: a path or any URI.")]
@@ -117,19 +124,79 @@ def sweep(file: ConfigArgument, set_: Set = None, storage_uri: Storage = "runs",
 
 
 @app.command()
-def evaluate(run: RunArgument, workers: Workers = None, json: Json = None) -> None:
-    """Clean, PGD and standard AutoAttack accuracy of a training run on the test images."""
+def evaluate(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="WHAT", help="A run's folder, a checkpoint, timm/NAME, module:function (gives a torch module), or robustbench:URI."),
+    ],
+    set_: EvaluationSet = None,
+    eps_255: Annotated[float | None, typer.Option(min=0, help="Radius, in pixel steps of 1/255; 127.5 is an l2 radius of 0.5.")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf or l2.")] = None,
+    version: Annotated[str | None, typer.Option(help="Of AutoAttack: standard, plus, or rand for randomised models.")] = None,
+    level: Annotated[
+        str | None, typer.Option(help="reference: AutoAttack to the bit; fast: the same maths rounded otherwise; screen: an upper bound.")
+    ] = None,
+    streams: Annotated[str | None, typer.Option(help="Random numbers per batch, as AutoAttack draws them, or per sample.")] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="URI", help="Folder of the results; needed unless WHAT is a run.")] = None,
+    weights: Annotated[str | None, typer.Option(metavar="URI", help="Of timm/NAME.")] = None,
+    images: Annotated[
+        str | None, typer.Option(metavar="FILE", help="An .npz with image (uint8 NHWC, or float NCHW in [0,1]) and label, instead of a data set.")
+    ] = None,
+    architecture: Annotated[str | None, typer.Option(metavar="NAME", help="Of robustbench:URI, as model.name.")] = None,
+    robustbench: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A YAML file with title, authors, year, venue and link: also write RobustBench's entry.")
+    ] = None,
+    workers: Workers = None,
+    json: Json = None,
+) -> None:
+    """Clean, PGD and AutoAttack accuracy of a training run, or of any classifier, on test images.
+
+    What is not a run's is given: data (--set name=cifar10 --set uri=URI, or --images), radius and norm. Start it again to go on.
+    """
     with terminal.Bars() as bars:
+        from dra_ray import subjects
+
+        changes = config.parse_settings(set_ or [])
+        options = subjects.Options(changes, eps_255, norm, version, level, streams, Store(to) if to else None, weights, images, architecture)
+        subject = subjects.read(what, options)
+        if robustbench:
+            from dra_ray.report import robustbench as board
+
+            facts = board.facts(Store(robustbench), subject.experiment)
+
         from dra_ray import cluster
         from dra_ray import evaluate as job
-        from dra_ray.models import checkpoint
 
-        checkpoint.load(Store(run))
         with cluster.connect():
-            result = job.evaluate(Store(run), workers, terminal.evaluate_rows(bars, 1))
-    terminal.table(job.table(result), f"{run}: {result['images']} test images, eps {result['threat']['eps_255']:g}/255", json)
+            result = job.evaluate(subject, workers, terminal.evaluate_rows(bars, 1))
+    threat = result["threat"]
+    terminal.table(job.table(result), f"{what}: {result['images']} test images, {threat['norm']} eps {threat['eps_255']:g}/255", json)
+    terminal.err.print(f"results in '{subject.folder}'")
     for flag in result["flags"]:
         terminal.err.print(f"note: {flag}")
+    if robustbench:
+        entry, text = board.write(result, facts, subject.folder / "robustbench")
+        terminal.out.print(text)
+        terminal.out.print(str(entry))
+
+
+@app.command()
+def compare(
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="Folder of an evaluated run, such as the baseline.")],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="Folder of another, evaluated alike.")],
+    what: Annotated[str, typer.Option(help="What the sentence is about: autoattack, pgd or clean.")] = "autoattack",
+    json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Also write the comparison to this file, as JSON.")] = None,
+) -> None:
+    """Compare two evaluated runs image by image: is their difference more than noise?"""
+    from dra_ray.analysis import paired
+
+    found = paired.compare_runs(Store(run_a), Store(run_b), what)
+    terminal.table(paired.table(found), f"A: {run_a}, B: {run_b}, the same {found['images']} test images")
+    terminal.out.print(found["sentence"])
+    for note in found["notes"]:
+        terminal.err.print(f"note: {note}")
+    if json:
+        Store(json).write_json(found)
 
 
 @app.command()
@@ -281,6 +348,53 @@ def teacher_massive(
     terminal.table([{"channel": channel} for channel in channels], f"massive channels of {teacher}", json)
 
 
+@pool_app.command("status")
+def pool_status(json: Json = None) -> None:
+    """The pools that are up: replicas, requests, hits, retries, by teacher and by trial."""
+    from dra_ray import cluster, pool
+
+    with cluster.connect_to_running():
+        found = [pool.status(app) for app in sorted(pool.applications()) if app.startswith(pool.PREFIX)]
+    if json:
+        Store(json).write_json(found)
+    terminal.table([pool.row(status) for status in found], "teacher pools", None)
+    for status in found:
+        terminal.table([{"trial": trial or "-", **totals} for trial, totals in status.get("trials", {}).items()], status["pool"], None)
+
+
+@pool_app.command("up")
+def pool_up(recipe: ConfigArgument, set_: Set = None, json: Json = None) -> None:
+    """Bring up the pool that a training run or sweep would use, or change its size; it stays until `dra pool down`."""
+    settings: Any = config.load(recipe, None, set_)
+    experiment = getattr(settings, "base", settings)
+    if not isinstance(experiment, config.Experiment):
+        raise ConfigError(f"{recipe}: is of kind '{settings.kind}'; a pool belongs to a training run or a sweep")
+    experiment = experiment.with_sources()
+    if not experiment.teacher.uri:
+        raise ConfigError("teacher.uri is not set; pass --set teacher.uri=URI (see `dra teacher list`)")
+    from dra_ray import cluster, pool
+
+    with cluster.connect_to_running():
+        app = pool.up(experiment.teacher, experiment.pool.model_copy(update={"keep": True}), change=True)
+        terminal.table([pool.row(pool.status(app))], "teacher pool", json)
+
+
+@pool_app.command("down")
+def pool_down(
+    name: Annotated[str | None, typer.Argument(metavar="POOL", help="As `dra pool status` names it; default: all.")] = None,
+) -> None:
+    """Take pools down. Runs that use one wait for it until pool.timeout_s and can be resumed."""
+    from dra_ray import cluster, pool
+
+    with cluster.connect_to_running():
+        found = sorted(app for app in pool.applications() if app.startswith(pool.PREFIX))
+        if name is not None and name not in found:
+            raise ConfigError(f"there is no pool '{name}'; {'there are ' + ', '.join(found) if found else 'none is up'}")
+        for app in [name] if name else found:
+            pool.down(app)
+            terminal.err.print(f"'{app}' is down")
+
+
 @bench_app.command("policy")
 def bench_policy(
     sweeps_at_h: Annotated[str, typer.Option(help="Hours of the day at which a sweep arrives.")] = "9,11,14,16",
@@ -329,9 +443,63 @@ def bench_step(
         Store(json).write_json(figures)
 
 
+@bench_app.command("evaluate")
+def bench_evaluate(
+    run: RunArgument,
+    images: Annotated[int, typer.Option(min=2, help="The first so many test images of the run.")] = 256,
+    batch: Annotated[int, typer.Option(min=2)] = 64,
+    eps_255: Annotated[float | None, typer.Option("--eps-255", help="Radius in pixel steps of 1/255; default: the run's.")] = None,
+    effort: Annotated[float, typer.Option(min=0.001, max=1.0, help="Scales all steps and queries; below 1 it is no standard AutoAttack.")] = 1.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: the machine's cores.")] = None,
+    driver: Annotated[bool, typer.Option("--driver/--no-driver", help="Also measure how busy the driver keeps 1, 2 and 4 waiting workers.")] = True,
+    device: str = "cpu",
+    json: Json = None,
+) -> None:
+    """Seconds of AutoAttack: the package pyautoattack against the levels reference, fast and screen, on a trained run."""
+    from dra_ray.bench import evaluate as job
+
+    rows, figures = job.compare(Store(run), images, batch, eps_255, effort, threads or os.cpu_count() or 1, device)
+    terminal.table(rows, f"AutoAttack on {images} images of {run}, batch {batch}, on {figures['device']}", None)
+    same = "the package's to the bit" if figures["reference_bit_identical"] else "NOT the package's to the bit"
+    terminal.out.print(
+        f"images of level reference: {same}; verdicts of level fast that differ: {figures['fast_verdicts_differ']}; "
+        f"screen overrates by {100 * figures['screen_accuracy_gap']:.2f} points; {100 * figures['survivors_share']:.1f} % survive"
+    )
+    if driver:
+        from dra_ray import cluster
+        from dra_ray.bench import driver as queue
+
+        with tempfile.TemporaryDirectory() as folder, cluster.connect(num_cpus=4):
+            figures["driver"] = queue.efficiency(Store(folder))
+        terminal.table(figures["driver"], "an evaluation whose batches only wait", None)
+    if json:
+        Store(json).write_json(figures)
+
+
+@bench_app.command("pool")
+def bench_pool(
+    rounds: Annotated[int, typer.Option(min=1, help="Multiplies the number of requests.")] = 1,
+    student: Annotated[str, typer.Option(help="Of the training step, as model.name.")] = "wrn-16-4",
+    batch: Annotated[int, typer.Option(min=2, help="Of the training step.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, help="Timed pairs of steps, with and without alignment.")] = 5,
+    json: Json = None,
+) -> None:
+    """The same requests through a teacher in process, plain Ray actors and the pool; the overhead of a step; scale-up; sharing."""
+    with terminal.Bars() as bars:
+        from dra_ray import cluster
+        from dra_ray.bench import pool as job
+
+        with cluster.connect():
+            rows, figures = job.compare(rounds, student, batch, steps, bars.say)
+    terminal.table(rows, "requests of 3x32x32 images", None)
+    terminal.table([{key: value for key, value in figures.items() if key != "rows"}], "the pool", None)
+    if json:
+        Store(json).write_json(figures)
+
+
 @app.command()
 def report(run: RunArgument, json: Json = None) -> None:
-    """Write report.html and summary.json of a quickstart, sweep or training run, and print its table of trials."""
+    """Write report.html and summary.json of a run or of an evaluation alone, and print its table of trials or scores."""
     from dra_ray import report as job
 
     written = job.write(Store(run))

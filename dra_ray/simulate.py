@@ -9,20 +9,16 @@ from __future__ import annotations
 import copy
 import heapq
 import itertools
-import json
 import math
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any, Protocol
-
-from plotly.offline import get_plotlyjs
 
 from dra_ray.errors import ConfigError
 from dra_ray.policy import DemandPolicy, Observation
-from dra_ray.report import plots
+from dra_ray.report import html, plots
 from dra_ray.storage import Store
 
 
@@ -563,25 +559,12 @@ def write(page: Store, workload: Workload, outcomes: Sequence[Outcome]) -> None:
     """One self-contained HTML file: the workload, the table, the figures."""
     rows = [outcome.row for outcome in outcomes]
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(row.get(column, '')))}</td>" for column in columns) + "</tr>" for row in rows)
-    figures = "".join(
-        f"<h2>{escape(title)}</h2><div class=plot></div><script type='application/json'>{json.dumps(figure).replace('<', chr(92) + 'u003c')}</script>"
-        for title, figure in plot(outcomes).items()
-    )
     settings = ", ".join(f"{name} = {value}" for name, value in vars(workload).items())
-    page.write_text(_PAGE.format(head=head, body=body, figures=figures, settings=escape(settings), plotly=get_plotlyjs()))
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Scaling policies of the teacher pool</title>
-<style>body{{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:1120px;padding:0 24px}} td,th{{padding:2px 8px;text-align:right}}
-td:first-child,th:first-child{{text-align:left}} .plot{{height:420px}} .scroll{{overflow-x:auto}}</style></head>
-<body><h1>Scaling policies of the teacher pool, simulated</h1><p>{settings}</p>
-<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{figures}
-<script>{plotly}</script>
-<script>for (const box of document.querySelectorAll(".plot")) {{
-  const figure = JSON.parse(box.nextElementSibling.textContent);
-  Plotly.newPlot(box, figure.data, figure.layout, {{responsive: true}});
-}}</script></body></html>
-"""
+    sections = [
+        html.section(
+            "policies", "Every policy", settings, html.table(columns, [[row.get(column) for column in columns] for row in rows], sortable=True)
+        ),
+        html.section("figures", "In pictures", "", *(html.plot(figure, title) for title, figure in plot(outcomes).items())),
+    ]
+    headline = "What each policy would cost, and how long training would wait for its teacher."
+    page.write_text(html.page("Scaling policies of the teacher pool, simulated", "Simulation", headline, sections))

@@ -19,8 +19,9 @@ from dra_ray.storage import Store
 err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 out = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
-# share of an evaluation's time, for the bar only; counted in forward passes of a robust model
-_ATTACK_SHARE = {"clean": 0.01, "apgd-ce": 0.02, "apgd-t": 0.19, "fab-t": 0.28, "square": 0.50}
+# what the stages of an evaluation take, for the bar only; counted in forward passes of a robust model
+_STAGE_PASSES = {"clean": 75, "apgd-ce": 200, "apgd-dlr": 200, "apgd-t": 1800, "fab": 1500, "fab-t": 2700, "square": 5000}
+_OTHER_PASSES = 100  # further radii, corruptions
 
 
 class Bars:
@@ -114,11 +115,14 @@ def sweep_rows(bars: Bars, settings: config.Sweep) -> Callable[[Row], None]:
 
 
 def evaluate_rows(bars: Bars, runs: int) -> Callable[[Row], None]:
-    shares: dict[tuple[str, str], float] = {}
+    shares: dict[str, dict[str, float]] = {}
 
     def show(row: Row) -> None:
-        shares[row["run"], row["attack"]] = row["done"] / row["of"] * _ATTACK_SHARE[row["attack"]]
-        bars.show("autoattack", sum(shares.values()) / runs, f"AutoAttack: {row['attack']} on {row['run']}")
+        passes = {stage: _STAGE_PASSES.get(stage, _OTHER_PASSES) for stage in row["stages"]}
+        done = shares.setdefault(row["run"], {})
+        done[row["attack"]] = row["done"] / row["of"] * passes.get(row["attack"], _OTHER_PASSES) / sum(passes.values())
+        total = sum(sum(parts.values()) for parts in shares.values()) / runs
+        bars.show("autoattack", total, f"AutoAttack: {row['attack']} on {row['run']}")
 
     return show
 

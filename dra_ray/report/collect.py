@@ -24,7 +24,10 @@ PARTS: dict[str, dict[str, str]] = {
     "teacher": {"teacher": ""},
     "synthetic": {"synthetic": ""},
 }
+EVALUATION = "evaluation"  # the kind of a folder without a training run, and the folder's name within one
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")  # the order in which standard AutoAttack runs them
+ORDERS = {"standard": ATTACKS, "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"), "rand": ("apgd-ce", "apgd-dlr")}
+RESULT = "autoattack.json"  # what an evaluation writes last
 DECISIONS = {"stop": "stopped", "done": "done", "continue": "running"}
 
 
@@ -34,13 +37,12 @@ def collect(run: Store) -> dict[str, Any]:
     Always there: `name`, `kind`, `status`, `created`, `elapsed_s`, `stages` [{"name", "seconds"}], `config`, `versions`, `hardware`,
     `missing` (sentences on what an unfinished run lacks), `files` {what: URI}, `headline`, and `sources`: dotted name of a number
     -> names of the files below the run that it was read or computed from. By kind of run: `teacher`, `synthetic`,
-    `sweep` (list of trials), `asha`, `pool`, `train`, `finals` and `paired`.
-    Raises `DataError` when the folder is not a run or one of its files is damaged.
+    `sweep` (list of trials), `asha`, `pool`, `train`, `finals` and `paired`. A folder that holds an evaluation and no training run is of
+    kind "evaluation". Raises `DataError` when the folder is neither or one of its files is damaged.
     """
     facts = _Facts(run)
     manifest = _manifest(run)
     kind = manifest["kind"]
-    parts = PARTS[kind]
     facts.values |= {
         "kind": kind,
         "name": manifest.get("name", run.name),
@@ -53,24 +55,29 @@ def collect(run: Store) -> dict[str, Any]:
         "stages": manifest.get("stages", []),
         "elapsed_s": _elapsed(manifest),
     }
-    facts.cite("stages", "manifest.json")
+    if facts.values["stages"] or kind != EVALUATION:
+        facts.cite("stages", "manifest.json")
     if facts.values["elapsed_s"] is not None:
         facts.cite("elapsed_s", "manifest.json")
     if facts.values["status"] != "done":
         facts.missing.append(f"the run is not finished: its status is '{facts.values['status']}'")
     readers = {"teacher": _teacher, "synthetic": _synthetic, "sweep": _sweep, "train": _train}
-    for part, folder in parts.items():
+    if kind == EVALUATION:
+        _evaluation(facts)
+    for part, folder in PARTS.get(kind, {}).items():
         if facts.needs(_path(folder, "manifest.json"), part):
             readers[part](facts, folder)
     return facts.finish()
 
 
 def rows(run: Store) -> list[dict[str, Any]]:
-    """The trial table for a terminal: one flat row per trial (one for a single training run), accuracies in percent."""
+    """The trial table for a terminal: one flat row per trial (one for a single training run or evaluation), accuracies in percent."""
     summary = collect(run)
     trials = summary.get("sweep", [])
     if "train" in summary:
         trials = [{"trial": summary["name"], "fields": {}} | summary["train"]]
+    if summary["kind"] == EVALUATION:
+        return [_evaluation_row(summary["finals"]["run"])]
     finals = {final["trial"]: role for role, final in summary.get("finals", {}).items()}
     table = []
     for trial in trials:
@@ -89,6 +96,12 @@ def rows(run: Store) -> list[dict[str, Any]]:
             }
         )
     return table
+
+
+def _evaluation_row(final: Mapping[str, Any]) -> dict[str, Any]:
+    after = {f"after {attack} %": percent(accuracy) for attack, accuracy in final["after_attack"].items()}
+    scores = {"images": final["images"], "clean %": percent(final["clean_accuracy"]), "PGD %": percent(final.get("pgd_accuracy"))}
+    return {"run": final["trial"]} | scores | after | {"AutoAttack %": percent(final["autoattack_accuracy"])}
 
 
 def percent(accuracy: float | None) -> float | None:
@@ -141,14 +154,21 @@ def read_metrics(folder: Store) -> list[dict[str, Any]]:
 
 
 def _manifest(run: Store) -> dict[str, Any]:
-    remedy = "pass a folder written by `dra quickstart`, `dra sweep` or `dra train`"
+    remedy = "pass a folder written by `dra quickstart`, `dra sweep`, `dra train` or `dra evaluate`"
     file = run / "manifest.json"
-    if not file.exists():
+    manifest = _read_object(file) if file.exists() else {}
+    if manifest.get("kind") in PARTS:
+        return manifest
+    if _evaluated(run) is not None:
+        return {"status": "done"} | manifest | {"kind": EVALUATION}
+    if not manifest:
         raise DataError(f"'{run}' is not a run: it has no manifest.json; {remedy}")
-    manifest = _read_object(file)
-    if manifest.get("kind") not in PARTS:
-        raise DataError(f"'{file}' is of kind {manifest.get('kind')!r}, which no report knows; {remedy}")
-    return manifest
+    raise DataError(f"'{file}' is of kind {manifest.get('kind')!r}, which no report knows; {remedy}")
+
+
+def _evaluated(run: Store) -> str | None:
+    """Where an evaluation lies below a folder: in its own folder, or right here."""
+    return next((folder for folder in (EVALUATION, "") if (run / _path(folder, RESULT)).exists()), None)
 
 
 def _read_object(file: Store) -> dict[str, Any]:
@@ -214,7 +234,7 @@ class _Facts:
         return name
 
     def finish(self) -> dict[str, Any]:
-        self.files |= {"this run's manifest": (self.run / "manifest.json").uri}
+        self.link("this run's manifest", "manifest.json")
         self.values |= {"missing": self.missing, "files": self.files, "sources": self.sources}
         self.values["headline"] = headline(self.values)
         return self.values
@@ -328,25 +348,75 @@ def _train(facts: _Facts, folder: str) -> None:
 
 
 def _final(facts: _Facts, role: str, trial: str, fields: Mapping[str, Any], folder: str) -> None:
-    """A finalist's test scores, as written by the evaluation."""
-    facts.values.setdefault("finals", {})
-    name = _path(folder, "evaluation/autoattack.json")
-    entry = {"run": folder, "trial": trial, "fields": dict(fields)}
-    facts.values["finals"][role] = entry
+    """A finalist's files and, as written by the evaluation, its test scores."""
+    evaluation = _path(folder, EVALUATION)
+    entry = {"run": folder, "trial": trial, "fields": dict(fields), "evaluation": evaluation}
+    facts.values.setdefault("finals", {})[role] = entry
     facts.link(f"{LABELS[role]}: run", folder)
     facts.link(f"{LABELS[role]}: weights", _path(folder, "model.safetensors"))
     facts.link(f"{LABELS[role]}: checkpoints", _path(folder, "checkpoints"))
-    if not facts.needs(name, f"AutoAttack of {trial}"):
-        return
+    if facts.needs(_path(evaluation, RESULT), f"AutoAttack of {trial}"):
+        _scores(facts, role, evaluation)
+    _others(facts, role, evaluation)
+
+
+def _evaluation(facts: _Facts) -> None:
+    """An evaluation alone: its versions and machine are those of the page."""
+    folder, name = _evaluated(facts.run) or "", facts.values["name"]
+    facts.values["finals"] = {"run": {"run": "", "trial": name, "fields": {}, "evaluation": folder}}
+    _scores(facts, "run", folder)
+    final = facts.values["finals"]["run"]
+    facts.values["versions"] = facts.values["versions"] or final.get("versions", {})
+    if facts.values["elapsed_s"] is None and "elapsed_s" in final:
+        facts.values["elapsed_s"] = final["elapsed_s"]
+        facts.cite("elapsed_s", _path(folder, RESULT))
+
+
+NEEDED = ("images", "clean_accuracy", "autoattack_accuracy", "interval", "after_attack")
+# Of later versions of the evaluation, or measured only where the config asks for it.
+KEPT: tuple[str, ...] = ("pgd_accuracy", "pgd_steps", "pgd_restarts", "eot", "elapsed_s", "seed", "batch", "batch_asked", "attack_s")
+KEPT += ("resumed_batches", "curve", "corruptions", "version", "level", "streams", "effort", "numerics", "versions", "subject", "tasks")
+
+
+def _scores(facts: _Facts, role: str, folder: str) -> None:
+    """What an evaluation in `folder` found, cost, and depends on, each number with its file."""
+    name, entry = _path(folder, RESULT), facts.values["finals"][role]
     found = _read_object(facts.at(name))
-    absent = [key for key in ("images", "clean_accuracy", "autoattack_accuracy", "interval", "after_attack") if key not in found]
+    absent = [key for key in NEEDED if key not in found]
     if absent:
         raise DataError(f"'{facts.at(name)}' has no '{absent[0]}'; run the evaluation again")
-    keys = ("images", "clean_accuracy", "pgd_accuracy", "pgd_steps", "autoattack_accuracy", "interval", "after_attack", "elapsed_s", "seed", "batch")
-    facts.put(f"finals.{role}", {key: found[key] for key in keys if key in found}, name)
+    facts.put(f"finals.{role}", {key: found[key] for key in (*NEEDED, *KEPT) if found.get(key) is not None}, name)
+    entry["after_attack"] = _in_order(found["after_attack"], found.get("version", "standard"))
     entry["flags"] = list(found.get("flags", []))
     entry["threat"] = found.get("threat", {})
-    facts.link(f"{LABELS[role]}: AutoAttack verdicts", name)
+    chunks = _path(folder, "chunks")
+    if "tasks" not in entry and (tasks := _tasks(facts.at(chunks))):
+        facts.put(f"finals.{role}.tasks", tasks, chunks)
+    for what, file in (("AutoAttack verdicts", RESULT), ("verdict per image", "per_sample.npz"), ("adversarial images", "adversarial.npz")):
+        facts.link(f"{LABELS[role]}: {what}", _path(folder, file))
+
+
+def _others(facts: _Facts, role: str, folder: str) -> None:
+    """Evaluations of the same run with other settings, each in a folder of its own below the first."""
+    names = {other: _path(folder, f"{other}/{RESULT}") for other in facts.at(folder).names()}
+    names = {other: name for other, name in names.items() if facts.at(name).exists()}
+    if names:
+        keys = ("images", "clean_accuracy", "pgd_accuracy", "autoattack_accuracy", "interval")
+        found = {other: _read_object(facts.at(name)) for other, name in names.items()}
+        facts.values["finals"][role]["others"] = [{"name": other} | {key: found[other].get(key) for key in keys} for other in found]
+        facts.cite(f"finals.{role}.others", *names.values())
+
+
+def _in_order(after_attack: Mapping[str, float], version: str) -> dict[str, float]:
+    """The attacks as they ran: files hold them by name."""
+    order = [*ORDERS.get(version, ATTACKS), *sorted(after_attack)]
+    return {attack: after_attack[attack] for attack in dict.fromkeys(order) if attack in after_attack}
+
+
+def _tasks(chunks: Store) -> dict[str, int]:
+    """Batches, each a task, of every stage of an evaluation: the files `<stage>-<number>.npz`."""
+    stages = [name.rsplit("-", 1)[0] for name in chunks.names() if name.endswith(".npz")]
+    return {stage: stages.count(stage) for stage in dict.fromkeys(stages)}
 
 
 LABELS = {"dra": "DRA", "baseline": "Baseline", "run": "This run"}
@@ -403,6 +473,8 @@ def _what_ran(summary: Mapping[str, Any]) -> str:
         return f"A diffusion teacher was trained on {_count(summary['teacher']['images_seen'])} images."
     if "synthetic" in summary:
         return f"{_count(summary['synthetic']['images'])} synthetic images were made."
+    if "finals" in summary:
+        return f"One classifier was attacked on {_count(summary['finals']['run']['images'])} test images."
     return "Nothing has been run yet."
 
 

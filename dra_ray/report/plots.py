@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dra_ray.analysis import intervals
-from dra_ray.report.collect import ATTACKS, LABELS, percent
+from dra_ray.report.collect import LABELS, percent
 
 Figure = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]
@@ -32,7 +32,7 @@ AXES = {
     "align.sigma": "σ, noise at which the teacher looks (align.sigma)",
     "synthetic.images": "synthetic images used (synthetic.images)",
 }
-ATTACK_LABELS = {"clean": "no attack", "apgd-ce": "APGD-CE", "apgd-t": "+ APGD-T", "fab-t": "+ FAB-T", "square": "+ Square"}
+ATTACK_LABELS = {"clean": "no attack", "fab": "FAB", "square": "Square"}  # others in capitals
 
 
 def swept(summary: Mapping[str, Any]) -> list[str]:
@@ -96,7 +96,7 @@ def rungs(summary: Mapping[str, Any], history: Rows) -> Figure | None:
         named.add(label)
     if not traces:
         return None
-    layout = _layout(_epochs(traces), {"title": "robust accuracy (%)"})
+    layout = frame(_epochs(traces), {"title": "robust accuracy (%)"})
     levels = summary.get("asha", {}).get("rungs", [])
     layout["shapes"] = [_line_at(epoch) for epoch in levels]
     layout["annotations"] = [
@@ -124,7 +124,7 @@ def pool(history: Rows) -> Figure | None:
         for key, label, line, more in series
         if any(row.get(key) is not None for row in history)
     ]
-    layout = _layout(
+    layout = frame(
         {"title": f"time since the pool started ({name})"}, {"title": "replicas", "range": [0, 1.1 * highest], "dtick": max(1, round(highest / 6))}
     )
     return {"data": traces, "layout": layout | {"hovermode": "x unified"}}
@@ -136,7 +136,7 @@ def training(curves: Mapping[str, Rows]) -> Figure | None:
     for role, rows in curves.items():
         for key, dash, what in (("robust_accuracy", "solid", "robust"), ("clean_accuracy", "dash", "clean")):
             traces += _curve(rows, key, f"{LABELS[role]}, {what}", {"color": COLOURS[role], "dash": dash, "width": 2}, scale=100)
-    return {"data": traces, "layout": _layout(_epochs(traces), {"title": "accuracy (%)"})} if traces else None
+    return {"data": traces, "layout": frame(_epochs(traces), {"title": "accuracy (%)"})} if traces else None
 
 
 def losses(curves: Mapping[str, Rows]) -> Figure | None:
@@ -147,7 +147,7 @@ def losses(curves: Mapping[str, Rows]) -> Figure | None:
         for key, dash, what in terms:
             if any(row.get(key) for row in rows):  # the baseline has no alignment term
                 traces += _curve(rows, key, f"{LABELS[role]}, {what}", {"color": COLOURS[role], "dash": dash, "width": 2})
-    return {"data": traces, "layout": _layout(_epochs(traces), {"title": "loss (no unit)"})} if traces else None
+    return {"data": traces, "layout": frame(_epochs(traces), {"title": "loss (no unit)"})} if traces else None
 
 
 def attacks(finals: Mapping[str, Mapping[str, Any]]) -> Figure | None:
@@ -156,37 +156,77 @@ def attacks(finals: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     for role, final in finals.items():
         if "after_attack" not in final:
             continue
-        scores = {"clean": final["clean_accuracy"]} | {attack: final["after_attack"][attack] for attack in ATTACKS if attack in final["after_attack"]}
-        edges = [intervals.wilson(round(score * final["images"]), final["images"]) for score in scores.values()]
+        scores = {"clean": final["clean_accuracy"]} | final["after_attack"]
         traces.append(
             {
                 "type": "bar",
                 "name": LABELS[role],
-                "x": [ATTACK_LABELS[attack] for attack in scores],
+                "x": [f"{'+ ' * (place > 1)}{ATTACK_LABELS.get(attack, attack.upper())}" for place, attack in enumerate(scores)],
                 "y": [percent(score) for score in scores.values()],
                 "marker": {"color": COLOURS[role], "pattern": HATCH if role == "baseline" else {}},
-                "error_y": {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [round(100 * (high - score), 2) for (_, high), score in zip(edges, scores.values(), strict=True)],
-                    "arrayminus": [round(100 * (score - low), 2) for (low, _), score in zip(edges, scores.values(), strict=True)],
-                    "thickness": 1.4,
-                },
+                "error_y": _whiskers(list(scores.values()), [_wilson(score, final["images"]) for score in scores.values()]),
                 "hovertemplate": f"{LABELS[role]}, %{{x}}: %{{y:.1f}} %<extra></extra>",
             }
         )
-    layout = _layout({"title": "attacks so far"}, {"title": "test images still right (%)", "range": [0, 100]})
+    layout = frame({"title": "attacks so far"}, {"title": "test images still right (%)", "range": [0, 100]})
     return {"data": traces, "layout": layout | {"barmode": "group", "bargap": 0.3}} if traces else None
 
 
+def curve(finals: Mapping[str, Mapping[str, Any]]) -> Figure | None:
+    """Test accuracy under PGD over the radius, and AutoAttack's at its own, with 95 % intervals."""
+    traces = []
+    for role, final in finals.items():
+        rows = sorted(final.get("curve") or [], key=lambda row: row["eps_255"])
+        if not rows:
+            continue
+        scores = [row["accuracy"] for row in rows]
+        edges = [row.get("interval") or _wilson(row["accuracy"], final["images"]) for row in rows]
+        traces.append(_points(f"{LABELS[role]}, PGD", [row["eps_255"] for row in rows], scores, edges, COLOURS[role]) | {"mode": "lines+markers"})
+        if "eps_255" in final["threat"]:
+            name, radius = f"{LABELS[role]}, AutoAttack", final["threat"]["eps_255"]
+            traces.append(_points(name, [radius], [final["autoattack_accuracy"]], [final["interval"]], COLOURS[role], "diamond-open", 12))
+    radius = {"title": "radius ε of the attack (1/255 of full brightness)", "rangemode": "tozero"}
+    return {"data": traces, "layout": frame(radius, {"title": "test images still right (%)", "range": [0, 100]})} if traces else None
+
+
 # -- shared pieces -------------------------------------------------------------------------------------------------
-def _layout(x: Figure, y: Figure) -> Figure:
+def frame(x: Figure, y: Figure) -> Figure:
+    """The layout of a figure: both axes with their titles ({"title": text, ...}), room for them, and the legend below."""
+
     def axis(settings: Figure) -> Figure:
         return settings | {"title": {"text": settings["title"], "standoff": 12}, "automargin": True, "zeroline": False}
 
     # The legend hangs below the axis title, from the bottom of the picture, so it can cover neither.
     legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"}
     return {"xaxis": axis(x), "yaxis": axis(y), "legend": legend, "margin": {"l": 60, "r": 16, "t": 34, "b": 60}}
+
+
+def _points(name: str, x: list[float], scores: list[float], edges: list[Any], colour: str, symbol: str = "circle", size: int = 8) -> Figure:
+    return {
+        "x": x,
+        "y": [percent(score) for score in scores],
+        "mode": "markers",
+        "name": name,
+        "line": {"color": colour, "width": 2},
+        "marker": {"color": colour, "symbol": symbol, "size": size},
+        "error_y": _whiskers(scores, edges),
+        "hovertemplate": f"{name}, ε = %{{x:g}}/255: %{{y:.1f}} %<extra></extra>",
+    }
+
+
+def _wilson(score: float, images: int) -> tuple[float, float]:
+    return intervals.wilson(round(score * images), images)
+
+
+def _whiskers(scores: Sequence[float], edges: Sequence[Sequence[float]]) -> Figure:
+    """From (low, high) in 0..1, in percent."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [round(100 * (high - score), 2) for (_, high), score in zip(edges, scores, strict=True)],
+        "arrayminus": [round(100 * (score - low), 2) for (low, _), score in zip(edges, scores, strict=True)],
+        "thickness": 1.4,
+    }
 
 
 def _scored(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -213,7 +253,7 @@ def _by_group(summary: Mapping[str, Any], x: Callable[[Mapping[str, Any]], Any],
                     "hovertemplate": [f"{_hover(trial)}<extra></extra>" for trial in trials],
                 }
             )
-    return {"data": traces, "layout": _layout(axis, {"title": "robust accuracy (%)"})} if traces else None
+    return {"data": traces, "layout": frame(axis, {"title": "robust accuracy (%)"})} if traces else None
 
 
 def _hover(trial: Mapping[str, Any]) -> str:

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-
 from dra_ray.report import html, plots
+from dra_ray.report.collect import percent
 from dra_ray.storage import Store
 
 COLOURS = (plots.BLUE, plots.VERMILLION, plots.GREEN, plots.PURPLE, plots.GREY)
@@ -18,25 +17,14 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 def write(page: Store, teacher: str, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """One self-contained .html file with the rows {"layer", "sigma", "width", "accuracy"} as a plot and a table; `facts` say how they were made."""
     best = max(rows, key=lambda row: row["accuracy"])
-    shown = [[row["layer"], row["width"], row["sigma"], plots.percent(row["accuracy"])] for row in rows]
+    shown = [[row["layer"], row["width"], row["sigma"], percent(row["accuracy"])] for row in rows]
     body = [
-        html._plot({"probes": figure(rows)}, "probes", "Linear probe accuracy by noise level", "A line per layer; click on a name to hide it."),
-        html._section("table", "Every probe", "", html._table(["layer", "width", "sigma", "accuracy (%)"], shown, sortable=True)),
-        html._section("how", "How it was measured", ", ".join(f"{name} = {value}" for name, value in facts.items())),
+        html.plot(figure(rows), "Linear probe accuracy by noise level", "A line per layer; click on a name to hide it."),
+        html.section("table", "Every probe", "", html.table(["layer", "width", "sigma", "accuracy (%)"], shown, sortable=True)),
+        html.section("how", "How it was measured", ", ".join(f"{name} = {value}" for name, value in facts.items())),
     ]
-    headline = f"Best: {best['layer']} at sigma = {best['sigma']:g}, {plots.percent(best['accuracy'])} %"
-    page.write_text(
-        html._PAGE.format(
-            title=escape(teacher),
-            kind="Teacher probes",
-            headline=escape(headline),
-            description="",
-            body="\n".join(body),
-            style=html._STYLE,
-            plotly=get_plotlyjs(),
-            script=html._SCRIPT,
-        )
-    )
+    headline = f"Best: {best['layer']} at sigma = {best['sigma']:g}, {percent(best['accuracy'])} %"
+    page.write_text(html.page(teacher, "Teacher probes", headline, body))
 
 
 def figure(rows: Sequence[Mapping[str, Any]]) -> plots.Figure:
@@ -47,11 +35,11 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> plots.Figure:
         traces.append(
             {
                 "x": [sigma for sigma, _ in own],
-                "y": [plots.percent(accuracy) for _, accuracy in own],
+                "y": [percent(accuracy) for _, accuracy in own],
                 "mode": "lines+markers",
                 "name": escape(layer),
                 "line": {"color": COLOURS[number % len(COLOURS)], "dash": DASHES[number // len(COLOURS) % len(DASHES)], "width": 2},
                 "hovertemplate": f"{escape(layer)}, σ = %{{x:.3g}}: %{{y:.1f}} %<extra></extra>",
             }
         )
-    return {"data": traces, "layout": plots._layout({"title": "noise level σ", "type": "log"}, {"title": "linear probe accuracy (%)"})}
+    return {"data": traces, "layout": plots.frame({"title": "noise level σ", "type": "log"}, {"title": "linear probe accuracy (%)"})}

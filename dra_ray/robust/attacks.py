@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from dra_ray import config
 from dra_ray.robust import losses
 
+EvaluationLoss = Literal["margin", "cross-entropy"]
 NORMAL_START = 0.001  # deviation of the start "normal", in [0,1] units (TRADES)
 
 
@@ -126,6 +127,7 @@ def pgd(
     steps: int,
     step: float | None = None,
     escape: Tensor | None = None,
+    passes: int = 1,
 ) -> Tensor:
     """Ascend `loss` (of a batch, summed or averaged: only the direction per sample counts) by `steps` steps from `start`.
 
@@ -135,6 +137,7 @@ def pgd(
     Args:
         step: length of a step in [0,1] units; default: the threat's.
         escape: of l2, of x's shape: where a sample whose gradient is zero goes instead; default: nowhere.
+        passes: through a randomised student, whose gradients are summed for each step (EOT; Athalye et al., arXiv 1707.07397).
 
     Returns:
         Within eps of x and inside [0,1] after one step or more.
@@ -143,11 +146,17 @@ def pgd(
     projected = _projection(x, threat)
     adversarial = start.detach().clone()
     for _ in range(steps):
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(loss(adversarial.requires_grad_(True)), adversarial)
+        gradient = _gradient(loss, adversarial)
+        for _ in range(passes - 1):
+            gradient = gradient + _gradient(loss, adversarial)
         with torch.no_grad():
             projected(adversarial.add_(_direction(gradient, threat, escape), alpha=length))
     return adversarial.detach()
+
+
+def _gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        return torch.autograd.grad(loss(x.requires_grad_(True)), x)[0]
 
 
 def trades(student: nn.Module, x: Tensor, target: Tensor, threat: config.Threat, noise: Tensor) -> Tensor:
@@ -184,16 +193,38 @@ def evaluate_pgd(
     threat: config.Threat,
     noise: Tensor,
     steps: int,
-    loss: Literal["margin", "cross-entropy"] = "cross-entropy",
+    loss: EvaluationLoss = "cross-entropy",
     step: float | None = None,
+    eot: int = 1,
 ) -> Tensor:
-    """PGD against the student in eval mode. Returns correct-under-attack bool [B].
+    """PGD against the student in eval mode. Returns correct-under-attack bool [B], of the worst start where there are several.
 
     Args:
-        noise: for `start`, as `noise_like` draws it for this threat.
+        noise: for `start`, as `noise_like` draws it for this threat; [B,C,H,W], or [restarts,B,C,H,W], where every image must
+            withstand all starts.
         loss: `margin` is DM-AT's for validation: what it broke it leaves alone.
         step: in [0,1] units; default: eps/4, so that twenty steps cross the ball (2/255 for the 8/255 of CIFAR, as in DM-AT).
+        eot: passes that each gradient is summed over; above 1 for a randomised student, see `randomised`.
     """
+    withstood = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    with evaluating(student), torch.no_grad():
+        for one in noise if noise.dim() > x.dim() else noise[None]:
+            withstood &= student(strongest(student, x, labels, threat, one, steps, loss, step, eot)).argmax(1) == labels
+    return withstood
+
+
+def strongest(
+    student: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    threat: config.Threat,
+    noise: Tensor,
+    steps: int,
+    loss: EvaluationLoss = "cross-entropy",
+    step: float | None = None,
+    eot: int = 1,
+) -> Tensor:
+    """The images [B,C,H,W] that `evaluate_pgd` tries the student with, from one start."""
     step = threat.eps_255 / 4 / 255 if step is None else step
 
     def ascended(z: Tensor) -> Tensor:
@@ -201,6 +232,4 @@ def evaluate_pgd(
         return losses.margin(logits, labels) if loss == "margin" else F.cross_entropy(logits, labels, reduction="sum")
 
     with frozen(student), evaluating(student):
-        found = pgd(ascended, x, start(x, threat, noise), threat, steps, step)
-        with torch.no_grad():
-            return student(found).argmax(1) == labels
+        return pgd(ascended, x, start(x, threat, noise), threat, steps, step, passes=eot)

@@ -1,25 +1,37 @@
 """Sharded over Ray tasks, interrupted or not: the verdicts and images of one AutoAttack process, to the bit."""
 
+import contextlib
+import dataclasses
+import importlib.util
+import io
 import os
+import random
 import signal
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pyautoattack import AutoAttack
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from ray.util.state import list_tasks
 from torch.nn import functional as F
 
-from dra_ray import data, models, storage
+from dra_ray import data, models, storage, subjects
 from dra_ray.analysis.intervals import wilson
+from dra_ray.bench import driver
 from dra_ray.config import Data, Evaluation, Experiment, Model, Threat
-from dra_ray.errors import CheckpointError, ConfigError, DataError
+from dra_ray.data import corruptions
+from dra_ray.errors import CheckpointError, ConfigError, DataError, RunError
 from dra_ray.evaluate import evaluate, evaluate_many, table
 from dra_ray.models import checkpoint
 from dra_ray.robust.attacks import evaluate_pgd
-from dra_ray.robust.autoattack import Effort
+from dra_ray.robust.autoattack import Effort, attacks
 from dra_ray.storage import Store
+from dra_ray.subjects import Options
 
 EFFORT = Effort(apgd_steps=8, fab_steps=3, square_queries=60)
 EXPERIMENT = Experiment(
@@ -37,16 +49,20 @@ def images():
 
 @pytest.fixture(scope="module")
 def weights(images):
-    """A few seconds of one-step adversarial training."""
+    return trained(EXPERIMENT, images, 80)
+
+
+def trained(experiment, images, steps):
+    """Weights after a few seconds of one-step adversarial training."""
     torch.manual_seed(0)
-    student = models.build(EXPERIMENT.model, images.shape)
+    student = models.build(experiment.model, images.shape)
     optim = torch.optim.Adam(student.parameters(), 3e-3)
-    for step in range(80):
+    for step in range(steps):
         index = torch.randint(len(images.train), (128,), generator=torch.Generator().manual_seed(step))
         x, y = data.to_float(images.train.images[index]).requires_grad_(True), images.train.labels[index]
         (gradient,) = torch.autograd.grad(F.cross_entropy(student(x), y), x)
         optim.zero_grad()
-        F.cross_entropy(student((x + EXPERIMENT.threat.eps * gradient.sign()).clamp(0, 1).detach()), y).backward()
+        F.cross_entropy(student((x + experiment.threat.eps * gradient.sign()).clamp(0, 1).detach()), y).backward()
         optim.step()
     return student.state_dict()
 
@@ -72,17 +88,27 @@ def single(images, weights):
     student.load_state_dict(weights)
     x, y = data.to_float(images.test.images), images.test.labels
     seed, threat, batch = EXPERIMENT.evaluation.seed, EXPERIMENT.threat, EXPERIMENT.evaluation.batch
-    run = AutoAttack(student, norm="Linf", eps=threat.eps, seed=seed, version="standard")
-    common = {"n_iter": EFFORT.apgd_steps, "eps": threat.eps, "norm": "Linf", "n_restarts": 1, "seed": seed, "device": "cpu", "logger": run.logger}
-    run.apgd, run.apgd_targeted = APGDAttack(student, **common), APGDAttack_targeted(student, n_target_classes=9, **common)
-    run.fab.n_iter, run.square.n_queries = EFFORT.fab_steps, EFFORT.square_queries
-    adversarial, predicted = run.run_standard_evaluation(x, y, batch_size=batch)
+    adversarial, robust = stock(student, x, y, threat.eps_255, seed, batch, EFFORT)
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed))
     pgd = evaluate_pgd(student, x, y, threat, noise, EXPERIMENT.evaluation.pgd_steps)
     with torch.no_grad():
         clean = student(x).argmax(1) == y
     torch.set_num_threads(threads)
-    return {"clean": clean.numpy(), "pgd": pgd.numpy(), "adversarial": adversarial.numpy(), "robust": (predicted == y).numpy()}
+    return {"clean": clean.numpy(), "pgd": pgd.numpy(), "adversarial": adversarial, "robust": robust}
+
+
+def stock(student, x, y, eps_255, seed, batch, effort):
+    """pyautoattack alone, in this process and on one thread: adversarial images, and who is robust."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    eps = eps_255 / 255
+    run = AutoAttack(student, norm="Linf", eps=eps, seed=seed, version="standard")
+    common = {"n_iter": effort.apgd_steps, "eps": eps, "norm": "Linf", "n_restarts": 1, "seed": seed, "device": "cpu", "logger": run.logger}
+    run.apgd, run.apgd_targeted = APGDAttack(student, **common), APGDAttack_targeted(student, n_target_classes=9, **common)
+    run.fab.n_iter, run.square.n_queries = effort.fab_steps, effort.square_queries
+    adversarial, predicted = run.run_standard_evaluation(x, y, batch_size=batch)
+    torch.set_num_threads(threads)
+    return adversarial.numpy(), (predicted == y).numpy()
 
 
 def check_against(single, run, result):
@@ -96,22 +122,29 @@ def check_against(single, run, result):
 
 
 def same_but_for_time(one, other):
-    changing = {"elapsed_s", "attack_s", "resumed_batches"}
+    changing = {"elapsed_s", "attack_s", "resumed_batches", "tasks_run", "subject"}
     return {k: v for k, v in one.items() if k not in changing} == {k: v for k, v in other.items() if k not in changing}
 
 
-def test_sharded_is_single_with_two_workers(ray_cluster, run, single):
+@pytest.mark.parametrize("workers", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
+def test_sharded_is_single(ray_cluster, run, single, workers):
     rows = []
-    result = evaluate(run, workers=2, progress=rows.append, effort=EFFORT)
+    result = evaluate(run, workers=workers, progress=rows.append, effort=EFFORT)
     check_against(single, run, result)
     assert 0.05 < result["autoattack_accuracy"] < single["clean"].mean() - 0.1, "the net must be worth attacking"
     assert result == (run / "evaluation" / "autoattack.json").read_json()
     assert result["interval"] == pytest.approx(wilson(int(single["robust"].sum()), 44))
     assert list(result["after_attack"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert "not standard AutoAttack" in result["flags"][0]
+    assert (result["version"], result["level"], result["streams"], result["batch"]) == ("standard", "reference", "batch", 12)
+    assert result["score"] == "autoattack_accuracy" and not result["randomised"]
     assert result["numerics"]["threads"] == 1 and result["threat"] == {"norm": "linf", "eps_255": 20.0}
     assert [row["attack"] for row in rows[:4]] == ["clean"] * 4 and rows[-1]["attack"] == "square" and rows[-1]["done"] == rows[-1]["of"]
     assert rows[-1]["robust"] == single["robust"].sum()
+    assert result["tasks_run"] == len(rows) == sum(result["tasks"].values()) and result["resumed_batches"] == 0
+    sample = (run / "evaluation" / "per_sample.npz").read_npz()
+    assert {attack: sample[f"after_{attack}"].mean() for attack in result["after_attack"]} == result["after_attack"]
+    assert np.array_equal(sample["after_square"], sample["robust"])
     again = []
     assert evaluate(run, workers=2, progress=again.append, effort=EFFORT) == result
     assert again == [], "a finished evaluation is not run again"
@@ -200,5 +233,307 @@ def test_what_cannot_be_evaluated_is_said(ray_cluster, tmp_path, run, weights):
         evaluate(trained_run(tmp_path / "diverged", diverged), effort=EFFORT)
 
 
+# -- beside AutoAttack -----------------------------------------------------------------------------------------------
+MORE = {"curve_255": (0.0, 10.0, 40.0), "corruptions": "generated", "pgd_restarts": 2}
+
+
+def test_further_radii_and_corruptions(ray_cluster, run, images, weights, single):
+    plain = evaluate(run, effort=EFFORT)
+    settings = {f"evaluation.{field}": value for field, value in MORE.items()}
+    subject = subjects.read(run.uri, Options(settings))
+    result = evaluate(subject, workers=3, effort=EFFORT)
+    assert result["resumed_batches"] == sum(plain["tasks"].values()) - plain["tasks"]["clean"], "AutoAttack's batches are the run's own"
+    assert result["tasks_run"] == 4 + 3 * 4 + 45 and (run / "evaluation" / "autoattack.json").read_json() == plain
+    assert result["autoattack_accuracy"] == plain["autoattack_accuracy"] and result["pgd_accuracy"] <= plain["pgd_accuracy"]
+
+    student = models.build(EXPERIMENT.model, images.shape).eval()
+    student.load_state_dict(weights)
+    x, y = data.to_float(images.test.images), images.test.labels
+    points = {point["eps_255"]: point for point in result["curve"]}
+    assert list(points) == [0.0, 10.0, 40.0] and points[0.0]["accuracy"] == single["clean"].mean() > points[40.0]["accuracy"]
+    assert all(point["interval"][0] <= point["accuracy"] <= point["interval"][1] for point in points.values())
+    noise, threat = torch.rand((2, *x.shape), generator=torch.Generator().manual_seed(5)), Threat(eps_255=10, step_255=2.5)
+    withstood = [evaluate_pgd(student, x, y, threat, start, EXPERIMENT.evaluation.pgd_steps) for start in noise]
+    assert points[10.0]["accuracy"] == pytest.approx((withstood[0] & withstood[1]).float().mean().item())
+
+    found = {(row["name"], row["severity"]): row["accuracy"] for row in result["corruptions"]["rows"]}
+    fog = data.to_float(corruptions.generated(images.test.images, "contrast", 5, EXPERIMENT.evaluation.seed))
+    with torch.no_grad():
+        assert found["contrast", 5] == pytest.approx((student(fog).argmax(1) == y).float().mean().item())
+    assert len(found) == 45 and result["corruptions"]["mean"] == pytest.approx(np.mean(list(found.values())))
+    assert [row["what"] for row in table(result)][-4:] == ["PGD-6 at 0/255", "PGD-6 at 10/255", "PGD-6 at 40/255", "corruptions"]
+
+    (subject.folder / "autoattack.json").write_json({})
+    again = evaluate(subject, effort=EFFORT)
+    assert same_but_for_time(result, again) and again["tasks_run"] == 0, "nothing finished is done again"
+
+
+@pytest.mark.parametrize(
+    ("version", "level", "streams"), [("plus", "fast", "sample"), ("standard", "screen", "batch"), ("rand", "reference", "batch")]
+)
+def test_other_versions_levels_and_streams(ray_cluster, run, version, level, streams):
+    subject = subjects.read(run.uri, Options({"test_images": 16}, version=version, level=level, streams=streams))
+    result = evaluate(subject, workers=2, effort=Effort(2, 1, 4))
+    assert (result["version"], result["level"], result["streams"]) == (version, level, streams)
+    assert list(result["after_attack"]) == list(attacks(10, version, "linf", level))
+    assert result["flags"] and not (run / "evaluation" / "autoattack.json").exists()
+
+
+# -- what is not ours ------------------------------------------------------------------------------------------------
+MODULE = """
+import torch
+
+class Net(torch.nn.Linear):
+    most, noisy, scale = 10**6, False, 1.0
+
+    def forward(self, x):
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        logits = super().forward(x.flatten(1)) * self.scale
+        return logits + 0.5 * torch.randn_like(logits) if self.noisy else logits
+
+def make(**settings):
+    torch.manual_seed(0)
+    net = Net(64, 10).eval()
+    for name, value in settings.items():
+        setattr(net, name, value)
+    return net
+
+def net():
+    return make()
+
+def large():
+    return make(most=6)
+
+def noisy():
+    return make(noisy=True)
+
+def training():
+    return net().train()
+
+def probabilities():
+    return torch.nn.Sequential(net(), torch.nn.Softmax(1)).eval()
+
+def sums():
+    return torch.nn.Sequential(net(), torch.nn.Flatten(0)).eval()
+
+def nothing():
+    return make(scale=float("nan"))
+
+def few():
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5)).eval()
+"""
+
+
+@pytest.fixture
+def user(tmp_path):
+    """The options of someone with a module of their own in the current directory, and images in a file."""
+    before, path = os.getcwd(), list(sys.path)
+    (tmp_path / "my_nets.py").write_text(MODULE)
+    drawn = np.random.default_rng(0)
+    (Store(str(tmp_path)) / "mine.npz").write_npz(image=drawn.integers(0, 256, (30, 8, 8, 1), np.uint8), label=drawn.integers(0, 10, 30))
+    os.chdir(tmp_path)
+
+    def options(to="results", **settings):
+        chosen = {"evaluation.batch": 12, "evaluation.pgd_steps": 3} | {field.replace("__", "."): value for field, value in settings.items()}
+        return Options(chosen, eps_255=16, images="mine.npz", to=Store(to))
+
+    yield options
+    os.chdir(before)
+    sys.path[:] = path
+    sys.modules.pop("my_nets", None)
+
+
+def test_a_function_of_the_users(ray_cluster, user):
+    subject = subjects.read("my_nets:net", user())
+    result = evaluate(subject, workers=2, effort=EFFORT)
+    adversarial, robust = stock(subject.student, subject.images, subject.labels, 16, 0, 12, EFFORT)
+    assert np.array_equal((Store("results") / "adversarial.npz").read_npz()["images"], adversarial)
+    assert result["autoattack_accuracy"] == robust.mean() and result["subject"]["kind"] == "function"
+    assert evaluate(subjects.read("my_nets:net", user()), effort=EFFORT) == result
+    with pytest.raises(ConfigError, match="holds the result of another model"):
+        evaluate(subjects.read("my_nets:few", user()), effort=EFFORT)
+
+
+def test_a_batch_that_does_not_fit_starts_over_with_half(ray_cluster, user):
+    result = evaluate(subjects.read("my_nets:large", user()), workers=2, effort=EFFORT)
+    asked = evaluate(subjects.read("my_nets:net", user("other", evaluation__batch=6)), effort=EFFORT)
+    assert (result["batch"], result["batch_asked"]) == (6, 12) and "another reference configuration" in result["flags"][-1]
+    assert result["after_attack"] == asked["after_attack"]
+    ours, theirs = ((Store(folder) / "adversarial.npz").read_npz()["images"] for folder in ("results", "other"))
+    assert np.array_equal(ours, theirs)
+    assert evaluate(subjects.read("my_nets:large", user()), effort=EFFORT) == result
+    os.remove("results/autoattack.json")
+    again = evaluate(subjects.read("my_nets:large", user()), effort=EFFORT)
+    assert again["tasks_run"] == 0 and again["batch"] == 6
+
+
+def test_a_randomised_student_is_told(ray_cluster, user):
+    result = evaluate(subjects.read("my_nets:noisy", user(evaluation__eot=4)), workers=2, effort=EFFORT)
+    assert result["randomised"] and result["score"] == "pgd_accuracy" and result["eot"] == 4
+    assert any("the score that counts is PGD's" in flag for flag in result["flags"])
+    assert result["pgd_worst_accuracy"] < result["pgd_accuracy"], "ten passes judge each image"
+    again = evaluate(subjects.read("my_nets:noisy", user("other", evaluation__eot=4)), workers=1, effort=EFFORT)
+    assert again["pgd_accuracy"] == result["pgd_accuracy"] and again["after_attack"] == result["after_attack"]
+    single = evaluate(subjects.read("my_nets:noisy", user("third")), effort=EFFORT)
+    assert single["score"] == "autoattack_accuracy" and any("set evaluation.eot" in flag for flag in single["flags"])
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("training", "in train mode"),
+        ("sums", "logits of shape"),
+        ("nothing", "logits that are NaN"),
+        ("few", "labels span .* but the student has 5 classes"),
+    ],
+)
+def test_a_student_that_makes_no_sense(ray_cluster, user, function, words):
+    with pytest.raises(DataError, match=words) as caught:
+        evaluate(subjects.read(f"my_nets:{function}", user()), effort=EFFORT)
+    assert "\n" not in str(caught.value)
+
+
+def test_probabilities_instead_of_logits_are_told(ray_cluster, user):
+    result = evaluate(subjects.read("my_nets:probabilities", user()), effort=Effort(2, 1, 4))
+    assert any("probabilities, not logits" in flag for flag in result["flags"])
+
+
+def test_the_driver_keeps_its_workers_busy(ray_cluster, tmp_path):
+    (row,) = driver.efficiency(Store(str(tmp_path)), workers=(4,), chunks=4, chunk_s=1)
+    assert (row["workers"], row["chunks"], row["ideal_s"]) == (4, 20, 5)
+    assert 0.6 < row["efficiency"] <= 1, row  # `dra bench evaluate` measures it; here the machine has other things to do too
+
+
 def test_nothing_to_evaluate():
     assert evaluate_many([]) == []
+
+
+# -- the full form: two models, any number of workers, whatever is killed ------------------------------------------------
+SMALL = Effort(apgd_steps=3, fab_steps=1, square_queries=25)
+FASHION = Experiment(
+    data=Data(name="fashion-mnist", validation_images=8, train_images=4000, test_images=256),
+    model=Model(name="wrn-10-1"),
+    threat=Threat(eps_255=16, step_255=4),
+    evaluation=Evaluation(batch=64, seed=3, pgd_steps=3),
+)
+EVALUATE = """
+import sys
+from dra_ray import cluster, subjects
+from dra_ray.evaluate import evaluate_many
+from dra_ray.robust.autoattack import Effort
+from dra_ray.storage import Store
+from dra_ray.subjects import Options
+
+def chosen(to):
+    fashion, weights, pictures, results = sys.argv[1:5]
+    resnet = {"name": "cifar10", "model.name": "resnet-18", "model.normalise": False, "evaluation.batch": 8, "evaluation.pgd_steps": 2}
+    return [
+        subjects.read(fashion, Options(to=Store(results) / to / "fashion")),
+        subjects.read(weights, Options(resnet, eps_255=0.5, images=pictures, to=Store(results) / to / "resnet")),
+    ]
+
+if __name__ == "__main__":
+    with cluster.connect():  # the cluster of the tests, by RAY_ADDRESS
+        evaluate_many(chosen("killed"), 3, lambda row: print(row["attack"], flush=True), Effort(*map(int, sys.argv[5:])))
+"""
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Arguments of EVALUATE; a Fashion-MNIST student of a few steps, and the ResNet-18 and photographs that packages bring along."""
+    folder = Store(str(tmp_path_factory.mktemp("two")))
+    fashion = trained_run(folder.uri + "/run", trained(FASHION, data.load(FASHION.data), 60), FASHION)
+    packages = {name: Store(importlib.util.find_spec(name).submodule_search_locations[0]) for name in ("foolbox", "pyautoattack")}
+    photographs = packages["foolbox"] / "data"
+    names = [name for name in photographs.names() if name.startswith("cifar10_")]
+    images = np.stack([np.array(Image.open(io.BytesIO((photographs / name).read_bytes()))) for name in names])
+    labels = np.array([int(name.removesuffix(".png").rsplit("_", 1)[1]) for name in names])
+    (folder / "pictures.npz").write_npz(image=images, label=labels)
+    return [fashion.uri, f"{packages['pyautoattack']}/examples/model_test.pt", f"{folder}/pictures.npz", f"{folder}/results"]
+
+
+def chosen(two, to):
+    scope = {"__name__": "driver"}
+    sys.argv, before = ["driver", *two], sys.argv
+    exec(EVALUATE, scope)
+    found = scope["chosen"](to)
+    sys.argv = before
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(two):
+    """What pyautoattack finds: adversarial images and who is robust, of both models."""
+    return [
+        stock(
+            one.student, one.images, one.labels, one.experiment.threat.eps_255, one.experiment.evaluation.seed, one.experiment.evaluation.batch, SMALL
+        )
+        for one in chosen(two, "alone")
+    ]
+
+
+def check_both(alone, subjects_):
+    for (adversarial, robust), subject in zip(alone, subjects_, strict=True):
+        assert np.array_equal((subject.folder / "adversarial.npz").read_npz()["images"], adversarial), subject.name
+        assert np.array_equal((subject.folder / "per_sample.npz").read_npz()["robust"], robust), subject.name
+        assert 0 < robust.mean() < 1, "the model must be worth attacking"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_two_models_are_single_with_any_number_of_workers(ray_cluster, two, alone, workers):
+    both = chosen(two, f"workers-{workers}")
+    evaluate_many(both, workers, effort=SMALL)
+    check_both(alone, both)
+
+
+@pytest.mark.slow
+def test_workers_killed_at_random_change_nothing(ray_cluster, two, alone):
+    both, over, killed, chance = chosen(two, "workers-killed"), threading.Event(), [], random.Random(0)
+
+    def kill():
+        while len(killed) < 6 and not over.wait(chance.uniform(0.5, 4)):
+            tasks = list_tasks(ray_cluster.address_info["gcs_address"], filters=[("state", "=", "RUNNING")], detail=True)
+            pids = sorted({task.worker_pid for task in tasks if task.worker_pid and task.func_or_class_name.endswith("_attack")})
+            with contextlib.suppress(ProcessLookupError, IndexError):  # it ended by itself, or there is none just now
+                os.kill(pid := chance.choice(pids), signal.SIGKILL)
+                killed.append(pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        for _ in range(20):
+            try:
+                evaluate_many(both, 3, effort=SMALL)
+                break
+            except RunError:  # one batch was hit more often than a task is tried
+                continue
+    finally:
+        over.set()
+        killer.join()
+    assert len(killed) >= 3, killed
+    check_both(alone, both)
+
+
+@pytest.mark.slow
+def test_a_killed_driver_goes_on_where_it_was(ray_cluster, two, alone, tmp_path):
+    (tmp_path / "driver.py").write_text(EVALUATE)
+    effort = [str(steps) for steps in dataclasses.astuple(SMALL)]
+    environment = os.environ | {"RAY_ADDRESS": ray_cluster.address_info["gcs_address"]}
+    stages = []
+    for wanted in (3, 8):  # killed twice, after so many batches
+        process = subprocess.Popen(
+            [sys.executable, str(tmp_path / "driver.py"), *two, *effort], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout
+        for _ in range(wanted):
+            stages.append(process.stdout.readline())
+        process.kill()
+        process.communicate()
+    assert all(stages), "it ended before it was killed"
+    both = chosen(two, "killed")
+    results = evaluate_many(both, 3, effort=SMALL)
+    check_both(alone, both)
+    assert sum(result["resumed_batches"] for result in results) >= len(stages)
+    assert all(result["tasks_run"] + result["resumed_batches"] == sum(result["tasks"].values()) for result in results)

@@ -13,7 +13,7 @@ import pytest
 
 from dra_ray.report import write
 from dra_ray.report.collect import collect
-from dra_ray.report.html import figures_of
+from dra_ray.report.run import figures_of
 from dra_ray.storage import Store
 from tests.report.written_runs import write_quickstart
 
@@ -61,7 +61,7 @@ def page(run: Store) -> Page:
 
 def test_a_quickstart_has_every_section_and_needs_no_network(quickstart: Store) -> None:
     seen = page(quickstart)
-    assert seen.ids == ["figures", "verdict", "sweep", "training", "pool", "images", "ran", "words", "files"]
+    assert seen.ids == ["figures", "verdict", "examples", "sweep", "training", "pool", "images", "evaluation", "ran", "words", "files"]
     assert len(seen.resources) == 2 and all(resource.startswith("data:image/png;base64,") for resource in seen.resources)
     assert "link" not in seen.tags and "iframe" not in seen.tags
     assert sum(len(script) > 1_000_000 for script in seen.scripts) == 1  # plotly, once
@@ -100,7 +100,7 @@ def test_plots_show_the_numbers_of_the_summary(quickstart: Store) -> None:
 
 def test_a_single_run_leaves_out_what_it_does_not_have(make_train: Callable[..., Store]) -> None:
     seen = page(make_train())
-    assert seen.ids == ["figures", "verdict", "training", "ran", "words", "files"]
+    assert seen.ids == ["figures", "verdict", "examples", "training", "evaluation", "ran", "words", "files"]
     assert len(seen.figures()) == 3
 
 

@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dra_ray.config import Asha, Experiment, Optim, Quickstart, Sweep, UNet
+from dra_ray import data, models
+from dra_ray.analysis.intervals import wilson
+from dra_ray.config import Asha, Data, Experiment, Model, Optim, Quickstart, Sweep, UNet
+from dra_ray.models import checkpoint as student_checkpoint
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.edm import EDM
@@ -109,6 +112,64 @@ def write_evaluation(run: Store, flags: list[str], shift: int) -> None:
         }
     )
     (run / "evaluation/per_sample.npz").write_npz(robust=robust_now)
+
+
+def kept(eps_255: float) -> float:
+    """Accuracy under PGD at a radius."""
+    return round(IMAGES * 0.9 * math.exp(-eps_255 / 9)) / IMAGES
+
+
+def under(corruption: int, severity: int) -> float:
+    return 0.9 - 0.03 * corruption - 0.08 * severity
+
+
+SPENT = {"clean": 3.25, "apgd-ce": 22.5, "apgd-t": 101.0, "fab-t": 75.0, "square": 130.5}
+CORRUPTIONS = ("gaussian_noise", "motion_blur", "jpeg_compression")
+
+
+def write_attacked(run: Store) -> None:
+    """A training run with its weights, evaluated with everything that an evaluation can measure; some images are fooled, within the ball."""
+    write_train(run, {"align.weight": 0.5, "align.sigma": 0.2, "synthetic.images": 0})
+    write_evaluation(run, ["With 10 classes all is well"], 3)
+    settings = Experiment(data=Data(test_images=IMAGES), model=Model(name="wrn-10-1"))
+    manifest(run, "train", settings.model_dump(mode="json"))
+    images = data.load(settings.data)
+    torch.manual_seed(0)
+    student_checkpoint.save(run, models.build(settings.model, images.shape).state_dict())
+    file = run / "evaluation" / "autoattack.json"
+    file.write_json(
+        file.read_json()
+        | {
+            "curve": [
+                {"eps_255": eps, "accuracy": kept(eps), "interval": list(wilson(round(IMAGES * kept(eps)), IMAGES))} for eps in (2.0, 8.0, 16.0)
+            ]
+        }
+        | {"corruptions": corruptions()}
+        | {"attack_s": SPENT, "resumed_batches": 1, "version": "standard", "level": "reference", "streams": "batch", "batch_asked": 256}
+        | {"numerics": {"device": "cpu", "threads": 1, "matmul_tf32": False}, "versions": {"torch": "2.14.1", "pyautoattack": "0.2.0"}}
+    )
+    clean, labels = data.to_float(data.in_memory(images.test).images), images.test.labels
+    failures = first_failures()
+    fooled = torch.tensor([failure not in ("", "clean") for failure in failures])
+    sign = torch.where(torch.arange(clean[0].numel()).view(clean.shape[1:]) % 2 == 0, 1.0, -1.0)
+    adversarial = torch.where(fooled[:, None, None, None], (clean + sign * 8 / 255).clamp(0, 1), clean)
+    (run / "evaluation/adversarial.npz").write_npz(images=adversarial.numpy(), labels=labels.numpy())
+    (run / "evaluation/per_sample.npz").write_npz(robust=verdicts(3), first_failure=np.array(failures), labels=labels.numpy())
+    for stage, batches in {"clean": 3, "apgd-ce": 3, "apgd-t": 2, "fab-t": 2, "square": 2}.items():
+        for k in range(batches):
+            (run / f"evaluation/chunks/{stage}-{k:05d}.npz").write_npz(seconds=np.array(1.0))
+
+
+def corruptions() -> dict[str, Any]:
+    found = {(name, severity): under(i, severity) for i, name in enumerate(CORRUPTIONS) for severity in (1, 3, 5)}
+    rows = [{"name": name, "severity": severity, "accuracy": accuracy} for (name, severity), accuracy in found.items()]
+    return {"mean": sum(found.values()) / len(found), "rows": rows, "source": "generated"}
+
+
+def first_failures() -> list[str]:
+    """What fooled the classifier first on each image; 10 are wrong anyway."""
+    names = ("apgd-ce", "apgd-t", "square")
+    return ["" if robust else "clean" if index % 36 == 1 else names[index % 3] for index, robust in enumerate(verdicts(3))]
 
 
 def last_epoch(place: int) -> int:

@@ -1,0 +1,75 @@
+"""What the evaluation's driver costs: the real loop over real barriers, with batches that wait instead of attacking."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dra_ray import config, evaluate
+from dra_ray.robust import batches
+from dra_ray.robust.batches import Arrays, Work
+from dra_ray.storage import Store
+from dra_ray.subjects import Subject
+
+STAGES = 5  # clean images and the four attacks
+
+
+class Wait(nn.Module):
+    """Stands for a classifier where nothing is classified."""
+
+
+def efficiency(folder: Store, workers: Sequence[int] = (1, 2, 4), chunks: int = 8, chunk_s: float = 2.0) -> list[dict[str, Any]]:
+    """Rows {"workers", "chunks", "elapsed_s", "ideal_s", "efficiency"}: how busy the driver keeps its workers, on the Ray that the caller has joined.
+
+    Every stage has `chunks` batches of `chunk_s` seconds, best a multiple of every number of workers, since each ends in a
+    barrier; the ideal is what they would take with no driver at all. A short evaluation first starts the processes.
+
+    Args:
+        folder: empty, for the results; about as many files as batches are written.
+    """
+    _timed(folder / "warm", max(workers), 2 * max(workers), 0.05)
+    rows = []
+    for count in workers:
+        elapsed_s = _timed(folder / f"workers-{count}", count, chunks, chunk_s)
+        ideal_s = STAGES * -(-chunks // count) * chunk_s
+        rows.append({"workers": count, "chunks": STAGES * chunks, "elapsed_s": elapsed_s, "ideal_s": ideal_s, "efficiency": ideal_s / elapsed_s})
+    return rows
+
+
+def _timed(folder: Store, workers: int, chunks: int, chunk_s: float) -> float:
+    batch = 4
+    images = torch.full((chunks * batch, 1, 8, 8), 0.5)
+    experiment = config.Experiment(evaluation=config.Evaluation(batch=batch))
+    subject = Subject("wait", Wait(), images, torch.zeros(len(images), dtype=torch.int64), experiment, folder, {"kind": "wait"})
+    started = time.monotonic()
+    evaluate.evaluate_many([subject], workers, batch=functools.partial(wait, chunk_s))
+    return time.monotonic() - started
+
+
+def wait(seconds: float, student: nn.Module, work: Work, file: Store, digest: str) -> Arrays:
+    """As `batches.run`, for a model that nothing fools, in this time and little more."""
+    started, n = time.monotonic(), len(work.labels)
+    time.sleep(seconds)
+    if work.kind == "clean":
+        right = np.ones(n, bool)
+        outcome = {
+            "clean": right,
+            "pgd": right.astype(np.float32),
+            "pgd_worst": right,
+            "classes": np.array(10),
+            "flags": np.array([], dtype=str),
+            "randomised": np.array(False),
+        }
+    else:
+        outcome = {"broken": np.zeros(n, bool), "adversarial": work.images.numpy()}
+    outcome |= {"seconds": np.array(time.monotonic() - started), "digest": np.array(digest)}
+    outcome |= {"numerics": np.array(json.dumps(batches.numerics("cpu")))}
+    file.write_npz(**outcome)
+    return outcome

@@ -1,0 +1,232 @@
+"""Sections on the evaluation of a classifier, beside its verdicts: the radius, corruptions, examples, cost and settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dra_ray.config import flatten
+from dra_ray.errors import DraError
+from dra_ray.report import examples, html, plots
+from dra_ray.report.collect import LABELS, RESULT, percent
+from dra_ray.storage import Store
+
+Finals = Mapping[str, Mapping[str, Any]]
+
+
+def sections(run: Store, summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> list[str]:
+    """What the evaluations of a run found, as HTML, "" where one has nothing."""
+    finals = _evaluated(summary)
+    return [_curve(finals, figures), _corruptions(finals), _examples(run, finals)]
+
+
+def how(summary: Mapping[str, Any]) -> str:
+    """What the evaluations cost and what their numbers depend on, as HTML."""
+    finals = _evaluated(summary)
+    if not finals:
+        return ""
+    costs = [_cost(final, _title(role, finals)) for role, final in finals.items()]
+    spent = "" if not any(costs) else "<h3>Time per attack</h3>" + html.caption(_COST) + html.grid(*costs)
+    others = [_others(final, _title(role, finals)) for role, final in finals.items()]
+    return html.section("evaluation", "How it was evaluated", "", spent, "<h3>Settings</h3>", _settings(finals), _source(finals), *others)
+
+
+def _evaluated(summary: Mapping[str, Any]) -> Finals:
+    return {role: final for role, final in summary.get("finals", {}).items() if "autoattack_accuracy" in final}
+
+
+def _source(finals: Finals, *names: str) -> str:
+    """Which files the numbers above are from."""
+    files = [f"{final['evaluation']}/{name}".removeprefix("/") for final in finals.values() for name in names or (RESULT,)]
+    return html.caption(f"From {', '.join(files)}.")
+
+
+def _title(role: str, finals: Finals) -> str:
+    """A heading that tells finalists apart; none where there is one evaluation."""
+    return f"<h3>{LABELS[role]}</h3>" if len(finals) > 1 else ""
+
+
+# -- what was found ------------------------------------------------------------------------------------------------
+def _curve(finals: Finals, figures: Mapping[str, plots.Figure]) -> str:
+    measured = {role: final for role, final in finals.items() if final.get("curve")}
+    if not measured:
+        return ""
+    figure = html.plot(
+        figures.get("curve"),
+        "Accuracy over the radius",
+        "PGD at each radius on its own, with 95 % intervals; the diamond is AutoAttack, which is stronger. With a radius that grows the accuracy "
+        "must fall towards 0: where it does not, the attack is at fault, not the classifier good.",
+    )
+    head = ["radius (1/255)", *(f"{LABELS[role]} %" if len(measured) > 1 else "PGD %" for role in measured)]
+    found = {role: {row["eps_255"]: row["accuracy"] for row in final["curve"]} for role, final in measured.items()}
+    radii = sorted({radius for scores in found.values() for radius in scores})
+    rows = [(f"{radius:g}", [scores.get(radius) for scores in found.values()]) for radius in radii]
+    return html.section("curve", "Stronger and weaker attackers", "", html.grid(figure, html.shares(head, rows)), _source(measured))
+
+
+def _corruptions(finals: Finals) -> str:
+    measured = {role: final for role, final in finals.items() if final.get("corruptions")}
+    if not measured:
+        return ""
+    tables = (f"<div>{_title(role, measured)}{_grades(final['corruptions'])}</div>" for role, final in measured.items())
+    lead = (
+        "Damage that nobody chose with the classifier in mind: noise, blur, weather and compression, each in severities from mild to strong. "
+        "Accuracies are in percent, on the test images; darker is better."
+    )
+    made = any(final["corruptions"].get("source") == "generated" for final in measured.values())
+    return html.section("corruptions", "Accuracy under corruptions", lead, html.grid(*tables), html.caption(_MADE) if made else "", _source(measured))
+
+
+_MADE = "The corruptions were made here from the test images: they compare classifiers with each other, and nothing with published numbers."
+
+
+def _grades(corruptions: Mapping[str, Any]) -> str:
+    """A row per kind of corruption, a column per severity, and their means."""
+    found: dict[str, dict[Any, float]] = {}
+    for row in corruptions["rows"]:
+        found.setdefault(str(row["name"]), {})[row["severity"]] = row["accuracy"]
+    grades = sorted({grade for scores in found.values() for grade in scores})
+    rows: list[tuple[str, list[float | None]]] = [
+        (name.replace("_", " "), [*(scores.get(grade) for grade in grades), _mean(scores.values())]) for name, scores in found.items()
+    ]
+    rows.append(("all", [*(_mean(scores[grade] for scores in found.values() if grade in scores) for grade in grades), corruptions["mean"]]))
+    return html.shares(["severity", *map(str, grades), "mean"], rows)
+
+
+def _mean(scores: Iterable[float]) -> float:
+    known = list(scores)
+    return sum(known) / len(known)
+
+
+def _examples(run: Store, finals: Finals) -> str:
+    if not finals:
+        return ""
+    parts = [_title(role, finals) + _shown(run, final) for role, final in finals.items()]
+    return html.section("examples", "What fooled it", "", *parts)
+
+
+def _shown(run: Store, final: Mapping[str, Any]) -> str:
+    folder = run / final["evaluation"] if final["evaluation"] else run
+    try:
+        found = examples.find(_training_run(folder), folder, final["threat"])
+    except DraError as error:
+        return html.caption(f"No examples are shown: {error}.")
+    if not found:
+        return html.caption("No examples are shown: no attack fooled the classifier on any image.")
+    factor = examples.amplification(found)
+    lead = "The first test image of each class that the classifier got right until an attack found a change, within the bounds, that fools it."
+    note = f"{lead} The change is amplified {factor} times around grey, which stands for none."
+    if found[0].predicted:
+        note += (
+            " The classes that the classifier sees were computed for this page; on another machine an image at the edge may fall to the other side."
+        )
+    body = "".join(html.pictures(_named(example), _triple(example, factor)) for example in found)
+    files = _source({"": final}, "adversarial.npz", "per_sample.npz")
+    return f"<div class=examples>{body}</div>{html.caption(note)}{files}"
+
+
+def _training_run(evaluation: Store) -> Store:
+    """Evaluations of a run lie in RUN/evaluation, with other settings in RUN/evaluation/NAME; others lie anywhere."""
+    found = re.fullmatch(r"(.+)/evaluation(/[^/]+)?/*", evaluation.resolved().uri)
+    return Store(found[1]) if found else evaluation
+
+
+def _named(example: examples.Example) -> str:
+    return f"Image {example.index}: {example.label}, fooled by {plots.ATTACK_LABELS.get(example.attack, example.attack.upper())}"
+
+
+def _triple(example: examples.Example, factor: int) -> list[tuple[bytes, str]]:
+    clean, fooled = (f", seen as {name}" for name in example.predicted) if example.predicted else ("", "")
+    return [
+        (examples.png(example.clean), f"clean{clean}"),
+        (examples.png(example.adversarial), f"attacked{fooled}"),
+        (examples.png(examples.difference(example, factor)), f"change × {factor}"),
+    ]
+
+
+def _others(final: Mapping[str, Any], title: str) -> str:
+    """Evaluations of the same classifier with other settings: their pages are written by themselves."""
+    rows = final.get("others")
+    if not rows:
+        return ""
+    head = ["folder", "AutoAttack %", "95 % interval", "PGD %", "clean %", "images"]
+    body = [
+        [f"{final['evaluation']}/{row['name']}".removeprefix("/"), percent(row["autoattack_accuracy"]), html.span(row["interval"] or [])]
+        + [percent(row["pgd_accuracy"]), percent(row["clean_accuracy"]), row["images"]]
+        for row in rows
+    ]
+    return f"<h3>With other settings</h3>{title}{html.table(head, body)}{html.caption('`dra report` writes a page for each of these folders.')}"
+
+
+# -- what it cost, and how it was set ------------------------------------------------------------------------------
+_COST = "Seconds of work, summed over batches; each batch is a task, and several run at the same time."
+
+
+def _cost(final: Mapping[str, Any], title: str) -> str:
+    spent = final.get("attack_s")
+    if not spent:
+        return ""
+    order = dict.fromkeys(stage for stage in ("clean", *final["after_attack"], *spent) if stage in spent)
+    tasks = final.get("tasks", {})
+    rows = [(_STAGES.get(stage, stage), spent[stage], _number(tasks[stage], "task") if stage in tasks else "") for stage in order]
+    total = f"Together {html.duration(sum(spent.values()))} of work"
+    total += f" in {html.duration(final['elapsed_s'])} of waiting." if "elapsed_s" in final else "."
+    resumed = final.get("resumed_batches")
+    if resumed is not None:
+        total += (
+            f" {_number(resumed, 'batch', 'batches')} came from an earlier, interrupted evaluation."
+            if resumed
+            else " It ran in one go: nothing was resumed."
+        )
+    return f"<div>{title}{html.bars(rows)}{html.caption(total)}</div>"
+
+
+_STAGES = {"clean": "clean images, PGD"} | {attack: plots.ATTACK_LABELS.get(attack, attack.upper()) for attack in ("apgd-ce", "apgd-dlr", "apgd-t")}
+_STAGES |= {"fab": "FAB", "fab-t": "FAB-T", "square": "Square", "curve": "PGD at other radii", "corruptions": "corruptions"}
+
+
+def _number(count: int, one: str, many: str = "") -> str:
+    return f"{html.count(count)} {one if count == 1 else many or one + 's'}"
+
+
+_SETTINGS = {
+    "version": "version of AutoAttack",
+    "level": "level",
+    "streams": "random numbers per",
+    "threat.norm": "norm of the change",
+    "threat.eps_255": "radius ε, in 1/255",
+    "seed": "seed",
+    "batch": "images per batch",
+    "batch_asked": "images per batch, as asked for",
+    "pgd_steps": "steps of PGD",
+    "pgd_restarts": "restarts of PGD",
+    "eot": "passes per gradient of PGD",
+}
+_MEANINGS = {
+    "reference": "reference: to the bit what AutoAttack gives",
+    "fast": "fast: the same mathematics, rounded otherwise",
+    "screen": "screen: an upper bound, for sweeps only",
+}
+
+
+def _settings(finals: Finals) -> str:
+    """A row per field that one of the evaluations has, a column per evaluation."""
+    columns = {role: _fields(final) for role, final in finals.items()}
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    head = ["field", *(LABELS[role] if len(finals) > 1 else "value" for role in finals)]
+    return html.table(head, [[name, *(html.word(column.get(name)) for column in columns.values())] for name in names])
+
+
+def _fields(final: Mapping[str, Any]) -> dict[str, Any]:
+    tree = {
+        key: final[key]
+        for key in ("threat", "version", "level", "streams", "seed", "batch", "batch_asked", "pgd_steps", "pgd_restarts", "eot")
+        if key in final
+    }
+    known = dict(flatten(tree))
+    found = {label: _MEANINGS.get(known[field], known[field]) for field, label in _SETTINGS.items() if field in known}
+    found |= {"test images": final["images"]}
+    for key, label in (("effort", "effort"), ("subject", "subject"), ("numerics", "hardware"), ("versions", "version of")):
+        found |= dict(flatten(final.get(key) or {}, f"{label} "))
+    return found
