@@ -25,15 +25,15 @@ from dra_ray.storage import Store
 
 log = logging.getLogger("dra_ray")
 
-# Read by Ray when a process starts. Metrics of the pool are pushed every second, so that it scales within seconds;
+# Read by Ray when a process starts. Metrics of the pool are pushed often, so that it scales within seconds;
 # Train waits for its controller's poll at every report, so that poll is short.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
-    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # ten times a second takes a sixth of a laptop's core
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",  # ten times a second takes a sixth of a laptop's core
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "OMP_NUM_THREADS": "1",  # every workload sets its own number of threads

@@ -79,10 +79,13 @@ def test_tables_are_also_json(tmp_path: Path) -> None:
 
 
 COMMANDS = ["quickstart", "train", "sweep", "evaluate", "compare", "synthesize", "report", "plan", "recipes"]
+POOL_COMMANDS = ["up", "status", "down"]
 TEACHER_COMMANDS = ["train", "import", "import-dit", "list", "probe", "quality", "massive"]
 
 
-@pytest.mark.parametrize("command", COMMANDS + [f"teacher {name}" for name in TEACHER_COMMANDS] + [f"pool {name}" for name in ("up", "status", "down")])
+@pytest.mark.parametrize(
+    "command", COMMANDS + [f"teacher {name}" for name in TEACHER_COMMANDS] + [f"pool {name}" for name in ("up", "status", "down")]
+)
 def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     done = dra(*command.split(), "--help", cwd=tmp_path)
     assert done.returncode == 0

@@ -11,14 +11,14 @@ PACKAGE = Path(__file__).parents[1] / "dra_ray"
 LAYERS = (
     {"errors", "config", "storage", "recipes"},
     {"data", "models", "teachers", "robust", "analysis", "subjects"},
-    {"policy", "pool", "cluster"},
+    {"policy", "pool", "cluster", "exchange", "ledger"},
     {"train", "teach", "synthesize", "evaluate", "analyse"},
     {"sweep", "quickstart", "plan", "report", "bench", "simulate"},
     {"cli", "job", "terminal"},
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 WITHOUT_RAY = LAYERS[0] | LAYERS[1] | {"policy", "simulate"}
-WITHOUT_RAY_INSIDE = {"pool.rows", "pool.window"}
+WITHOUT_RAY_INSIDE = {"pool.rows"}
 ONE_WORKLOAD_EACH = LAYERS[3]
 STORAGE_ONLY = {
     "open",

@@ -26,6 +26,7 @@ from dra_ray.teachers.source import LocalTeacher, Ready
 CHANNELS, RESOLUTION, CLASSES, FEATURES = 3, 32, 10, 256
 IN_FLIGHT = 4
 MICRO_BATCH = 64
+TURNS = 3
 
 Request = tuple[Tensor, Tensor, Tensor, int]
 Say = Callable[[str], None]
@@ -148,7 +149,7 @@ def compare(rounds: int, student: str, batch: int, steps: int, say: Say) -> tupl
     rows = []
     for name, make in TEACHERS.items():
         for size in (64, 512):
-            count = rounds * (256 if name == "no-op" else max(8, 1024 // size))
+            count = rounds * TURNS * (64 if name == "no-op" else max(4, 512 // size))
             say(f"{name} teacher, {count} requests of {size} images each way")
             rows += _ways(name, make, size, count)
     vs_actors = min(row["vs_actors"] for row in rows if row["teacher"] == "real" and "vs_actors" in row)
@@ -170,39 +171,51 @@ def compare(rounds: int, student: str, batch: int, steps: int, say: Say) -> tupl
 
 
 def _ways(name: str, make: Callable[[], Rows], size: int, count: int) -> list[dict[str, Any]]:
+    """Rows of one teacher and batch size. Actors and pool of a size are up together and take turns, so that a slow moment of
+    the machine hits both; their ratio is the median over the turns."""
     stream = [_request(size, number) for number in range(8)]
-    rows = [_row(name, "in process", size, InProcess(make()), stream, count)]
+    rows = [_row(name, "in process", size, *_measured([InProcess(make())], stream, count)[0])]
     for number in (1, 2):
         actors = Actors(make, number)
-        try:
-            rows.append(_row(name, f"{number} plain actor{'s' * (number - 1)}", size, actors, stream, count))
-        finally:
-            actors.close()
         with _pool(f"{name}-{size}-{number}", make, number, number) as client:
-            rows.append(_row(name, f"pool of {number}", size, client("bench"), stream, count))
-        rows[-1]["vs_actors"] = rows[-1]["images_per_s"] / rows[-2]["images_per_s"]
+            plain, pooled = _measured([actors, client("bench")], stream, count)
+        actors.close()
+        rows += [_row(name, f"{number} plain actor{'s' * (number - 1)}", size, *plain), _row(name, f"pool of {number}", size, *pooled)]
+        rows[-1]["vs_actors"] = statistics.median(theirs / ours for theirs, ours in zip(plain[0], pooled[0], strict=True))
     return rows
 
 
-def _row(teacher: str, way: str, size: int, source: Source, stream: list[Request], count: int) -> dict[str, Any]:
-    for request in stream[:4]:  # both replicas are warm
-        source.submit(*request).result()
-    begun_s = time.perf_counter()
-    under_way: deque[Any] = deque()
-    for number in range(count):
-        if len(under_way) == IN_FLIGHT:
-            under_way.popleft().result()
-        under_way.append(source.submit(*stream[number % len(stream)]))
-    while under_way:
-        under_way.popleft().result()
-    elapsed_s = time.perf_counter() - begun_s
-    latencies = []
-    for number in range(max(4, count // 4)):
-        begun_s = time.perf_counter()
-        source.submit(*stream[number % len(stream)]).result()
-        latencies.append(1000 * (time.perf_counter() - begun_s))
+Measured = tuple[list[float], list[float]]  # seconds per image of each turn, latencies in ms
+
+
+def _measured(sources: list[Source], stream: list[Request], count: int) -> list[Measured]:
+    """`TURNS` turns of each source, of `count` requests in all with `IN_FLIGHT` under way, and then as many one by one."""
+    for source in sources:
+        for call in [source.submit(*request) for request in stream[:IN_FLIGHT]]:  # all replicas are warm
+            call.result()
+    each = max(1, count // TURNS)
+    found: list[Measured] = [([], []) for _ in sources]
+    for _ in range(TURNS):
+        for source, (spent, latencies) in zip(sources, found, strict=True):
+            begun_s = time.perf_counter()
+            under_way: deque[Any] = deque()
+            for number in range(each):
+                if len(under_way) == IN_FLIGHT:
+                    under_way.popleft().result()
+                under_way.append(source.submit(*stream[number % len(stream)]))
+            while under_way:
+                under_way.popleft().result()
+            spent.append((time.perf_counter() - begun_s) / (each * len(stream[0][0])))
+            for number in range(max(2, each // 4)):
+                begun_s = time.perf_counter()
+                source.submit(*stream[number % len(stream)]).result()
+                latencies.append(1000 * (time.perf_counter() - begun_s))
+    return found
+
+
+def _row(teacher: str, way: str, size: int, spent: list[float], latencies: list[float]) -> dict[str, Any]:
     low, high = np.percentile(latencies, [50, 99])
-    return {"teacher": teacher, "way": way, "batch": size, "images_per_s": count * size / elapsed_s, "p50_ms": float(low), "p99_ms": float(high)}
+    return {"teacher": teacher, "way": way, "batch": size, "images_per_s": 1 / statistics.median(spent), "p50_ms": float(low), "p99_ms": float(high)}
 
 
 def _request(size: int, number: int) -> Request:

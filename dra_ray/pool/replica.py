@@ -1,4 +1,4 @@
-"""A replica of the pool: a Ray Serve actor around an `Encoder`, and the actors through which replicas speak to each other."""
+"""A replica of the pool: a Ray Serve actor around an `Encoder`, and what it tells the world."""
 
 from __future__ import annotations
 
@@ -11,21 +11,18 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from ray import serve
 from ray.exceptions import RayError
 from ray.util import metrics
 
-from dra_ray import config
-from dra_ray.pool import window
+from dra_ray import config, exchange
 from dra_ray.pool.metrics import METRICS, SECONDS
 from dra_ray.pool.rows import Encoder, Rows
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.source import LocalTeacher
 
-NAMESPACE = "dra_ray"
 log = logging.getLogger("ray.serve")
 
 
@@ -33,28 +30,6 @@ def load(uri: str, teacher: dict[str, Any], threads: int, gpu: bool) -> Rows:
     """The teacher of a replica, from its folder."""
     settings = config.Teacher.model_validate(teacher)
     return LocalTeacher(checkpoint.load(Store(uri)), settings, threads, "cuda" if gpu else "cpu")
-
-
-@ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=1000)  # type: ignore[call-overload]
-class SharedWindow:
-    """`window.Exchange` as an actor: one per pool, off the path of a request that nobody else asks for."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._exchange = window.Exchange(limit_bytes)
-
-    async def claim(self, key: bytes, patience_s: float) -> np.ndarray | None:
-        return await self._exchange.claim(key, patience_s)
-
-    async def give(self, key: bytes, features: np.ndarray) -> None:
-        self._exchange.give(key, np.array(features))  # a copy: what Ray hands over lies in its object store
-
-    async def drop(self, key: bytes) -> None:
-        self._exchange.drop(key)
-
-
-def shared_window(app: str, limit_bytes: int) -> Any:
-    name = {"name": f"{app}-window", "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
-    return SharedWindow.options(**name).remote(limit_bytes)  # type: ignore[attr-defined]
 
 
 class TeacherReplica:
@@ -76,8 +51,8 @@ class TeacherReplica:
         self._asked_at = time.monotonic()
         self._mean_s = 0.0  # of the last requests
         self._clients: dict[str, float] = {}  # when they asked last
-        self._window = window.Window(self._settings.window_bytes)
-        self._shared: Any = None
+        self._window = exchange.Window(self._settings.window_bytes)
+        self._shared = exchange.open_exchange(self._app, self._settings.window_bytes)
         self.encoder = Encoder(make(), self._settings.merge_wait_s, self._count_batch)
 
     def _count_batch(self, rows: int, seconds: float) -> None:
@@ -106,7 +81,7 @@ class TeacherReplica:
 
         self._clients[client] = time.monotonic()
         if self._settings.window_bytes and self._company():
-            key = window.digest(images, labels, sigma, seed=noise_seed)
+            key = exchange.digest(images, labels, sigma, seed=noise_seed)
             features, hit = await self._window.get(key, lambda: self._once(key, make, cost))
             cost["hit"] = max(cost["hit"], float(hit))
         else:
@@ -123,10 +98,9 @@ class TeacherReplica:
 
     async def _once(self, key: bytes, make: Callable[[], Any], cost: dict[str, float]) -> np.ndarray:
         """The features from the replica that is at work on them, or from here."""
-        if self._shared is None:
-            self._shared = shared_window(self._app, self._settings.window_bytes)
-        with contextlib.suppress(RayError):  # it may be starting anew: then everybody makes his own
-            found = await self._shared.claim.remote(key, 2.0 + 4 * self._mean_s)
+        patience_s = 2.0 + 4 * self._mean_s
+        with contextlib.suppress(RayError, TimeoutError):  # it may be starting anew: then everybody makes his own
+            found = await asyncio.wait_for(self._shared.claim.remote(key, patience_s), patience_s + 1)
             if found is not None:
                 cost["hit"] = 1.0
                 return np.array(found)

@@ -23,11 +23,12 @@ from ray.util import metrics
 
 from dra_ray import config
 from dra_ray.errors import PoolError
+from dra_ray.exchange import NAMESPACE, open_exchange
+from dra_ray.ledger import find_ledger, open_ledger
 from dra_ray.policy import DemandPolicy
 from dra_ray.pool import replica
-from dra_ray.pool.ledger import find_ledger, open_ledger
 from dra_ray.pool.metrics import METRICS
-from dra_ray.pool.replica import NAMESPACE, TeacherReplica
+from dra_ray.pool.replica import TeacherReplica
 from dra_ray.pool.router import LeastOutstanding
 from dra_ray.pool.rows import Rows
 from dra_ray.storage import Store
@@ -66,7 +67,7 @@ def deploy(app: str, make: Callable[[], Rows], pool: config.Pool, facts: dict[st
         max_replicas=pool.max_replicas,
         initial_replicas=pool.min_replicas,
         look_back_period_s=pool.look_back_period_s,
-        metrics_interval_s=min(1.0, pool.look_back_period_s / 2),
+        metrics_interval_s=min(0.5, pool.look_back_period_s / 2),
         upscale_delay_s=0.0,  # the policy has its own delays
         downscale_delay_s=0.0,
         policy=AutoscalingPolicy(policy_function=f"{DemandPolicy.__module__}:{DemandPolicy.__name__}", policy_kwargs=pool.model_dump(include=POLICY)),
@@ -90,6 +91,7 @@ def deploy(app: str, make: Callable[[], Rows], pool: config.Pool, facts: dict[st
     serve.start(proxy_location="Disabled")  # nothing speaks HTTP here
     ledger = open_ledger(app, facts, pool.keep)
     ledger.keep.remote(pool.keep)
+    open_exchange(app, pool.window_bytes)
     try:
         serve.run(deployment.bind(make, pool.model_dump()), name=app, route_prefix=None)
     except RuntimeError as error:
@@ -102,7 +104,7 @@ def down(app: str) -> None:
     """Stop the application and its actors."""
     with contextlib.suppress(RayError, RayServeException):
         serve.delete(app)
-    for actor in ("ledger", "window"):
+    for actor in ("ledger", "exchange"):
         with contextlib.suppress(ValueError):
             ray.kill(ray.get_actor(f"{app}-{actor}", namespace=NAMESPACE))
 

@@ -1,11 +1,13 @@
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
-from ray.util.state import list_actors
+from ray.util.state import list_actors, list_tasks
 
-from dra_ray import data, synthesize, teach
+from dra_ray import data, storage, synthesize, teach
 from dra_ray.config import Data, Synthesis, TeacherTraining, UNet
 from dra_ray.data import synthetic
 from dra_ray.errors import ConfigError
@@ -116,3 +118,41 @@ def test_bytes_do_not_depend_on_who_makes_them(ray_cluster, teacher, tmp_path):
 def test_a_teacher_is_needed(tmp_path):
     with pytest.raises(ConfigError, match="teacher is not set"):
         synthesize.run(Synthesis(), Store(str(tmp_path)))
+
+
+SYNTHESIZE = """
+import sys
+from dra_ray import cluster, config, synthesize
+from dra_ray.storage import Store
+
+with cluster.connect():
+    synthesize.run(config.Synthesis.model_validate_json(sys.argv[1]), Store(sys.argv[2]), lambda row: print(row["images"], flush=True))
+"""
+
+
+@pytest.mark.slow
+def test_killed_workers_and_a_killed_driver_change_no_byte(ray_cluster, teacher, tmp_path):
+    config = Synthesis(teacher=teacher.uri, images=2000, steps=8, batch=100, shard_images=200, workers=2)
+    quiet, disturbed = Store(str(tmp_path / "quiet")), Store(str(tmp_path / "disturbed"))
+    synthesize.run(config, quiet)
+
+    (tmp_path / "driver.py").write_text(SYNTHESIZE)
+    environment = os.environ | {"RAY_ADDRESS": ray_cluster.address_info["gcs_address"]}
+    command = [sys.executable, str(tmp_path / "driver.py"), config.model_dump_json(), disturbed.uri]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline(), "it ended before anything was killed"
+    makers = [task.worker_pid for task in list_tasks(filters=[("name", "=", "_make"), ("state", "=", "RUNNING")], detail=True)]
+    assert makers, "nobody was at work"
+    os.kill(makers[0], signal.SIGKILL)
+    assert process.stdout.readline() and process.poll() is None, "the driver goes on without that worker"
+    process.kill()
+    process.communicate()
+    before = set(shards(disturbed))
+    assert 2 <= len(before) < 10, "half-way"
+
+    rows = []
+    manifest = synthesize.run(config, disturbed, rows.append)
+    assert shards(disturbed) == shards(quiet)
+    assert manifest["shards"] == storage.read_manifest(quiet)["shards"]
+    assert manifest["counts"] == {str(label): 200 for label in range(10)}

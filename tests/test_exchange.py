@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from dra_ray.pool.window import Exchange, Window, digest
+from dra_ray.exchange import Exchange, Window, digest
 
 
 def features(value: float, count: int = 10) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Equal requests are asked once: answers of the last requests by content, and those under way to wait for. No Ray.
+"""Equal requests are asked once: answers of the last requests by content, and those under way to wait for.
 
 Trials with the same data seed and noise level ask for the same features at about the same time. A request is known by a
-digest of all its bytes, so what is shared is right by construction.
+digest of all its bytes, so what is shared is right by construction. Nothing here needs torch: the actor is there at once.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import numpy as np
+import ray
+
+NAMESPACE = "dra_ray"  # of the actors of pools
 
 
 def digest(*arrays: np.ndarray, seed: int) -> bytes:
@@ -123,3 +127,26 @@ class Exchange:
         """Whoever waits for it shall make it."""
         if found := self._claims.pop(key, None):
             found[0].set()
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=1000)  # type: ignore[call-overload]
+class Shared:
+    """`Exchange` as an actor: one per pool, off the path of a request that nobody else asks for."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._exchange = Exchange(limit_bytes)
+
+    async def claim(self, key: bytes, patience_s: float) -> np.ndarray | None:
+        return await self._exchange.claim(key, patience_s)
+
+    async def give(self, key: bytes, features: np.ndarray) -> None:
+        self._exchange.give(key, np.array(features))  # a copy: what Ray hands over lies in its object store
+
+    async def drop(self, key: bytes) -> None:
+        self._exchange.drop(key)
+
+
+def open_exchange(app: str, limit_bytes: int) -> Any:
+    """The pool's exchange, made if it is not there."""
+    name = {"name": f"{app}-exchange", "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+    return Shared.options(**name).remote(limit_bytes)  # type: ignore[attr-defined]

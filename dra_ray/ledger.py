@@ -1,18 +1,14 @@
-"""What a pool's clients and drivers report: totals per trial, and who still needs the pool."""
+"""What a pool's clients and drivers report: totals per trial, and who still needs the pool. Without torch: the actor is there at once."""
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from typing import Any
 
 import ray
-from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 
-from dra_ray.pool.replica import NAMESPACE
+from dra_ray.exchange import NAMESPACE
 
 COUNTED = ("requests", "images", "hits", "retries", "service_s", "wait_s")
 
@@ -80,8 +76,9 @@ class Ledger:
         while True:
             time.sleep(5.0)
             if not self._keep and time.monotonic() - self._held_at > self.ORPHAN_S and not self._fresh():
-                with contextlib.suppress(RayError, RayServeException, RuntimeError):
-                    serve.delete(self._app)
+                from ray import serve  # takes seconds to import, and is needed once if ever
+
+                serve.delete(self._app)
                 ray.kill(ray.get_runtime_context().current_actor)
 
 
