@@ -481,7 +481,7 @@ def bench_pool(
     rounds: Annotated[int, typer.Option(min=1, help="Multiplies the number of requests.")] = 1,
     student: Annotated[str, typer.Option(help="Of the training step, as model.name.")] = "wrn-16-4",
     batch: Annotated[int, typer.Option(min=2, help="Of the training step.")] = 32,
-    steps: Annotated[int, typer.Option(min=1, help="Timed pairs of steps, with and without alignment.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Timed pairs of steps, with and without alignment.")] = 9,
     json: Json = None,
 ) -> None:
     """The same requests through a teacher in process, plain Ray actors and the pool; the overhead of a step; scale-up; sharing."""

@@ -229,7 +229,7 @@ class Pool(Frozen):
     ahead: NonNegativeInt = Field(1, description="steps whose features are asked for before the step that needs them")
     max_inflight: PositiveInt = Field(4, description="requests one training worker may have in flight; more wait with the worker")
     request_images: PositiveInt = Field(
-        512, description="longer requests are cut into parts of about so many images (multiples of teacher.micro_batch), which replicas share"
+        256, description="longer requests are cut into parts of about so many images (multiples of teacher.micro_batch), which replicas share"
     )
     merge_wait_s: NonNegativeFloat = Field(
         0.005, description="how long a micro-batch that is not full waits for other clients' images; 0 merges what waits anyway"

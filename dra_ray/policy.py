@@ -108,9 +108,11 @@ class DemandPolicy:
         """Ray Serve's calling convention: its context in, (replicas, state) out.
 
         Serve counts requests, so a request stands for an image here, and shows no arrivals. Its own delays must be 0.
-        Most requests wait inside the replicas, which say how many are different; the others still wait at their senders.
+        Most requests wait inside the replicas, which say how many are different, each in its last word: a mean over the
+        look-back period would see a new load too late. The others still wait at their senders.
         """
-        reported = ctx.aggregated_metrics or {}
+        reported, series = ctx.aggregated_metrics or {}, (ctx.raw_metrics or {}).get("waiting", {})
+        inside = [words[-1].value for words in series.values() if words] if series else reported.get("waiting", {}).values()
         shares = list(reported.get("busy", {}).values())
         times_s = [time_s for time_s in reported.get("service_s", {}).values() if time_s > 0]
         self.target = ctx.target_num_replicas
@@ -118,7 +120,7 @@ class DemandPolicy:
             running=ctx.current_num_replicas,
             starting=max(0, ctx.target_num_replicas - ctx.current_num_replicas),
             busy_s=[share * self.look_back_period_s for share in shares],
-            waiting=float(ctx.total_queued_requests or 0.0) + sum(reported.get("waiting", {}).values()),
+            waiting=float(ctx.total_queued_requests or 0.0) + sum(inside),
             in_flight=min(float(ctx.total_num_requests or 0.0), sum(shares)),
             service_s_per_image=sum(times_s) / len(times_s) if times_s else 0.0,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import statistics
 import threading
 import time
@@ -278,7 +279,7 @@ def step_overhead(student: str, batch: int, steps: int) -> dict[str, Any]:
 
     What is left is the projector's arithmetic, sending, receiving, and waiting if there is any.
     """
-    torch.set_num_threads(torch.get_num_threads())
+    torch.set_num_threads(os.cpu_count() or 1)
     shape = data.Shape(CLASSES, CHANNELS, RESOLUTION, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
     plain = config.Experiment(
         model=config.Model(name=student),
