@@ -75,8 +75,8 @@ def autoscaling(port: int, folder: Path) -> subprocess.Popen[bytes]:
         "cluster_name": "fake",
         "max_workers": 4,
         "provider": provider,
-        "available_node_types": kinds | {"head": {"resources": head, "node_config": {}, "max_workers": 0}},
-        "head_node_type": "head",
+        "available_node_types": kinds | {"ray.head.default": {"resources": head, "node_config": {}, "max_workers": 0}},
+        "head_node_type": "ray.head.default",  # as Ray's provider of fake nodes calls it
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": 0.1,
         "auth": {},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -148,3 +150,29 @@ def test_one_teacher_has_one_pool(app: str, settings: config.Teacher) -> None:
         assert again == app
     assert app in ray.serve.status().applications, "a pool that was there before stays"
     assert pool.app_name(config.Teacher(uri=settings.uri, micro_batch=32)) != app
+
+
+def test_a_pool_brought_up_by_hand_outlives_the_runs_that_use_it(ray_cluster: Any, settings: config.Teacher, tmp_path) -> None:
+    own = settings.model_copy(update={"micro_batch": 16})  # another teacher, so another pool
+    environment = os.environ | {"RAY_ADDRESS": ray_cluster.address_info["gcs_address"]}
+
+    def dra(*arguments: str) -> Any:
+        done = subprocess.run(
+            [sys.executable, "-m", "dra_ray.cli", "pool", *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return Store(str(tmp_path / "found.json")).read_json() if "--json" in arguments else None
+
+    small = ["--set", "pool.cpus_per_replica=0.1", "--set", "teacher.micro_batch=16", "--set", f"teacher.uri={own.uri}"]
+    (brought_up,) = dra("up", "digits-dra", *small, "--json", "found.json")
+    name = pool.app_name(own)
+    assert brought_up["pool"] == name and brought_up["kept"] and brought_up["replicas"] == "1 running"
+    with pool.serving(own, SETTINGS) as app:
+        assert app == name
+        client = pool.PoolClient(app, SETTINGS, "trial-7")
+        client.submit(*request(1)).result()
+        client.close()
+    found = {row["pool"]: row for row in dra("status", "--json", "found.json")}
+    assert found[name]["trials"]["trial-7"]["requests"] == 1 and found[name]["replicas"] == {"RUNNING": 1}
+    dra("down", name)
+    assert cluster.wait_until(lambda: name not in pool.applications(), 30)
