@@ -32,6 +32,7 @@ class Ledger:
         self._gone: dict[str, dict[str, float]] = {}  # trial -> totals of clients that left
         self._holders: dict[str, float] = {}
         self._held_at = time.monotonic()
+        self._closing = False
         threading.Thread(target=self._watch, daemon=True).start()
 
     def record(self, client: str, trial: str, totals: dict[str, float], last: bool = False) -> None:
@@ -57,13 +58,17 @@ class Ledger:
         held = {"up_s": round(time.time() - self._since, 1), "keep": self._keep, "drivers": len(self._fresh())}
         return {**self._facts, **held, **self.totals(), "trials": trials}
 
-    def hold(self, driver: str) -> None:
-        self._holders[driver] = self._held_at = time.monotonic()
+    def hold(self, driver: str) -> bool:
+        """Whether the driver may rely on the pool; not if the last one before it is just taking it down."""
+        if not self._closing:
+            self._holders[driver] = self._held_at = time.monotonic()
+        return not self._closing
 
     def release(self, driver: str) -> bool:
         """Whether the pool may go: nobody else holds it and it is not to be kept."""
         self._holders.pop(driver, None)
-        return not self._keep and not self._fresh()
+        self._closing = not self._keep and not self._fresh()
+        return self._closing
 
     def keep(self, keep: bool) -> None:
         self._keep = keep

@@ -147,24 +147,37 @@ def serving(teacher: config.Teacher, pool: config.Pool, log: Store | None = None
     """The pool for the length of a `with` block; gives the application's name.
 
     A pool is there for every driver that names the same teacher; the last one takes it down, unless `pool.keep`. Its log
-    belongs to whoever brought it up: `log` receives pool.jsonl rows then.
+    belongs to whoever brought it up: `log` receives pool.jsonl rows then. Raises `PoolError` when it does not come up.
     """
-    found = app_name(teacher) in applications()
+    found, driver = app_name(teacher) in applications(), uuid.uuid4().hex
     app = up(teacher, pool)
-    with held(app, None if found else log):
+    deadline_s = time.monotonic() + pool.timeout_s
+    while not _hold(app, driver):  # another driver is taking it down at this moment
+        if time.monotonic() > deadline_s:
+            raise PoolError(f"the pool '{app}' is going down and does not end; run `dra pool down {app}` and start again")
+        time.sleep(0.5)
+        found, app = False, up(teacher, pool)
+    with held(app, None if found else log, driver):
         yield app
 
 
 @contextmanager
-def held(app: str, log: Store | None = None) -> Iterator[None]:
+def held(app: str, log: Store | None = None, driver: str | None = None) -> Iterator[None]:
     """A pool that is up, for as long as this driver needs it; the last driver to leave takes it down, unless it is kept."""
-    driver = uuid.uuid4().hex
+    driver = driver or uuid.uuid4().hex
     try:
         with Watch(app, log, driver):
             yield
     finally:
         if _let_go(app, driver):
             down(app)
+
+
+def _hold(app: str, driver: str) -> bool:
+    try:
+        return bool(ray.get(find_ledger(app).hold.remote(driver)))
+    except (ValueError, RayError):
+        return False  # it went down in between
 
 
 def _let_go(app: str, driver: str) -> bool:

@@ -17,6 +17,7 @@ import torch
 
 from dra_ray import cluster, config, pool
 from dra_ray.errors import PoolError
+from dra_ray.ledger import open_ledger
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.source import LocalTeacher
@@ -150,6 +151,15 @@ def test_one_teacher_has_one_pool(app: str, settings: config.Teacher) -> None:
         assert again == app
     assert app in ray.serve.status().applications, "a pool that was there before stays"
     assert pool.app_name(config.Teacher(uri=settings.uri, micro_batch=32)) != app
+
+
+def test_nobody_relies_on_a_pool_that_the_last_driver_is_taking_down(ray_cluster: Any) -> None:
+    books = open_ledger("unused", {}, keep=False)
+    assert ray.get([books.hold.remote("one"), books.hold.remote("two")]) == [True, True]
+    assert ray.get(books.release.remote("one")) is False, "another driver holds it"
+    assert ray.get(books.release.remote("two")) is True
+    assert ray.get(books.hold.remote("three")) is False
+    ray.kill(books)
 
 
 def test_a_pool_brought_up_by_hand_outlives_the_runs_that_use_it(ray_cluster: Any, settings: config.Teacher, tmp_path) -> None:
