@@ -271,6 +271,23 @@ def teacher_import_dit(
     terminal.err.print(f"note: {card['licence']}")
 
 
+@teacher_app.command("latents")
+def teacher_latents(
+    vae: Annotated[str, typer.Argument(metavar="VAE", help="The published VA-VAE checkpoint.")],
+    to: Annotated[str, typer.Option("--to", metavar="FILE", help="The .safetensors file to write, which import-dit takes as STATS.")],
+    set_: DataSet = None,
+    images: Annotated[int, typer.Option(min=1, help="The first so many training images; the published ones are of 10,000.")] = 10_000,
+    device: str = "cpu",
+    json: Json = None,
+) -> None:
+    """Measure the mean and deviation of an autoencoder's latents on your images: --set name=imagenet --set uri=URI --set resolution=256."""
+    settings = _data(set_ or [])
+    from dra_ray import analyse as job
+
+    terminal.table(job.latent_statistics(Store(vae), settings, images, Store(to), device), f"latents of {vae}", json)
+    terminal.out.print(to)
+
+
 @teacher_app.command("list")
 def teacher_list(json: Json = None) -> None:
     """Teachers that come with the package: teacher.uri=package:NAME, or the folder that is printed."""

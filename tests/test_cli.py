@@ -80,7 +80,7 @@ def test_tables_are_also_json(tmp_path: Path) -> None:
 
 COMMANDS = ["quickstart", "train", "sweep", "evaluate", "compare", "synthesize", "report", "plan", "recipes"]
 POOL_COMMANDS = ["up", "status", "down"]
-TEACHER_COMMANDS = ["train", "import", "import-dit", "list", "probe", "quality", "massive"]
+TEACHER_COMMANDS = ["train", "import", "import-dit", "latents", "list", "probe", "quality", "massive"]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,14 @@
 import dataclasses
+import io
 import json
 
 import pytest
 import torch
+from PIL import Image
 
+from dra_ray import data
+from dra_ray.analyse import latent_statistics
+from dra_ray.config import Data
 from dra_ray.errors import CheckpointError, ConfigError, DataError, StorageError
 from dra_ray.storage import Store
 from dra_ray.teachers import vae
@@ -135,3 +140,27 @@ def test_statistics_are_read(tmp_path):
         LatentStats(torch.zeros(2), torch.tensor([1.0, 0.0]))
     with pytest.raises(DataError, match=r"\[2\] and \[3\]"):
         LatentStats(torch.zeros(2), torch.ones(3))
+
+
+def test_the_command_measures_what_an_import_takes(tmp_path):
+    """On a folder of pictures: the same statistics as over its images by hand, read back from the file."""
+    folder = Store(str(tmp_path))
+    net = tiny()
+    (folder / "vae.pt").write_torch({"state_dict": net.state_dict()})
+    given = images(12)
+    for split in ("train", "val"):
+        for index, image in enumerate(given):
+            picture = io.BytesIO()
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(picture, "PNG")
+            (folder / "pictures" / split / f"class-{index % 2}" / f"{index}.png").write_bytes(picture.getvalue())
+    settings = Data(name="folder", uri=(folder / "pictures").uri, resolution=16, validation_images=0)
+    rows = latent_statistics(folder / "vae.pt", settings, 100, folder / "stats.safetensors", sizes=TINY)
+    seen = data.in_memory(data.load(settings).train).images  # as the data set cuts and scales them
+    by_hand, written = measure_stats(net, [seen]), read_stats(folder / "stats.safetensors")
+    assert len(seen) == 12
+    assert torch.allclose(written.mean, by_hand.mean, atol=1e-5) and torch.allclose(written.std, by_hand.std, rtol=1e-4)
+    assert [row["channel"] for row in rows] == [0, 1, 2, 3]
+    with pytest.raises(ConfigError, match="images are 3x8x8, but the autoencoder takes 3x16x16; set resolution=16"):
+        latent_statistics(folder / "vae.pt", settings.model_copy(update={"resolution": 8}), 100, folder / "stats.safetensors", sizes=TINY)
+    with pytest.raises(ConfigError, match="ends in .safetensors"):
+        latent_statistics(folder / "vae.pt", settings, 100, folder / "stats.pt", sizes=TINY)
