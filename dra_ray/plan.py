@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dra_ray import data, models
+from dra_ray import data, students
 from dra_ray.config import Config, Experiment, Flow, Loss, Model, Quickstart, Sweep, Synthesis, TeacherTraining, Threat, flatten
 from dra_ray.data import Shape
 from dra_ray.errors import ConfigError
-from dra_ray.models.projector import projector
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.dit import LatentDiT, LightningDiT, Sampling
 from dra_ray.teachers.edm import EDM
 from dra_ray.teachers.network import Network
 from dra_ray.teachers.noisy import NoisyClassifier
+from dra_ray.training.projector import projector
 
 Plan = dict[str, Any]
 
@@ -76,7 +76,7 @@ def parameters(net: torch.nn.Module) -> int:
 def student_cost(settings: Model, shape: Shape) -> tuple[int, float, int]:
     """(parameters, MACs of one image's forward pass, width of the feature) of a student."""
     with torch.device("meta"):
-        student = models.build(settings, shape).eval()
+        student = students.build(settings, shape).eval()
     forward = macs(lambda: student(torch.empty(1, shape.channels, shape.resolution, shape.resolution, device="meta")))
     return parameters(student), forward, student.feature_dim
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
-from dra_ray import pool, train
+from dra_ray.pool import metrics
+from dra_ray.workloads import train
 
 FOLDER = Path(__file__).parents[1] / "dashboards"
-EMITTED = {**pool.METRICS, **train.METRICS}
+EMITTED = {**metrics.METRICS, **train.METRICS}
 SUFFIXES = r"_(total|bucket|sum|count)$"
 
 

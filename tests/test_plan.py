@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from dra_ray import data, models
+from dra_ray import data, students
 from dra_ray import plan as planning
 from dra_ray.config import (
     Asha,
@@ -29,12 +29,12 @@ from dra_ray.config import (
     recipe_names,
 )
 from dra_ray.errors import ConfigError
-from dra_ray.models.wrn import WideResNet
-from dra_ray.robust import losses, objective
 from dra_ray.storage import Store
+from dra_ray.students.wrn import WideResNet
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.edm import EDM
 from dra_ray.teachers.noisy import NoisyClassifier
+from dra_ray.training import losses, objective
 
 TINY = UNet(model_channels=32, channel_mult=(1,))
 SWEEP = Sweep(space={"align.weight": [0, 0.5, 1.0]}, asha=Asha(grace_epochs=2, reduction_factor=2), base=override(Experiment(), {"optim.epochs": 8}))
@@ -145,7 +145,7 @@ def test_meta_student_costs_what_the_real_one_does():
     """The student that training builds, with real weights and real images."""
     config = Experiment()
     images = data.load(config.data)
-    student = models.build(config.model, images.shape).eval()
+    student = students.build(config.model, images.shape).eval()
     planned = planning.plan(config)["student"]
     assert planned["params"] == sum(p.numel() for p in student.parameters())
     assert planned["forward_gmacs"] == planning.macs(lambda: student(torch.rand(4, 1, 8, 8))) / 4 / 1e9

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from dra_ray import config, evaluate
-from dra_ray.robust import batches
-from dra_ray.robust.batches import Arrays, Work
+from dra_ray import config
+from dra_ray.evaluation import batches
+from dra_ray.evaluation.batches import Arrays, Work
+from dra_ray.evaluation.subjects import Subject
 from dra_ray.storage import Store
-from dra_ray.subjects import Subject
+from dra_ray.workloads import evaluate
 
 STAGES = 5  # clean images and the four attacks
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from dra_ray import config, data
+from dra_ray.attacks import autoattack, levels, stock
+from dra_ray.attacks.plan import STANDARD, Effort
 from dra_ray.errors import ConfigError
-from dra_ray.models import checkpoint
-from dra_ray.robust import autoattack, levels
-from dra_ray.robust.autoattack import STANDARD, Effort
 from dra_ray.storage import Store
+from dra_ray.students import checkpoint
 
 STOCK = "pyautoattack"
 TOTAL = "all attacks"
@@ -96,7 +96,7 @@ def _setting(run: Store, images: int, batch: int, eps_255: float | None, effort:
 
 def _stock(setting: Setting, seconds: dict[str, float]) -> tuple[Tensor, Tensor]:
     inputs = setting.student, setting.images, setting.labels, setting.threat, setting.seed, setting.batch, setting.effort
-    return autoattack.stock(*inputs, seconds=seconds)
+    return stock.stock(*inputs, seconds=seconds)
 
 
 def _ours(setting: Setting, level: str, seconds: dict[str, float]) -> tuple[Tensor, Tensor]:

@@ -17,12 +17,14 @@ import ray
 import torch
 from torch import Tensor
 
-from dra_ray import cluster, config, data, pool, train
+from dra_ray import cluster, config, data
 from dra_ray.errors import RunError
-from dra_ray.models import arithmetic
+from dra_ray.pool import client as pool_client
+from dra_ray.pool import service
 from dra_ray.pool.rows import Rows
 from dra_ray.teachers.edm import EDM
 from dra_ray.teachers.source import LocalTeacher, Ready
+from dra_ray.training import arithmetic, step
 
 CHANNELS, RESOLUTION, CLASSES, FEATURES = 3, 32, 10, 256
 IN_FLIGHT = 4
@@ -129,15 +131,15 @@ def _settings(low: int, high: int) -> config.Pool:
 
 
 @contextlib.contextmanager
-def _pool(name: str, make: Callable[[], Rows], low: int, high: int) -> Iterator[Callable[[str], pool.PoolClient]]:
+def _pool(name: str, make: Callable[[], Rows], low: int, high: int) -> Iterator[Callable[[str], pool_client.PoolClient]]:
     """A pool of that teacher; gives what makes a client of it."""
     app, settings = f"teacher-bench-{name}", _settings(low, high)
-    pool.deploy(app, make, settings, {"uri": name})
-    with pool.held(app):
-        if not cluster.wait_until(lambda: pool.replicas(app).get("RUNNING", 0) >= low, 60):
+    service.deploy(app, make, settings, {"uri": name})
+    with service.held(app):
+        if not cluster.wait_until(lambda: service.replicas(app).get("RUNNING", 0) >= low, 60):
             raise RunError(f"the pool of {low} replicas did not start within 60 s; see `ray status`")
-        yield lambda trial: pool.PoolClient(app, settings, trial)
-    cluster.wait_until(lambda: app not in pool.applications(), 30)
+        yield lambda trial: pool_client.PoolClient(app, settings, trial)
+    cluster.wait_until(lambda: app not in service.applications(), 30)
 
 
 # -- measurements ------------------------------------------------------------------------------------------------------
@@ -228,7 +230,7 @@ def _request(size: int, number: int) -> Request:
 def lockstep_work(trials: int = 4, requests: int = 30, service_s: float = 0.05) -> float:
     """Teacher time of `trials` clients that ask for the same, over that of one, on two replicas."""
 
-    def follow(client: pool.PoolClient, seed: int) -> None:
+    def follow(client: pool_client.PoolClient, seed: int) -> None:
         for number in range(requests):
             client.submit(*_request(MICRO_BATCH, seed + number)).result()
             time.sleep(0.02)
@@ -249,7 +251,7 @@ def scale_up(clients: int = 4, service_s: float = 0.2) -> float:
     """Seconds from the first request of a load that needs two replicas to the decision for the second."""
     stop = threading.Event()
 
-    def load(client: pool.PoolClient, seed: int) -> None:
+    def load(client: pool_client.PoolClient, seed: int) -> None:
         number = seed
         while not stop.is_set():
             client.submit(*_request(MICRO_BATCH, number)).result()
@@ -263,7 +265,7 @@ def scale_up(clients: int = 4, service_s: float = 0.2) -> float:
         for thread in threads:
             thread.start()
         try:
-            decided = cluster.wait_until(lambda: sum(pool.replicas("teacher-bench-load").values()) > 1, 30, 0.05)
+            decided = cluster.wait_until(lambda: sum(service.replicas("teacher-bench-load").values()) > 1, 30, 0.05)
             taken_s = time.monotonic() - begun_s
         finally:
             stop.set()
@@ -291,14 +293,14 @@ def step_overhead(student: str, batch: int, steps: int) -> dict[str, Any]:
     device, mine = torch.device("cpu"), slice(0, batch)
     arithmetic.prepare(plain.compute, torch.get_num_threads())
     images, labels, *_ = _request(batch, 0)
-    without, _ = train.initial_state(plain, shape, None, device)
-    bare = train.Feed(plain, lambda number: (images, labels), mine, None, 2 + steps)
+    without, _ = step.initial_state(plain, shape, None, device)
+    bare = step.Feed(plain, lambda number: (images, labels), mine, None, 2 + steps)
     first_s = [_timed(without, plain, bare, mine) for _ in range(2)]
     service_s = first_s[1] / 2 / -(-batch // MICRO_BATCH)
     with _pool("step", functools.partial(Waiting, service_s), 1, 1) as make:
         client = make("bench")
-        state, _ = train.initial_state(aligned, shape, client, device)
-        feed = train.Feed(aligned, lambda number: (images, labels), mine, client, 1 + steps)
+        state, _ = step.initial_state(aligned, shape, client, device)
+        feed = step.Feed(aligned, lambda number: (images, labels), mine, client, 1 + steps)
         _timed(state, aligned, feed, mine)
         pairs = [(_timed(state, aligned, feed, mine), _timed(without, plain, bare, mine)) for _ in range(steps)]
         waited_s = client.totals["wait_s"] / (1 + steps)
@@ -310,8 +312,8 @@ def step_overhead(student: str, batch: int, steps: int) -> dict[str, Any]:
     }
 
 
-def _timed(state: train.State, experiment: config.Experiment, feed: train.Feed, mine: slice) -> float:
+def _timed(state: step.State, experiment: config.Experiment, feed: step.Feed, mine: slice) -> float:
     begun_s = time.perf_counter()
-    train.step(state, experiment, feed.take(state.step), mine)
+    step.step(state, experiment, feed.take(state.step), mine)
     state.step += 1
     return time.perf_counter() - begun_s

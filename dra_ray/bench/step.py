@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dra_ray import config, data, models, plan, train
-from dra_ray.data import plan as batches
-from dra_ray.models import arithmetic, averaging
-from dra_ray.robust import attacks
+from dra_ray import config, data, plan, students
+from dra_ray.attacks import pgd
+from dra_ray.data import random
+from dra_ray.training import arithmetic, averaging, step
 
 CLASSES = 10
 
@@ -57,7 +57,7 @@ def compare(
     drawn = torch.Generator().manual_seed(0)
     images = torch.randint(256, (batch, 3, resolution, resolution), dtype=torch.uint8, generator=drawn).to(on)
     labels = torch.randint(CLASSES, (batch,), generator=drawn).to(on)
-    reference, _ = train.initial_state(experiment, shape, None, on)
+    reference, _ = step.initial_state(experiment, shape, None, on)
     start = {name: value.clone() for name, value in reference.student.state_dict().items()}
     runners = {v.name: _runner(v, experiment, shape, images, labels, on) for v in variants}
     seconds: dict[str, list[float]] = {v.name: [] for v in variants}
@@ -82,7 +82,7 @@ def _figures(
     experiment: config.Experiment, shape: data.Shape, seconds: dict[str, list[float]], losses: dict[str, list[float]], peaks: dict[str, float]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     with torch.device("meta"):
-        student = models.build(experiment.model, shape).eval()
+        student = students.build(experiment.model, shape).eval()
     forward = plan.macs(lambda: student(torch.empty(1, shape.channels, shape.resolution, shape.resolution, device="meta")))
     flops = 2 * plan.step_units(experiment.loss, experiment.threat) * forward * experiment.optim.batch
     textbook = statistics.median(seconds["textbook"])
@@ -128,12 +128,12 @@ def _runner(variant: Variant, experiment: config.Experiment, shape: data.Shape, 
     everything = slice(0, experiment.optim.batch)
     if variant.compute is None:
         torch.manual_seed(experiment.seed)
-        student = models.build(experiment.model, shape).to(device)
+        student = students.build(experiment.model, shape).to(device)
         book = Textbook(student, experiment)
         return book.load, lambda: book.step(images, labels)
     ours = experiment.model_copy(update={"compute": variant.compute})
     arithmetic.prepare(variant.compute, torch.get_num_threads())
-    state, _ = train.initial_state(ours, shape, None, device)
+    state, _ = step.initial_state(ours, shape, None, device)
 
     def load(weights: dict[str, Tensor]) -> None:
         state.student.load_state_dict(weights)
@@ -141,7 +141,7 @@ def _runner(variant: Variant, experiment: config.Experiment, shape: data.Shape, 
         state.step = 0
 
     def run() -> Tensor:
-        loss = train.step(state, ours, train.prepare(ours, images, labels, state.step, everything, None), everything)[0]
+        loss = step.step(state, ours, step.prepare(ours, images, labels, state.step, everything, None), everything)[0]
         averaging.update(state.average, state.student, 0.995)
         return loss
 
@@ -168,8 +168,8 @@ class Textbook:
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0
         x = images.float() / 255
-        noise = torch.rand(x.shape, generator=batches.generator(self.experiment.seed, train.ATTACK, 0)).to(x.device)
-        with attacks.untracked(student):
+        noise = torch.rand(x.shape, generator=random.generator(self.experiment.seed, step.ATTACK, 0)).to(x.device)
+        with pgd.untracked(student):
             target = F.softmax(student(x), 1).detach()
             adversarial = (x + threat.eps * (2 * noise - 1)).clamp(0, 1)
             for _ in range(threat.steps):

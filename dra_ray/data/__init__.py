@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dra_ray import config
 from dra_ray.data import cifar, digits, folders, idx
+from dra_ray.data.batches import BatchPlan
 from dra_ray.data.pictures import OnDisk, Pictures, Shape, Split, in_memory
-from dra_ray.data.plan import BatchPlan
 from dra_ray.errors import DataError
 
 __all__ = [

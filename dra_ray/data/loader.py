@@ -7,8 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from dra_ray.data.batches import BatchPlan
 from dra_ray.data.pictures import CHUNK, Pictures, Split, picture_bytes
-from dra_ray.data.plan import BatchPlan
 
 # Real and synthetic images up to this size live on the device as one uint8 tensor: CIFAR with 1 million synthetic images takes 3.2 GB of it
 RESIDENT_BYTES = 4 * 2**30

@@ -5,27 +5,3 @@ work, retries of requests that died with their replica (Serve loses them), a dea
 micro-batches shared by requests, answers shared by trials, turns for clients, and the pool's own numbers. One
 application per teacher; the noise level travels with each request, so one serves all.
 """
-
-from dra_ray.pool.client import Call, PoolClient, reserved, source
-from dra_ray.pool.metrics import METRICS
-from dra_ray.pool.service import PREFIX, Watch, app_name, applications, deploy, down, held, replicas, row, serving, status, up
-
-__all__ = [
-    "METRICS",
-    "PREFIX",
-    "Call",
-    "PoolClient",
-    "Watch",
-    "app_name",
-    "applications",
-    "deploy",
-    "down",
-    "held",
-    "replicas",
-    "reserved",
-    "row",
-    "serving",
-    "source",
-    "status",
-    "up",
-]

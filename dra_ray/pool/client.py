@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dra_ray import config
 from dra_ray.errors import PoolError
-from dra_ray.ledger import COUNTED, find_ledger
+from dra_ray.pool.ledger import COUNTED, find_ledger
 from dra_ray.pool.metrics import METRICS, SECONDS
 from dra_ray.pool.service import app_name
 from dra_ray.storage import Store

@@ -1,5 +1,7 @@
 """Names of the pool's metrics: what Prometheus shows has the prefix `ray_`, and `_total` behind a counter."""
 
+from __future__ import annotations
+
 METRICS = {
     "dra_teacher_requests": "requests answered by replicas, by teacher and trial",
     "dra_teacher_images": "images answered by replicas, by teacher and trial",

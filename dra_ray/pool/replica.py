@@ -16,7 +16,8 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.util import metrics
 
-from dra_ray import config, exchange
+from dra_ray import config
+from dra_ray.pool import exchange
 from dra_ray.pool.metrics import METRICS, SECONDS
 from dra_ray.pool.rows import Encoder, Rows
 from dra_ray.storage import Store

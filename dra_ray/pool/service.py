@@ -23,11 +23,11 @@ from ray.util import metrics
 
 from dra_ray import config
 from dra_ray.errors import PoolError
-from dra_ray.exchange import NAMESPACE, open_exchange
-from dra_ray.ledger import find_ledger, open_ledger
-from dra_ray.policy import DemandPolicy
 from dra_ray.pool import replica
+from dra_ray.pool.exchange import NAMESPACE, open_exchange
+from dra_ray.pool.ledger import find_ledger, open_ledger
 from dra_ray.pool.metrics import METRICS
+from dra_ray.pool.policy import DemandPolicy
 from dra_ray.pool.replica import TeacherReplica
 from dra_ray.pool.router import LeastOutstanding
 from dra_ray.pool.rows import Rows

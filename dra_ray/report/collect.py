@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dra_ray.analysis import intervals
 from dra_ray.config import flatten
 from dra_ray.errors import DataError
+from dra_ray.evaluation import intervals
 from dra_ray.storage import Store
 from dra_ray.teachers.checkpoint import CARD, WEIGHTS, build, digest, read_card
 

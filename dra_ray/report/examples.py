@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dra_ray import config, data, storage
+from dra_ray import config, data, runs
 from dra_ray.errors import DataError, DraError
-from dra_ray.models import checkpoint
 from dra_ray.storage import Store
+from dra_ray.students import checkpoint
 
 SHOWN = 6
 # Names that the data sets' authors give to their classes, in the order of the labels.
@@ -122,7 +122,7 @@ def _within(change: Tensor, threat: Mapping[str, Any]) -> bool:
 
 
 def _settings(run: Store) -> config.Experiment:
-    manifest = storage.read_manifest(run)
+    manifest = runs.read_manifest(run)
     if manifest is None or manifest.get("kind") != "train":
         raise DataError(f"'{run}' is not a training run, so nothing says which images were attacked")
     return config.validate(config.Experiment, manifest["config"], str(run / "manifest.json"))

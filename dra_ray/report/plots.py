@@ -10,7 +10,7 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dra_ray.analysis import intervals
+from dra_ray.evaluation import intervals
 from dra_ray.report.collect import LABELS, percent
 
 Figure = dict[str, Any]

@@ -17,8 +17,8 @@ import yaml
 from pydantic import Field
 
 from dra_ray import config
+from dra_ray.attacks.plan import STANDARD
 from dra_ray.errors import ConfigError, DataError, nearest
-from dra_ray.robust.autoattack import STANDARD
 from dra_ray.storage import Store
 
 Text = Annotated[str, Field(min_length=1)]

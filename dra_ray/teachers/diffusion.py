@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dra_ray.data.plan import derive
+from dra_ray.data.random import derive
 from dra_ray.teachers.edm import EDM, VE_SIGMA_MAX, VE_SIGMA_MIN, VP_BETA_D, VP_BETA_MIN, VP_FIRST_T
 from dra_ray.teachers.pixels import to_uint8
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dra_ray.config import Teacher
-from dra_ray.data.plan import derive
+from dra_ray.data.random import derive
 from dra_ray.errors import DataError
 from dra_ray.teachers.network import Network
 

@@ -16,7 +16,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
-from dra_ray import cluster, storage
+from dra_ray import cluster, runs
 from dra_ray.storage import Store
 
 NODE = {"num_cpus": 1, "resources": {"student": 1}}
@@ -29,7 +29,7 @@ def main(root: Store) -> None:
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
     workers = [nodes.add_node(**NODE), nodes.add_node(**NODE)]
     ray.init(nodes.address, log_to_driver=False)
-    command = [sys.executable, "-m", "dra_ray.cli", "train", (root / "wanted.json").uri, "--storage", root.uri, "--name", "run"]
+    command = [sys.executable, "-m", "dra_ray", "train", (root / "wanted.json").uri, "--storage", root.uri, "--name", "run"]
     driver = subprocess.Popen(command, env=os.environ | {"RAY_ADDRESS": nodes.address})
     run = root / "run"
     _until(lambda: len(_rows(run / "steps.jsonl")) >= 3, 120)
@@ -47,7 +47,7 @@ def main(root: Store) -> None:
 
 
 def _starts(run: Store) -> list[dict[str, Any]]:
-    return (storage.read_manifest(run) or {}).get("world_sizes", [])
+    return (runs.read_manifest(run) or {}).get("world_sizes", [])
 
 
 def _rows(file: Store) -> list[dict[str, Any]]:

@@ -23,8 +23,11 @@ import torch
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.cluster_utils import Cluster
 
-from dra_ray import cluster, config, pool, sweep
+from dra_ray import cluster, config
+from dra_ray.pool import client as pool_client
+from dra_ray.pool import service
 from dra_ray.storage import Store
+from dra_ray.workloads import sweep
 from tests.cluster import teachers
 from tests.cluster.small import experiment
 from tests.cluster.teachers import Sums, expected, request
@@ -39,17 +42,17 @@ def lost() -> dict[str, Any]:
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     workers = [nodes.add_node(num_cpus=1, resources={"teacher": 1}) for _ in range(2)]
     ray.init(nodes.address, log_to_driver=False)
-    app, settings = f"{pool.PREFIX}lost", config.Pool(min_replicas=2, max_replicas=2, **ON_TEACHERS, **QUICK)
-    pool.deploy(app, functools.partial(Sums, 0.1), settings, {"uri": "lost"})
-    with pool.held(app):
-        assert cluster.wait_until(lambda: pool.replicas(app).get("RUNNING", 0) == 2, 60)
-        client = pool.PoolClient(app, settings.model_copy(update={"max_inflight": 8}))
+    app, settings = f"{service.PREFIX}lost", config.Pool(min_replicas=2, max_replicas=2, **ON_TEACHERS, **QUICK)
+    service.deploy(app, functools.partial(Sums, 0.1), settings, {"uri": "lost"})
+    with service.held(app):
+        assert cluster.wait_until(lambda: service.replicas(app).get("RUNNING", 0) == 2, 60)
+        client = pool_client.PoolClient(app, settings.model_copy(update={"max_inflight": 8}))
         calls = [client.submit(*request(number, 160)) for number in range(6)]
         time.sleep(0.3)
         nodes.remove_node(workers[0], allow_graceful=False)
         calls += [client.submit(*request(number, 160)) for number in range(6, 8)]
         wrong = [number for number, call in enumerate(calls) if not torch.equal(call.result(), expected(number, 160))]
-        return {"wrong": wrong, **client.totals, "left": pool.replicas(app)}
+        return {"wrong": wrong, **client.totals, "left": service.replicas(app)}
 
 
 # -- an autoscaling cluster whose nodes are processes of this machine -----------------------------------------------

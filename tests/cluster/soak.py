@@ -20,7 +20,9 @@ from typing import Any
 import ray
 import torch
 
-from dra_ray import cluster, config, pool
+from dra_ray import cluster, config
+from dra_ray.pool import client as pool_client
+from dra_ray.pool import service
 from tests.cluster import teachers
 from tests.cluster.small import replica_pids
 from tests.cluster.teachers import Sums, expected, request
@@ -33,16 +35,16 @@ SETTINGS = config.Pool(
 
 def main(minutes: float) -> dict[str, Any]:
     ray.cloudpickle.register_pickle_by_value(teachers)
-    app = f"{pool.PREFIX}soak"
+    app = f"{service.PREFIX}soak"
     with cluster.connect(num_cpus=4):
-        pool.deploy(app, functools.partial(Sums, 0.02), SETTINGS, {"uri": "soak"})
-        with pool.held(app):
+        service.deploy(app, functools.partial(Sums, 0.02), SETTINGS, {"uri": "soak"})
+        with service.held(app):
             return _play(app, minutes)
 
 
 def _play(app: str, minutes: float) -> dict[str, Any]:
-    assert cluster.wait_until(lambda: pool.replicas(app).get("RUNNING", 0) == 2, 60)
-    clients = [pool.PoolClient(app, SETTINGS, f"trial-{number}") for number in range(3)]
+    assert cluster.wait_until(lambda: service.replicas(app).get("RUNNING", 0) == 2, 60)
+    clients = [pool_client.PoolClient(app, SETTINGS, f"trial-{number}") for number in range(3)]
     sent, mismatches, errors = [0, 0, 0], [0, 0, 0], []
     end_s = time.monotonic() + 60 * minutes
 

@@ -17,7 +17,7 @@ from dra_ray.storage import Store
 
 pytestmark = pytest.mark.slow
 
-DRA = [sys.executable, "-m", "dra_ray.cli"]
+DRA = [sys.executable, "-m", "dra_ray"]
 SMALL = {"optim.epochs": 2, "selection.every_epochs": 1, "threat.steps": 2, "selection.steps": 2}
 
 

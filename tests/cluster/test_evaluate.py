@@ -20,18 +20,20 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from ray.util.state import list_tasks
 from torch.nn import functional as F
 
-from dra_ray import data, models, storage, subjects
-from dra_ray.analysis.intervals import wilson
+from dra_ray import data, students
+from dra_ray import runs as run_folder
+from dra_ray.attacks.pgd import evaluate_pgd
+from dra_ray.attacks.plan import Effort, attacks
 from dra_ray.bench import driver
 from dra_ray.config import Data, Evaluation, Experiment, Model, Threat
 from dra_ray.data import corruptions
 from dra_ray.errors import CheckpointError, ConfigError, DataError, RunError
-from dra_ray.evaluate import evaluate, evaluate_many, table
-from dra_ray.models import checkpoint
-from dra_ray.robust.attacks import evaluate_pgd
-from dra_ray.robust.autoattack import Effort, attacks
+from dra_ray.evaluation import subjects
+from dra_ray.evaluation.intervals import wilson
+from dra_ray.evaluation.subjects import Options
 from dra_ray.storage import Store
-from dra_ray.subjects import Options
+from dra_ray.students import checkpoint
+from dra_ray.workloads.evaluate import evaluate, evaluate_many, table
 
 EFFORT = Effort(apgd_steps=8, fab_steps=3, square_queries=60)
 EXPERIMENT = Experiment(
@@ -55,7 +57,7 @@ def weights(images):
 def trained(experiment, images, steps):
     """Weights after a few seconds of one-step adversarial training."""
     torch.manual_seed(0)
-    student = models.build(experiment.model, images.shape)
+    student = students.build(experiment.model, images.shape)
     optim = torch.optim.Adam(student.parameters(), 3e-3)
     for step in range(steps):
         index = torch.randint(len(images.train), (128,), generator=torch.Generator().manual_seed(step))
@@ -74,7 +76,7 @@ def run(tmp_path, weights):
 
 def trained_run(path, weights, experiment=EXPERIMENT):
     run = Store(str(path))
-    storage.begin_run(run, "train", experiment.model_dump(mode="json"), experiment.digest())
+    run_folder.begin_run(run, "train", experiment.model_dump(mode="json"), experiment.digest())
     checkpoint.save(run, weights)
     return run
 
@@ -84,7 +86,7 @@ def single(images, weights):
     """What one process of the package finds: clean and PGD verdicts, adversarial images, robust flags."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    student = models.build(EXPERIMENT.model, images.shape).eval()
+    student = students.build(EXPERIMENT.model, images.shape).eval()
     student.load_state_dict(weights)
     x, y = data.to_float(images.test.images), images.test.labels
     seed, threat, batch = EXPERIMENT.evaluation.seed, EXPERIMENT.threat, EXPERIMENT.evaluation.batch
@@ -246,7 +248,7 @@ def test_further_radii_and_corruptions(ray_cluster, run, images, weights, single
     assert result["tasks_run"] == 4 + 3 * 4 + 45 and (run / "evaluation" / "autoattack.json").read_json() == plain
     assert result["autoattack_accuracy"] == plain["autoattack_accuracy"] and result["pgd_accuracy"] <= plain["pgd_accuracy"]
 
-    student = models.build(EXPERIMENT.model, images.shape).eval()
+    student = students.build(EXPERIMENT.model, images.shape).eval()
     student.load_state_dict(weights)
     x, y = data.to_float(images.test.images), images.test.labels
     points = {point["eps_255"]: point for point in result["curve"]}

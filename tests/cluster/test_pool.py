@@ -15,9 +15,11 @@ import pytest
 import ray
 import torch
 
-from dra_ray import cluster, config, pool
+from dra_ray import cluster, config
 from dra_ray.errors import PoolError
-from dra_ray.ledger import open_ledger
+from dra_ray.pool import client as pool_client
+from dra_ray.pool import service
+from dra_ray.pool.ledger import open_ledger
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.source import LocalTeacher
@@ -48,7 +50,7 @@ def settings(teacher: Store) -> config.Teacher:
 
 @pytest.fixture(scope="module")
 def app(ray_cluster: Any, settings: config.Teacher) -> Iterator[str]:
-    with pool.serving(settings, SETTINGS) as name:
+    with service.serving(settings, SETTINGS) as name:
         yield name
 
 
@@ -59,7 +61,7 @@ def local(settings: config.Teacher) -> LocalTeacher:
 
 
 def test_pool_equals_local_to_the_bit(app: str, local: LocalTeacher) -> None:
-    client = pool.PoolClient(app, SETTINGS)
+    client = pool_client.PoolClient(app, SETTINGS)
     assert client.feature_dim == local.feature_dim
     for index, count in enumerate((1, 63, 64, 65, 200)):
         assert torch.equal(client.submit(*request(index, count)).result(), local.encode(*request(index, count)))
@@ -68,12 +70,12 @@ def test_pool_equals_local_to_the_bit(app: str, local: LocalTeacher) -> None:
 def test_a_slice_with_its_offset_equals_the_slice_of_the_whole(app: str, local: LocalTeacher) -> None:
     images, labels, sigma, seed = request(7, 100)
     whole = local.encode(images, labels, sigma, seed)
-    part = pool.PoolClient(app, SETTINGS).submit(images[40:], labels[40:], sigma[40:], seed + 40).result()
+    part = pool_client.PoolClient(app, SETTINGS).submit(images[40:], labels[40:], sigma[40:], seed + 40).result()
     torch.testing.assert_close(part, whole[40:], rtol=1e-5, atol=1e-6)
 
 
 def test_in_flight_requests_are_bounded_and_answered_in_any_order(app: str, local: LocalTeacher) -> None:
-    client = pool.PoolClient(app, config.Pool(**{**SETTINGS.model_dump(), "max_inflight": 2}))
+    client = pool_client.PoolClient(app, config.Pool(**{**SETTINGS.model_dump(), "max_inflight": 2}))
     calls = []
     for index in range(6):
         calls.append(client.submit(*request(index)))
@@ -84,7 +86,7 @@ def test_in_flight_requests_are_bounded_and_answered_in_any_order(app: str, loca
 
 
 def test_killed_replicas_lose_nothing(app: str, local: LocalTeacher) -> None:
-    client = pool.PoolClient(app, SETTINGS)
+    client = pool_client.PoolClient(app, SETTINGS)
     client.submit(*request(0)).result()
     victims = replica_pids()
     calls = [client.submit(*request(index, 4000)) for index in range(3)]
@@ -99,7 +101,7 @@ def test_killed_replicas_lose_nothing(app: str, local: LocalTeacher) -> None:
 
 
 def test_a_refused_request_is_not_sent_again(app: str) -> None:
-    client = pool.PoolClient(app, SETTINGS)
+    client = pool_client.PoolClient(app, SETTINGS)
     images, labels, sigma, seed = request(0)
     with pytest.raises(PoolError, match=r"the teacher failed.*\[96, 3, 8, 8\]"):
         client.submit(images.expand(-1, 3, -1, -1), labels, sigma, seed).result()
@@ -107,26 +109,26 @@ def test_a_refused_request_is_not_sent_again(app: str) -> None:
 
 
 def test_no_answer_in_time_is_an_error_with_the_remedy(app: str) -> None:
-    call = pool.PoolClient(app, SETTINGS).submit(*request(0, 2000))
+    call = pool_client.PoolClient(app, SETTINGS).submit(*request(0, 2000))
     with pytest.raises(PoolError, match=r"pool.timeout_s=0.001.*resumes"):
         call.result(timeout_s=0.001)
 
 
 def test_the_pool_grows_under_load_and_shrinks_after(app: str, tmp_path) -> None:
     log = Store(str(tmp_path)) / "pool.jsonl"
-    running = lambda: pool.replicas(app).get("RUNNING", 0)  # noqa: E731
+    running = lambda: service.replicas(app).get("RUNNING", 0)  # noqa: E731
     assert cluster.wait_until(lambda: running() == 1, 30)
     stop = threading.Event()
 
     def load(start: int) -> None:
-        client = pool.PoolClient(app, SETTINGS)
+        client = pool_client.PoolClient(app, SETTINGS)
         index = start
         while not stop.is_set():
             client.submit(*request(index, 256)).result()
             index += 1
         client.close()
 
-    with pool.Watch(app, log):
+    with service.Watch(app, log):
         threads = [threading.Thread(target=load, args=(100 * k,)) for k in range(3)]
         for thread in threads:
             thread.start()
@@ -146,11 +148,11 @@ def test_the_pool_grows_under_load_and_shrinks_after(app: str, tmp_path) -> None
 
 
 def test_one_teacher_has_one_pool(app: str, settings: config.Teacher) -> None:
-    assert pool.up(settings, SETTINGS) == app
-    with pool.serving(settings, SETTINGS) as again:
+    assert service.up(settings, SETTINGS) == app
+    with service.serving(settings, SETTINGS) as again:
         assert again == app
     assert app in ray.serve.status().applications, "a pool that was there before stays"
-    assert pool.app_name(config.Teacher(uri=settings.uri, micro_batch=32)) != app
+    assert service.app_name(config.Teacher(uri=settings.uri, micro_batch=32)) != app
 
 
 def test_nobody_relies_on_a_pool_that_the_last_driver_is_taking_down(ray_cluster: Any) -> None:
@@ -168,21 +170,21 @@ def test_a_pool_brought_up_by_hand_outlives_the_runs_that_use_it(ray_cluster: An
 
     def dra(*arguments: str) -> Any:
         done = subprocess.run(
-            [sys.executable, "-m", "dra_ray.cli", "pool", *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+            [sys.executable, "-m", "dra_ray", "pool", *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, done.stderr
         return Store(str(tmp_path / "found.json")).read_json() if "--json" in arguments else None
 
     small = ["--set", "pool.cpus_per_replica=0.1", "--set", "teacher.micro_batch=16", "--set", f"teacher.uri={own.uri}"]
     (brought_up,) = dra("up", "digits-dra", *small, "--json", "found.json")
-    name = pool.app_name(own)
+    name = service.app_name(own)
     assert brought_up["pool"] == name and brought_up["kept"] and brought_up["replicas"] == "1 running"
-    with pool.serving(own, SETTINGS) as app:
+    with service.serving(own, SETTINGS) as app:
         assert app == name
-        client = pool.PoolClient(app, SETTINGS, "trial-7")
+        client = pool_client.PoolClient(app, SETTINGS, "trial-7")
         client.submit(*request(1)).result()
         client.close()
     found = {row["pool"]: row for row in dra("status", "--json", "found.json")}
     assert found[name]["trials"]["trial-7"]["requests"] == 1 and found[name]["replicas"] == {"RUNNING": 1}
     dra("down", name)
-    assert cluster.wait_until(lambda: name not in pool.applications(), 30)
+    assert cluster.wait_until(lambda: name not in service.applications(), 30)

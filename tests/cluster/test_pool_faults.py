@@ -15,8 +15,10 @@ import pytest
 import ray
 import torch
 
-from dra_ray import cluster, config, pool
+from dra_ray import cluster, config
 from dra_ray.errors import PoolError
+from dra_ray.pool import client as pool_client
+from dra_ray.pool import service
 from tests.cluster import teachers
 from tests.cluster.small import replica_pids
 from tests.cluster.teachers import ENDLESS, FATAL, Sums, expected, request
@@ -24,21 +26,21 @@ from tests.cluster.teachers import ENDLESS, FATAL, Sums, expected, request
 ray.cloudpickle.register_pickle_by_value(teachers)  # replicas do not have the tests
 
 USUAL = {"cpus_per_replica": 0.1, "look_back_period_s": 2, "upscale_delay_s": 0, "downscale_delay_s": 3, "backlog_s": 1, "timeout_s": 90}
-Client = Callable[..., pool.PoolClient]
+Client = Callable[..., pool_client.PoolClient]
 
 
 @contextlib.contextmanager
 def serving(name: str, make: Callable[[], Sums], **settings: Any) -> Iterator[Client]:
     """A pool of that teacher, which gives clients."""
-    app, wanted = f"{pool.PREFIX}{name}", config.Pool(**USUAL | settings)
-    pool.deploy(app, make, wanted, {"uri": name})
-    with pool.held(app):
-        yield lambda **more: pool.PoolClient(app, wanted.model_copy(update=more))
-    cluster.wait_until(lambda: app not in pool.applications(), 30)
+    app, wanted = f"{service.PREFIX}{name}", config.Pool(**USUAL | settings)
+    service.deploy(app, make, wanted, {"uri": name})
+    with service.held(app):
+        yield lambda **more: pool_client.PoolClient(app, wanted.model_copy(update=more))
+    cluster.wait_until(lambda: app not in service.applications(), 30)
 
 
 def running(name: str) -> int:
-    return pool.replicas(f"{pool.PREFIX}{name}").get("RUNNING", 0)
+    return service.replicas(f"{service.PREFIX}{name}").get("RUNNING", 0)
 
 
 def test_all_replicas_at_once(ray_cluster: Any) -> None:
@@ -76,7 +78,7 @@ def test_scale_down_under_load_loses_nothing(ray_cluster: Any) -> None:
         sources = [client() for _ in range(4)]
         stop, numbers = threading.Event(), iter(range(10_000))
 
-        def load(source: pool.PoolClient) -> None:
+        def load(source: pool_client.PoolClient) -> None:
             while not stop.is_set():
                 number = next(numbers)
                 assert torch.equal(source.submit(*request(number, 16)).result(), expected(number, 16))
@@ -103,7 +105,7 @@ class Worker:
     """A client in a process that can be killed."""
 
     def __init__(self, settings: config.Pool) -> None:
-        self._source = pool.PoolClient(f"{pool.PREFIX}left", settings)
+        self._source = pool_client.PoolClient(f"{service.PREFIX}left", settings)
 
     def ask(self) -> int:
         self._calls = [self._source.submit(*teachers.request(number, 160)) for number in range(4)]
@@ -166,7 +168,7 @@ def test_trials_in_lock_step_ask_once(ray_cluster: Any) -> None:
         sources = [client() for _ in range(trials)]
         wrong: list[int] = []
 
-        def follow(source: pool.PoolClient) -> None:
+        def follow(source: pool_client.PoolClient) -> None:
             for number in range(requests):
                 found = source.submit(*request(number, 16)).result()
                 if not torch.equal(found, expected(number, 16)):
@@ -180,7 +182,7 @@ def test_trials_in_lock_step_ask_once(ray_cluster: Any) -> None:
         assert not wrong
         hits = sum(source.totals["hits"] for source in sources)
         assert trials * requests - hits <= 1.3 * requests
-        seen = pool.status(f"{pool.PREFIX}shared")
+        seen = service.status(f"{service.PREFIX}shared")
     assert seen["replicas"] == {"RUNNING": 2}
 
 

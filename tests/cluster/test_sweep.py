@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import ray
 
-from dra_ray import cluster, config, pool, storage, sweep
+from dra_ray import cluster, config, runs
+from dra_ray.pool import service
 from dra_ray.storage import Store
+from dra_ray.workloads import sweep
 from tests.cluster.small import experiment, replica_pids
 
 EPOCHS = 4
@@ -56,7 +58,7 @@ def test_a_sweep_and_the_same_with_a_killed_replica(ray_cluster: Any, teacher: S
     stop.set()
     killer.join()
     assert killed
-    assert storage.read_manifest(disturbed) == again and again["status"] == "done"
+    assert runs.read_manifest(disturbed) == again and again["status"] == "done"
 
     one, two = scores(quiet), scores(disturbed)
     shared = one.keys() & two.keys()
@@ -69,7 +71,7 @@ def test_a_sweep_and_the_same_with_a_killed_replica(ray_cluster: Any, teacher: S
     assert (disturbed / "pool.jsonl").read_jsonl()[-1]["retries"] >= 0
     # the slots of stopped trials come back, and nothing of the pool stays
     assert cluster.wait_until(lambda: ray.available_resources().get("CPU", 0) >= free - 1e-6, 30), ray.available_resources()
-    assert pool.app_name(settings(teacher).base.teacher) not in pool.applications()
+    assert service.app_name(settings(teacher).base.teacher) not in service.applications()
 
 
 @pytest.mark.slow

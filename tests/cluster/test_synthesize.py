@@ -7,20 +7,21 @@ import pytest
 import torch
 from ray.util.state import list_actors, list_tasks
 
-from dra_ray import data, storage, synthesize, teach
+from dra_ray import data, runs
 from dra_ray.config import Data, Synthesis, TeacherTraining, UNet
 from dra_ray.data import synthetic
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
+from dra_ray.workloads import synthesize, train_teacher
 
 TINY = TeacherTraining(net=UNet(model_channels=16), images_seen=6400, batch=32, warmup_images=640, checkpoint_images=1600)
 
 
-def trained_without_ray(config: TeacherTraining) -> teach.Training:
+def trained_without_ray(config: TeacherTraining) -> train_teacher.Training:
     before = torch.get_num_threads()
     torch.set_num_threads(config.resources.threads_per_worker)
-    training = teach.Training(config, data.load(config.data))
+    training = train_teacher.Training(config, data.load(config.data))
     while training.step < training.steps:
         training.advance(training.net)
     torch.set_num_threads(before)
@@ -54,7 +55,7 @@ def test_a_killed_worker_changes_no_bit(ray_cluster, plain, tmp_path):
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
-    manifest = teach.fit(TINY, store, kill_once)
+    manifest = train_teacher.fit(TINY, store, kill_once)
     assert killed
     rows = (store / "metrics.jsonl").read_jsonl()
     assert manifest["status"] == "done"
@@ -65,15 +66,15 @@ def test_a_killed_worker_changes_no_bit(ray_cluster, plain, tmp_path):
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert {"samples-1600.png", "samples-6400.png"} <= set(store.names())
 
-    assert teach.fit(TINY, store) == manifest  # finished: returned at once
+    assert train_teacher.fit(TINY, store) == manifest  # finished: returned at once
     with pytest.raises(ConfigError, match=r"lr is 0.001 there and 0.002 now.*another --name"):
-        teach.fit(TINY.model_copy(update={"lr": 2e-3}), store)
+        train_teacher.fit(TINY.model_copy(update={"lr": 2e-3}), store)
 
 
 def test_two_workers_split_the_same_batch(plain):
     """The mean of the slices' gradients is the gradient of the batch, whatever the number of workers."""
     images = data.load(TINY.data)
-    whole, *halves = (teach.Training(TINY, images) for _ in range(3))
+    whole, *halves = (train_teacher.Training(TINY, images) for _ in range(3))
     losses = [half.advance(half.net, rank, world=2) for rank, half in enumerate(halves)]
     assert torch.allclose(whole.advance(whole.net), torch.stack(losses).mean(), rtol=1e-5)
     for together, *parts in zip(whole.net.parameters(), *(half.net.parameters() for half in halves), strict=True):
@@ -154,5 +155,5 @@ def test_killed_workers_and_a_killed_driver_change_no_byte(ray_cluster, teacher,
     rows = []
     manifest = synthesize.run(config, disturbed, rows.append)
     assert shards(disturbed) == shards(quiet)
-    assert manifest["shards"] == storage.read_manifest(quiet)["shards"]
+    assert manifest["shards"] == runs.read_manifest(quiet)["shards"]
     assert manifest["counts"] == {str(label): 200 for label in range(10)}

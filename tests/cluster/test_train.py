@@ -16,10 +16,13 @@ import ray
 import torch
 from ray.util.state import list_actors
 
-from dra_ray import config, storage, train
+from dra_ray import config
+from dra_ray import runs as run_folder
 from dra_ray.errors import ConfigError, RunError
-from dra_ray.models import checkpoint
 from dra_ray.storage import Store
+from dra_ray.students import checkpoint
+from dra_ray.training import step
+from dra_ray.workloads import train
 from tests.cluster.small import experiment
 
 NOT_THE_MATHS = {"elapsed_s", "at", "images_per_s"}
@@ -46,7 +49,7 @@ def test_pool_equals_local(runs: dict[str, Store]) -> None:
 
 
 def test_a_finished_run_says_so_and_tells_all_about_itself(runs: dict[str, Store], teacher: Store) -> None:
-    manifest = storage.read_manifest(runs["pool"])
+    manifest = run_folder.read_manifest(runs["pool"])
     assert manifest and manifest["status"] == "done" and manifest["world_sizes"][0]["workers"] == 1
     assert manifest["data"]["train"] == 1241 and manifest["versions"]["ray"]
     before = (runs["pool"] / "metrics.jsonl").read_bytes()
@@ -107,12 +110,12 @@ def test_a_kill_changes_nothing(ray_cluster: Any, teacher: Store, tmp_path, work
     _equal(worker, quiet)
 
     (root / "wanted.json").write_json(wanted.model_dump(mode="json"))
-    command = [sys.executable, "-m", "dra_ray.cli", "train", (root / "wanted.json").uri, "--storage", root.uri, "--name", "driver"]
+    command = [sys.executable, "-m", "dra_ray", "train", (root / "wanted.json").uri, "--storage", root.uri, "--name", "driver"]
     environment = os.environ | {"RAY_ADDRESS": ray_cluster.address_info["address"]}
     first = subprocess.Popen(command, env=environment)
     _once_it_has_a_checkpoint(driver, lambda: [first.pid], [])
     assert first.wait() == -signal.SIGKILL
-    assert storage.read_manifest(driver)["status"] != "done"  # type: ignore[index]
+    assert run_folder.read_manifest(driver)["status"] != "done"  # type: ignore[index]
     subprocess.run(command, env=environment, check=True)
     _equal(driver, quiet)
 
@@ -145,16 +148,16 @@ def test_alignment_reaches_the_student(runs: dict[str, Store], teacher: Store) -
     wanted = experiment(teacher, pool__kind="local")
     source = train.pool.source(wanted, "cpu")
     cpu, everything = torch.device("cpu"), slice(0, 128)
-    state, _ = train.initial_state(wanted, images.shape, source, cpu)
+    state, _ = step.initial_state(wanted, images.shape, source, cpu)
     assert state.head is not None
     before = {name: p.clone() for name, p in state.student.named_parameters()}
     batch = images.train.images[:128], images.train.labels[:128]
     wanted = config.override(wanted, {"loss.beta": 0.0})
-    train.step(state, wanted, train.prepare(wanted, *batch, 0, everything, source), everything)
+    step.step(state, wanted, step.prepare(wanted, *batch, 0, everything, source), everything)
     with_align = {name: p.clone() for name, p in state.student.named_parameters()}
-    other, _ = train.initial_state(wanted, images.shape, source, cpu)
+    other, _ = step.initial_state(wanted, images.shape, source, cpu)
     assert all(torch.equal(p, before[name]) for name, p in other.student.named_parameters()), "the start does not depend on lambda"
-    train.step(other, wanted, train.prepare(wanted, *batch, 0, everything, None), everything)
+    step.step(other, wanted, step.prepare(wanted, *batch, 0, everything, None), everything)
     assert any(not torch.equal(p, with_align[name]) for name, p in other.student.named_parameters())
 
 
@@ -164,4 +167,4 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_checkpoint(ray_clu
     wanted = experiment(teacher, align__weight=0.0, optim__lr=1e12, optim__epochs=3, resources__metrics_steps=5)
     with pytest.raises(RunError, match=r"stopped: the loss is (nan|inf) at step 5; no checkpoint was written yet; lower optim.lr"):
         train.fit(wanted, run)
-    assert storage.read_manifest(run)["status"] != "done"  # type: ignore[index]
+    assert run_folder.read_manifest(run)["status"] != "done"  # type: ignore[index]

@@ -12,7 +12,7 @@ from torchvision.transforms import functional as reference
 
 from dra_ray import config
 from dra_ray.data import augment
-from dra_ray.data.plan import generator
+from dra_ray.data.random import generator
 
 
 def pictures(count: int, side: int = 8) -> torch.Tensor:

@@ -10,8 +10,8 @@ import torch
 
 from dra_ray import config, data
 from dra_ray.data import OnDisk, Split, synthetic
+from dra_ray.data.batches import BatchPlan
 from dra_ray.data.loader import Batches
-from dra_ray.data.plan import BatchPlan
 from dra_ray.errors import DataError
 from dra_ray.storage import Store
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from dra_ray import config, models
+from dra_ray import config, students
 from dra_ray.data import Shape
-from dra_ray.models.wrn import PreActivationNet
 from dra_ray.storage import Store
+from dra_ray.students.wrn import PreActivationNet
 
 SHAPE = Shape(10, 3, 32, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
 SMALL = Shape(5, 3, 8, SHAPE.mean, SHAPE.std)
@@ -39,7 +39,7 @@ def wave(number: int, shape: torch.Size) -> Tensor:
     return torch.sin(0.1 * k * k + number).view(shape)
 
 
-def formula_weights(student: models.Student) -> State:
+def formula_weights(student: students.Student) -> State:
     """Every tensor of a state dict in float64, from its place in the sorted names."""
     state: State = {}
     for number, (key, old) in enumerate(sorted(student.state_dict().items())):
@@ -59,7 +59,7 @@ def pixels(shape: Shape) -> Tensor:
     return 0.5 + 0.5 * wave(100, torch.Size((4, shape.channels, shape.resolution, shape.resolution)))
 
 
-def check(student: models.Student, plain, golden: list[float] | None = None) -> None:
+def check(student: students.Student, plain, golden: list[float] | None = None) -> None:
     """`plain(state, x, training)` gives (logits, features); the student must agree in eval and in train mode."""
     state, x = formula_weights(student), pixels(SMALL)
     student.load_state_dict(state)
@@ -165,8 +165,8 @@ def vision_transformer(s: State, x: Tensor, patch: int, heads: int, all_tokens: 
 
 # -- forward values --------------------------------------------------------------------------------------------------------
 def test_the_wide_resnet_is_dm_ats() -> None:
-    check(models.build(config.Model(name="wrn-10-1"), SMALL), wide_resnet, GOLDEN["wrn-10-1"])
-    check(models.build(config.Model(name="wrn-16-2"), SMALL), wide_resnet)
+    check(students.build(config.Model(name="wrn-10-1"), SMALL), wide_resnet, GOLDEN["wrn-10-1"])
+    check(students.build(config.Model(name="wrn-16-2"), SMALL), wide_resnet)
 
 
 def test_rawrn_adds_squeeze_and_excitation() -> None:
@@ -175,19 +175,19 @@ def test_rawrn_adds_squeeze_and_excitation() -> None:
 
 
 def test_the_relu_wide_resnet_is_that_of_trades() -> None:
-    check(models.build(config.Model(name="relu-wrn-10-1", normalise=False), SMALL), trades_resnet, GOLDEN["relu-wrn-10-1"])
+    check(students.build(config.Model(name="relu-wrn-10-1", normalise=False), SMALL), trades_resnet, GOLDEN["relu-wrn-10-1"])
 
 
 @pytest.mark.parametrize("pooling", ["patches", "all-tokens"])
 def test_the_vit_is_its_formula(pooling) -> None:
-    student = models.build(config.Model(name="vit-t-2", normalise=False, pooling=pooling), SMALL)
+    student = students.build(config.Model(name="vit-t-2", normalise=False, pooling=pooling), SMALL)
     check(student, lambda s, x, training: vision_transformer(s, x, 2, 3, pooling == "all-tokens"), GOLDEN[f"vit-{pooling}"])
 
 
 def test_rawrn_has_the_published_widths() -> None:
     """poloclub/robust-principles, the CIFAR configuration: stem 96, depths 30/31/10, widths 216/432/864, squeeze 1/4."""
     with torch.device("meta"):
-        state = models.build(config.Model(name="rawrn-70-16"), SHAPE).state_dict()
+        state = students.build(config.Model(name="rawrn-70-16"), SHAPE).state_dict()
     assert [len({key.split(".")[3] for key in state if key.startswith(f"layer.{group}.")}) for group in range(3)] == [30, 31, 10]
     for key, shape in {
         "init_conv.weight": (96, 3, 3, 3),
@@ -214,7 +214,7 @@ def test_rawrn_has_the_published_widths() -> None:
 )
 def test_students_have_the_published_size_and_cost(name: str, millions: float, gmacs: float, features: int) -> None:
     with torch.device("meta"):
-        student = models.build(config.Model(name=name), SHAPE).eval()
+        student = students.build(config.Model(name=name), SHAPE).eval()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             found = student.with_features(torch.empty(1, 3, 32, 32))[1]
     rounding = 0.05 if millions in (365.9,) else 0.005
@@ -237,7 +237,7 @@ def test_imagenet_backbones(name: str, millions: float, features: int) -> None:
     """timm's published counts, without the classifier."""
     shape = Shape(1000, 3, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     with torch.device("meta"):
-        student = models.build(config.Model(name=f"timm/{name}"), shape).eval()
+        student = students.build(config.Model(name=f"timm/{name}"), shape).eval()
         logits, found = student.with_features(torch.empty(1, 3, 224, 224))
     body = sum(p.numel() for key, p in student.named_parameters() if not key.startswith(student.classifier))
     assert body / 1e6 == pytest.approx(millions, abs=0.005)
@@ -272,8 +272,8 @@ def test_the_cifar_resnet_18_in_pyautoattack_loads_and_recognises_photographs(ph
     assert package
     weights = package / "examples" / "model_test.pt"
     settings = config.Model(name="resnet-18", normalise=False, weights=weights.uri)
-    student = models.build(settings, SHAPE).eval()
-    assert models.initialise(student, settings) == f"weights of '{weights}'"
+    student = students.build(settings, SHAPE).eval()
+    assert students.initialise(student, settings) == f"weights of '{weights}'"
     assert student.state_dict().keys() == weights.read_torch().keys()
     reference = ResNet18().eval()
     reference.load_state_dict(weights.read_torch())

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dra_ray import config
-from dra_ray.models import averaging
-from dra_ray.robust import attacks, losses, optimisers, schedule
+from dra_ray.attacks import pgd
+from dra_ray.training import averaging, losses, optimisers, schedule
 
 
 def sines(*shape: int, phase: float) -> Tensor:
@@ -63,7 +63,7 @@ def test_every_step_of_linf_pgd() -> None:
         z = z.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(F.cross_entropy(net(z), LABELS), z)
         z = (X + (z + LINF.step * gradient.sign() - X).clamp(-LINF.eps, LINF.eps)).clamp(0, 1)
-        ours = attacks.adversarial(net, X, LABELS, LINF.model_copy(update={"steps": steps}), NOISE)
+        ours = pgd.adversarial(net, X, LABELS, LINF.model_copy(update={"steps": steps}), NOISE)
         torch.testing.assert_close(ours, z.detach(), rtol=0, atol=1e-12)
         close(ours, numbers)
 
@@ -77,7 +77,7 @@ def test_every_step_of_l2_trades() -> None:
         (gradient,) = torch.autograd.grad((target * (target.log() - F.log_softmax(net(z), 1))).sum(), z)
         z = torch.stack([(image + L2.step * g / g.norm()).clamp(0, 1) for image, g in zip(z, gradient, strict=True)])
         z = torch.stack([x + (image - x) * min(1.0, L2.eps / float((image - x).norm())) for image, x in zip(z.detach(), X, strict=True)])
-        ours = attacks.trades(net, X, target, L2.model_copy(update={"steps": steps}), NOISE)
+        ours = pgd.trades(net, X, target, L2.model_copy(update={"steps": steps}), NOISE)
         torch.testing.assert_close(ours, z, rtol=0, atol=1e-7)  # torch's renorm divides by norm + 1e-7
         torch.testing.assert_close(ours, torch.tensor(numbers, dtype=torch.float64).view_as(ours), rtol=0, atol=1e-7)
 
@@ -122,7 +122,7 @@ def test_ikl_loss_and_gradients() -> None:
 def test_margin_loss() -> None:
     """(0.958851077 - 1.616992808) + (0.824236970 - 1.700873241) + 0, the third being misclassified."""
     clean, _, _ = logits()
-    close(losses.margin(clean, torch.tensor([1, 0, 3])), [0.958851077208406 - 1.6169928076391802 + 0.8242369704835132 - 1.7008732412571288])
+    close(pgd.margin(clean, torch.tensor([1, 0, 3])), [0.958851077208406 - 1.6169928076391802 + 0.8242369704835132 - 1.7008732412571288])
 
 
 # -- schedules -------------------------------------------------------------------------------------------------------

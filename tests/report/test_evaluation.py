@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from dra_ray import data
-from dra_ray.analysis.intervals import wilson
 from dra_ray.config import Data
 from dra_ray.errors import DataError
-from dra_ray.models import checkpoint
+from dra_ray.evaluation.intervals import wilson
 from dra_ray.report import collect, examples, plots, rows, write
 from dra_ray.storage import Store
+from dra_ray.students import checkpoint
 from tests.report.test_html import Page, page
 from tests.report.written_runs import CORRUPTIONS, IMAGES, SPENT, corruptions, first_failures, kept, under, verdicts
 

@@ -13,7 +13,7 @@ import pytest
 
 from dra_ray.report import write
 from dra_ray.report.collect import collect
-from dra_ray.report.run import figures_of
+from dra_ray.report.page import figures_of
 from dra_ray.storage import Store
 from tests.report.written_runs import write_quickstart
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dra_ray import data, models
-from dra_ray.analysis.intervals import wilson
+from dra_ray import data, students
 from dra_ray.config import Asha, Data, Experiment, Model, Optim, Quickstart, Sweep, UNet
-from dra_ray.models import checkpoint as student_checkpoint
+from dra_ray.evaluation.intervals import wilson
 from dra_ray.storage import Store
+from dra_ray.students import checkpoint as student_checkpoint
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.edm import EDM
 
@@ -135,7 +135,7 @@ def write_attacked(run: Store) -> None:
     manifest(run, "train", settings.model_dump(mode="json"))
     images = data.load(settings.data)
     torch.manual_seed(0)
-    student_checkpoint.save(run, models.build(settings.model, images.shape).state_dict())
+    student_checkpoint.save(run, students.build(settings.model, images.shape).state_dict())
     file = run / "evaluation" / "autoattack.json"
     file.write_json(
         file.read_json()

@@ -5,20 +5,21 @@ import math
 import pytest
 import torch
 
-from dra_ray import data, teach
+from dra_ray import data
 from dra_ray.config import Data, TeacherTraining, UNet
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint, diffusion
 from dra_ray.teachers.edm import EDM, PRECONDITIONS, vp_sigma
 from dra_ray.teachers.noisy import NoisyClassifier
+from dra_ray.workloads import train_teacher
 
 CONTROL = TeacherTraining(
     objective="classify", net=UNet(model_channels=16), images_seen=1280, batch=32, warmup_images=64, schedule="cosine", sigma=0.3, lr=3e-3
 )
 
 
-def trained(config: TeacherTraining, steps: int | None = None) -> teach.Training:
-    training = teach.Training(config, data.load(config.data))
+def trained(config: TeacherTraining, steps: int | None = None) -> train_teacher.Training:
+    training = train_teacher.Training(config, data.load(config.data))
     while training.step < (steps or training.steps):
         training.advance(training.net)
     return training
@@ -34,7 +35,7 @@ def test_the_control_learns_and_is_a_teacher(tmp_path):
 
 
 def test_a_resumed_control_is_the_same():
-    whole, half, rest = trained(CONTROL, 6), trained(CONTROL, 3), teach.Training(CONTROL, data.load(CONTROL.data))
+    whole, half, rest = trained(CONTROL, 6), trained(CONTROL, 3), train_teacher.Training(CONTROL, data.load(CONTROL.data))
     rest.load_state(half.state())
     while rest.step < 6:
         rest.advance(rest.net)
@@ -65,4 +66,4 @@ def test_the_average_without_a_ramp():
 
 def test_digits_teacher_without_validation_images():
     config = CONTROL.model_copy(update={"data": Data(validation_images=0)})
-    assert teach.Training(config, data.load(config.data)).validation_accuracy() is None
+    assert train_teacher.Training(config, data.load(config.data)).validation_accuracy() is None

@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from dra_ray import config as configs
-from dra_ray import data, models, storage, synthesize
+from dra_ray import data, runs, students
 from dra_ray.config import Synthesis, UNet
 from dra_ray.data import synthetic
 from dra_ray.errors import ConfigError
-from dra_ray.models import checkpoint as student_checkpoint
 from dra_ray.storage import Store
+from dra_ray.students import checkpoint as student_checkpoint
 from dra_ray.teachers import checkpoint, diffusion, dit
 from dra_ray.teachers.edm import EDM
+from dra_ray.workloads import synthesize
 from tests.teachers.test_diffusion import Gaussian
 from tests.teachers.test_dit import latent_dit
 
@@ -82,8 +83,8 @@ def test_the_set_is_what_is_kept_of_the_candidates(tmp_path):
     torch.manual_seed(0)
     net = EDM(UNet(model_channels=16), 8, 1, 10, 0.7)
     checkpoint.save(root / "teacher", net, {})
-    storage.begin_run(root / "run", "train", experiment.model_dump(mode="json"), experiment.digest())
-    student = models.build(experiment.model, data.outline(experiment.data).shape)
+    runs.begin_run(root / "run", "train", experiment.model_dump(mode="json"), experiment.digest())
+    student = students.build(experiment.model, data.outline(experiment.data).shape)
     student_checkpoint.save(root / "run", student.state_dict())
     select = configs.Select(run=(root / "run").uri, keep=0.5)
     config = Synthesis(images=25, steps=2, batch=10, shard_images=20, churn=1.0, select=select)

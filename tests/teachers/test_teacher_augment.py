@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dra_ray import data, teach
+from dra_ray import data
 from dra_ray.config import Data, TeacherTraining, UNet
-from dra_ray.data.plan import generator
+from dra_ray.data.random import generator
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
 from dra_ray.teachers import augment
 from dra_ray.teachers.edm import EDM
+from dra_ray.workloads import train_teacher
 
 IMAGES = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 TRAINING = TeacherTraining(
@@ -129,7 +130,7 @@ def test_draws_have_their_probabilities() -> None:
 
 
 def test_a_denoiser_learns_with_it() -> None:
-    training = teach.Training(TRAINING, data.load(TRAINING.data))
+    training = train_teacher.Training(TRAINING, data.load(TRAINING.data))
     losses = [float(training.advance(training.net)) for _ in range(training.steps)]
     assert len(losses) == 20 and sum(losses[-5:]) < 0.9 * sum(losses[:5])
     assert training.net.model.map_augment.weight.grad.abs().max() > 0
@@ -137,7 +138,7 @@ def test_a_denoiser_learns_with_it() -> None:
 
 def test_workers_take_slices_of_one_batch() -> None:
     """Mean loss and gradient of two halves are those of the whole; the step before made the network use its label."""
-    whole, *halves = (teach.Training(TRAINING, data.load(TRAINING.data)) for _ in range(3))
+    whole, *halves = (train_teacher.Training(TRAINING, data.load(TRAINING.data)) for _ in range(3))
     whole.advance(whole.net)
     for half in halves:
         half.load_state(whole.state())
@@ -176,4 +177,4 @@ def test_features_and_samples_are_of_images_as_they_are() -> None:
 )
 def test_what_does_not_fit_is_refused(changed: dict[str, Any], words: str, tmp_path) -> None:
     with pytest.raises(ConfigError, match=words):
-        teach.fit(TRAINING.model_copy(update={"data": Data(), **changed}), Store(str(tmp_path)))
+        train_teacher.fit(TRAINING.model_copy(update={"data": Data(), **changed}), Store(str(tmp_path)))

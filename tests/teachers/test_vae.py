@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from dra_ray import data
-from dra_ray.analyse import latent_statistics
 from dra_ray.config import Data
 from dra_ray.errors import CheckpointError, ConfigError, DataError, StorageError
+from dra_ray.inspection.latents import latent_statistics
 from dra_ray.storage import Store
 from dra_ray.teachers import vae
 from dra_ray.teachers.pixels import to_signed, to_uint8

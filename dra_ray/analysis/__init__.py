@@ -1,1 +1,0 @@
-"""Statistics and representation metrics, as pure functions of arrays."""

@@ -1,0 +1,1 @@
+"""Attacks and AutoAttack's plan: tensors in, tensors out."""

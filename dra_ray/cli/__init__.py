@@ -1,0 +1,1 @@
+"""The `dra` command: parse, call one function, print."""

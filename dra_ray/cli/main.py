@@ -1,0 +1,286 @@
+"""The `dra` command: parse, check, say what will run, call one function, print.
+
+Everything that is slow to import (torch, Ray) is imported inside a command, after its arguments were found good.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from dra_ray import config, runs
+from dra_ray.cli import terminal
+from dra_ray.cli.bench import bench_app
+from dra_ray.cli.options import (
+    ConfigArgument,
+    EvaluationSet,
+    Json,
+    Name,
+    RunArgument,
+    Set,
+    Storage,
+    Workers,
+    announce,
+    require_free,
+    require_writable,
+    run_folder,
+)
+from dra_ray.cli.pool import pool_app
+from dra_ray.cli.teacher import teacher_app
+from dra_ray.errors import DraError
+from dra_ray.storage import Store
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Robust image classifiers with diffusion teachers, on Ray."
+)
+app.add_typer(bench_app, name="bench")
+app.add_typer(pool_app, name="pool")
+app.add_typer(teacher_app, name="teacher")
+
+
+@app.command()
+def quickstart(
+    name: Annotated[str, typer.Option(help="The run's folder in the storage.")] = "quickstart",
+    storage_uri: Storage = "runs",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, under the first free name; nothing is deleted.")] = False,
+    set_: Set = None,
+) -> None:
+    """The main job on real digits, in about ten minutes on two cores: teacher, synthetic images, sweep, AutoAttack, report.
+
+    Run it again to resume it, or to hear that it is done.
+    """
+    settings = config.load("quickstart", config.Quickstart, set_)
+    run = require_free(Store(storage_uri), name) if fresh else Store(storage_uri) / name
+    found = runs.check_run(run.resolved(), "quickstart", settings.model_dump(mode="json"), settings.digest())
+    report = run.resolved() / "report.html"
+    if found and found["status"] == "done" and report.exists():
+        terminal.err.print(f"run '{run}' is done; start anew with --fresh")
+        terminal.out.print(str(report))
+        return
+    sweep = settings.sweep
+    parts = (
+        f"teacher on {settings.teacher.images_seen:,} images",
+        f"{settings.synthesis.images:,} synthetic images",
+        f"{len(sweep.experiments())} trials of up to {sweep.base.optim.epochs} epochs",
+        f"AutoAttack on {sweep.base.data.test_images} test images, twice",
+    )
+    terminal.err.print(f"{'resuming' if found else 'starting'} '{run}': {', '.join(parts)}")
+    with terminal.Bars() as bars:
+        bars.say("starting Ray on this machine (about 10 s)")
+        from dra_ray import cluster
+        from dra_ray.workloads import quickstart as job
+
+        rows = {
+            "teacher": terminal.teacher_rows(bars, settings.teacher),
+            "synthetic": terminal.synthetic_rows(bars),
+            "sweep": terminal.sweep_rows(bars, sweep),
+            "autoattack": terminal.evaluate_rows(bars, 2),
+        }
+        with cluster.connect():
+            report = job.run(settings, run, lambda stage, row: rows[stage](row))
+    terminal.out.print(str(report))
+
+
+@app.command()
+def train(recipe: ConfigArgument, set_: Set = None, storage_uri: Storage = "runs", name: Name = None, json: Json = None) -> None:
+    """Train one student with TRADES, and DRA where align.weight is above 0."""
+    experiment = config.load(recipe, config.Experiment, set_).with_sources()
+    run = run_folder(storage_uri, name, recipe)
+    announce(run, "train", experiment)
+    if experiment.model.name.startswith("timm/") and not experiment.model.weights:
+        terminal.err.print(f"note: '{experiment.model.name}' starts from random weights; give pretrained ones with --set model.weights=URI")
+    with terminal.Bars() as bars:
+        from dra_ray import cluster
+        from dra_ray.workloads import train as job
+
+        with cluster.connect():
+            row = job.fit(experiment, run, terminal.train_rows(bars, experiment))
+    terminal.table([row], f"last epoch of {run}", json)
+
+
+@app.command()
+def sweep(file: ConfigArgument, set_: Set = None, storage_uri: Storage = "runs", name: Name = None, json: Json = None) -> None:
+    """Train many students under ASHA, sharing one teacher pool; the best with and without alignment go to the full budget."""
+    settings = config.load(file, config.Sweep, set_)
+    for experiment in settings.experiments().values():
+        experiment.with_sources()
+    run = run_folder(storage_uri, name, file)
+    announce(run, "sweep", settings)
+    with terminal.Bars() as bars:
+        from dra_ray import cluster, report
+        from dra_ray.workloads import sweep as job
+
+        with cluster.connect():
+            job.run(settings, run, terminal.sweep_rows(bars, settings))
+    terminal.table(report.rows(run.resolved()), f"trials of {run}", json)
+
+
+@app.command()
+def evaluate(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="WHAT", help="A run's folder, a checkpoint, timm/NAME, module:function (gives a torch module), or robustbench:URI."),
+    ],
+    set_: EvaluationSet = None,
+    eps_255: Annotated[float | None, typer.Option(min=0, help="Radius, in pixel steps of 1/255; 127.5 is an l2 radius of 0.5.")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf or l2.")] = None,
+    version: Annotated[str | None, typer.Option(help="Of AutoAttack: standard, plus, or rand for randomised models.")] = None,
+    level: Annotated[
+        str | None, typer.Option(help="reference: AutoAttack to the bit; fast: the same maths rounded otherwise; screen: an upper bound.")
+    ] = None,
+    streams: Annotated[str | None, typer.Option(help="Random numbers per batch, as AutoAttack draws them, or per sample.")] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="URI", help="Folder of the results; needed unless WHAT is a run.")] = None,
+    weights: Annotated[str | None, typer.Option(metavar="URI", help="Of timm/NAME.")] = None,
+    images: Annotated[
+        str | None, typer.Option(metavar="FILE", help="An .npz with image (uint8 NHWC, or float NCHW in [0,1]) and label, instead of a data set.")
+    ] = None,
+    architecture: Annotated[str | None, typer.Option(metavar="NAME", help="Of robustbench:URI, as model.name.")] = None,
+    robustbench: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A YAML file with title, authors, year, venue and link: also write RobustBench's entry.")
+    ] = None,
+    workers: Workers = None,
+    json: Json = None,
+) -> None:
+    """Clean, PGD and AutoAttack accuracy of a training run, or of any classifier, on test images.
+
+    What is not a run's is given: data (--set name=cifar10 --set uri=URI, or --images), radius and norm. Start it again to go on.
+    """
+    with terminal.Bars() as bars:
+        from dra_ray.evaluation import subjects
+
+        changes = config.parse_settings(set_ or [])
+        options = subjects.Options(changes, eps_255, norm, version, level, streams, Store(to) if to else None, weights, images, architecture)
+        subject = subjects.read(what, options)
+        if robustbench:
+            from dra_ray.report import robustbench as board
+
+            facts = board.facts(Store(robustbench), subject.experiment)
+
+        from dra_ray import cluster
+        from dra_ray.workloads import evaluate as job
+
+        with cluster.connect():
+            result = job.evaluate(subject, workers, terminal.evaluate_rows(bars, 1))
+    threat = result["threat"]
+    terminal.table(job.table(result), f"{what}: {result['images']} test images, {threat['norm']} eps {threat['eps_255']:g}/255", json)
+    terminal.err.print(f"results in '{subject.folder}'")
+    for flag in result["flags"]:
+        terminal.err.print(f"note: {flag}")
+    if robustbench:
+        entry, text = board.write(result, facts, subject.folder / "robustbench")
+        terminal.out.print(text)
+        terminal.out.print(str(entry))
+
+
+@app.command()
+def compare(
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="Folder of an evaluated run, such as the baseline.")],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="Folder of another, evaluated alike.")],
+    what: Annotated[str, typer.Option(help="What the sentence is about: autoattack, pgd or clean.")] = "autoattack",
+    json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Also write the comparison to this file, as JSON.")] = None,
+) -> None:
+    """Compare two evaluated runs image by image: is their difference more than noise?"""
+    from dra_ray.evaluation import compare as comparison
+
+    found = comparison.compare_runs(Store(run_a), Store(run_b), what)
+    terminal.table(comparison.table(found), f"A: {run_a}, B: {run_b}, the same {found['images']} test images")
+    terminal.out.print(found["sentence"])
+    for note in found["notes"]:
+        terminal.err.print(f"note: {note}")
+    if json:
+        Store(json).write_json(found)
+
+
+@app.command()
+def synthesize(
+    recipe: ConfigArgument = "digits-synthesis", set_: Set = None, storage_uri: Storage = "runs", name: Name = None, json: Json = None
+) -> None:
+    """Sample a class-balanced set of images from a teacher: --set teacher=runs/digits-edm."""
+    settings = config.load(recipe, config.Synthesis, set_)
+    run = run_folder(storage_uri, name, recipe)
+    require_writable(run)
+    with terminal.Bars() as bars:
+        from dra_ray import cluster
+        from dra_ray.workloads import synthesize as job
+
+        with cluster.connect():
+            manifest = job.run(settings, run, terminal.synthetic_rows(bars))
+    terminal.table([{"class": label, "images": count} for label, count in manifest["counts"].items()], f"{run}", json)
+
+
+@app.command()
+def report(run: RunArgument, json: Json = None) -> None:
+    """Write report.html and summary.json of a run or of an evaluation alone, and print its table of trials or scores."""
+    from dra_ray import report as job
+
+    written = job.write(Store(run))
+    terminal.table(job.rows(Store(run)), f"trials of {run}", json)
+    terminal.out.print(str(written))
+
+
+@app.command()
+def plan(
+    recipe: ConfigArgument,
+    set_: Set = None,
+    tflops: Annotated[float | None, typer.Option(min=0, help="Sustained TFLOP/s of one GPU (or CPU thread), to estimate hours.")] = None,
+    json: Json = None,
+) -> None:
+    """Check a config and print what it would run: sizes, steps, arithmetic, workers, replicas. Starts nothing."""
+    settings: Any = config.load(recipe, None, set_)
+    from dra_ray import plan as job
+
+    terminal.table(job.rows(job.plan(settings, tflops)), f"plan of {recipe}", json)
+
+
+@app.command()
+def recipes(json: Json = None) -> None:
+    """List the recipes, with the clean and AutoAttack accuracy (%) that the paper reports."""
+    rows: list[dict[str, Any]] = []
+    for name in config.recipe_names():
+        recipe: Any = config.load(name)
+        paper = getattr(recipe, "paper", None)
+        numbers = {field: getattr(paper, field, None) for field in config.PaperNumbers.model_fields}
+        rows.append({"recipe": name, "kind": recipe.kind, **numbers, "description": recipe.description})
+    if json:
+        Store(json).write_json(rows)
+    shown = {"recipe": "recipe", "kind": "kind", "table": "paper", "clean": "clean", "autoattack": "AA", "description": "description"}
+    terminal.table([{title: row[field] for field, title in shown.items()} for row in rows], "recipes")
+
+
+_CTRL_C = 130  # a shell's code for a process that SIGINT ended
+
+
+def main() -> None:
+    """Entry point: one line per error, exit code 2 for what the user can mend, 1 for what failed, 130 for Ctrl-C."""
+    # Ray reads it when it is imported: many small processes are what a laptop's sweep is made of, not a mistake
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
+    debug = "--debug" in sys.argv
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    try:
+        if app(arguments, standalone_mode=False) == _CTRL_C:  # typer has caught it and gives its exit code
+            raise KeyboardInterrupt
+    except DraError as error:
+        if debug:
+            raise
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command resumes it", _CTRL_C)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # click's own errors: a wrong option and the like
+        if debug:
+            raise
+        if usage:
+            _fail(usage(), 2)
+        _fail(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (run it with --debug for the traceback)", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    terminal.err.print(f"error: {message}")
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What every config shares: frozen models, validation with one-line errors, dotted fields and digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dra_ray.errors import ConfigError, nearest
+from dra_ray.storage import NOT_IN_DIGEST
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def digest(self) -> str:
+        """SHA-256 of what a result depends on: every field but the description, the pool and the resources."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+C = TypeVar("C", bound=Frozen)
+
+
+def digest_of(tree: Mapping[str, Any]) -> str:
+    def kept(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: kept(item) for key, item in value.items() if key not in NOT_IN_DIGEST}
+        return value
+
+    return hashlib.sha256(json.dumps(kept(tree), sort_keys=True).encode()).hexdigest()
+
+
+# -- reading and changing ------------------------------------------------------------------------------------------
+def validate(kind: type[C], tree: Mapping[str, Any], source: str) -> C:
+    """Build `kind` from plain data; a `ConfigError` names the first bad field, its value and the remedy."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {one_line(kind, tree, error)}") from None
+
+
+def one_line(kind: type[Frozen], tree: Mapping[str, Any], error: ValidationError) -> str:
+    first = error.errors()[0]
+    parts = [str(part) for part in first["loc"]]
+    field = ".".join(parts) or kind.__name__.lower()
+    if first["type"] == "extra_forbidden":
+        return f"unknown field '{field}'; {nearest(parts[-1], fields_at(kind, parts[:-1]))}"
+    if first["type"] == "value_error":
+        where = f"{field}." if parts else ""
+        return where + first["msg"].removeprefix("Value error, ")
+    return f"{field}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def fields_at(kind: type[Frozen], path: list[str]) -> list[str]:
+    for part in path:
+        annotation = kind.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, Frozen)):
+            return []
+        kind = annotation
+    return list(kind.model_fields)
+
+
+def override(config: C, changes: Mapping[str, Any]) -> C:
+    """The same config with dotted fields changed, validated again."""
+    tree = config.model_dump(mode="json")
+    for field, value in changes.items():
+        *folders, leaf = field.split(".")
+        node, kind = tree, type(config)
+        for depth, folder in enumerate(folders):
+            if not isinstance(node.get(folder), dict):
+                raise ConfigError(f"unknown field '{field}'; {nearest(folder, fields_at(kind, folders[:depth]))}")
+            node = node[folder]
+        node[leaf] = value
+    return validate(type(config), tree, ", ".join(f"{field}={value}" for field, value in changes.items()))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted field, value) pairs of a nested mapping, in order."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

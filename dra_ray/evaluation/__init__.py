@@ -1,0 +1,1 @@
+"""Verdicts on images, and the statistics of them. No Ray."""

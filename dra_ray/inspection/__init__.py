@@ -1,0 +1,1 @@
+"""Looking at teachers, students and synthetic sets. No Ray."""

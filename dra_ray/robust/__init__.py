@@ -1,1 +1,0 @@
-"""Attacks, losses, schedules and the AutoAttack plan: tensors in, tensors out."""

@@ -1,0 +1,355 @@
+"""Every byte in or out: any fsspec URI, atomic writes, and nothing from outside is ever unpickled freely.
+
+A plain path, `file://`, `s3://`, `gs://` or `memory://` all work; credentials come from the environment, as
+fsspec's drivers expect. This is the only module of the package that opens files, calls `torch.load` or reads pickles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+import tarfile
+import tempfile
+import uuid
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import fsspec
+import numpy as np
+
+from dra_ray.errors import DataError, StorageError
+from dra_ray.storage.archives import StoredArray, TarMember, stored_array, tar_member
+from dra_ray.storage.unpickle import torch_from_bytes, unpickle
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A folder at any fsspec URI; cheap to pass around, picklable, holds no connection.
+
+    `Store("s3://bucket/runs") / "a" / "metrics.jsonl"` names a path below it.
+    """
+
+    uri: str
+
+    def __truediv__(self, name: str) -> Store:
+        return Store(f"{self.uri.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def name(self) -> str:
+        return self.uri.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.uri or self.uri.startswith("file://")
+
+    def _open_fs(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        try:
+            return fsspec.core.url_to_fs(self.uri)
+        except (ValueError, ImportError) as error:
+            raise StorageError(f"storage URI '{self.uri}': {error}; use a path, file://, s3:// or gs://") from None
+
+    def resolved(self) -> Store:
+        """The same folder with an absolute local path, so that workers in other directories find it."""
+        if not self.is_local:
+            return self
+        return Store(os.path.abspath(os.path.expanduser(self.uri.removeprefix("file://"))))
+
+    # -- bytes ---------------------------------------------------------------------------------------------------
+    def exists(self) -> bool:
+        fs, path = self._open_fs()
+        try:
+            fs.invalidate_cache()
+            return bool(fs.exists(path))
+        except OSError as error:
+            raise StorageError(_unreachable(self.uri, error)) from None
+
+    def names(self) -> list[str]:
+        """Sorted names directly below this folder; empty when it does not exist."""
+        fs, path = self._open_fs()
+        fs.invalidate_cache()
+        try:
+            return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+        except FileNotFoundError:
+            return []
+
+    def files(self) -> dict[str, int]:
+        """Size in bytes of every file below this folder, by its path from here, sorted; empty when the folder does not exist."""
+        if self.is_local:
+            return dict(sorted(_local_files(self.resolved().uri)))
+        fs, path = self._open_fs()
+        fs.invalidate_cache()
+        top = path.rstrip("/") + "/"
+        try:
+            found = fs.find(path, detail=True)
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise StorageError(_unreachable(self.uri, error)) from None
+        return {name.removeprefix(top): int(info["size"] or 0) for name, info in sorted(found.items())}
+
+    def size(self) -> int:
+        """Bytes of this file."""
+        return int(self._info()["size"] or 0)
+
+    def _info(self) -> dict[str, Any]:
+        fs, path = self._open_fs()
+        try:
+            return fs.info(path)
+        except FileNotFoundError:
+            raise StorageError(f"'{self.uri}' does not exist; check the URI") from None
+        except OSError as error:
+            raise StorageError(_unreachable(self.uri, error)) from None
+
+    def read_bytes(self, start: int = 0, length: int | None = None) -> bytes:
+        """The whole file, or `length` bytes of it from `start`."""
+        fs, path = self._open_fs()
+        try:
+            return fs.cat_file(path) if length is None else fs.cat_file(path, start=start, end=start + length)
+        except FileNotFoundError:
+            raise StorageError(f"'{self.uri}' does not exist; check the URI") from None
+        except OSError as error:
+            raise StorageError(_unreachable(self.uri, error)) from None
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write atomically: a reader sees the old content or the new, never half of it."""
+        fs, path = self._open_fs()
+        try:
+            if not self.is_local:  # one PUT of an object store is atomic
+                fs.pipe_file(path, data)
+                return
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+            partial = f"{path}.{uuid.uuid4().hex}.partial"
+            try:
+                with open(partial, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(partial, path)
+            finally:
+                if os.path.exists(partial):
+                    os.unlink(partial)
+        except OSError as error:
+            raise StorageError(_unreachable(self.uri, error)) from None
+
+    def probe(self) -> None:
+        """Raise `StorageError` unless a small object can be written here and read back."""
+        marker = self / f".dra-probe-{uuid.uuid4().hex}"
+        try:
+            marker.write_bytes(b"dra")
+            if marker.read_bytes() != b"dra":
+                raise StorageError(f"storage '{self.uri}': what was written came back different")
+            fs, path = marker._open_fs()
+            fs.rm_file(path)
+        except StorageError as error:
+            raise StorageError(str(error).replace(marker.uri, self.uri)) from None
+        except Exception as error:  # drivers raise their own kinds (botocore, gcsfs, ...)
+            raise StorageError(_unreachable(self.uri, error)) from None
+
+    def local_copy(self) -> Store:
+        """This file on a local disk: itself, or a copy in the node's `cache`, made once however many processes ask for it.
+
+        A file that has changed since is copied again. Raises `StorageError` when the disk is too small.
+        """
+        if self.is_local:
+            return self.resolved()
+        info = self._info()
+        version = next((info[key] for key in ("ETag", "etag", "mtime", "LastModified", "updated", "created") if info.get(key)), "")
+        key = sha256(f"{self.uri} {info['size']} {version}".encode())
+        copy = cache() / f"{key[:16]}-{self.name}"
+        try:
+            with open(f"{copy}.lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # freed with the process, however that ends
+                if not copy.exists():
+                    self._download(copy, int(info["size"] or 0))
+        except OSError as error:
+            raise StorageError(_unreachable(self.uri, error)) from None
+        return copy
+
+    def _download(self, copy: Store, size: int) -> None:
+        free = shutil.disk_usage(os.path.dirname(copy.uri)).free
+        if free < size:
+            raise StorageError(
+                f"'{self.uri}' has {size:,} bytes, but '{os.path.dirname(copy.uri)}' has room for {free:,}; set DRA_CACHE to a larger folder"
+            )
+        fs, path = self._open_fs()
+        fs.get_file(path, f"{copy}.partial")
+        os.replace(f"{copy}.partial", copy.uri)
+
+    # -- text, JSON, arrays, tensors -----------------------------------------------------------------------------
+    def read_text(self) -> str:
+        return self.read_bytes().decode()
+
+    def write_text(self, text: str) -> None:
+        self.write_bytes(text.encode())
+
+    def read_json(self) -> Any:
+        try:
+            return json.loads(self.read_bytes())
+        except json.JSONDecodeError as error:
+            raise DataError(f"'{self.uri}' is not valid JSON ({error}); restore or delete it") from None
+
+    def write_json(self, value: Any) -> None:
+        self.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=True) + "\n")
+
+    def read_jsonl(self) -> list[dict[str, Any]]:
+        rows = []
+        for number, line in enumerate(self.read_text().splitlines(), 1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise DataError(f"'{self.uri}', line {number} is not valid JSON ({error}); restore the file") from None
+        return rows
+
+    def write_jsonl(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        self.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+
+    def read_npz(self) -> dict[str, np.ndarray]:
+        """Arrays of an `.npz` file; object arrays (pickles) are refused."""
+        try:
+            with np.load(io.BytesIO(self.read_bytes()), allow_pickle=False) as arrays:
+                return {key: arrays[key] for key in arrays.files}
+        except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
+            raise DataError(f"'{self.uri}' is not a readable npz file ({error}); fetch or make it again") from None
+
+    def read_npy(self) -> np.ndarray:
+        """The array of an `.npy` file; object arrays (pickles) are refused."""
+        try:
+            return np.load(io.BytesIO(self.read_bytes()), allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise DataError(f"'{self.uri}' is not a readable npy file ({error}); fetch or make it again") from None
+
+    def npz_arrays(self) -> dict[str, StoredArray] | None:
+        """Where the arrays of a local `.npz` file lie, found from its headers; None when they are compressed.
+
+        Raises `DataError` for a damaged file, and for object arrays (pickles).
+        """
+        path = self.resolved().uri
+        try:
+            with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+                members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+                if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                    return None
+                return {member.filename.removesuffix(".npy"): stored_array(path, file, archive, member) for member in members}
+        except FileNotFoundError:
+            raise StorageError(f"'{self.uri}' does not exist; check the URI") from None
+        except (ValueError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, struct.error) as error:
+            raise DataError(f"'{self.uri}' is not a readable npz file ({error}); fetch or make it again") from None
+
+    def tar_members(self, text: str) -> list[TarMember]:
+        """The files inside a local, uncompressed tar, in order, with the contents of those whose name ends in `text`.
+
+        The list is kept in the node's `cache`, because going through the headers of ImageNet takes minutes.
+        """
+        path = self.resolved().uri
+        try:
+            found = os.stat(path)
+            key = sha256(f"{path} {found.st_size} {found.st_mtime_ns} {text}".encode())
+            kept = cache() / f"{key[:16]}-{self.name}.json"
+            if kept.exists():
+                return [TarMember(*row) for row in kept.read_json()]
+            with tarfile.open(path, "r:") as archive:
+                members = [tar_member(archive, member, text) for member in archive if member.isfile()]
+        except FileNotFoundError:
+            raise StorageError(f"'{self.uri}' does not exist; check the URI") from None
+        except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError) as error:
+            raise DataError(f"'{self.uri}' is not a whole, uncompressed tar file ({error}); fetch or make it again") from None
+        if members and members[-1].offset + members[-1].size > found.st_size:
+            raise DataError(f"'{self.uri}' ends in the middle of '{members[-1].name}'; fetch or make it again")
+        kept.write_json(members)
+        return members
+
+    def write_npz(self, **arrays: np.ndarray) -> None:
+        """Byte-reproducible for equal arrays (numpy stamps a constant date into the archive)."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        self.write_bytes(buffer.getvalue())
+
+    def read_tensors(self) -> dict[str, Any]:
+        """Tensors of a `.safetensors` file, on the CPU."""
+        import safetensors.torch
+        from safetensors import SafetensorError
+
+        try:
+            return safetensors.torch.load(self.read_bytes())
+        except SafetensorError as error:
+            raise DataError(f"'{self.uri}' is not a readable safetensors file ({error})") from None
+
+    def write_tensors(self, tensors: Mapping[str, Any]) -> None:
+        import safetensors.torch
+
+        self.write_bytes(safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
+
+    def read_torch(self) -> Any:
+        """A `torch.save` file, weights only: tensors and plain containers, never code."""
+        return torch_from_bytes(self.read_bytes(), self.uri)
+
+    def write_torch(self, value: Any) -> None:
+        import torch
+
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        self.write_bytes(buffer.getvalue())
+
+    def read_pickle(self, stand_ins: Mapping[str, Callable[..., Any]]) -> Any:
+        """See `unpickle`."""
+        return unpickle(self.read_bytes(), self.uri, stand_ins)
+
+    # -- Ray's own storage ---------------------------------------------------------------------------------------
+    def for_ray(self) -> dict[str, Any]:
+        """`storage_path` and `storage_filesystem` arguments of Ray's RunConfig for this folder."""
+        if self.is_local:
+            return {"storage_path": self.resolved().uri}
+        import pyarrow.fs
+
+        fs, path = self._open_fs()
+        return {"storage_path": path, "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))}
+
+
+def _local_files(folder: str, prefix: str = "") -> Iterable[tuple[str, int]]:
+    """(path from `folder`, bytes): fsspec's own walk takes ten times as long on a million files."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    yield from _local_files(entry.path, f"{prefix}{entry.name}/")
+                elif entry.is_file():
+                    yield prefix + entry.name, entry.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise StorageError(_unreachable(folder, error)) from None
+
+
+def cache() -> Store:
+    """This node's folder for copies of remote files: DRA_CACHE, or one of the user's own below the temporary folder."""
+    folder = os.environ.get("DRA_CACHE") or os.path.join(tempfile.gettempdir(), f"dra-cache-{os.getuid()}")
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        if not os.environ.get("DRA_CACHE") and os.stat(folder).st_uid != os.getuid():
+            raise PermissionError("it belongs to another user")
+    except OSError as error:
+        raise StorageError(f"cache folder '{folder}' cannot be used ({error}); set DRA_CACHE to a folder that you can write") from None
+    return Store(os.path.abspath(folder))
+
+
+def _unreachable(uri: str, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"storage '{uri}' cannot be reached or written ({reason}); check the path, permissions and credentials"
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# fields that never change a result: two configs that differ only in these are the same run
+NOT_IN_DIGEST = frozenset({"description", "paper", "pool", "resources", "workers", "cpus_per_worker", "gpus_per_worker", "max_concurrent"})

@@ -1,0 +1,35 @@
+"""A trained student in its run directory: `model.safetensors` holds the averaged weights of the best validation so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from dra_ray import config, data, runs, students
+from dra_ray.errors import CheckpointError
+from dra_ray.storage import Store
+from dra_ray.students.weights import load_into, read_weights
+
+WEIGHTS = "model.safetensors"
+
+
+def save(run: Store, weights: Mapping[str, Tensor]) -> None:
+    """Write a student's state dict into its run directory, atomically."""
+    (run / WEIGHTS).write_tensors(weights)
+
+
+def load(run: Store) -> tuple[students.Student, config.Experiment]:
+    """The selected student in eval mode, without gradients, and the experiment that it comes from.
+
+    Raises `CheckpointError` when there is none or when its keys or shapes are another architecture's.
+    """
+    manifest = runs.read_manifest(run)
+    if manifest is None or manifest.get("kind") != "train":
+        raise CheckpointError(f"'{run}' is not a training run; give the folder that `dra train` wrote")
+    if not (run / WEIGHTS).exists():
+        raise CheckpointError(f"'{run}' has no trained weights yet; resume it with `dra train`")
+    experiment = config.validate(config.Experiment, manifest["config"], str(run / "manifest.json"))
+    student = students.build(experiment.model, data.outline(experiment.data).shape)
+    load_into(student, read_weights(run / WEIGHTS), experiment.model.name, str(run / WEIGHTS))
+    return student.eval().requires_grad_(False), experiment

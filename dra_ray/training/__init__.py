@@ -1,0 +1,1 @@
+"""The training step and its parts: losses, optimisers, schedules, averages. No Ray."""

@@ -1,0 +1,1 @@
+"""One Ray driver each: train, train a teacher, synthesize, evaluate, sweep, and the quickstart."""

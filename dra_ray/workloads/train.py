@@ -1,0 +1,341 @@
+"""Train one student with TRADES and Diffusion Representation Alignment on Ray Train.
+
+`fit` is what a user calls; `train_worker` is the loop that every Ray Train worker runs. A worker's step is a pure
+function of (config, step, weights): batches, crops, attack noise and teacher noise are drawn from (seed, step) for
+the whole batch, and each worker takes its slice. So a run that lost a worker repeats a step to the bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointUploadMode, RunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util import metrics
+from torch import nn
+
+from dra_ray import cluster, config, data, runs
+from dra_ray.attacks import pgd
+from dra_ray.data import Images, Pictures, random, synthetic
+from dra_ray.data import batches as batch_plan
+from dra_ray.data.loader import Batches
+from dra_ray.errors import ConfigError, RunError
+from dra_ray.pool import client, service
+from dra_ray.storage import Store
+from dra_ray.students import checkpoint
+from dra_ray.teachers import checkpoint as teacher_checkpoint
+from dra_ray.training import arithmetic, averaging, optimisers, schedule, workers
+from dra_ray.training.step import PARTS, VALIDATION, Feed, State, _mean, initial_state, step
+
+METRICS = {
+    "dra_train_images": "training images seen, over all workers",
+    "dra_train_robust_accuracy": "robust accuracy on the validation images",
+}
+VALIDATION_CHUNK = 128
+PREEMPTION_STEPS = 10
+
+
+def fit(
+    experiment: config.Experiment, run: Store, progress: Callable[[dict[str, Any]], None] | None = None, callbacks: list[Any] | None = None
+) -> dict[str, Any]:
+    """Train `experiment` into the run directory, or go on where it stopped; returns the last row of its metrics.
+
+    Args:
+        progress: receives every new row of metrics.jsonl and of steps.jsonl.
+        callbacks: of Ray Train, such as Tune's.
+
+    Raises:
+        ConfigError: the directory holds another config, or the experiment lacks a teacher or images.
+        RunError: training failed; the run can be resumed by the same call.
+    """
+    experiment = experiment.with_sources()
+    run = run.resolved()
+    images = data.load(experiment.data)
+    load_synthetic(experiment, images)  # a missing or wrong set is found here, before Ray Train starts
+    check_teacher(experiment, images.num_classes)
+    manifest = runs.begin_run(run, "train", experiment.model_dump(mode="json"), experiment.digest(), data=images.facts(), seed=experiment.seed)
+    if manifest["status"] == "done":
+        return (run / "metrics.jsonl").read_jsonl()[-1]
+    if experiment.align.weight and experiment.pool.kind == "pool":
+        with service.serving(experiment.teacher, experiment.pool, log=None if callbacks else run / "pool.jsonl"):
+            return _fit(experiment, run, progress, callbacks or [])
+    return _fit(experiment, run, progress, callbacks or [])
+
+
+def _fit(experiment: config.Experiment, run: Store, progress: Callable[[dict[str, Any]], None] | None, callbacks: list[Any]) -> dict[str, Any]:
+    resources = experiment.resources
+    cluster.require(
+        cluster.least_workers(resources), resources.cpus_per_worker, resources.gpus_per_worker, f"training '{run.name}'", client.reserved(experiment)
+    )
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"experiment": experiment.model_dump(mode="json"), "run": run.uri},
+        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        scaling_config=cluster.scaling(resources),
+        run_config=RunConfig(
+            name=run.name,  # a stable name is what lets Ray Train find the run's checkpoints again
+            failure_config=cluster.failures(resources),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            callbacks=callbacks,
+            **(run / "checkpoints").for_ray(),
+        ),
+    )
+    runs.update_manifest(run, started_at=None, stopped=None)
+    with cluster.following(run / "metrics.jsonl", progress), cluster.following(run / "steps.jsonl", progress):
+        cluster.fit(trainer, f"training '{run}'", resources, lambda: bool(_manifest(run).get("started_at")))
+    if stopped := _manifest(run).get("stopped"):
+        raise RunError(f"training '{run}' stopped: {stopped}")
+    runs.update_manifest(run, status="done")
+    return (run / "metrics.jsonl").read_jsonl()[-1]
+
+
+def _manifest(run: Store) -> dict[str, Any]:
+    manifest = runs.read_manifest(run)
+    if manifest is None:
+        raise ConfigError(f"'{run}' has no manifest.json; start the run with `dra train`")
+    return manifest
+
+
+def check_teacher(experiment: config.Experiment, num_classes: int | None = None) -> None:
+    """Raise `CheckpointError` where there is no teacher, `ConfigError` where it does not fit the experiment, or its data's `num_classes` if given.
+
+    It must know the noise levels and, unless it goes without them, the classes. One that was trained on another split of the same
+    data may have seen our validation images; where the data has no official test images, also those.
+    """
+    if not experiment.align.weight:
+        return
+    assert experiment.teacher.uri
+    card = teacher_checkpoint.read_card(Store(experiment.teacher.uri))
+    with torch.device("meta"):
+        net = teacher_checkpoint.build(card, experiment.teacher.uri)
+    if num_classes and experiment.teacher.label == "true":
+        net.check_classes(num_classes)
+    net.check_sigma(torch.tensor([experiment.align.sigma]))
+    if experiment.align.extra_weight and net.sigma_range != (0.0, math.inf):
+        raise ConfigError(
+            f"align.extra_weight={experiment.align.extra_weight:g} draws noise levels of any size, but the teacher knows only "
+            f"{net.sigma_range[0]:.4g} to {net.sigma_range[1]:.4g}; set it to 0 or use another teacher"
+        )
+    theirs = card.get("data", {})
+    if theirs.get("name") != experiment.data.name:
+        return
+    for field in ("split_seed", "test_images", "validation_images") if experiment.data.name == "digits" else ("split_seed", "validation_images"):
+        ours = getattr(experiment.data, field)
+        if theirs.get(field) != ours:
+            raise ConfigError(
+                f"data.{field}={ours}, but the teacher '{experiment.teacher.uri}' was trained with {theirs.get(field)}, so it may have seen your "
+                f"held-out images; set data.{field}={theirs.get(field)} or train another teacher"
+            )
+
+
+def load_synthetic(experiment: config.Experiment, images: Images) -> Pictures | None:
+    if not experiment.synthetic.images:
+        return None
+    assert experiment.synthetic.uri
+    return synthetic.read(Store(experiment.synthetic.uri), experiment.synthetic.images, images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A worker among its fellows: `mine` is its slice of every batch."""
+
+    rank: int
+    world: int
+    mine: slice
+    device: torch.device
+
+
+def train_worker(job: dict[str, Any]) -> None:
+    """What every Ray Train worker runs: set up, pick up the last checkpoint, train."""
+    experiment, run = config.Experiment.model_validate(job["experiment"]), Store(job["run"])
+    rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    device = ray.train.torch.get_device()
+    place = Place(rank, world, batch_plan.part_of(experiment.optim.batch, rank, world), device)
+    arithmetic.prepare(experiment.compute, experiment.resources.threads_per_worker)
+    images = data.load(experiment.data)
+    extra = load_synthetic(experiment, images)
+    batches = data.batch_plan(experiment, len(images.train), len(extra) if extra else 0)
+    source = client.source(experiment, str(device), run.name) if experiment.align.weight else None
+    state, origin = initial_state(experiment, images.shape, source, device)
+    if found := ray.train.get_checkpoint():
+        with found.as_directory() as folder:
+            state.load(Store(folder))
+    if rank == 0:
+        _record_start(run, state.step, world, device, origin)
+    with contextlib.ExitStack() as stack:
+        loader = stack.enter_context(contextlib.closing(Batches(images.train, extra, batches, device, place.mine)))
+        if source:
+            stack.enter_context(contextlib.closing(source))
+        feed = Feed(experiment, loader.get, place.mine, source, experiment.optim.epochs * batches.steps_per_epoch)
+        _train(experiment, run, place, state, feed, images.validation, batches.steps_per_epoch)
+
+
+def _train(
+    experiment: config.Experiment,
+    run: Store,
+    place: Place,
+    state: State,
+    feed: Feed,
+    validation: Pictures,
+    epoch_steps: int,
+) -> None:
+    """The training loop (DM-AT, arXiv 2302.04638; alignment: arXiv 2602.19931, section 4.2)."""
+    optim, resources, selection = experiment.optim, experiment.resources, experiment.selection
+    total_steps = optim.epochs * epoch_steps
+    log = StepLog(run, state.step, optim.batch, epoch_steps) if place.rank == 0 else None
+    gauge = metrics.Gauge("dra_train_robust_accuracy", METRICS["dra_train_robust_accuracy"], tag_keys=("run",))
+    counter = metrics.Counter("dra_train_images", METRICS["dra_train_images"])
+    start, already_s = time.monotonic(), state.rows[-1]["elapsed_s"] if state.rows else 0.0
+    told = None
+    while state.step < total_steps:
+        epoch = state.step // epoch_steps
+        rate, momentum = schedule.at(state.step, epoch_steps, optim)
+        optimisers.set_rate(state.optimizer, rate, momentum)
+        parts = step(state, experiment, feed.take(state.step), place.mine, epoch)
+        state.sums += parts
+        state.step += 1
+        if optim.averaging == "step":
+            decay = averaging.decay(state.step, optim.averaging_warmup * total_steps, optim.averaging_decay, optim.averaging_ramp)
+            averaging.update(state.average, state.student, decay)
+        counter.inc(place.mine.stop - place.mine.start)
+
+        if state.step % resources.metrics_steps == 0:
+            now = _mean(parts, place.mine, optim.batch).tolist()
+            if log:
+                log.write(state.step, now, rate)
+            if not all(map(math.isfinite, now)):
+                return _stop(run, state, place.rank, f"the loss is {now[0]} at step {state.step}")
+        told, notice = _preempted(state.step, told)
+        due = resources.checkpoint_steps and state.step % resources.checkpoint_steps == 0
+        if state.step % epoch_steps == 0:
+            _end_epoch(state, optim, epoch)
+            if (epoch + 1) % selection.every_epochs == 0 or epoch + 1 == optim.epochs:
+                since = (epoch % selection.every_epochs + 1) * epoch_steps
+                losses_mean = (_mean(state.sums, place.mine, optim.batch) / since).tolist()
+                if not all(map(math.isfinite, losses_mean)) or not state.finite():
+                    return _stop(run, state, place.rank, f"the loss or a weight is not finite at step {state.step}")
+                clean, robust = validate(state.average, experiment, validation, place.rank, place.world, place.device)
+                row = {
+                    "step": state.step,
+                    "epoch": epoch + 1,
+                    "images_seen": state.step * optim.batch,
+                    **dict(zip(PARTS, losses_mean, strict=True)),
+                    "lr": rate,
+                    "clean_accuracy": clean,
+                    "robust_accuracy": robust,
+                    "elapsed_s": round(already_s + time.monotonic() - start, 3),
+                    "at": time.time(),
+                }
+                state.sums.zero_()
+                state.rows.append(row)
+                if place.rank == 0 and robust >= state.best:
+                    checkpoint.save(run, state.average.state_dict())
+                state.best = max(state.best, robust)
+                gauge.set(robust, {"run": run.name})
+                if place.rank == 0:
+                    (run / "metrics.jsonl").write_jsonl(state.rows)
+                _report(state, row, place.rank, at_once=notice)
+                continue
+        if due or notice:
+            state.sums.copy_(_mean(state.sums, place.mine, optim.batch))  # a checkpoint is worker 0's, so all must hold the same
+            _report(state, {"step": state.step}, place.rank, at_once=notice)
+
+
+def validate(student: nn.Module, experiment: config.Experiment, split: Pictures, rank: int, world: int, device: torch.device) -> tuple[float, float]:
+    """(clean, PGD-k) accuracy of the averaged weights on held-out images, shared among the workers.
+
+    Every image's noise is its own and chunks are the same for any number of workers.
+    """
+    selection, threat = experiment.selection, experiment.threat
+    correct = torch.zeros(2, device=device)
+    student.eval()
+    for number, chunk in enumerate(torch.arange(len(split)).split(VALIDATION_CHUNK)):
+        if number % world != rank:
+            continue
+        pixels, classes = split.take(chunk)
+        x, labels = data.to_float(pixels.to(device)), classes.to(device)
+        noise = pgd.noise_like(pixels.shape, threat, random.generator(experiment.seed, VALIDATION, number))
+        with torch.no_grad():
+            correct[0] += (student(x).argmax(1) == labels).sum()
+        size = selection.step_255 / 255 if selection.step_255 else None
+        correct[1] += pgd.evaluate_pgd(student, x, labels, threat, noise.to(device), selection.steps, selection.loss, size).sum()
+    clean, robust = (workers.total(correct) / max(1, len(split))).tolist()
+    return clean, robust
+
+
+def _end_epoch(state: State, optim: config.Optim, epoch: int) -> None:
+    """What happens once an epoch: the average takes the BatchNorm statistics over, and IKL's class means change."""
+    if optim.averaging == "epoch":
+        averaging.update_all(state.average, state.student, optim.averaging_decay if epoch else 0.0)
+    else:
+        if optim.averaging == "none":
+            averaging.update(state.average, state.student, 0.0)
+        averaging.copy_buffers(state.average, state.student)
+    state.class_means.end_epoch()
+
+
+class StepLog:
+    """`steps.jsonl`: loss, rate and speed at every k-th step; a resumed run keeps the rows up to its checkpoint."""
+
+    def __init__(self, run: Store, step: int, batch: int, epoch_steps: int) -> None:
+        self.file, self.batch, self.epoch_steps = run / "steps.jsonl", batch, epoch_steps
+        self.rows = [row for row in self.file.read_jsonl() if row["step"] <= step] if step and self.file.exists() else []
+        self.last = (step, time.monotonic())
+
+    def write(self, step: int, parts: list[float], rate: float) -> None:
+        (before, then), now = self.last, time.monotonic()
+        self.last = (step, now)
+        speed = (step - before) * self.batch / max(now - then, 1e-9)
+        done = {"step": step, "epoch": round(step / self.epoch_steps, 3)}
+        self.rows.append(done | dict(zip(PARTS, parts, strict=True)) | {"lr": rate, "images_per_s": round(speed, 2), "at": time.time()})
+        self.file.write_jsonl(self.rows)
+
+
+def _stop(run: Store, state: State, rank: int, why: str) -> None:
+    """End the run without a retry, which would end alike: the driver turns this into an error."""
+    if rank == 0:
+        good = (
+            f"the last good checkpoint, of step {state.rows[-1]['step']}, is in '{run / 'checkpoints'}'"
+            if state.rows
+            else "no checkpoint was written yet"
+        )
+        runs.update_manifest(run, stopped=f"{why}; {good}; lower optim.lr or set optim.clip_norm")
+
+
+def _preempted(step: int, told: Any) -> tuple[Any, bool]:
+    """(the newest notice, whether it is a new one) that nodes of this run will be taken away; asked every few steps by all workers."""
+    if step % PREEMPTION_STEPS or os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
+        return told, False
+    info = ray.train.get_preemption_info()
+    nodes = info.preempted_node_ids if info else told
+    return nodes, nodes != told
+
+
+def _record_start(run: Store, at_step: int, world: int, device: torch.device, origin: str) -> None:
+    """Every start: BatchNorm sees the per-worker batch, so the number of workers is part of what a run did; so is the device."""
+    now = runs.utc_now()
+    history = [*_manifest(run).get("world_sizes", []), {"step": at_step, "workers": world, "at": now}]
+    runs.update_manifest(run, world_sizes=history, started_at=now, weights=origin, device=arithmetic.facts(device))
+
+
+def _report(state: State, row: dict[str, Any], rank: int, at_once: bool = False) -> None:
+    """A barrier over the workers; rank 0 hands its checkpoint over and, unless `at_once`, goes on while it is uploaded."""
+    folder = None
+    if rank == 0:
+        folder = tempfile.mkdtemp(prefix="dra-")
+        state.save(Store(folder))
+    ray.train.report(
+        row,
+        checkpoint=Checkpoint.from_directory(folder) if folder else None,
+        checkpoint_upload_mode=CheckpointUploadMode.SYNC if at_once else CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )

@@ -1,0 +1,92 @@
+"""What a user types: bad input is one line on stderr and exit code 2, before torch and Ray are imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dra_ray import config
+
+
+def dra(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "dra_ray", *arguments], cwd=cwd, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "digit-dra"], ["unknown recipe 'digit-dra'", "did you mean 'digits-dra'"]),
+        (["train", "digits-dra", "--set", "optim.epoch=3"], ["optim.epoch", "did you mean 'epochs'"]),
+        (["train", "digits-dm-at", "--set", "optim.lr=-1"], ["optim.lr=-1", "greater than 0"]),
+        (["train", "digits-dra"], ["teacher.uri", "dra teacher train digits-edm"]),
+        (["train", "digits-dm-at", "--storage", "/proc/none"], ["storage '/proc/none/digits-dm-at'", "permissions"]),
+        (["train", "digits-dm-at", "--storage", "s4://bucket"], ["storage URI 's4://bucket", "s3://"]),
+        (["sweep", "digits-dra"], ["kind 'experiment'", "kind 'sweep'"]),
+        (["quickstart", "--set", "sweep.asha.grace_epochs=99"], ["grace_epochs=99"]),
+        (["evaluate", "nowhere"], ["'nowhere' is not a training run"]),
+        (["report", "nowhere"], ["'nowhere' is not a run"]),
+        (["train"], ["RECIPE|FILE"]),
+        (["synthesize", "--fast"], ["--fast"]),
+        (["teacher", "probe", "package:fashion-edn"], ["'package:fashion-edn'", "did you mean 'fashion-edm'"]),
+        (["teacher", "probe", "package:fashion-edm", "--sigmas", "low"], ["--sigmas low", "commas"]),
+        (["teacher", "import-dit", "a", "b", "c", "--to", "d", "--massive", "x"], ["--massive x", "commas"]),
+        (["teacher", "quality", "nowhere", "--set", "nam=digits"], ["nam", "did you mean 'name'"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    done = dra(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+    assert list(tmp_path.iterdir()) == [], "something was written"
+
+
+def test_a_name_that_is_taken_by_another_config_is_refused(tmp_path: Path) -> None:
+    from dra_ray import runs
+    from dra_ray.storage import Store
+
+    experiment = config.load("digits-dm-at", config.Experiment)
+    runs.begin_run(Store(str(tmp_path / "runs" / "mine")), "train", experiment.model_dump(mode="json"), experiment.digest())
+    done = dra("train", "digits-dm-at", "--name", "mine", "--set", "optim.lr=0.05", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "optim.lr is 0.2 there and 0.05 now" in done.stderr and "--name" in done.stderr
+
+
+def test_arguments_are_checked_without_torch_or_ray(tmp_path: Path) -> None:
+    code = (
+        "import sys; from dra_ray import cli; sys.argv = ['dra', 'train', 'digits-dra', '--set', 'optim.epoch=3']\n"
+        "try: cli.main()\nexcept SystemExit as e: assert e.code == 2, e.code\n"
+        "assert not {'torch', 'ray'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_tables_are_also_json(tmp_path: Path) -> None:
+    done = dra("recipes", "--json", "recipes.json", cwd=tmp_path)
+    assert done.returncode == 0
+    rows = json.loads((tmp_path / "recipes.json").read_text())
+    assert [row["recipe"] for row in rows] == config.recipe_names()
+    assert all(row["recipe"] in done.stdout for row in rows)
+    done = dra("plan", "digits-dm-at", "--json", "plan.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "plan.json").read_text())
+
+
+COMMANDS = ["quickstart", "train", "sweep", "evaluate", "compare", "synthesize", "report", "plan", "recipes"]
+POOL_COMMANDS = ["up", "status", "down"]
+TEACHER_COMMANDS = ["train", "import", "import-dit", "latents", "list", "probe", "quality", "massive"]
+
+
+@pytest.mark.parametrize(
+    "command", COMMANDS + [f"teacher {name}" for name in TEACHER_COMMANDS] + [f"pool {name}" for name in ("up", "status", "down")]
+)
+def test_every_command_has_help(command: str, tmp_path: Path) -> None:
+    done = dra(*command.split(), "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "Usage" in done.stdout and len(done.stdout.splitlines()) > 5

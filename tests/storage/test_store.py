@@ -1,0 +1,233 @@
+"""Atomic, weights-only, and the same on a local path, a memory file system and S3."""
+
+from __future__ import annotations
+
+import fractions
+import io
+import os
+import pickle
+import tarfile
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from dra_ray import runs, storage
+from dra_ray.errors import ConfigError, DataError, StorageError
+from dra_ray.storage import Store
+
+
+@pytest.fixture(params=["local", "file", "memory", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path, s3_bucket) -> Store:
+    return Store(
+        {"local": str(tmp_path / "a"), "file": f"file://{tmp_path}/b", "memory": f"memory://{tmp_path.name}", "s3": f"{s3_bucket}/c"}[request.param]
+    )
+
+
+@pytest.fixture(scope="module")
+def s3_bucket() -> Iterator[str]:
+    """A bucket of a real S3 server on the loopback interface; the environment says where, as a user's would."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    s3fs.S3FileSystem().mkdir("bucket")
+    yield "s3://bucket"
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+    server.stop()
+
+
+def test_what_is_written_is_read(store: Store) -> None:
+    store.probe()
+    (store / "x.json").write_json({"a": [1, 2.5, None]})
+    (store / "x.jsonl").write_jsonl([{"a": 1}, {"a": 2}])
+    (store / "x.npz").write_npz(image=np.arange(6, dtype=np.uint8))
+    (store / "x.safetensors").write_tensors({"w": torch.arange(4.0)})
+    (store / "x.pt").write_torch({"w": torch.ones(2), "n": [1, "a"]})
+    assert (store / "x.json").read_json() == {"a": [1, 2.5, None]}
+    assert (store / "x.jsonl").read_jsonl() == [{"a": 1}, {"a": 2}]
+    assert (store / "x.npz").read_npz()["image"].tolist() == list(range(6))
+    assert (store / "x.safetensors").read_tensors()["w"].tolist() == [0, 1, 2, 3]
+    assert (store / "x.pt").read_torch()["n"] == [1, "a"]
+    assert store.names() == ["x.json", "x.jsonl", "x.npz", "x.pt", "x.safetensors"]  # the probe left nothing behind
+    assert (store / "x.json").exists() and not (store / "y.json").exists()
+    with pytest.raises(StorageError, match="does not exist"):
+        (store / "y.json").read_bytes()
+
+
+class Hostile:
+    def __init__(self, canary: str) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.canary}",))
+
+
+def test_nothing_from_outside_is_unpickled(tmp_path) -> None:
+    canary, store = tmp_path / "canary", Store(str(tmp_path))
+    (store / "a.pt").write_bytes(pickle.dumps(Hostile(str(canary))))
+    torch.save({"w": Hostile(str(canary))}, buffer := io.BytesIO())
+    (store / "b.pt").write_bytes(buffer.getvalue())
+    np.savez(buffer := io.BytesIO(), image=np.array([Hostile(str(canary))], dtype=object))
+    (store / "c.npz").write_bytes(buffer.getvalue())
+    for name in ("a.pt", "b.pt"):
+        with pytest.raises(DataError, match=name):
+            (store / name).read_torch()
+    with pytest.raises(DataError, match="c.npz"):
+        (store / "c.npz").read_npz()
+    assert not canary.exists()
+
+
+def test_damaged_files_are_named(tmp_path) -> None:
+    store = Store(str(tmp_path))
+    for name, read in (("a.npz", Store.read_npz), ("a.safetensors", Store.read_tensors), ("a.pt", Store.read_torch), ("a.json", Store.read_json)):
+        (store / name).write_bytes(b"half a fi")
+        with pytest.raises(DataError, match=name):
+            read(store / name)
+
+
+@pytest.mark.parametrize("uri", ["/proc/nothing/here", "nosuch://bucket/x"])
+def test_storage_that_cannot_be_written_is_one_line(uri: str) -> None:
+    with pytest.raises(StorageError) as caught:
+        Store(uri).probe()
+    assert uri in str(caught.value) and "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_run_is_resumed_by_its_own_config_only(tmp_path) -> None:
+    run = Store(str(tmp_path / "run"))
+    config = {"optim": {"lr": 0.1}, "pool": {"kind": "pool"}}
+    assert runs.begin_run(run, "train", config, "d1")["status"] == "running"
+    runs.update_manifest(run, status="done")
+    assert runs.begin_run(run, "train", config, "d1")["status"] == "done"
+    with pytest.raises(ConfigError, match=r"another config \(optim.lr is 0.1 there and 0.2 now\); choose another --name"):
+        runs.begin_run(run, "train", {"optim": {"lr": 0.2}, "pool": {"kind": "local"}}, "d2")
+    with pytest.raises(ConfigError, match="kind 'train'"):
+        runs.begin_run(run, "sweep", config, "d1")
+
+
+# -- files and arrays that stay where they are ---------------------------------------------------------------------------
+def test_files_and_parts_of_files(store: Store) -> None:
+    store = store / "below"
+    assert store.files() == {}
+    for name, content in (("b/x", b"12345"), ("a", b"1"), ("b/c/y", b"")):
+        (store / name).write_bytes(content)
+    assert store.files() == {"a": 1, "b/c/y": 0, "b/x": 5} and list(store.files()) == ["a", "b/c/y", "b/x"]
+    assert (store / "b").files() == {"c/y": 0, "x": 5}
+    assert (store / "b/x").size() == 5
+    assert (store / "b/x").read_bytes(1, 3) == b"234" and (store / "b/x").read_bytes(4, 3) == b"5"
+    with pytest.raises(StorageError, match="does not exist"):
+        (store / "none").size()
+
+
+def test_a_copy_is_made_once_and_again_when_the_file_changed(store: Store, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DRA_CACHE", str(tmp_path / "cache"))
+    file = store / "x.npz"
+    file.write_bytes(b"one")
+    copy = file.local_copy()
+    assert copy.is_local and copy.read_bytes() == b"one" and copy.name.endswith("x.npz")
+    assert store.is_local == (copy == file.resolved())
+    if store.is_local:
+        assert not (tmp_path / "cache").exists()
+        return
+    (tmp_path / "cache" / copy.name).write_bytes(b"was not copied again")
+    assert file.local_copy().read_bytes() == b"was not copied again"
+    time.sleep(1.1)  # some stores keep the time of a change to the second
+    file.write_bytes(b"another")
+    assert file.local_copy().read_bytes() == b"another"
+    assert not [name for name in Store(str(tmp_path / "cache")).names() if name.endswith(".partial")]
+    with pytest.raises(StorageError, match="does not exist"):
+        (store / "none").local_copy()
+
+
+def test_a_cache_that_cannot_be_used_is_named(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DRA_CACHE", str(tmp_path / "file"))
+    with pytest.raises(StorageError, match="set DRA_CACHE"):
+        storage.cache()
+
+
+def test_arrays_of_an_npz_are_mapped(tmp_path) -> None:
+    arrays = {"image": np.arange(3 * 5 * 4, dtype=np.uint8).reshape(3, 5, 4), "label": np.arange(3), "empty": np.zeros((0, 2), np.float32)}
+    np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
+    found = Store(str(tmp_path / "a.npz")).npz_arrays()
+    assert found is not None and found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert found[name].shape == array.shape and np.dtype(found[name].dtype) == array.dtype
+        assert np.array_equal(found[name].read(), array)
+        assert np.array_equal(found[name].map(), array)
+    with pytest.raises(ValueError, match="read-only"):
+        found["image"].map()[0] = 1
+    os.truncate(tmp_path / "a.npz", 200)
+    for read in (found["image"].map, found["image"].read):
+        with pytest.raises(DataError, match=r"a\.npz' is gone or shorter"):
+            read()
+
+
+def test_arrays_that_cannot_be_mapped(tmp_path) -> None:
+    file, canary = Store(str(tmp_path / "a.npz")), tmp_path / "canary"
+    np.savez_compressed(tmp_path / "a.npz", image=np.zeros(1000))
+    assert file.npz_arrays() is None
+    for array in (np.array([Hostile(str(canary))], dtype=object), np.asfortranarray(np.zeros((3, 4)))):
+        np.savez(tmp_path / "a.npz", image=array)
+        with pytest.raises(DataError, match=r"a\.npz.*objects or is in Fortran order"):
+            file.npz_arrays()
+    with pytest.raises(StorageError, match="does not exist"):
+        (Store(str(tmp_path)) / "none").npz_arrays()
+    assert not canary.exists()
+
+
+def test_members_of_a_tar(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DRA_CACHE", str(tmp_path / "cache"))
+    long = "folder/" + "n" * 150 + ".jpg"  # longer than a plain header's field
+    contents = {long: bytes(range(256)) * 5, "b.cls": b"7", "c.cls": b"8"}
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    file = Store(str(tmp_path / "a.tar"))
+    for _ in range(2):  # from the file, then from what was kept of it
+        found = file.tar_members(".cls")
+        assert [(member.name, member.text) for member in found] == [(long, None), ("b.cls", "7"), ("c.cls", "8")]
+        assert [file.read_bytes(member.offset, member.size) for member in found] == list(contents.values())
+    os.truncate(tmp_path / "a.tar", found[1].offset - 600)
+    with pytest.raises(DataError, match=r"a\.tar"):
+        file.tar_members(".cls")
+
+
+def test_an_npy_is_read(tmp_path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(4))
+    assert Store(str(tmp_path / "a.npy")).read_npy().tolist() == [0, 1, 2, 3]
+    np.save(tmp_path / "a.npy", np.array([Hostile(str(tmp_path / "canary"))], dtype=object))
+    with pytest.raises(DataError, match=r"a\.npy"):
+        Store(str(tmp_path / "a.npy")).read_npy()
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_pickle_gets_stand_ins_and_nothing_else(tmp_path) -> None:
+    file, canary = Store(str(tmp_path / "a.pkl")), tmp_path / "canary"
+    plain = {"a": [1, 2.5, None, True], "b": ("x", {"y"}), 3: 2**80}
+    for protocol in range(2, 6):
+        file.write_bytes(pickle.dumps(plain, protocol=protocol))
+        assert file.read_pickle({"__builtin__.set": set, "builtins.set": set}) == plain
+    file.write_bytes(pickle.dumps({"when": fractions.Fraction(1, 3)}))
+    assert file.read_pickle({"fractions.Fraction": lambda *parts: ["kept", *parts]}) == {"when": ["kept", 1, 3]}
+    for hostile in (Hostile(str(canary)), [Hostile(str(canary))], fractions.Fraction(1, 3), os.system):
+        file.write_bytes(pickle.dumps(hostile))
+        with pytest.raises(DataError, match=r"a\.pkl.*it asks for (posix.system|fractions.Fraction)"):
+            file.read_pickle({"fractions.Decimal": str, "system": os.system})
+    assert not canary.exists()

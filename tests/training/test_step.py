@@ -1,0 +1,167 @@
+"""A training step on its own, without Ray: two workers with SyncBN are one worker; other objectives; other arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dra_ray import config, data
+from dra_ray.data import batches
+from dra_ray.errors import ConfigError
+from dra_ray.storage import Store
+from dra_ray.teachers import checkpoint
+from dra_ray.teachers.edm import EDM
+from dra_ray.teachers.source import Ready
+from dra_ray.training import optimisers, step
+from dra_ray.workloads import train
+from tests.training.two_workers import on_two
+
+BATCH, STEPS = 32, 3
+
+
+def small(**changes: Any) -> config.Experiment:
+    """Digits, no augmentation, a step in seconds; `changes` are dotted fields with `__` for the dot."""
+    settings = {
+        "model.name": "wrn-10-1",
+        "optim.batch": BATCH,
+        "optim.lr": 0.05,
+        "threat.eps_255": 32,
+        "threat.step_255": 16,
+        "threat.steps": 2,
+        "align.weight": 0.0,
+    }
+    return config.override(config.Experiment(), settings | {field.replace("__", "."): value for field, value in changes.items()})
+
+
+def run(experiment: config.Experiment, rank: int = 0, workers: int = 1) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """(state dict, losses) after a few steps of one worker."""
+    images = data.load(experiment.data)
+    state, _ = step.initial_state(experiment, images.shape, None, torch.device("cpu"))
+    mine = batches.part_of(BATCH, rank, workers)
+    losses = []
+    for number in range(STEPS):
+        optimisers.set_rate(state.optimizer, experiment.optim.lr, 0.9)
+        chosen = torch.arange(number * BATCH, (number + 1) * BATCH)[mine]
+        parts = step.step(state, experiment, step.prepare(experiment, *images.train.take(chosen), state.step, mine, None), mine)
+        losses.append(step._mean(parts, mine, BATCH))
+        state.step += 1
+    return state.student.state_dict(), torch.stack(losses)
+
+
+def _half(rank: int, experiment: config.Experiment) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    return run(experiment, rank, 2)
+
+
+def two_workers(experiment: config.Experiment) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    return on_two(_half, experiment)[0]
+
+
+def test_two_workers_with_synchronised_norms_are_one_worker() -> None:
+    """2 x B/2 with SyncBN equals 1 x B up to rounding, over three steps: losses, weights and running statistics."""
+    experiment = small(compute__sync_batchnorm=True)
+    (one, losses), (two, losses_two) = run(experiment), two_workers(experiment)
+    assert torch.allclose(losses, losses_two, rtol=1e-4, atol=1e-6)
+    for name in one:
+        assert torch.allclose(one[name].float(), two[name].float(), rtol=1e-3, atol=1e-4), name
+
+
+def test_without_them_they_are_not() -> None:
+    """Per-worker statistics are another model: the check above can fail."""
+    experiment = small()
+    assert not torch.allclose(run(experiment)[1], two_workers(experiment)[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss__name": "pgd-at"},
+        {"loss__name": "fgsm-rs", "threat__steps": 1},
+        {"loss__name": "ikl", "loss__awp": 0.005, "loss__awp_from_epoch": 0, "threat__ramp_epochs": 20, "optim__schedule": "cosine"},
+        {"threat__mode": "eval", "threat__start": "normal"},
+        {"threat__norm": "l2", "threat__eps_255": 128, "threat__step_255": 64, "threat__start": "normal"},
+        {"optim__name": "lion", "optim__lr": 1e-4, "optim__decayed": "weights", "optim__clip_norm": 1.0},
+        {"optim__name": "adamw", "optim__lr": 1e-3},
+        {"compute__channels_last": False},
+        {"compute__precision": "bf16"},
+    ],
+    ids=lambda changes: "-".join(str(value) for value in changes.values()),
+)
+def test_every_objective_takes_steps(changes: dict[str, Any]) -> None:
+    weights, losses = run(small(**changes))
+    start = step.initial_state(small(**changes), data.load(config.Data()).shape, None, torch.device("cpu"))[0].student.state_dict()
+    assert bool(losses.isfinite().all()) and bool((losses[:, 0] > 0).all())
+    assert any(not torch.equal(weights[name], start[name]) for name in weights)
+    assert all(bool(value.isfinite().all()) for value in weights.values() if value.is_floating_point())
+
+
+def aligned(folder: Store, net: EDM, **changes: Any) -> config.Experiment:
+    """An experiment with `net` as its teacher, which says nothing of its data."""
+    checkpoint.save(folder, net, {})
+    return small(align__weight=1.0, teacher__uri=folder.uri, **changes)
+
+
+@pytest.mark.parametrize(
+    ("classes", "preconditioning", "changes", "words"),
+    [
+        (7, "edm", {}, r"teacher.uri: the teacher knows 7 classes, but the data has 10"),
+        (10, "ve", {"align__sigma": 0.01}, r"sigma=0.01 is outside of what the teacher knows, 0.02 to 100"),
+        (10, "ve", {"align__extra_weight": 1.0}, r"align.extra_weight=1 draws noise levels of any size, but the teacher knows only 0.02 to 100"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(tmp_path, classes: int, preconditioning: str, changes: dict[str, Any], words: str) -> None:
+    root = Store(str(tmp_path))
+    net = EDM(config.UNet(model_channels=16), 8, 1, classes, precondition=preconditioning)
+    with pytest.raises(ConfigError, match=words):
+        train.fit(aligned(root / "teacher", net, **changes), root / "run")
+    assert not (root / "run").exists()
+
+
+@pytest.mark.parametrize(("classes", "label"), [(10, "true"), (7, "null"), (0, "true")])
+def test_a_teacher_that_fits_is_not(tmp_path, classes: int, label: str) -> None:
+    net = EDM(config.UNet(model_channels=16), 8, 1, classes)
+    train.check_teacher(aligned(Store(str(tmp_path)), net, teacher__label=label, align__extra_weight=1.0), 10)
+
+
+def test_arithmetic_changes_rounding_only() -> None:
+    """Contiguous and channels-last steps agree to rounding; bf16 is near, and is not equal."""
+    reference = run(small())[1]
+    assert torch.allclose(run(small(compute__channels_last=False))[1], reference, rtol=1e-3)
+    bf16 = run(small(compute__precision="bf16"))[1]
+    assert torch.allclose(bf16[0], reference[0], rtol=0.1) and not torch.equal(bf16, reference)
+
+
+class Notes:
+    """A `FeatureSource` that notes which request came when."""
+
+    feature_dim = 4
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def submit(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int) -> Ready:
+        self.asked.append(noise_seed)
+        return Ready(torch.zeros(len(images), 4))
+
+    def close(self) -> None: ...
+
+
+def test_features_are_asked_for_ahead_and_once() -> None:
+    wanted = config.override(config.Experiment(), {"optim.batch": 8, "pool.ahead": 2, "teacher.uri": "unused"})
+    images = torch.arange(80, dtype=torch.uint8).repeat_interleave(64).reshape(10, 8, 1, 8, 8)
+
+    def get(number: int) -> tuple[Tensor, Tensor]:
+        return images[number], torch.full((8,), number)
+
+    source, plain = Notes(), Notes()
+    feed = step.Feed(wanted, get, slice(0, 8), source, last=6)
+    counts = []
+    for number in range(6):
+        taken = feed.take(number)
+        counts.append(len(source.asked))
+        alone = step.prepare(wanted, *get(number), number, slice(0, 8), plain)
+        assert torch.equal(taken.images, alone.images) and taken.labels.tolist() == [number] * 8
+    assert counts == [3, 4, 5, 6, 6, 6], "two steps ahead, and nothing beyond the last"
+    assert source.asked == plain.asked and len(set(source.asked)) == 6
