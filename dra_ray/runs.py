@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+from dra_ray.config.base import NOT_IN_DIGEST
 from dra_ray.errors import ConfigError
-from dra_ray.storage.store import NOT_IN_DIGEST, Store
+from dra_ray.storage import Store
 
 
 def utc_now() -> str:

@@ -18,7 +18,7 @@ seed, on any machine of the same kind. `Plan` holds the barriers, `attack_chunk`
 | screen | also bfloat16 where the device has it | the two APGD attacks only | an upper bound |
 
 With streams='sample' every image has random numbers of its own (see `draws`), so its verdict depends neither on batch nor
-on order, as far as a row's logits do not depend on its batch. This is the only module that imports pyautoattack.
+on order, as far as a row's logits do not depend on its batch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from __future__ import annotations
 import time
 
 import torch
-from pyautoattack.fab_projections import projection_l2, projection_linf
 from torch import Tensor, nn
 
 from dra_ray import config
@@ -34,7 +33,7 @@ from dra_ray.attacks import apgd, fab, levels, square
 from dra_ray.attacks.draws import Draws, PerBatch, PerImage
 from dra_ray.attacks.pgd import frozen
 from dra_ray.attacks.plan import EOT, RESTARTS, STANDARD, VERSIONS, Case, Effort, Plan
-from dra_ray.attacks.stock import package
+from dra_ray.attacks.stock import package, projection_l2, projection_linf
 
 PROJECTIONS: dict[str, fab.Project] = {"linf": projection_linf, "l2": projection_l2}
 

@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 from pyautoattack import AutoAttack
+from pyautoattack.fab_projections import projection_l2, projection_linf
 from torch import Tensor, nn
 
 from dra_ray import config
 from dra_ray.attacks.plan import NORMS, STANDARD, TARGETS, Case, Effort, attacks
+
+__all__ = ["package", "projection_l2", "projection_linf", "stock"]
 
 SILENT = logging.getLogger("dra_ray.silent")
 SILENT.disabled = True

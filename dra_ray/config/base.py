@@ -10,13 +10,15 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dra_ray.errors import ConfigError, nearest
-from dra_ray.storage import NOT_IN_DIGEST
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+# fields that never change a result: two configs that differ only in these are the same run
+NOT_IN_DIGEST = frozenset({"description", "paper", "pool", "resources", "workers", "cpus_per_worker", "gpus_per_worker", "max_concurrent"})
 
 
 class Frozen(BaseModel):

@@ -349,7 +349,3 @@ def _unreachable(uri: str, error: Exception) -> str:
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-# fields that never change a result: two configs that differ only in these are the same run
-NOT_IN_DIGEST = frozenset({"description", "paper", "pool", "resources", "workers", "cpus_per_worker", "gpus_per_worker", "max_concurrent"})

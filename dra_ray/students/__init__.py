@@ -23,9 +23,8 @@ from dra_ray.students.resnet import ResNet18
 from dra_ray.students.student import Student
 from dra_ray.students.weights import load_into, read_weights
 from dra_ray.students.wrn import RaWRN, WideResNet
-from dra_ray.training.syncnorm import synchronised
 
-__all__ = ["Student", "build", "initialise", "synchronised"]
+__all__ = ["Student", "build", "initialise"]
 
 
 def build(settings: config.Model, shape: Shape) -> Student:
