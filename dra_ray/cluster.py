@@ -1,4 +1,6 @@
-"""Joining Ray: the cluster named by RAY_ADDRESS, or one of our own on this machine that leaves with us."""
+"""Joining Ray: the cluster named by RAY_ADDRESS, or one of our own on this machine that leaves with
+us.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +27,16 @@ from dra_ray.storage import Store
 
 log = logging.getLogger("dra_ray")
 
-# Read by Ray when a process starts. Metrics of the pool are pushed often, so that it scales within seconds;
-# Train waits for its controller's poll at every report, so that poll is short.
+# Read by Ray when a process starts. Metrics of the pool are pushed often, so that it scales within
+# seconds; Train waits for its controller's poll at every report, so that poll is short.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",  # ten times a second takes a sixth of a laptop's core
+    # ten times a second takes a sixth of a laptop's core
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "OMP_NUM_THREADS": "1",  # every workload sets its own number of threads
@@ -49,8 +52,9 @@ _OURS = "DRA_RAY_LOCAL"
 def connect(num_cpus: int | None = None) -> Iterator[Any]:
     """Ray for the length of a `with` block; gives what `ray.init` returned.
 
-    With RAY_ADDRESS set (every Ray job has it) we join that cluster and leave it running; otherwise we start one on
-    this machine, dashboard included (Ray Train frees the slots of a stopped trial through it), and stop it at the end.
+    With RAY_ADDRESS set (every Ray job has it) we join that cluster and leave it running; otherwise
+    we start one on this machine, dashboard included (Ray Train frees the slots of a stopped trial
+    through it), and stop it at the end.
 
     Args:
         num_cpus: slots of a cluster that we start; default: the cores of the machine.
@@ -65,12 +69,20 @@ def connect(num_cpus: int | None = None) -> Iterator[Any]:
         return
     with (
         _environment(_of_our_own()),
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, dashboard_host="127.0.0.1", **quiet) as context,
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            **quiet,
+        ) as context,
     ):
         try:
             yield context
         finally:
-            if serve := sys.modules.get("ray.serve"):  # its threads in this process would outlive the cluster, and call for another
+            if serve := sys.modules.get(
+                "ray.serve"
+            ):  # its threads in this process would outlive the cluster, and call for another
                 serve.shutdown()
 
 
@@ -78,7 +90,10 @@ def connect(num_cpus: int | None = None) -> Iterator[Any]:
 def connect_to_running() -> Iterator[Any]:
     """As `connect`, but only where RAY_ADDRESS names a cluster: `ConfigError` otherwise."""
     if not os.environ.get("RAY_ADDRESS"):
-        raise ConfigError("RAY_ADDRESS is not set; a pool lives in a running cluster, so set it to the cluster's address, such as auto on its head")
+        raise ConfigError(
+            "RAY_ADDRESS is not set; a pool lives in a running cluster, so set it to the cluster's "
+            "address, such as auto on its head"
+        )
     with connect() as context:
         yield context
 
@@ -86,8 +101,9 @@ def connect_to_running() -> Iterator[Any]:
 def _of_our_own() -> dict[str, str]:
     """Environment of a cluster on this machine.
 
-    Its processes find each other by RAY_ADDRESS: Ray Train's clean-up after a stopped trial looks the cluster up anew,
-    and where a second one runs on the machine it would find either both or the wrong one, and free nothing.
+    Its processes find each other by RAY_ADDRESS: Ray Train's clean-up after a stopped trial looks
+    the cluster up anew, and where a second one runs on the machine it would find either both or the
+    wrong one, and free nothing.
     """
     with socket.socket() as probe:
         probe.bind(("", 0))
@@ -118,10 +134,17 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
 
 
 def scaling(resources: Resources) -> ScalingConfig:
-    """The workers of a training run: a fixed number, or, with `min_workers`, as many as there is room for."""
-    count: Any = (resources.min_workers, resources.workers) if resources.min_workers else resources.workers
+    """The workers of a training run: a fixed number, or, with `min_workers`, as many as there is
+    room for.
+    """
+    count: Any = (
+        (resources.min_workers, resources.workers) if resources.min_workers else resources.workers
+    )
     return ScalingConfig(
-        num_workers=count, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=_each(resources), label_selector=resources.labels or None
+        num_workers=count,
+        use_gpu=resources.gpus_per_worker > 0,
+        resources_per_worker=_each(resources),
+        label_selector=resources.labels or None,
     )
 
 
@@ -131,42 +154,67 @@ def least_workers(resources: Resources) -> int:
 
 
 def placed(resources: Resources, cpus: float = 1.0) -> dict[str, Any]:
-    """Options of a Ray task that belongs on the nodes of training workers, such as a batch of an evaluation."""
-    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": resources.gpus_per_worker, "resources": dict(resources.custom)}
+    """Options of a Ray task that belongs on the nodes of training workers, such as a batch of an
+    evaluation.
+    """
+    options: dict[str, Any] = {
+        "num_cpus": cpus,
+        "num_gpus": resources.gpus_per_worker,
+        "resources": dict(resources.custom),
+    }
     return options | ({"label_selector": dict(resources.labels)} if resources.labels else {})
 
 
 def failures(resources: Resources) -> FailureConfig:
-    """Restarts after a worker died; lost spot nodes are not counted. Where nodes may still come, a start is tried for longer."""
-    tries = 1 if _OURS in os.environ else math.ceil(resources.start_deadline_s / resources.start_timeout_s)
+    """Restarts after a worker died; lost spot nodes are not counted. Where nodes may still come, a
+    start is tried for longer.
+    """
+    tries = (
+        1
+        if _OURS in os.environ
+        else math.ceil(resources.start_deadline_s / resources.start_timeout_s)
+    )
     return FailureConfig(max_failures=resources.max_failures, controller_failure_limit=tries)
 
 
-def fit(trainer: TorchTrainer, what: str, resources: Resources, started: Callable[[], bool]) -> None:
-    """Run a trainer to its end. A start that stalls is told, with what is missing, before a minute is over.
+def fit(
+    trainer: TorchTrainer, what: str, resources: Resources, started: Callable[[], bool]
+) -> None:
+    """Run a trainer to its end. A start that stalls is told, with what is missing, before a minute
+    is over.
 
     Args:
         what: the run, for messages.
-        started: whether a worker of this very start has begun; asked every few seconds until it has.
+        started: whether a worker of this very start has begun; asked every few seconds until it
+            has.
 
     Raises:
         RunError: it failed for good, or there is no room for it; the same command resumes it.
     """
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(resources.start_timeout_s)  # read by Train's controller
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(
+        resources.start_timeout_s
+    )  # read by Train's controller
     done = threading.Event()
-    watch = threading.Thread(target=_watch_start, args=(what, resources, started, done), daemon=True)
+    watch = threading.Thread(
+        target=_watch_start, args=(what, resources, started, done), daemon=True
+    )
     watch.start()
     try:
         with _interruptible():
             trainer.fit()
     except TrainingFailedError as error:
-        raise RunError(f"{what} failed ({_cause(error, resources)}); start the same command again to resume from its last checkpoint") from error
+        raise RunError(
+            f"{what} failed ({_cause(error, resources)}); start the same command again to resume "
+            "from its last checkpoint"
+        ) from error
     finally:
         done.set()
         watch.join()
 
 
-def _watch_start(what: str, resources: Resources, started: Callable[[], bool], done: threading.Event) -> None:
+def _watch_start(
+    what: str, resources: Resources, started: Callable[[], bool], done: threading.Event
+) -> None:
     """Warn once if no worker has begun after half of the time that a start may take."""
     deadline = time.monotonic() + min(45.0, resources.start_timeout_s / 2)
     while time.monotonic() < deadline:
@@ -174,11 +222,18 @@ def _watch_start(what: str, resources: Resources, started: Callable[[], bool], d
             return
     # workers that are placed and import torch are no stall
     if not done.is_set() and not started() and _no_room(resources):
-        log.warning("%s has not started: %s; it starts by itself once there is room", what, _missing(resources))
+        log.warning(
+            "%s has not started: %s; it starts by itself once there is room",
+            what,
+            _missing(resources),
+        )
 
 
 def _cause(error: TrainingFailedError, resources: Resources) -> str:
-    if isinstance(error, ControllerError) and "WorkerGroupStartupTimeout" in f"{type(error.controller_failure).__name__} {error}":
+    if (
+        isinstance(error, ControllerError)
+        and "WorkerGroupStartupTimeout" in f"{type(error.controller_failure).__name__} {error}"
+    ):
         return f"its workers found no room within resources.start_timeout_s={resources.start_timeout_s:g}: {_missing(resources)}"
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         rank, failure = next(iter(error.worker_failures.items()))
@@ -193,7 +248,10 @@ def _last_line(error: BaseException) -> str:
 
 def _no_room(resources: Resources) -> bool:
     free = ray.available_resources()
-    return any(free.get(name, 0.0) < least_workers(resources) * each for name, each in _each(resources).items())
+    return any(
+        free.get(name, 0.0) < least_workers(resources) * each
+        for name, each in _each(resources).items()
+    )
 
 
 def _each(resources: Resources) -> dict[str, float]:
@@ -204,9 +262,14 @@ def _each(resources: Resources) -> dict[str, float]:
 
 def _missing(resources: Resources) -> str:
     """What is asked for and what the cluster has of it, as words."""
-    have, free, workers = ray.cluster_resources(), ray.available_resources(), least_workers(resources)
+    have, free, workers = (
+        ray.cluster_resources(),
+        ray.available_resources(),
+        least_workers(resources),
+    )
     parts = [
-        f"{workers} workers need {workers * each:g} {name}, the cluster has {have.get(name, 0.0):g}, of which {free.get(name, 0.0):g} free"
+        f"{workers} workers need {workers * each:g} {name}, the cluster has "
+        f"{have.get(name, 0.0):g}, of which {free.get(name, 0.0):g} free"
         for name, each in _each(resources).items()
     ]
     return "; ".join(parts)
@@ -216,7 +279,8 @@ def _missing(resources: Resources) -> str:
 def _interruptible() -> Iterator[None]:
     """Around a trainer's `fit`: Ctrl-C is a KeyboardInterrupt, then and later.
 
-    Ray Train puts its own handler of SIGINT in place, which leaves by SystemExit and outlives `fit`.
+    Ray Train puts its own handler of SIGINT in place, which leaves by SystemExit and outlives
+    `fit`.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -230,11 +294,14 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def require(workers: int, cpus: float, gpus: float, what: str, beside: tuple[float, float] = (0.0, 0.0)) -> int:
-    """How many groups of `workers` such workers fit on this machine at once; `RunError` where not even one does.
+def require(
+    workers: int, cpus: float, gpus: float, what: str, beside: tuple[float, float] = (0.0, 0.0)
+) -> int:
+    """How many groups of `workers` such workers fit on this machine at once; `RunError` where not
+    even one does.
 
-    Only where nothing would add nodes: on an autoscaling cluster pending workers are what makes it grow, and the
-    answer is a large number.
+    Only where nothing would add nodes: on an autoscaling cluster pending workers are what makes it
+    grow, and the answer is a large number.
 
     Args:
         beside: (CPUs, GPUs) that others keep, such as the teacher pool.
@@ -250,15 +317,21 @@ def require(workers: int, cpus: float, gpus: float, what: str, beside: tuple[flo
         groups = min(groups, int((free + 1e-6) / (workers * each)))
         if not groups:
             raise RunError(
-                f"{what} needs {workers * each:g} {name} for {workers} workers, but this machine has {max(free, 0.0):g}"
-                f"{f' beside the {kept:g} of the teacher pool' if kept else ''}; lower resources or pool, or join a cluster (RAY_ADDRESS)"
+                f"{what} needs {workers * each:g} {name} for {workers} workers, but this machine "
+                f"has {max(free, 0.0):g}"
+                f"{f' beside the {kept:g} of the teacher pool' if kept else ''}; lower resources "
+                "or pool, or join a cluster (RAY_ADDRESS)"
             )
     return groups
 
 
 @contextmanager
-def following(file: Store, on_row: Callable[[dict[str, Any]], None] | None, period_s: float = 0.5) -> Iterator[None]:
-    """Meanwhile, hand every new row of a growing `.jsonl` file to `on_row`, in a thread of this process."""
+def following(
+    file: Store, on_row: Callable[[dict[str, Any]], None] | None, period_s: float = 0.5
+) -> Iterator[None]:
+    """Meanwhile, hand every new row of a growing `.jsonl` file to `on_row`, in a thread of this
+    process.
+    """
     if on_row is None:
         yield
         return

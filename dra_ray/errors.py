@@ -1,4 +1,6 @@
-"""The one tree of errors. The command line prints `str(error)` as one line and exits with `exit_code`."""
+"""The one tree of errors. The command line prints `str(error)` as one line and exits with
+`exit_code`.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""What a config would run, before anything starts: sizes, arithmetic, images, replicas and hours. Needs no Ray.
+"""What a config would run, before anything starts: sizes, arithmetic, images, replicas and hours.
+Needs no Ray.
 
-Costs are measured by torch's FLOP counter on meta tensors, in multiply-accumulates (a MAC is 2 FLOP). The work of a step
-is counted in forward passes: a gradient of the input is worth about one more, a full backward pass about two (see `step_units`).
+Costs are measured by torch's FLOP counter on meta tensors, in multiply-accumulates (a MAC is 2
+FLOP). The work of a step is counted in forward passes: a gradient of the input is worth about one
+more, a full backward pass about two (see `step_units`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,19 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dra_ray import data, students
-from dra_ray.config import Config, Experiment, Flow, Loss, Model, Quickstart, Sweep, Synthesis, TeacherTraining, Threat, flatten
+from dra_ray.config import (
+    Config,
+    Experiment,
+    Flow,
+    Loss,
+    Model,
+    Quickstart,
+    Sweep,
+    Synthesis,
+    TeacherTraining,
+    Threat,
+    flatten,
+)
 from dra_ray.data import Shape
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
@@ -33,17 +47,20 @@ Plan = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """What planning may look at besides the config; `tflops` sustained by one GPU, or by one CPU thread where no GPU is asked for."""
+    """What planning may look at besides the config; `tflops` sustained by one GPU, or by one CPU
+    thread where no GPU is asked for.
+    """
 
     tflops: float | None = None
     teacher: Network | None = None
 
 
 def plan(config: Config, tflops: float | None = None) -> Plan:
-    """Plain nested data: what `config` would build, compute and occupy; hours only where `tflops` is given.
+    """Plain nested data: what `config` would build, compute and occupy; hours only where `tflops`
+    is given.
 
-    A teacher's cost is known once its folder exists; until then `notes` says what is missing. Raises the errors of
-    reading data and cards.
+    A teacher's cost is known once its folder exists; until then `notes` says what is missing.
+    Raises the errors of reading data and cards.
     """
     return _plan(config, Known(tflops=tflops))
 
@@ -60,9 +77,11 @@ def _plan(config: Config, known: Known) -> Plan:
     return _quickstart(config, known)
 
 
-# -- cost of networks ----------------------------------------------------------------------------------------------
+# -- cost of networks ------------------------------------------------------------------------------
 def macs(call: Callable[[], Any]) -> float:
-    """Multiply-accumulates of `call()`, which may run on meta tensors: convolutions, matrix products and attention."""
+    """Multiply-accumulates of `call()`, which may run on meta tensors: convolutions, matrix
+    products and attention.
+    """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops() / 2
@@ -77,17 +96,23 @@ def student_cost(settings: Model, shape: Shape) -> tuple[int, float, int]:
     """(parameters, MACs of one image's forward pass, width of the feature) of a student."""
     with torch.device("meta"):
         student = students.build(settings, shape).eval()
-    forward = macs(lambda: student(torch.empty(1, shape.channels, shape.resolution, shape.resolution, device="meta")))
+    forward = macs(
+        lambda: student(
+            torch.empty(1, shape.channels, shape.resolution, shape.resolution, device="meta")
+        )
+    )
     return parameters(student), forward, student.feature_dim
 
 
 def step_units(loss: Loss, threat: Threat, perturbed: bool = False) -> int:
-    """Forward passes that one image of a step is worth; `perturbed` where the step also perturbs the weights (AWP).
+    """Forward passes that one image of a step is worth; `perturbed` where the step also perturbs
+    the weights (AWP).
 
-    The attack's k steps are a forward and a gradient of the input each. Then every view that is trained on is a forward
-    and a full backward: two views of trades and ikl (k=10: 26), the adversarial one of pgd-at and fgsm-rs (k=10: 23).
-    The attack's target is the clean view's own forward, unless the attack runs in eval mode or weights change after it.
-    AWP's ascent goes through the same views once more.
+    The attack's k steps are a forward and a gradient of the input each. Then every view that is
+    trained on is a forward and a full backward: two views of trades and ikl (k=10: 26), the
+    adversarial one of pgd-at and fgsm-rs (k=10: 23). The attack's target is the clean view's own
+    forward, unless the attack runs in eval mode or weights change after it. AWP's ascent goes
+    through the same views once more.
     """
     views = 1 if loss.name in ("pgd-at", "fgsm-rs") else 2
     target_apart = views == 2 and (perturbed or threat.mode == "eval")
@@ -98,14 +123,18 @@ def mean_step_units(config: Experiment) -> float:
     """`step_units` on average over the run: AWP starts at a later epoch."""
     epochs, loss = config.optim.epochs, config.loss
     perturbed = max(0, epochs - loss.awp_from_epoch) / epochs if loss.awp else 0.0
-    return (1 - perturbed) * step_units(loss, config.threat) + perturbed * step_units(loss, config.threat, perturbed=True)
+    return (1 - perturbed) * step_units(loss, config.threat) + perturbed * step_units(
+        loss, config.threat, perturbed=True
+    )
 
 
 def _trained(config: TeacherTraining, shape: Shape) -> EDM | NoisyClassifier:
     """What `dra teacher train` would make."""
     kind = NoisyClassifier if config.objective == "classify" else EDM
     with torch.device("meta"):
-        return kind(config.net, shape.resolution, shape.channels, shape.num_classes, style=config.style)
+        return kind(
+            config.net, shape.resolution, shape.channels, shape.num_classes, style=config.style
+        )
 
 
 def _teacher_at(uri: str | None) -> Network | None:
@@ -132,11 +161,17 @@ def _feature_macs(net: Network, layer: str | None) -> float:
 
 def _noisy_input(net: Network) -> tuple[Tensor, Tensor, Tensor | None]:
     """An image, its noise level and its label, as meta tensors."""
-    images = torch.empty(1, net.channels, net.resolution, net.resolution, dtype=torch.uint8, device="meta")
-    return net.clean(images), torch.ones(1, device="meta"), torch.zeros(1, net.num_classes, device="meta") if net.num_classes else None
+    images = torch.empty(
+        1, net.channels, net.resolution, net.resolution, dtype=torch.uint8, device="meta"
+    )
+    return (
+        net.clean(images),
+        torch.ones(1, device="meta"),
+        torch.zeros(1, net.num_classes, device="meta") if net.num_classes else None,
+    )
 
 
-# -- one plan per kind of config -------------------------------------------------------------------------------------
+# -- one plan per kind of config -------------------------------------------------------------------
 def _experiment(config: Experiment, known: Known) -> Plan:
     images = data.outline(config.data)
     shape = images.shape
@@ -144,28 +179,47 @@ def _experiment(config: Experiment, known: Known) -> Plan:
     notes = _weights_note(config)
     teacher = _aligned_teacher(config, known, notes)
     feature = _feature_macs(teacher, config.teacher.layer) if teacher else 0.0
-    targets = 2 if config.align.extra_weight else 1  # features per image; the projector runs once for each
+    targets = (
+        2 if config.align.extra_weight else 1
+    )  # features per image; the projector runs once for each
     encode, units = targets * feature, mean_step_units(config)
     step = units * forward
     if teacher:
-        step += 3 * targets * _projector_macs(feature_dim, teacher.feature_dim(config.teacher.layer), config.align.hidden)
+        step += (
+            3
+            * targets
+            * _projector_macs(
+                feature_dim, teacher.feature_dim(config.teacher.layer), config.align.hidden
+            )
+        )
     batches = data.batch_plan(config, images.train, config.synthetic.images)
     steps = config.optim.epochs * batches.steps_per_epoch
     seen = steps * config.optim.batch
     validations = math.ceil(config.optim.epochs / config.selection.every_epochs)
-    # an evaluation step is a forward and a gradient of the input; the clean and the final verdict are a forward each
+    # an evaluation step is a forward and a gradient of the input; the clean and the final verdict
+    # are a forward each
     checking = validations * images.validation * (2 * config.selection.steps + 2) * forward
     made: Plan = {
         "kind": config.kind,
-        "student": {"name": config.model.name, "params": student_params, "forward_gmacs": forward / 1e9},
-        "step": {"forward_units": units, "gflop_per_image": 2 * step / 1e9, "teacher_gflop_per_image": 2 * encode / 1e9},
+        "student": {
+            "name": config.model.name,
+            "params": student_params,
+            "forward_gmacs": forward / 1e9,
+        },
+        "step": {
+            "forward_units": units,
+            "gflop_per_image": 2 * step / 1e9,
+            "teacher_gflop_per_image": 2 * encode / 1e9,
+        },
         "run": {
             "epochs": config.optim.epochs,
             "steps": steps,
             "images_seen": seen,
             "real_images": images.train,
             "synthetic_images": config.synthetic.images,
-            "synthetic_passes": steps * batches.synthetic_per_batch / config.synthetic.images if config.synthetic.images else None,
+            "synthetic_passes": steps * batches.synthetic_per_batch / config.synthetic.images
+            if config.synthetic.images
+            else None,
             "checkpoints": validations,
             "student_pflop": 2 * (seen * step + checking) / 1e15,
             "teacher_pflop": 2 * seen * encode / 1e15,
@@ -174,7 +228,11 @@ def _experiment(config: Experiment, known: Known) -> Plan:
     }
     if teacher:
         layer = teacher.check_layer(config.teacher.layer)
-        made["teacher"] = {"params": parameters(teacher), "layer": layer, "feature_gmacs": feature / 1e9}
+        made["teacher"] = {
+            "params": parameters(teacher),
+            "layer": layer,
+            "feature_gmacs": feature / 1e9,
+        }
     if known.tflops:
         made["hours"] = _hours(config, made, known.tflops)
     return made | {"notes": sorted(notes)}
@@ -202,7 +260,9 @@ def _projector_macs(wide_in: int, wide_out: int, hidden: int) -> float:
 
 
 def _resources(config: Experiment, work_ratio: float, notes: set[str]) -> Plan:
-    """What is asked of Ray at the smallest pool; `work_ratio` is teacher work over student work per image."""
+    """What is asked of Ray at the smallest pool; `work_ratio` is teacher work over student work per
+    image.
+    """
     resources, pool = config.resources, config.pool
     replicas = pool.min_replicas if config.align.weight and pool.kind == "pool" else 0
     asked: Plan = {
@@ -216,27 +276,54 @@ def _resources(config: Experiment, work_ratio: float, notes: set[str]) -> Plan:
     if not (replicas and work_ratio):
         return asked
     if bool(resources.gpus_per_worker) != bool(pool.gpus_per_replica):
-        notes.add("students and teachers are on different kinds of device, so the number of replicas that keeps up is not known")
+        notes.add(
+            "students and teachers are on different kinds of device, so the number of replicas "
+            "that keeps up is not known"
+        )
         return asked
-    needed = work_ratio * resources.workers * _units(config)[0] / _units(config)[1] / pool.target_utilisation
+    needed = (
+        work_ratio
+        * resources.workers
+        * _units(config)[0]
+        / _units(config)[1]
+        / pool.target_utilisation
+    )
     notes |= _too_few("one run needs", needed, pool.max_replicas)
     return asked | {"replicas_needed": needed}
 
 
 def _units(config: Experiment) -> tuple[float, float]:
     """GPUs of a training worker and of a replica, or their CPU threads where they have no GPU."""
-    return config.resources.gpus_per_worker or config.resources.threads_per_worker, config.pool.gpus_per_replica or config.pool.threads_per_replica
+    return (
+        config.resources.gpus_per_worker or config.resources.threads_per_worker,
+        config.pool.gpus_per_replica or config.pool.threads_per_replica,
+    )
 
 
 def _hours(config: Experiment, made: Plan, tflops: float) -> Plan:
-    """Hours of one run: `student` and `teacher` are device hours, `wall` assumes that the slower of the two sets the pace."""
+    """Hours of one run: `student` and `teacher` are device hours, `wall` assumes that the slower of
+    the two sets the pace.
+    """
     per_worker, per_replica = _units(config)
-    student, teacher = (made["run"][f"{who}_pflop"] * 1e3 / tflops / 3600 for who in ("student", "teacher"))
+    student, teacher = (
+        made["run"][f"{who}_pflop"] * 1e3 / tflops / 3600 for who in ("student", "teacher")
+    )
     asked = made["resources"]
     if not asked["max_replicas"]:
-        return {"student": student, "teacher": teacher, "wall": (student + teacher) / (asked["workers"] * per_worker)}
-    replicas = min(max(math.ceil(asked.get("replicas_needed", 1)), asked["min_replicas"]), asked["max_replicas"])
-    return {"student": student, "teacher": teacher, "wall": max(student / (asked["workers"] * per_worker), teacher / (replicas * per_replica))}
+        return {
+            "student": student,
+            "teacher": teacher,
+            "wall": (student + teacher) / (asked["workers"] * per_worker),
+        }
+    replicas = min(
+        max(math.ceil(asked.get("replicas_needed", 1)), asked["min_replicas"]),
+        asked["max_replicas"],
+    )
+    return {
+        "student": student,
+        "teacher": teacher,
+        "wall": max(student / (asked["workers"] * per_worker), teacher / (replicas * per_replica)),
+    }
 
 
 def _sweep(config: Sweep, known: Known) -> Plan:
@@ -246,7 +333,9 @@ def _sweep(config: Sweep, known: Known) -> Plan:
     trials = {name: _experiment(experiment, known) for name, experiment in experiments.items()}
     kept = {name: _expected_share(config, experiments[name].optim.epochs) for name in trials}
     seen = {name: trial["run"]["images_seen"] for name, trial in trials.items()}
-    largest = max(trials.values(), key=lambda trial: (_pflop(trial), trial["resources"]["max_replicas"]))
+    largest = max(
+        trials.values(), key=lambda trial: (_pflop(trial), trial["resources"]["max_replicas"])
+    )
     concurrent = min(config.asha.max_concurrent, len(trials))
     notes = {note for trial in trials.values() for note in trial["notes"]}
     made: Plan = {
@@ -264,7 +353,10 @@ def _sweep(config: Sweep, known: Known) -> Plan:
     }
     if known.tflops:
         hours = {name: trial["hours"]["wall"] for name, trial in trials.items()}
-        made["hours"] = {"worst": sum(hours.values()) / concurrent, "expected": sum(hours[name] * kept[name] for name in trials) / concurrent}
+        made["hours"] = {
+            "worst": sum(hours.values()) / concurrent,
+            "expected": sum(hours[name] * kept[name] for name in trials) / concurrent,
+        }
     return made
 
 
@@ -277,25 +369,34 @@ def _shared(config: Sweep, trial: Plan, concurrent: int, notes: set[str]) -> Pla
     pool, replicas = config.base.pool, trial["min_replicas"]
     asked = {
         "workers": concurrent * trial["workers"],
-        "cpus": concurrent * (trial["cpus"] - replicas * pool.cpus_per_replica) + replicas * pool.cpus_per_replica,
-        "gpus": concurrent * (trial["gpus"] - replicas * pool.gpus_per_replica) + replicas * pool.gpus_per_replica,
+        "cpus": concurrent * (trial["cpus"] - replicas * pool.cpus_per_replica)
+        + replicas * pool.cpus_per_replica,
+        "gpus": concurrent * (trial["gpus"] - replicas * pool.gpus_per_replica)
+        + replicas * pool.gpus_per_replica,
         "min_replicas": replicas,
         "max_replicas": trial["max_replicas"],
     }
     if "replicas_needed" in trial:
         asked["replicas_needed"] = concurrent * trial["replicas_needed"]
-        notes |= _too_few(f"{concurrent} trials at a time need", asked["replicas_needed"], pool.max_replicas)
+        notes |= _too_few(
+            f"{concurrent} trials at a time need", asked["replicas_needed"], pool.max_replicas
+        )
     return asked
 
 
 def _too_few(who_needs: str, needed: float, most: int) -> set[str]:
     if needed <= most:
         return set()
-    return {f"{who_needs} about {needed:.1f} teacher replicas, but pool.max_replicas={most}; raise it or training waits for the teacher"}
+    return {
+        f"{who_needs} about {needed:.1f} teacher replicas, but pool.max_replicas={most}; raise it "
+        "or training waits for the teacher"
+    }
 
 
 def rungs(config: Sweep) -> list[int]:
-    """Epochs at which ASHA compares trials: grace_epochs times powers of the reduction factor, below the last epoch."""
+    """Epochs at which ASHA compares trials: grace_epochs times powers of the reduction factor,
+    below the last epoch.
+    """
     epochs, found, at = config.base.optim.epochs, [], float(config.asha.grace_epochs)
     while at < epochs:
         found.append(int(at))
@@ -304,10 +405,18 @@ def rungs(config: Sweep) -> list[int]:
 
 
 def _expected_share(config: Sweep, epochs: int) -> float:
-    """Part of its epochs that a trial runs on average when every rung keeps one in `reduction_factor`."""
+    """Part of its epochs that a trial runs on average when every rung keeps one in
+    `reduction_factor`.
+    """
     marks = [mark for mark in rungs(config) if mark < epochs]
     edges = [0, *marks, epochs]
-    return sum((edges[i + 1] - edges[i]) / config.asha.reduction_factor**i for i in range(len(edges) - 1)) / epochs
+    return (
+        sum(
+            (edges[i + 1] - edges[i]) / config.asha.reduction_factor**i
+            for i in range(len(edges) - 1)
+        )
+        / epochs
+    )
 
 
 def _teacher(config: TeacherTraining, known: Known) -> Plan:
@@ -346,24 +455,43 @@ def _teacher(config: TeacherTraining, known: Known) -> Plan:
 def _synthesis(config: Synthesis, known: Known) -> Plan:
     net = known.teacher or _teacher_at(config.teacher)
     if net is not None and not isinstance(net, EDM | LightningDiT | LatentDiT):
-        raise ConfigError(f"teacher='{config.teacher}' is of kind '{net.kind}', which makes no images; give the folder of an EDM or a LightningDiT")
+        raise ConfigError(
+            f"teacher='{config.teacher}' is of kind '{net.kind}', which makes no images; give the "
+            "folder of an EDM or a LightningDiT"
+        )
     candidates = config.images / (config.select.keep if config.select else 1)
     shards = math.ceil(candidates / config.shard_images)
-    # Heun's method calls the network twice a step, but once in the last; a flow under guidance once more for the null class
-    calls = 2 * config.steps - 1 if net is None or isinstance(net, EDM) else _flow_calls(config.flow)
+    # Heun's method calls the network twice a step, but once in the last; a flow under guidance once
+    # more for the null class
+    calls = (
+        2 * config.steps - 1 if net is None or isinstance(net, EDM) else _flow_calls(config.flow)
+    )
     workers = min(config.workers, shards)
     made: Plan = {
         "kind": config.kind,
         "run": {"images": config.images, "shards": shards, "network_calls_per_image": calls},
-        "resources": {"workers": workers, "cpus": workers * config.cpus_per_worker, "gpus": workers * config.gpus_per_worker},
+        "resources": {
+            "workers": workers,
+            "cpus": workers * config.cpus_per_worker,
+            "gpus": workers * config.gpus_per_worker,
+        },
         "notes": [] if net else ["teacher is not set, so the cost of an image is not known"],
     }
     if net:
         forward, decode = _denoise_macs(net), _decode_macs(net)
         made["teacher"] = {"params": parameters(net), "forward_gmacs": forward / 1e9}
-        made["run"] |= {"gflop_per_image": 2 * (calls * forward + decode) / 1e9, "pflop": 2 * (calls * forward + decode) * candidates / 1e15}
+        made["run"] |= {
+            "gflop_per_image": 2 * (calls * forward + decode) / 1e9,
+            "pflop": 2 * (calls * forward + decode) * candidates / 1e15,
+        }
         if known.tflops:
-            made["hours"] = {"wall": made["run"]["pflop"] * 1e3 / known.tflops / 3600 / (workers * (config.gpus_per_worker or 1))}
+            made["hours"] = {
+                "wall": made["run"]["pflop"]
+                * 1e3
+                / known.tflops
+                / 3600
+                / (workers * (config.gpus_per_worker or 1))
+            }
     return made
 
 
@@ -383,15 +511,33 @@ def _decode_macs(net: EDM | LightningDiT | LatentDiT) -> float:
 
 def _quickstart(config: Quickstart, known: Known) -> Plan:
     """Its three stages; the later ones use the teacher that the first one would train."""
-    known = dataclasses.replace(known, teacher=_trained(config.teacher, data.outline(config.teacher.data).shape))
-    stages = {name: _plan(stage, known) for name, stage in (("teacher", config.teacher), ("synthesis", config.synthesis), ("sweep", config.sweep))}
-    made: Plan = {"kind": config.kind, **stages, "notes": [f"{name}: {note}" for name, stage in stages.items() for note in stage["notes"]]}
+    known = dataclasses.replace(
+        known, teacher=_trained(config.teacher, data.outline(config.teacher.data).shape)
+    )
+    stages = {
+        name: _plan(stage, known)
+        for name, stage in (
+            ("teacher", config.teacher),
+            ("synthesis", config.synthesis),
+            ("sweep", config.sweep),
+        )
+    }
+    made: Plan = {
+        "kind": config.kind,
+        **stages,
+        "notes": [f"{name}: {note}" for name, stage in stages.items() for note in stage["notes"]],
+    }
     if known.tflops:
-        made["hours"] = {"wall": sum(stage["hours"].get("wall", stage["hours"].get("expected", 0.0)) for stage in stages.values())}
+        made["hours"] = {
+            "wall": sum(
+                stage["hours"].get("wall", stage["hours"].get("expected", 0.0))
+                for stage in stages.values()
+            )
+        }
     return made
 
 
-# -- for people ------------------------------------------------------------------------------------------------------
+# -- for people ------------------------------------------------------------------------------------
 _SPELLING = {
     "student.name": ("student", "{}"),
     "student.params": ("student parameters", "{:,}"),
@@ -450,7 +596,10 @@ def _stages(made: Plan) -> list[tuple[str, Plan]]:
         below = [pair for name in ("teacher", "synthesis", "sweep") for pair in _stages(made[name])]
         return [*below, ("quickstart", {"hours": made["hours"]})] if "hours" in made else below
     if made["kind"] == "sweep":
-        return [("sweep", {key: value for key, value in made.items() if key != "largest_trial"}), ("largest trial", made["largest_trial"])]
+        return [
+            ("sweep", {key: value for key, value in made.items() if key != "largest_trial"}),
+            ("largest trial", made["largest_trial"]),
+        ]
     return [(made["kind"], made)]
 
 

@@ -1,4 +1,6 @@
-"""Ray job: run or resume a sweep. `python sweep.py CONFIG --storage URI --name NAME [--set FIELD=VALUE ...]`"""
+"""Ray job: run or resume a sweep. `python sweep.py CONFIG --storage URI --name NAME [--set
+FIELD=VALUE ...]`
+"""
 
 from dra_ray.cli import job
 from dra_ray.config import Sweep

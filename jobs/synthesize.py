@@ -1,4 +1,6 @@
-"""Ray job: sample synthetic images. `python synthesize.py CONFIG --storage URI --name NAME [--set FIELD=VALUE ...]`"""
+"""Ray job: sample synthetic images. `python synthesize.py CONFIG --storage URI --name NAME [--set
+FIELD=VALUE ...]`
+"""
 
 from dra_ray.cli import job
 from dra_ray.config import Synthesis

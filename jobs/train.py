@@ -1,4 +1,6 @@
-"""Ray job: train one student. `python train.py CONFIG --storage URI --name NAME [--set FIELD=VALUE ...]`"""
+"""Ray job: train one student. `python train.py CONFIG --storage URI --name NAME [--set FIELD=VALUE
+...]`
+"""
 
 from dra_ray.cli import job
 from dra_ray.config import Experiment

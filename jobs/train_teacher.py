@@ -1,4 +1,6 @@
-"""Ray job: train a diffusion teacher. `python train_teacher.py CONFIG --storage URI --name NAME [--set FIELD=VALUE ...]`"""
+"""Ray job: train a diffusion teacher. `python train_teacher.py CONFIG --storage URI --name NAME
+[--set FIELD=VALUE ...]`
+"""
 
 from dra_ray.cli import job
 from dra_ray.config import TeacherTraining

@@ -30,7 +30,9 @@ def test_ray_accepts_it():
 
 
 def test_ray_rejects_what_it_should():
-    """The validation that accepts our file does look: an unknown key and a fractional resource are refused."""
+    """The validation that accepts our file does look: an unknown key and a fractional resource are
+    refused.
+    """
     wrong = cluster()
     wrong["available_node_types"]["student_gpu"]["resourses"] = {}
     with pytest.raises(Exception, match="resourses"):
@@ -47,16 +49,28 @@ def test_every_node_says_what_to_rent():
         assert {"InstanceType", "ImageId", "IamInstanceProfile"} <= node["node_config"].keys(), name
         assert node["labels"]["pool"], name
         assert all(type(amount) is int for amount in node["resources"].values()), name
-    assert re.match(r"m\d", node_types()["head"]["node_config"]["InstanceType"])  # no GPU is paid for on the head
+    assert re.match(
+        r"m\d", node_types()["head"]["node_config"]["InstanceType"]
+    )  # no GPU is paid for on the head
 
 
 def test_only_teachers_are_on_spot():
-    spot = {name for name, node in node_types().items() if node["node_config"].get("InstanceMarketOptions", {}).get("MarketType") == "spot"}
-    assert spot == {name for name, node in node_types().items() if "teacher" in node["resources"]} == {"teacher_spot"}
+    spot = {
+        name
+        for name, node in node_types().items()
+        if node["node_config"].get("InstanceMarketOptions", {}).get("MarketType") == "spot"
+    }
+    assert (
+        spot
+        == {name for name, node in node_types().items() if "teacher" in node["resources"]}
+        == {"teacher_spot"}
+    )
 
 
 def test_workers_scale_from_none_and_back():
-    workers = {name: node for name, node in node_types().items() if name != cluster()["head_node_type"]}
+    workers = {
+        name: node for name, node in node_types().items() if name != cluster()["head_node_type"]
+    }
     for name, node in workers.items():
         assert node["min_workers"] == 0 < node["max_workers"], name
         assert 0 < node["idle_timeout_s"] <= 600, name
@@ -69,9 +83,18 @@ def test_a_worker_and_a_replica_fit_their_nodes():
     settings = re.findall(r"((?:resources|pool)\.\w+=(?:\{[^}]*\}|\d+))", TEXT)
     asked = override(Experiment(), parse_settings(settings))
     assert len(settings) == 4
-    student, teacher = node_types()["student_gpu"]["resources"], node_types()["teacher_spot"]["resources"]
-    assert teacher["CPU"] < asked.resources.cpus_per_worker <= student["CPU"] and 0 < asked.resources.gpus_per_worker <= student["GPU"]
-    assert asked.pool.cpus_per_replica == teacher["CPU"] and asked.pool.gpus_per_replica == teacher["GPU"]
+    student, teacher = (
+        node_types()["student_gpu"]["resources"],
+        node_types()["teacher_spot"]["resources"],
+    )
+    assert (
+        teacher["CPU"] < asked.resources.cpus_per_worker <= student["CPU"]
+        and 0 < asked.resources.gpus_per_worker <= student["GPU"]
+    )
+    assert (
+        asked.pool.cpus_per_replica == teacher["CPU"]
+        and asked.pool.gpus_per_replica == teacher["GPU"]
+    )
     assert all(amount <= teacher[name] for name, amount in asked.pool.resources.items())
 
 
@@ -80,26 +103,42 @@ def test_every_node_needs_the_token():
     assert "/home/ray/.ray/auth_token" in config["file_mounts"]
     for role in ("head", "worker"):
         start = [line for line in config[f"{role}_start_ray_commands"] if "ray start" in line]
-        assert len(start) == 1 and "export RAY_AUTH_MODE=token" in start[0] and "--metrics-export-port=8080" in start[0]
+        assert (
+            len(start) == 1
+            and "export RAY_AUTH_MODE=token" in start[0]
+            and "--metrics-export-port=8080" in start[0]
+        )
     assert "--dashboard-host=127.0.0.1" in " ".join(config["head_start_ray_commands"])
 
 
 def test_ray_processes_inherit_the_pace_of_reports_and_metrics():
-    """What the driver sets for a cluster of its own must be exported here: the processes of this one are started first."""
+    """What the driver sets for a cluster of its own must be exported here: the processes of this
+    one are started first.
+    """
     paced = {name for name in ray_cluster.ENVIRONMENT if name.endswith("INTERVAL_S")}
     assert len(paced) >= 3
     for role in ("head", "worker"):
-        start = next(line for line in cluster()[f"{role}_start_ray_commands"] if "ray start" in line)
+        start = next(
+            line for line in cluster()[f"{role}_start_ray_commands"] if "ray start" in line
+        )
         assert paced <= set(re.findall(r"\b([A-Z_]+)=[\d.]+", start.partition("ray start")[0]))
 
 
 def test_no_secret_is_in_the_file():
-    assert not re.search(r"AKIA[0-9A-Z]{16}|-----BEGIN|aws_secret|RAY_AUTH_TOKEN=|\b[0-9a-f]{64}\b|\b\d{12}\b", TEXT, re.IGNORECASE)
+    assert not re.search(
+        r"AKIA[0-9A-Z]{16}|-----BEGIN|aws_secret|RAY_AUTH_TOKEN=|\b[0-9a-f]{64}\b|\b\d{12}\b",
+        TEXT,
+        re.IGNORECASE,
+    )
 
 
 def test_mounts_are_files_of_the_repository_and_versions_agree():
     mounts = [local for local in cluster()["file_mounts"].values() if not local.startswith("~")]
     assert [local for local in mounts if not (ROOT / local).exists()] == []
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#"))
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    )
     assert cluster()["docker"]["image"].startswith(f"rayproject/ray:{pins['ray']}-py311")
     assert pins["boto3"] == pins["botocore"]

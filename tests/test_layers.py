@@ -1,4 +1,6 @@
-"""The architecture, held by parsing the imports: arrows only downward, no Ray below the pool, one place for files."""
+"""The architecture, held by parsing the imports: arrows only downward, no Ray below the pool, one
+place for files.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def modules() -> dict[str, ast.Module]:
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text(), str(path))
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(
+            path.read_text(), str(path)
+        )
     return found
 
 
@@ -54,15 +58,29 @@ def imports(tree: ast.AST) -> Iterator[str]:
             assert not node.level, "imports are absolute"
             assert node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and _dotted(node.func, {}) in ("__import__", "importlib.import_module", "import_module"):
-            yield node.args[0].value if isinstance(node.args[0], ast.Constant) else "a computed name"
+        elif isinstance(node, ast.Call) and _dotted(node.func, {}) in (
+            "__import__",
+            "importlib.import_module",
+            "import_module",
+        ):
+            yield (
+                node.args[0].value if isinstance(node.args[0], ast.Constant) else "a computed name"
+            )
 
 
 def uses(name: str, tree: ast.AST, known: dict[str, ast.Module]) -> set[str]:
-    """The modules of the package that module `name` imports: what is not a module itself is an attribute of one."""
-    below = [found.removeprefix("dra_ray.").split(".") for found in imports(tree) if top(found) == "dra_ray"]
+    """The modules of the package that module `name` imports: what is not a module itself is an
+    attribute of one.
+    """
+    below = [
+        found.removeprefix("dra_ray.").split(".")
+        for found in imports(tree)
+        if top(found) == "dra_ray"
+    ]
     parents = ([".".join(parts[:length]) for length in range(len(parts), 0, -1)] for parts in below)
-    return {next((found for found in longest_first if found in known), "") for longest_first in parents} - {name, ""}
+    return {
+        next((found for found in longest_first if found in known), "") for longest_first in parents
+    } - {name, ""}
 
 
 def top(name: str) -> str:
@@ -74,9 +92,14 @@ def _aliases(tree: ast.AST) -> dict[str, str]:
     found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.asname or top(alias.name): alias.name if alias.asname else top(alias.name) for alias in node.names}
+            found |= {
+                alias.asname or top(alias.name): alias.name if alias.asname else top(alias.name)
+                for alias in node.names
+            }
         elif isinstance(node, ast.ImportFrom):
-            found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {
+                alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names
+            }
     return found
 
 
@@ -87,11 +110,21 @@ def _dotted(node: ast.AST, aliases: dict[str, str]) -> str:
 
 
 def file_access(tree: ast.AST) -> list[str]:
-    """Calls that open files or read pickles behind the storage's back, and imports of pickle's family."""
+    """Calls that open files or read pickles behind the storage's back, and imports of pickle's
+    family.
+    """
     aliases = _aliases(tree)
     calls = [_dotted(node.func, aliases) for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    read = [call for call in calls if call in STORAGE_ONLY or call.startswith(("pathlib.Path.", "safetensors."))]
-    return read + [name for name in imports(tree) if top(name) in {"pickle", "dill", "cloudpickle", "joblib", "shelve", "fsspec", "s3fs"}]
+    read = [
+        call
+        for call in calls
+        if call in STORAGE_ONLY or call.startswith(("pathlib.Path.", "safetensors."))
+    ]
+    return read + [
+        name
+        for name in imports(tree)
+        if top(name) in {"pickle", "dill", "cloudpickle", "joblib", "shelve", "fsspec", "s3fs"}
+    ]
 
 
 def test_every_module_has_a_layer():
@@ -122,7 +155,9 @@ def test_workloads_do_not_import_each_other():
 
 def test_the_lower_layers_never_import_ray():
     bare = [name for name in modules() if top(name) in WITHOUT_RAY or name in WITHOUT_RAY_INSIDE]
-    wrong = [name for name in bare if any(top(found) == "ray" for found in imports(modules()[name]))]
+    wrong = [
+        name for name in bare if any(top(found) == "ray" for found in imports(modules()[name]))
+    ]
     assert wrong == []
 
 
@@ -149,7 +184,11 @@ def test_only_the_storage_touches_files():
 
 
 def test_autoattack_is_imported_in_one_place():
-    importers = [name for name, tree in modules().items() if any(top(found) == "pyautoattack" for found in imports(tree))]
+    importers = [
+        name
+        for name, tree in modules().items()
+        if any(top(found) == "pyautoattack" for found in imports(tree))
+    ]
     assert len(importers) == 1, importers
 
 
@@ -165,7 +204,9 @@ def test_the_checks_see_what_they_forbid():
         "from pathlib import Path\nPath('x')",
     ):
         assert file_access(ast.parse(text)), text
-    assert not file_access(ast.parse("store.read_npz()\nself.open('x')\nimport numpy as np\nnp.zeros(3)"))
+    assert not file_access(
+        ast.parse("store.read_npz()\nself.open('x')\nimport numpy as np\nnp.zeros(3)")
+    )
 
 
 def test_the_package_root_imports_nothing():

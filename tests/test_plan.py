@@ -37,11 +37,17 @@ from dra_ray.teachers.noisy import NoisyClassifier
 from dra_ray.training import losses, objective
 
 TINY = UNet(model_channels=32, channel_mult=(1,))
-SWEEP = Sweep(space={"align.weight": [0, 0.5, 1.0]}, asha=Asha(grace_epochs=2, reduction_factor=2), base=override(Experiment(), {"optim.epochs": 8}))
+SWEEP = Sweep(
+    space={"align.weight": [0, 0.5, 1.0]},
+    asha=Asha(grace_epochs=2, reduction_factor=2),
+    base=override(Experiment(), {"optim.epochs": 8}),
+)
 
 
 class Counted(TorchDispatchMode):
-    """FLOP of what runs inside, gradients of inputs included (FlopCounterMode follows modules, which torch.autograd.grad does not allow)."""
+    """FLOP of what runs inside, gradients of inputs included (FlopCounterMode follows modules,
+    which torch.autograd.grad does not allow).
+    """
 
     flop = 0
 
@@ -64,14 +70,18 @@ def test_macs_of_a_convolution_by_hand():
 
 
 def test_step_units():
-    """By hand. TRADES-k: k+2 forwards (one is also the target), k gradients of the input, two full backward passes of 2."""
+    """By hand. TRADES-k: k+2 forwards (one is also the target), k gradients of the input, two full
+    backward passes of 2.
+    """
     ikl, awp = Loss(name="ikl"), Threat(mode="eval", steps=5, step_255=4)
     assert [planning.step_units(Loss(), Threat(steps=k)) for k in (10, 3)] == [26, 12]
     assert planning.step_units(ikl, Threat()) == 26
     assert planning.step_units(Loss(name="pgd-at"), Threat()) == 10 + 10 + 3
     assert planning.step_units(Loss(name="fgsm-rs"), Threat(steps=1)) == 5
     assert planning.step_units(ikl, awp) == 5 + 5 + 6 + 1  # a target in eval mode
-    assert planning.step_units(ikl, awp, perturbed=True) == 5 + 5 + 6 + 1 + 6  # two forwards and two full backward passes more
+    assert (
+        planning.step_units(ikl, awp, perturbed=True) == 5 + 5 + 6 + 1 + 6
+    )  # two forwards and two full backward passes more
 
 
 @pytest.mark.parametrize(
@@ -87,28 +97,39 @@ def test_step_units():
     ids=str,
 )
 def test_step_units_are_what_a_step_costs(changes, perturbed):
-    """Counted in a real step; the first layer's input needs no gradient where weights are trained, so it may be a little less."""
+    """Counted in a real step; the first layer's input needs no gradient where weights are trained,
+    so it may be a little less.
+    """
     config = override(Experiment(), changes)
     student = WideResNet(10, 2, 10, [0.5], [0.25])
     x, labels = torch.rand(4, 1, 8, 8), torch.arange(4)
     forward = planning.macs(lambda: student(x))
     means = losses.ClassMeans(10)
-    attacked = objective.attacked(student, x, labels, torch.rand(x.shape), config.loss, config.threat, means, epoch=0)
+    attacked = objective.attacked(
+        student, x, labels, torch.rand(x.shape), config.loss, config.threat, means, epoch=0
+    )
     with Counted() as counted, attacked as found:
         clean, robust, _ = found.losses()
         (clean + robust).backward()
-    assert counted.flop / 2 / forward == pytest.approx(planning.step_units(config.loss, config.threat, perturbed), rel=0.02)
+    assert counted.flop / 2 / forward == pytest.approx(
+        planning.step_units(config.loss, config.threat, perturbed), rel=0.02
+    )
 
 
 def test_weight_perturbation_counts_from_its_epoch():
-    config = override(Experiment(), {"loss.awp": 0.005, "loss.awp_from_epoch": 5, "optim.epochs": 20})
-    plain, perturbed = (planning.step_units(config.loss, config.threat, awp) for awp in (False, True))
+    config = override(
+        Experiment(), {"loss.awp": 0.005, "loss.awp_from_epoch": 5, "optim.epochs": 20}
+    )
+    plain, perturbed = (
+        planning.step_units(config.loss, config.threat, awp) for awp in (False, True)
+    )
     assert planning.mean_step_units(config) == (5 * plain + 15 * perturbed) / 20
     assert planning.plan(config)["step"]["forward_units"] == planning.mean_step_units(config)
     assert planning.mean_step_units(override(config, {"optim.epochs": 4})) == plain
 
 
-# [steps, passes over the synthetic images] that follow from batch, epochs and DM-AT's epoch of 50,000 images
+# [steps, passes over the synthetic images] that follow from batch, epochs and DM-AT's epoch of
+# 50,000 images
 @pytest.mark.parametrize(
     ("name", "steps", "passes"),
     [
@@ -123,9 +144,15 @@ def test_weight_perturbation_counts_from_its_epoch():
 )
 def test_steps_of_the_papers_runs(name, steps, passes):
     recipe = load(name, Experiment)
-    run = planning.plan(override(recipe, {"model.name": "wrn-10-1", "model.normalise": True}))["run"]
+    run = planning.plan(override(recipe, {"model.name": "wrn-10-1", "model.normalise": True}))[
+        "run"
+    ]
     assert run["steps"] == steps and run["images_seen"] == steps * recipe.optim.batch
-    assert run["synthetic_passes"] is None if passes is None else round(run["synthetic_passes"], 1) == passes
+    assert (
+        run["synthetic_passes"] is None
+        if passes is None
+        else round(run["synthetic_passes"], 1) == passes
+    )
 
 
 def test_a_second_feature_doubles_the_teachers_work(teacher):
@@ -133,12 +160,17 @@ def test_a_second_feature_doubles_the_teachers_work(teacher):
     one, two = (planning.plan(override(small, {"align.extra_weight": extra})) for extra in (0, 1))
     assert two["run"]["teacher_pflop"] == 2 * one["run"]["teacher_pflop"]
     assert two["teacher"]["feature_gmacs"] == one["teacher"]["feature_gmacs"]
-    assert two["resources"]["replicas_needed"] == pytest.approx(2 * one["resources"]["replicas_needed"], rel=0.05)
+    assert two["resources"]["replicas_needed"] == pytest.approx(
+        2 * one["resources"]["replicas_needed"], rel=0.05
+    )
 
 
 def test_fewest_workers_are_shown():
     config = override(Experiment(), {"resources.workers": 4, "resources.min_workers": 2})
-    assert any(row["quantity"].startswith("workers, at least") and row["value"] == "2" for row in planning.rows(planning.plan(config)))
+    assert any(
+        row["quantity"].startswith("workers, at least") and row["value"] == "2"
+        for row in planning.rows(planning.plan(config))
+    )
 
 
 def test_meta_student_costs_what_the_real_one_does():
@@ -148,11 +180,21 @@ def test_meta_student_costs_what_the_real_one_does():
     student = students.build(config.model, images.shape).eval()
     planned = planning.plan(config)["student"]
     assert planned["params"] == sum(p.numel() for p in student.parameters())
-    assert planned["forward_gmacs"] == planning.macs(lambda: student(torch.rand(4, 1, 8, 8))) / 4 / 1e9
+    assert (
+        planned["forward_gmacs"] == planning.macs(lambda: student(torch.rand(4, 1, 8, 8))) / 4 / 1e9
+    )
 
 
 def test_images_and_passes_are_those_of_the_batch_plan():
-    config = override(Experiment(), {"optim.epochs": 2, "synthetic.images": 500, "synthetic.uri": "elsewhere", "align.weight": 0})
+    config = override(
+        Experiment(),
+        {
+            "optim.epochs": 2,
+            "synthetic.images": 500,
+            "synthetic.uri": "elsewhere",
+            "align.weight": 0,
+        },
+    )
     run = planning.plan(config)["run"]
     images = data.load(config.data)
     batches = data.batch_plan(config, len(images.train), 500)
@@ -165,11 +207,17 @@ def test_the_teacher_on_disk_is_counted(teacher):
     with_teacher = planning.plan(override(Experiment(), {"teacher.uri": teacher}))
     without = planning.plan(override(Experiment(), {"align.weight": 0}))
     net = checkpoint.load(Store(teacher))
-    encode = planning.macs(lambda: net.features(torch.zeros(1, 1, 8, 8), torch.ones(1), torch.zeros(1, 10)))
+    encode = planning.macs(
+        lambda: net.features(torch.zeros(1, 1, 8, 8), torch.ones(1), torch.zeros(1, 10))
+    )
     assert with_teacher["teacher"]["feature_gmacs"] == encode / 1e9
     assert with_teacher["teacher"]["params"] == planning.parameters(net)
-    assert with_teacher["run"]["teacher_pflop"] == pytest.approx(2 * encode * with_teacher["run"]["images_seen"] / 1e15)
-    assert with_teacher["step"]["gflop_per_image"] > without["step"]["gflop_per_image"]  # the projector
+    assert with_teacher["run"]["teacher_pflop"] == pytest.approx(
+        2 * encode * with_teacher["run"]["images_seen"] / 1e15
+    )
+    assert (
+        with_teacher["step"]["gflop_per_image"] > without["step"]["gflop_per_image"]
+    )  # the projector
     assert "teacher" not in without and without["resources"]["min_replicas"] == 0
     assert with_teacher["notes"] == without["notes"] == []
 
@@ -179,7 +227,10 @@ def test_a_noisy_classifier_is_a_teacher_that_makes_no_images(tmp_path):
     checkpoint.save(Store(str(tmp_path)), net, {})
     made = planning.plan(override(Experiment(), {"teacher.uri": str(tmp_path)}))["teacher"]
     assert made["params"] == planning.parameters(net)
-    assert made["feature_gmacs"] == planning.macs(lambda: net.features(torch.zeros(1, 1, 8, 8), torch.ones(1))) / 1e9
+    assert (
+        made["feature_gmacs"]
+        == planning.macs(lambda: net.features(torch.zeros(1, 1, 8, 8), torch.ones(1))) / 1e9
+    )
     with pytest.raises(ConfigError, match="noisy-classifier.*makes no images"):
         planning.plan(Synthesis(teacher=str(tmp_path)))
 
@@ -188,9 +239,13 @@ def test_replicas_follow_the_ratio_of_work(teacher):
     one = override(Experiment(), {"teacher.uri": teacher, "pool.max_replicas": 1})
     made = planning.plan(one)
     ratio = made["step"]["teacher_gflop_per_image"] / made["step"]["gflop_per_image"]
-    assert made["resources"]["replicas_needed"] == pytest.approx(ratio / one.pool.target_utilisation)
+    assert made["resources"]["replicas_needed"] == pytest.approx(
+        ratio / one.pool.target_utilisation
+    )
     many = planning.plan(override(one, {"resources.workers": 64}))
-    assert many["resources"]["replicas_needed"] == pytest.approx(64 * made["resources"]["replicas_needed"])
+    assert many["resources"]["replicas_needed"] == pytest.approx(
+        64 * made["resources"]["replicas_needed"]
+    )
     assert any("pool.max_replicas=1" in note for note in many["notes"])
     mixed = planning.plan(override(one, {"resources.gpus_per_worker": 1}))
     assert "replicas_needed" not in mixed["resources"] and mixed["notes"]
@@ -223,7 +278,9 @@ def test_trials_at_the_same_time_share_the_pool(teacher):
     noted = any("3 trials at a time" in note for note in planning.plan(busy)["notes"])
     assert noted == (needed > 1)
     wide = planning.plan(override(busy, {"base.pool.threads_per_replica": 64}))
-    assert wide["resources"]["replicas_needed"] == pytest.approx(needed / 64) and wide["notes"] == []
+    assert (
+        wide["resources"]["replicas_needed"] == pytest.approx(needed / 64) and wide["notes"] == []
+    )
 
 
 def test_synthesis(teacher):
@@ -231,12 +288,20 @@ def test_synthesis(teacher):
     net = checkpoint.load(Store(teacher))
     forward = planning.macs(lambda: net(torch.zeros(1, 1, 8, 8), torch.ones(1), torch.zeros(1, 10)))
     assert made["run"]["shards"] == 3
-    assert made["run"]["gflop_per_image"] == pytest.approx(2 * 35 * forward / 1e9)  # 2N-1 calls (Karras et al. 2022)
+    assert made["run"]["gflop_per_image"] == pytest.approx(
+        2 * 35 * forward / 1e9
+    )  # 2N-1 calls (Karras et al. 2022)
 
 
 def test_teacher_training():
-    made = planning.plan(TeacherTraining(net=TINY, images_seen=1000, batch=128, checkpoint_images=300))
-    assert made["run"]["steps"] == 8 and made["run"]["images_seen"] == 1024 and made["run"]["checkpoints"] == 4
+    made = planning.plan(
+        TeacherTraining(net=TINY, images_seen=1000, batch=128, checkpoint_images=300)
+    )
+    assert (
+        made["run"]["steps"] == 8
+        and made["run"]["images_seen"] == 1024
+        and made["run"]["checkpoints"] == 4
+    )
     assert made["teacher"]["params"] == planning.parameters(EDM(TINY, 8, 1, 10))
 
 
@@ -257,18 +322,33 @@ def test_a_quickstart_counts_the_teacher_that_it_will_train():
     config = Quickstart(teacher=TeacherTraining(net=TINY), sweep=SWEEP)
     made = planning.plan(config, tflops=0.01)
     assert made["notes"] == []
-    assert made["synthesis"]["teacher"]["params"] == made["teacher"]["teacher"]["params"] == made["sweep"]["largest_trial"]["teacher"]["params"]
+    assert (
+        made["synthesis"]["teacher"]["params"]
+        == made["teacher"]["teacher"]["params"]
+        == made["sweep"]["largest_trial"]["teacher"]["params"]
+    )
     assert made["hours"]["wall"] == pytest.approx(
-        sum(made[stage]["hours"].get("wall", made[stage]["hours"].get("expected")) for stage in ("teacher", "synthesis", "sweep"))
+        sum(
+            made[stage]["hours"].get("wall", made[stage]["hours"].get("expected"))
+            for stage in ("teacher", "synthesis", "sweep")
+        )
     )
 
 
-@pytest.mark.parametrize("config", [Experiment(), SWEEP, TeacherTraining(), Synthesis(), Quickstart(sweep=SWEEP)], ids=lambda config: config.kind)
+@pytest.mark.parametrize(
+    "config",
+    [Experiment(), SWEEP, TeacherTraining(), Synthesis(), Quickstart(sweep=SWEEP)],
+    ids=lambda config: config.kind,
+)
 def test_every_kind_gives_plain_data_and_rows(config):
     made = planning.plan(config, tflops=1.0)
     assert json.loads(json.dumps(made)) == made
     shown = planning.rows(made)
-    assert shown and all(set(row) == {"stage", "quantity", "value"} and all(isinstance(text, str) for text in row.values()) for row in shown)
+    assert shown and all(
+        set(row) == {"stage", "quantity", "value"}
+        and all(isinstance(text, str) for text in row.values())
+        for row in shown
+    )
     assert [row["value"] for row in shown if row["quantity"] == "note"] == made["notes"]
 
 
@@ -279,8 +359,17 @@ def test_every_recipe_can_be_planned(name):
 
 
 def test_validation_is_counted():
-    often, never = (planning.plan(override(Experiment(), {"selection.every_epochs": every}))["run"] for every in (1, 20))
-    extra = (often["checkpoints"] - never["checkpoints"]) * Data().validation_images * (2 * Selection().steps + 2)
+    often, never = (
+        planning.plan(override(Experiment(), {"selection.every_epochs": every}))["run"]
+        for every in (1, 20)
+    )
+    extra = (
+        (often["checkpoints"] - never["checkpoints"])
+        * Data().validation_images
+        * (2 * Selection().steps + 2)
+    )
     forward = planning.plan(Experiment())["student"]["forward_gmacs"] * 1e9
-    assert often["student_pflop"] - never["student_pflop"] == pytest.approx(2 * extra * forward / 1e15)
+    assert often["student_pflop"] - never["student_pflop"] == pytest.approx(
+        2 * extra * forward / 1e15
+    )
     assert often["checkpoints"] == 20 and never["checkpoints"] == math.ceil(20 / 20)

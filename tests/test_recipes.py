@@ -1,4 +1,6 @@
-"""Recipes against the paper's tables (arXiv 2602.19931), and against each other: a pair differs only in what it compares."""
+"""Recipes against the paper's tables (arXiv 2602.19931), and against each other: a pair differs
+only in what it compares.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from dra_ray.config import Experiment, Sweep, flatten, recipe_names
 
 load: Any = functools.cache(config.load)
 
-# Table 2, and the rows of Table 1 that it lacks: (synthetic images, batch, epochs, clean, AutoAttack); None where the paper gives none
+# Table 2, and the rows of Table 1 that it lacks: (synthetic images, batch, epochs, clean,
+# AutoAttack); None where the paper gives none
 CIFAR10 = {
     "cifar10-wrn-34-10-at": (0, 128, 200, 84.33, 55.25),
     "cifar10-wrn-34-10-ikl": (0, 128, 200, 84.80, 57.09),
@@ -41,18 +44,38 @@ OTHERS = {
     "imagenet-vit-b-16-dm-at": (4_000_000, None, 100, 74.62, 54.64),
     "imagenet-vit-b-16-dra": (4_000_000, None, 100, 76.87, 55.16),
 }
-IN_BOTH_TABLES = {f"cifar10-{net}-{method}" for net in ("wrn-28-10-20m", "vit-b-2-50m") for method in ("dm-at", "dra")}
+IN_BOTH_TABLES = {
+    f"cifar10-{net}-{method}"
+    for net in ("wrn-28-10-20m", "vit-b-2-50m")
+    for method in ("dm-at", "dra")
+}
 # section 5.6 and appendix D: (clean, AutoAttack)
-ABLATIONS = {"cifar10-wrn-28-10-1m-dra-noisy": (None, 62.62), "cifar10-wrn-28-10-20m-dra-one-sigma": (None, None)}
+ABLATIONS = {
+    "cifar10-wrn-28-10-1m-dra-noisy": (None, 62.62),
+    "cifar10-wrn-28-10-20m-dra-one-sigma": (None, None),
+}
 
-SIZE = {"synthetic.images", "synthetic.fraction", "optim.batch", "optim.epochs", "resources.workers"}
-EXTRA = {"cifar10-wrn-28-10-20m-dra", "cifar10-vit-b-2-20m-dra", "cifar10-vit-b-2-50m-dra"}  # a second feature per image (App. D)
+SIZE = {
+    "synthetic.images",
+    "synthetic.fraction",
+    "optim.batch",
+    "optim.epochs",
+    "resources.workers",
+}
+EXTRA = {
+    "cifar10-wrn-28-10-20m-dra",
+    "cifar10-vit-b-2-20m-dra",
+    "cifar10-vit-b-2-50m-dra",
+}  # a second feature per image (App. D)
 DRA = [name for name in recipe_names() if name.endswith("-dra")]
 
 
 def differences(left: str, right: str) -> set[str]:
     """Fields in which two recipes differ, but for what they say of themselves."""
-    a, b = (dict(flatten(load(name).model_dump(mode="json", exclude={"description", "paper"}))) for name in (left, right))
+    a, b = (
+        dict(flatten(load(name).model_dump(mode="json", exclude={"description", "paper"})))
+        for name in (left, right)
+    )
     return {field for field in a.keys() | b.keys() if a.get(field) != b.get(field)}
 
 
@@ -72,18 +95,33 @@ def test_recipes_carry_the_numbers_of_the_paper():
         **{name: row[3:] for name, row in (CIFAR10 | OTHERS).items()},
         **ABLATIONS,
     }
-    tables = {name: "Tables 1, 2" if name in IN_BOTH_TABLES else "Table 2" if name in CIFAR10 else "Table 1" for name in CIFAR10 | OTHERS}
+    tables = {
+        name: "Tables 1, 2"
+        if name in IN_BOTH_TABLES
+        else "Table 2"
+        if name in CIFAR10
+        else "Table 1"
+        for name in CIFAR10 | OTHERS
+    }
     assert {name: paper.table for name, paper in stated.items() if name not in ABLATIONS} == tables
     named = {"dm-at": "DM-AT", "dra": "+ DRA", "ikl": "+ IKL", "at": "AT"}
     assert all(stated[name].method.startswith(("AT", "DM-AT")) for name in stated)
-    assert all(named[name.rsplit("-", 1)[1]] in stated[name].method for name in tables if not name.endswith("dm-at"))
+    assert all(
+        named[name.rsplit("-", 1)[1]] in stated[name].method
+        for name in tables
+        if not name.endswith("dm-at")
+    )
 
 
 def test_the_guide_lists_them():
     guide = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
     for name, (*_, clean, autoattack) in (CIFAR10 | OTHERS).items():
         assert f"| `{name}` | {clean:.2f} | {autoattack:.2f} |" in guide
-    assert all(f"`{name}`" in guide for name in recipe_names() if name.startswith(("cifar", "imagenet", "fashion-d")))
+    assert all(
+        f"`{name}`" in guide
+        for name in recipe_names()
+        if name.startswith(("cifar", "imagenet", "fashion-d"))
+    )
 
 
 @pytest.mark.parametrize("name", CIFAR10 | OTHERS)
@@ -99,29 +137,66 @@ def test_recipes_have_the_size_of_their_row(name):
 @pytest.mark.parametrize("name", DRA)
 def test_a_pair_differs_in_the_alignment_only(name):
     stem = name.removesuffix("-dra")
-    pair = next(f"{stem}-{method}" for method in ("dm-at", "at") if f"{stem}-{method}" in recipe_names())
-    assert differences(name, pair) == {"align.weight"} | ({"align.extra_weight"} if name in EXTRA else set())
+    pair = next(
+        f"{stem}-{method}" for method in ("dm-at", "at") if f"{stem}-{method}" in recipe_names()
+    )
+    assert differences(name, pair) == {"align.weight"} | (
+        {"align.extra_weight"} if name in EXTRA else set()
+    )
     assert load(pair, Experiment).align.weight == 0
 
 
 def test_one_lambda_for_every_run_of_the_paper():
     """Section 5.6: chosen on CIFAR-100, then fixed."""
-    assert len({recipe.align.weight for recipe in experiments().values() if recipe.paper and recipe.align.weight}) == 1
+    assert (
+        len(
+            {
+                recipe.align.weight
+                for recipe in experiments().values()
+                if recipe.paper and recipe.align.weight
+            }
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "other", "fields"),
     [
-        ("cifar10-wrn-28-10-1m-b1024-dm-at", "cifar10-wrn-28-10-1m-dm-at", {"optim.batch", "optim.epochs", "resources.workers"}),
+        (
+            "cifar10-wrn-28-10-1m-b1024-dm-at",
+            "cifar10-wrn-28-10-1m-dm-at",
+            {"optim.batch", "optim.epochs", "resources.workers"},
+        ),
         ("cifar10-wrn-28-10-20m-dm-at", "cifar10-wrn-28-10-1m-dm-at", SIZE),
         ("cifar10-wrn-70-16-50m-dm-at", "cifar10-wrn-28-10-1m-dm-at", {"model.name"} | SIZE),
         ("cifar10-rawrn-70-16-50m-dm-at", "cifar10-wrn-70-16-50m-dm-at", {"model.name"}),
-        ("cifar10-vit-b-2-20m-dm-at", "cifar10-vit-b-2-50m-dm-at", {"synthetic.images", "optim.epochs"}),
-        ("cifar100-wrn-28-10-1m-dm-at", "cifar10-wrn-28-10-1m-dm-at", {"data.name", "data.rotate_degrees"}),
+        (
+            "cifar10-vit-b-2-20m-dm-at",
+            "cifar10-vit-b-2-50m-dm-at",
+            {"synthetic.images", "optim.epochs"},
+        ),
+        (
+            "cifar100-wrn-28-10-1m-dm-at",
+            "cifar10-wrn-28-10-1m-dm-at",
+            {"data.name", "data.rotate_degrees"},
+        ),
         ("imagenet-convnext-b-dm-at", "imagenet-vit-b-16-dm-at", {"model.name"}),
-        ("cifar10-wrn-28-10-20m-ikl", "cifar10-wrn-28-10-20m-dm-at", {"loss.name", "loss.alpha", "loss.beta"}),
-        ("cifar10-wrn-28-10-1m-dra-noisy", "cifar10-wrn-28-10-1m-dra", set()),  # the user's teacher.uri is the difference
-        ("cifar10-wrn-28-10-20m-dra-one-sigma", "cifar10-wrn-28-10-20m-dra", {"align.extra_weight"}),
+        (
+            "cifar10-wrn-28-10-20m-ikl",
+            "cifar10-wrn-28-10-20m-dm-at",
+            {"loss.name", "loss.alpha", "loss.beta"},
+        ),
+        (
+            "cifar10-wrn-28-10-1m-dra-noisy",
+            "cifar10-wrn-28-10-1m-dra",
+            set(),
+        ),  # the user's teacher.uri is the difference
+        (
+            "cifar10-wrn-28-10-20m-dra-one-sigma",
+            "cifar10-wrn-28-10-20m-dra",
+            {"align.extra_weight"},
+        ),
     ],
 )
 def test_other_rows_differ_in_what_they_are_named_for(name, other, fields):
@@ -129,26 +204,42 @@ def test_other_rows_differ_in_what_they_are_named_for(name, other, fields):
 
 
 def test_vits_have_their_own_optimiser_and_the_attack_of_dm_at():
-    changed = {field.split(".")[0] for field in differences("cifar10-vit-b-2-50m-dm-at", "cifar10-wrn-28-10-1m-dm-at")}
+    changed = {
+        field.split(".")[0]
+        for field in differences("cifar10-vit-b-2-50m-dm-at", "cifar10-wrn-28-10-1m-dm-at")
+    }
     assert changed == {"data", "synthetic", "model", "loss", "optim", "resources"}
 
 
 def test_ikl_without_synthetic_images_keeps_network_and_data():
-    changed = {field.split(".")[0] for field in differences("cifar10-wrn-34-10-ikl", "cifar10-wrn-34-10-at")}
+    changed = {
+        field.split(".")[0]
+        for field in differences("cifar10-wrn-34-10-ikl", "cifar10-wrn-34-10-at")
+    }
     assert changed == {"threat", "loss", "optim"}
 
 
 def test_every_run_of_the_paper_is_selected_and_evaluated_alike():
     papers = [recipe for recipe in experiments().values() if recipe.paper]
-    assert {(r.selection.steps, r.selection.loss, r.selection.every_epochs) for r in papers} == {(40, "margin", 1)}
+    assert {(r.selection.steps, r.selection.loss, r.selection.every_epochs) for r in papers} == {
+        (40, "margin", 1)
+    }
     assert {(r.evaluation.batch, r.evaluation.seed) for r in papers} == {(128, 1)}
     assert {(r.data.name, r.threat.norm, r.threat.eps_255) for r in papers} == {
         ("cifar10", "linf", 8), ("cifar100", "linf", 8), ("imagenet", "linf", 4)
     }  # fmt: skip
-    assert {r.data.uri for r in papers} == {r.synthetic.uri for r in papers} == {r.teacher.uri for r in papers} == {None}
+    assert (
+        {r.data.uri for r in papers}
+        == {r.synthetic.uri for r in papers}
+        == {r.teacher.uri for r in papers}
+        == {None}
+    )
 
 
-@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("cifar") and name.endswith("-sweep")])
+@pytest.mark.parametrize(
+    "name",
+    [name for name in recipe_names() if name.startswith("cifar") and name.endswith("-sweep")],
+)
 def test_sweeps_of_the_paper_train_every_trial_in_full(name):
     sweep = load(name, Sweep)
     assert sweep.asha.grace_epochs == sweep.base.optim.epochs

@@ -1,8 +1,10 @@
-"""Auto-PGD (Croce & Hein 2020, arXiv 2003.01690, algorithm 1) in the linf and l2 balls, with the constants of AutoAttack.
+"""Auto-PGD (Croce & Hein 2020, arXiv 2003.01690, algorithm 1) in the linf and l2 balls, with the
+constants of AutoAttack.
 
-Every operation on an image happens in pyautoattack's order, so that results agree with it to the bit. The last gradient,
-which nothing uses, is not computed. With `drop`, images leave the batch when they are fooled: the verdicts are the same,
-and what is returned is the first fooling iterate instead of the last.
+Every operation on an image happens in pyautoattack's order, so that results agree with it to the
+bit. The last gradient, which nothing uses, is not computed. With `drop`, images leave the batch
+when they are fooled: the verdicts are the same, and what is returned is the first fooling iterate
+instead of the last.
 """
 
 from __future__ import annotations
@@ -21,12 +23,13 @@ Norm = Literal["linf", "l2"]
 Logits = Callable[[Tensor], Tensor]
 Objective = Callable[[Tensor, Tensor], Tensor]  # (logits [n,K], labels [n]) -> loss [n]
 MOMENTUM = 0.75
-RHO = 0.75  # a step size must have raised the loss in more than this share of the steps between two checkpoints
+# a step size must have raised the loss in more than this share of the steps between two checkpoints
+RHO = 0.75
 DROP_SHARE = 8  # fooled images leave when they are at least an eighth of the batch
 NOISE: dict[str, Kind] = {"linf": "uniform", "l2": "normal"}
 
 
-# -- objectives -------------------------------------------------------------------------------------------------------
+# -- objectives ------------------------------------------------------------------------------------
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
 
@@ -36,7 +39,9 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     ordered, order = logits.sort(dim=1)
     right = (order[:, -1] == labels).float()
     true = logits.gather(1, labels[:, None]).squeeze(1)
-    return -(true - ordered[:, -2] * right - ordered[:, -1] * (1 - right)) / (ordered[:, -1] - ordered[:, -3] + 1e-12)
+    return -(true - ordered[:, -2] * right - ordered[:, -1] * (1 - right)) / (
+        ordered[:, -1] - ordered[:, -3] + 1e-12
+    )
 
 
 def targeted_dlr(target: Tensor) -> Objective:
@@ -52,7 +57,9 @@ def targeted_dlr(target: Tensor) -> Objective:
 
 @dataclasses.dataclass(frozen=True)
 class Ascent:
-    """What an attack of this family needs to know; `eot` is the number of passes that a gradient is averaged over."""
+    """What an attack of this family needs to know; `eot` is the number of passes that a gradient is
+    averaged over.
+    """
 
     norm: Norm
     eps: float
@@ -61,21 +68,40 @@ class Ascent:
     drop: bool = False
 
 
-# -- attacks ------------------------------------------------------------------------------------------------------------
-def untargeted(student: Logits, x: Tensor, labels: Tensor, how: Ascent, objective: Objective, restarts: int, draws: Draws) -> Tensor:
-    """Adversarial images [n,C,H,W]; the clean one where none was found. Later restarts attack what withstood the earlier ones."""
+# -- attacks ---------------------------------------------------------------------------------------
+def untargeted(
+    student: Logits,
+    x: Tensor,
+    labels: Tensor,
+    how: Ascent,
+    objective: Objective,
+    restarts: int,
+    draws: Draws,
+) -> Tensor:
+    """Adversarial images [n,C,H,W]; the clean one where none was found. Later restarts attack what
+    withstood the earlier ones.
+    """
     found = x.clone()
     alive = student(x).argmax(1) == labels
     for restart in range(restarts):
         rows = alive.nonzero().squeeze(1)
         if len(rows):
             noise = draws.noise(NOISE[how.norm], rows.cpu(), x.shape[1:], 0, restart).to(x)
-            _merge(rows, ascend(student, x[rows], labels[rows], noise, how, lambda kept: objective), alive, found)
+            _merge(
+                rows,
+                ascend(student, x[rows], labels[rows], noise, how, lambda kept: objective),
+                alive,
+                found,
+            )
     return found
 
 
-def targeted(student: Logits, x: Tensor, labels: Tensor, how: Ascent, targets: int, draws: Draws) -> Tensor:
-    """As `untargeted`, on the targeted DLR loss, towards the second to the (targets+1)-th largest logit of the clean image in turn."""
+def targeted(
+    student: Logits, x: Tensor, labels: Tensor, how: Ascent, targets: int, draws: Draws
+) -> Tensor:
+    """As `untargeted`, on the targeted DLR loss, towards the second to the (targets+1)-th largest
+    logit of the clean image in turn.
+    """
     found = x.clone()
     alive = student(x).argmax(1) == labels
     for rank in range(2, targets + 2):
@@ -83,7 +109,12 @@ def targeted(student: Logits, x: Tensor, labels: Tensor, how: Ascent, targets: i
         if len(rows):
             goal = student(x[rows]).sort(dim=1)[1][:, -rank]
             noise = draws.noise(NOISE[how.norm], rows.cpu(), x.shape[1:], rank, 0).to(x)
-            _merge(rows, ascend(student, x[rows], labels[rows], noise, how, _towards(goal)), alive, found)
+            _merge(
+                rows,
+                ascend(student, x[rows], labels[rows], noise, how, _towards(goal)),
+                alive,
+                found,
+            )
     return found
 
 
@@ -97,7 +128,7 @@ def _merge(rows: Tensor, outcome: tuple[Tensor, Tensor], alive: Tensor, found: T
     found[rows[fooled]] = images[fooled]
 
 
-# -- the ascent -----------------------------------------------------------------------------------------------------------
+# -- the ascent ------------------------------------------------------------------------------------
 @dataclasses.dataclass
 class _State:
     """Of the images that are still attacked; every tensor has them in its first dimension."""
@@ -117,13 +148,21 @@ class _State:
     history: Tensor  # losses [n, steps]; those not known yet are 0
 
     def take(self, kept: Tensor) -> _State:
-        return _State(**{field.name: getattr(self, field.name)[kept] for field in dataclasses.fields(self)})
+        return _State(
+            **{field.name: getattr(self, field.name)[kept] for field in dataclasses.fields(self)}
+        )
 
 
 def ascend(
-    student: Logits, x: Tensor, labels: Tensor, noise: Tensor, how: Ascent, objective_of: Callable[[Tensor], Objective]
+    student: Logits,
+    x: Tensor,
+    labels: Tensor,
+    noise: Tensor,
+    how: Ascent,
+    objective_of: Callable[[Tensor], Objective],
 ) -> tuple[Tensor, Tensor]:
-    """One run of Auto-PGD from x + eps * noise/|noise|: fooled bool [n], and the fooling images [n,C,H,W] (elsewhere anything in the ball).
+    """One run of Auto-PGD from x + eps * noise/|noise|: fooled bool [n], and the fooling images
+    [n,C,H,W] (elsewhere anything in the ball).
 
     Args:
         noise: uniform in [0,1) for linf, standard normal for l2.
@@ -136,8 +175,23 @@ def ascend(
     fooled, images = logits.argmax(1) != labels, now.clone()
     ones = torch.ones_like(loss)
     state = _State(
-        *(everyone, x, labels, now, now.clone(), gradient, now.clone(), gradient.clone(), loss.clone()),
-        *(2 * how.eps * ones[:, None, None, None], ones, loss.clone(), x.new_zeros(len(x), how.steps)),
+        *(
+            everyone,
+            x,
+            labels,
+            now,
+            now.clone(),
+            gradient,
+            now.clone(),
+            gradient.clone(),
+            loss.clone(),
+        ),
+        *(
+            2 * how.eps * ones[:, None, None, None],
+            ones,
+            loss.clone(),
+            x.new_zeros(len(x), how.steps),
+        ),
     )
     interval, shorter, shortest = (max(int(part * how.steps), 1) for part in (0.22, 0.03, 0.06))
     since = 0
@@ -150,7 +204,9 @@ def ascend(
         moved = _moved(state, how, MOMENTUM if number else 1.0)
         state.before, state.now = state.now, moved
         last = number + 1 == how.steps
-        loss, logits, gradient = _climb(student, moved, state.labels, objective, how.eot, wanted=not last)
+        loss, logits, gradient = _climb(
+            student, moved, state.labels, objective, how.eot, wanted=not last
+        )
         wrong = logits.argmax(1) != state.labels
         fresh = wrong & ~fooled[state.rows] if how.drop else wrong
         images[state.rows[fresh]] = moved[fresh]
@@ -166,8 +222,12 @@ def ascend(
     return fooled, images
 
 
-def _climb(student: Logits, x: Tensor, labels: Tensor, objective: Objective, eot: int, wanted: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss [n], logits [n,K], gradient of the loss) at x, the gradient averaged over `eot` passes, or 0 where it is not wanted."""
+def _climb(
+    student: Logits, x: Tensor, labels: Tensor, objective: Objective, eot: int, wanted: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss [n], logits [n,K], gradient of the loss) at x, the gradient averaged over `eot` passes,
+    or 0 where it is not wanted.
+    """
     x = x.detach().requires_grad_(True)
     total = torch.zeros_like(x)
     for _ in range(eot):
@@ -182,7 +242,9 @@ def _climb(student: Logits, x: Tensor, labels: Tensor, objective: Objective, eot
 
 
 def _start(x: Tensor, noise: Tensor, how: Ascent) -> Tensor:
-    return (x + how.eps * _unit(2 * noise - 1 if how.norm == "linf" else noise, how.norm)).clamp(0, 1)
+    return (x + how.eps * _unit(2 * noise - 1 if how.norm == "linf" else noise, how.norm)).clamp(
+        0, 1
+    )
 
 
 def _moved(state: _State, how: Ascent, momentum: float) -> Tensor:
@@ -191,7 +253,11 @@ def _moved(state: _State, how: Ascent, momentum: float) -> Tensor:
     if how.norm == "linf":
         lower, upper = x - how.eps, x + how.eps
         ahead = (now + state.step * state.gradient.sign()).clamp(lower, upper).clamp(0, 1)
-        return (now + (ahead - now) * momentum + carried * (1 - momentum)).clamp(lower, upper).clamp(0, 1)
+        return (
+            (now + (ahead - now) * momentum + carried * (1 - momentum))
+            .clamp(lower, upper)
+            .clamp(0, 1)
+        )
     ahead = _inside_l2(x, now + state.step * _unit(state.gradient, "l2"), how.eps)
     return _inside_l2(x, now + (ahead - now) * momentum + carried * (1 - momentum), how.eps)
 
@@ -221,9 +287,11 @@ def _keep_best(state: _State, loss: Tensor, number: int) -> None:
 
 
 def _checkpoint(state: _State, number: int, interval: int) -> None:
-    """Halve steps that oscillate or bring nothing, and go on from the best point there (section 3.2).
+    """Halve steps that oscillate or bring nothing, and go on from the best point there (section
+    3.2).
 
-    As in the authors' code, the oldest comparison of the first checkpoint is with the last column, which is still 0.
+    As in the authors' code, the oldest comparison of the first checkpoint is with the last column,
+    which is still 0.
     """
     columns = torch.arange(number - interval + 1, number + 1, device=state.history.device)
     rises = (state.history[:, columns] > state.history[:, columns - 1]).sum(1)

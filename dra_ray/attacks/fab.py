@@ -1,7 +1,9 @@
-"""Fast Adaptive Boundary attack (Croce & Hein 2019, arXiv 1907.02044) in the linf and l2 balls, with AutoAttack's constants.
+"""Fast Adaptive Boundary attack (Croce & Hein 2019, arXiv 1907.02044) in the linf and l2 balls,
+with AutoAttack's constants.
 
-Every operation happens in pyautoattack's order, so that results agree with it to the bit; no gradient of parameters is
-computed. With `drop`, images leave the batch when a fooling image within eps is found: same verdicts, another image.
+Every operation happens in pyautoattack's order, so that results agree with it to the bit; no
+gradient of parameters is computed. With `drop`, images leave the batch when a fooling image within
+eps is found: same verdicts, another image.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ ETA = 1.05  # steps go beyond the boundary by this factor
 BETA = 0.9  # a fooling image goes back towards the clean one by this factor
 NOWHERE = 1e10  # a distance larger than any
 
-# points, normals [m,D] and offsets [m] of hyperplanes -> what to add to each point to reach its hyperplane within [0,1]
+# points, normals [m,D] and offsets [m] of hyperplanes -> what to add to each point to reach its
+# hyperplane within [0,1]
 Project = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -33,41 +36,82 @@ class Search:
     drop: bool = False
 
 
-def untargeted(student: Logits, x: Tensor, labels: Tensor, how: Search, restarts: int, draws: Draws) -> Tensor:
-    """Adversarial images [n,C,H,W] within eps, the clean one where none was found; restarts after the first begin at random."""
+def untargeted(
+    student: Logits, x: Tensor, labels: Tensor, how: Search, restarts: int, draws: Draws
+) -> Tensor:
+    """Adversarial images [n,C,H,W] within eps, the clean one where none was found; restarts after
+    the first begin at random.
+    """
     found, alive = x.clone(), student(x).argmax(1) == labels
     for restart in range(restarts):
         rows = alive.nonzero().squeeze(1)
         if len(rows):
             start = x[rows]
             if restart:
-                start = _random_start(start, draws.noise(NOISE[how.norm], rows.cpu(), x.shape[1:], 0, restart).to(x), how)
-            _merge(student, rows, x[rows], labels[rows], search(student, x[rows], labels[rows], start, None, how), how, alive, found)
+                start = _random_start(
+                    start,
+                    draws.noise(NOISE[how.norm], rows.cpu(), x.shape[1:], 0, restart).to(x),
+                    how,
+                )
+            _merge(
+                student,
+                rows,
+                x[rows],
+                labels[rows],
+                search(student, x[rows], labels[rows], start, None, how),
+                how,
+                alive,
+                found,
+            )
     return found
 
 
 def targeted(student: Logits, x: Tensor, labels: Tensor, how: Search, targets: int) -> Tensor:
-    """As `untargeted`, from the clean image towards the second to the (targets+1)-th largest logit in turn; nothing random."""
+    """As `untargeted`, from the clean image towards the second to the (targets+1)-th largest logit
+    in turn; nothing random.
+    """
     found, alive = x.clone(), student(x).argmax(1) == labels
     for rank in range(2, targets + 2):
         rows = alive.nonzero().squeeze(1)
         if len(rows):
             goal = student(x[rows]).sort(dim=-1)[1][:, -rank]
-            _merge(student, rows, x[rows], labels[rows], search(student, x[rows], labels[rows], x[rows], goal, how), how, alive, found)
+            _merge(
+                student,
+                rows,
+                x[rows],
+                labels[rows],
+                search(student, x[rows], labels[rows], x[rows], goal, how),
+                how,
+                alive,
+                found,
+            )
     return found
 
 
-def _merge(student: Logits, rows: Tensor, x: Tensor, labels: Tensor, images: Tensor, how: Search, alive: Tensor, found: Tensor) -> None:
+def _merge(
+    student: Logits,
+    rows: Tensor,
+    x: Tensor,
+    labels: Tensor,
+    images: Tensor,
+    how: Search,
+    alive: Tensor,
+    found: Tensor,
+) -> None:
     fooled = (student(images).argmax(1) != labels) & (_lengths(x - images, how.norm) <= how.eps)
     alive[rows[fooled]] = False
     found[rows[fooled]] = images[fooled]
 
 
-def search(student: Logits, x: Tensor, labels: Tensor, start: Tensor, goal: Tensor | None, how: Search) -> Tensor:
-    """The nearest misclassified image found for each x [n,C,H,W], at any distance; x where none was found.
+def search(
+    student: Logits, x: Tensor, labels: Tensor, start: Tensor, goal: Tensor | None, how: Search
+) -> Tensor:
+    """The nearest misclassified image found for each x [n,C,H,W], at any distance; x where none was
+    found.
 
     Args:
-        goal: the boundary to which class, int64 [n]; None for the nearest of all, which takes a backward pass per class.
+        goal: the boundary to which class, int64 [n]; None for the nearest of all, which takes a
+            backward pass per class.
     """
     nearest, images = x.new_full((len(x),), NOWHERE), x.clone()
     rows, now = torch.arange(len(x), device=x.device), start.clone()
@@ -78,7 +122,9 @@ def search(student: Logits, x: Tensor, labels: Tensor, start: Tensor, goal: Tens
             if not len(rows):
                 break
         clean, true = x[rows], labels[rows]
-        gap, normal = _linearised(student, now, true, None if goal is None else goal[rows], how.norm)
+        gap, normal = _linearised(
+            student, now, true, None if goal is None else goal[rows], how.norm
+        )
         now = _step(now, clean, gap, normal, how)
         wrong = student(now).argmax(1) != true
         distance = _lengths(now - clean, how.norm)
@@ -92,8 +138,12 @@ def search(student: Logits, x: Tensor, labels: Tensor, start: Tensor, goal: Tens
     return images
 
 
-def _linearised(student: Logits, x: Tensor, labels: Tensor, goal: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
-    """The decision boundary to linear order: difference of logits [n] and its gradient [n,C,H,W], of the goal or the nearest class."""
+def _linearised(
+    student: Logits, x: Tensor, labels: Tensor, goal: Tensor | None, norm: Norm
+) -> tuple[Tensor, Tensor]:
+    """The decision boundary to linear order: difference of logits [n] and its gradient [n,C,H,W],
+    of the goal or the nearest class.
+    """
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = student(x)
@@ -102,7 +152,13 @@ def _linearised(student: Logits, x: Tensor, labels: Tensor, goal: Tensor | None,
             gap = -(true - logits.gather(1, goal[:, None])).squeeze(1)
             (gradient,) = torch.autograd.grad(gap.sum(), x)
             return gap.detach(), gradient
-    gradients = torch.stack([torch.autograd.grad(logits, x, _column(logits, k), retain_graph=True)[0] for k in range(logits.shape[1])], 1)
+    gradients = torch.stack(
+        [
+            torch.autograd.grad(logits, x, _column(logits, k), retain_graph=True)[0]
+            for k in range(logits.shape[1])
+        ],
+        1,
+    )
     everyone = torch.arange(len(x), device=x.device)
     gaps = (logits - true).detach()
     gradients = gradients - gradients[everyone, labels][:, None]
@@ -120,11 +176,17 @@ def _column(logits: Tensor, k: int) -> Tensor:
 
 
 def _step(now: Tensor, clean: Tensor, gap: Tensor, normal: Tensor, how: Search) -> Tensor:
-    """Projections of the iterate and of the clean image onto the linearised boundary, mixed by their distances (their algorithm 1)."""
+    """Projections of the iterate and of the clean image onto the linearised boundary, mixed by
+    their distances (their algorithm 1).
+    """
     n = len(now)
     offset = -gap + (normal * now).reshape(n, -1).sum(-1)
     flat = normal.reshape(n, -1)
-    both = how.project(torch.cat([now.reshape(n, -1), clean.reshape(n, -1)]), torch.cat([flat, flat]), torch.cat([offset, offset]))
+    both = how.project(
+        torch.cat([now.reshape(n, -1), clean.reshape(n, -1)]),
+        torch.cat([flat, flat]),
+        torch.cat([offset, offset]),
+    )
     size = both.abs().amax(1) if how.norm == "linf" else (both**2).sum(1).sqrt()
     size = size.clamp(min=1e-8)[:, None, None, None]
     mine, other = both[:n].reshape(now.shape), both[n:].reshape(now.shape)

@@ -1,4 +1,6 @@
-"""How a student is made cheaper to attack: folded, rearranged, in bfloat16; and rows of a batch computed without the others."""
+"""How a student is made cheaper to attack: folded, rearranged, in bfloat16; and rows of a batch
+computed without the others.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,15 @@ PARTS = 16  # sizes of part batches are multiples of a sixteenth of the batch
 def prepare(student: nn.Module, level: str, device: torch.device | str) -> nn.Module:
     """A frozen copy of `student` in eval mode on `device`, which computes the same function faster.
 
-    `fast` and `screen`: a BatchNorm that follows a convolution with nothing between is folded into it, and weights are
-    channels_last. `screen` also computes in bfloat16 where the device has it. `reference`: frozen only, the same bits.
+    `fast` and `screen`: a BatchNorm that follows a convolution with nothing between is folded into
+    it, and weights are channels_last. `screen` also computes in bfloat16 where the device has it.
+    `reference`: frozen only, the same bits.
     """
     device = torch.device(device)
     ours = copy.deepcopy(student)
-    ours.__dict__.pop("with_features", None)  # what `models.arithmetic` sets there is bound to the original
+    ours.__dict__.pop(
+        "with_features", None
+    )  # what `models.arithmetic` sets there is bound to the original
     ours = ours.eval().requires_grad_(False).to(device)
     if level == "reference":
         return ours
@@ -32,7 +37,9 @@ def prepare(student: nn.Module, level: str, device: torch.device | str) -> nn.Mo
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 itself; a CPU without such instructions emulates it, very slowly."""
+    """Whether the device computes in bfloat16 itself; a CPU without such instructions emulates it,
+    very slowly.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -51,17 +58,20 @@ class InBfloat16(nn.Module):
         return logits.float()
 
 
-# -- folding -------------------------------------------------------------------------------------------------------
+# -- folding ---------------------------------------------------------------------------------------
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.Conv2d | nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, nn.Conv2d | nn.BatchNorm2d) or super().is_leaf_module(
+            m, module_qualified_name
+        )
 
 
 def fold(model: nn.Module) -> int:
-    """Fold BatchNorms of `model`, in eval mode, into the convolutions right before them, in place; returns how many.
+    """Fold BatchNorms of `model`, in eval mode, into the convolutions right before them, in place;
+    returns how many.
 
-    Only where that is exact: the convolution's output goes nowhere else, and either module is called once. A model whose
-    graph cannot be traced (its flow depends on data) stays as it is.
+    Only where that is exact: the convolution's output goes nowhere else, and either module is
+    called once. A model whose graph cannot be traced (its flow depends on data) stays as it is.
     """
     try:
         graph = _Tracer().trace(model)
@@ -72,11 +82,17 @@ def fold(model: nn.Module) -> int:
     folded = 0
     for node, after in modules.items():
         source = node.args[0] if node.args else None
-        before = modules.get(source) if isinstance(source, fx.Node) and len(source.users) == 1 else None
+        before = (
+            modules.get(source) if isinstance(source, fx.Node) and len(source.users) == 1 else None
+        )
         if before is None or calls.count(before) + calls.count(after) != 2:
             continue
         convolution, norm = model.get_submodule(before), model.get_submodule(after)
-        if isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats and type(convolution) is nn.Conv2d:
+        if (
+            isinstance(norm, nn.BatchNorm2d)
+            and norm.track_running_stats
+            and type(convolution) is nn.Conv2d
+        ):
             _replace(model, before, fuse_conv_bn_eval(convolution, norm).requires_grad_(False))
             _replace(model, after, nn.Identity())
             folded += 1
@@ -88,12 +104,14 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-# -- rows without their batch -----------------------------------------------------------------------------------------
+# -- rows without their batch ----------------------------------------------------------------------
 class Rows:
-    """Logits of some rows of a batch without computing the others; with `exact`, to the bit what the whole batch gives.
+    """Logits of some rows of a batch without computing the others; with `exact`, to the bit what
+    the whole batch gives.
 
-    That a row's logits do not depend on the rest of its batch is a property of the kernels. So with `exact`, the first
-    time that a batch size comes up, both ways are computed and compared; sizes that disagree are not used together again.
+    That a row's logits do not depend on the rest of its batch is a property of the kernels. So with
+    `exact`, the first time that a batch size comes up, both ways are computed and compared; sizes
+    that disagree are not used together again.
     """
 
     def __init__(self, student: Callable[[Tensor], Tensor], exact: bool) -> None:

@@ -1,7 +1,9 @@
-"""Projected gradient descent in the l-infinity and l2 balls, for training (KL, cross-entropy) and for validation (margin, cross-entropy).
+"""Projected gradient descent in the l-infinity and l2 balls, for training (KL, cross-entropy) and
+for validation (margin, cross-entropy).
 
-Images are float [B,C,H,W] in [0,1]; what an attack returns has their memory format. A step of the loop costs one forward and
-one backward to the input: parameters are frozen, the update happens in place, and nothing waits for the device.
+Images are float [B,C,H,W] in [0,1]; what an attack returns has their memory format. A step of the
+loop costs one forward and one backward to the input: parameters are frozen, the update happens in
+place, and nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ EvaluationLoss = Literal["margin", "cross-entropy"]
 NORMAL_START = 0.001  # deviation of the start "normal", in [0,1] units (TRADES)
 
 
-# -- the student while it is attacked --------------------------------------------------------------------------------
+# -- the student while it is attacked --------------------------------------------------------------
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Parameters need no gradient meanwhile: the input's gradient is the same and costs a third less."""
+    """Parameters need no gradient meanwhile: the input's gradient is the same and costs a third
+    less.
+    """
     wanted = [p for p in model.parameters() if p.requires_grad]
     for parameter in wanted:
         parameter.requires_grad_(False)
@@ -37,7 +41,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def untracked(model: nn.Module) -> Iterator[None]:
     """BatchNorm uses the batch's statistics in train mode but leaves its running statistics alone."""
-    tracking = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    tracking = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
     for module in tracking:
         module.track_running_stats = False
     try:
@@ -61,22 +69,30 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def as_attacked(student: nn.Module, threat: config.Threat) -> Iterator[None]:
-    """The student as training's attack sees it: as it is with BatchNorm untracked (DM-AT), or in eval mode (TRADES)."""
+    """The student as training's attack sees it: as it is with BatchNorm untracked (DM-AT), or in
+    eval mode (TRADES).
+    """
     with untracked(student) if threat.mode == "train" else evaluating(student):
         yield
 
 
-# -- where the attack may go ---------------------------------------------------------------------------------------
+# -- where the attack may go -----------------------------------------------------------------------
 def threat_at(threat: config.Threat, epoch: int) -> config.Threat:
-    """The threat of epoch 0, 1, ...: eps and step grow linearly until epoch `ramp_epochs`-1 (IKL, arXiv 2305.13948)."""
+    """The threat of epoch 0, 1, ...: eps and step grow linearly until epoch `ramp_epochs`-1 (IKL,
+    arXiv 2305.13948).
+    """
     if epoch + 1 >= threat.ramp_epochs:
         return threat
     share = (epoch + 1) / threat.ramp_epochs
-    return threat.model_copy(update={"eps_255": threat.eps_255 * share, "step_255": threat.step_255 * share})
+    return threat.model_copy(
+        update={"eps_255": threat.eps_255 * share, "step_255": threat.step_255 * share}
+    )
 
 
 def noise_like(shape: Sequence[int], threat: config.Threat, generator: torch.Generator) -> Tensor:
-    """What `start` is made from, float32 on the CPU, so that every device gets the same: uniform in [0,1), or standard normal."""
+    """What `start` is made from, float32 on the CPU, so that every device gets the same: uniform in
+    [0,1), or standard normal.
+    """
     draw = torch.rand if threat.start == "uniform" else torch.randn
     return draw(*shape, generator=generator)
 
@@ -84,7 +100,8 @@ def noise_like(shape: Sequence[int], threat: config.Threat, generator: torch.Gen
 def start(x: Tensor, threat: config.Threat, noise: Tensor) -> Tensor:
     """Where the attack begins; `noise` is `noise_like` x, on its device.
 
-    Uniform in the ball and inside [0,1], or x + 0.001 N(0,1), which is projected only after the first step (TRADES, DM-AT's l2).
+    Uniform in the ball and inside [0,1], or x + 0.001 N(0,1), which is projected only after the
+    first step (TRADES, DM-AT's l2).
     """
     if threat.start == "uniform":
         return random_start(x, threat.eps, noise)
@@ -114,10 +131,12 @@ def _direction(gradient: Tensor, threat: config.Threat, escape: Tensor | None) -
     if threat.norm == "linf":
         return gradient.sign()
     norm = torch.linalg.vector_norm(gradient, dim=tuple(range(1, gradient.dim())), keepdim=True)
-    return torch.where(norm > 0, gradient / norm, torch.zeros_like(gradient) if escape is None else escape)
+    return torch.where(
+        norm > 0, gradient / norm, torch.zeros_like(gradient) if escape is None else escape
+    )
 
 
-# -- attacks ---------------------------------------------------------------------------------------------------------
+# -- attacks ---------------------------------------------------------------------------------------
 def pgd(
     loss: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -128,15 +147,19 @@ def pgd(
     escape: Tensor | None = None,
     passes: int = 1,
 ) -> Tensor:
-    """Ascend `loss` (of a batch, summed or averaged: only the direction per sample counts) by `steps` steps from `start`.
+    """Ascend `loss` (of a batch, summed or averaged: only the direction per sample counts) by
+    `steps` steps from `start`.
 
-    linf: x <- P(x + step * sign g) (Madry et al. 2018, equation 2). l2: x <- P(x + step * g/|g|), with the norm per sample;
+    linf: x <- P(x + step * sign g) (Madry et al. 2018, equation 2). l2: x <- P(x + step * g/|g|),
+        with the norm per sample;
     DM-AT writes this as SGD without momentum on x'-x with learning rate `step`, which is the same.
 
     Args:
         step: length of a step in [0,1] units; default: the threat's.
-        escape: of l2, of x's shape: where a sample whose gradient is zero goes instead; default: nowhere.
-        passes: through a randomised student, whose gradients are summed for each step (EOT; Athalye et al., arXiv 1707.07397).
+        escape: of l2, of x's shape: where a sample whose gradient is zero goes instead; default:
+            nowhere.
+        passes: through a randomised student, whose gradients are summed for each step (EOT; Athalye
+            et al., arXiv 1707.07397).
 
     Returns:
         Within eps of x and inside [0,1] after one step or more.
@@ -158,11 +181,14 @@ def _gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return torch.autograd.grad(loss(x.requires_grad_(True)), x)[0]
 
 
-def trades(student: nn.Module, x: Tensor, target: Tensor, threat: config.Threat, noise: Tensor) -> Tensor:
+def trades(
+    student: nn.Module, x: Tensor, target: Tensor, threat: config.Threat, noise: Tensor
+) -> Tensor:
     """The training attack of TRADES in DM-AT's form: maximise KL(target || softmax f(x')).
 
-    `target` [B,K] is softmax f(x) in the mode that `threat.mode` names, computed once; `noise` is for `start`. BatchNorm's
-    buffers and the student's modes are left as they were. An l2 sample without gradient moves by its noise (DM-AT: a fresh draw).
+    `target` [B,K] is softmax f(x) in the mode that `threat.mode` names, computed once; `noise` is
+    for `start`. BatchNorm's buffers and the student's modes are left as they were. An l2 sample
+    without gradient moves by its noise (DM-AT: a fresh draw).
     """
 
     def divergence(adversarial: Tensor) -> Tensor:
@@ -172,10 +198,18 @@ def trades(student: nn.Module, x: Tensor, target: Tensor, threat: config.Threat,
         return pgd(divergence, x, start(x, threat, noise), threat, threat.steps, escape=noise)
 
 
-def adversarial(student: nn.Module, x: Tensor, labels: Tensor, threat: config.Threat, noise: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def adversarial(
+    student: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    threat: config.Threat,
+    noise: Tensor,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """PGD on the cross-entropy, for training on its result (Madry et al. 2018).
 
-    With one step from a uniform start it is FGSM-RS (Wong et al. 2020, algorithm 3). Modes, labels int64 [B] and noise as in `trades`.
+    With one step from a uniform start it is FGSM-RS (Wong et al. 2020, algorithm 3). Modes, labels
+    int64 [B] and noise as in `trades`.
     """
 
     def cross_entropy(z: Tensor) -> Tensor:
@@ -196,19 +230,27 @@ def evaluate_pgd(
     step: float | None = None,
     eot: int = 1,
 ) -> Tensor:
-    """PGD against the student in eval mode. Returns correct-under-attack bool [B], of the worst start where there are several.
+    """PGD against the student in eval mode. Returns correct-under-attack bool [B], of the worst
+    start where there are several.
 
     Args:
-        noise: for `start`, as `noise_like` draws it for this threat; [B,C,H,W], or [restarts,B,C,H,W], where every image must
-            withstand all starts.
+        noise: for `start`, as `noise_like` draws it for this threat; [B,C,H,W], or
+            [restarts,B,C,H,W], where every image must withstand all starts.
         loss: `margin` is DM-AT's for validation: what it broke it leaves alone.
-        step: in [0,1] units; default: eps/4, so that twenty steps cross the ball (2/255 for the 8/255 of CIFAR, as in DM-AT).
-        eot: passes that each gradient is summed over; above 1 for a randomised student, see `randomised`.
+        step: in [0,1] units; default: eps/4, so that twenty steps cross the ball (2/255 for the
+            8/255 of CIFAR, as in DM-AT).
+        eot: passes that each gradient is summed over; above 1 for a randomised student, see
+            `randomised`.
     """
     withstood = torch.ones(len(x), dtype=torch.bool, device=x.device)
     with evaluating(student), torch.no_grad():
         for one in noise if noise.dim() > x.dim() else noise[None]:
-            withstood &= student(strongest(student, x, labels, threat, one, steps, loss, step, eot)).argmax(1) == labels
+            withstood &= (
+                student(strongest(student, x, labels, threat, one, steps, loss, step, eot)).argmax(
+                    1
+                )
+                == labels
+            )
     return withstood
 
 
@@ -228,14 +270,19 @@ def strongest(
 
     def ascended(z: Tensor) -> Tensor:
         logits = student(z)
-        return margin(logits, labels) if loss == "margin" else F.cross_entropy(logits, labels, reduction="sum")
+        return (
+            margin(logits, labels)
+            if loss == "margin"
+            else F.cross_entropy(logits, labels, reduction="sum")
+        )
 
     with frozen(student), evaluating(student):
         return pgd(ascended, x, start(x, threat, noise), threat, steps, step, passes=eot)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Summed margin (Carlini & Wagner 2017), to be maximised: sum of min(max_{j != y} z_j - z_y, 0). logits [B,K], labels int64 [B].
+    """Summed margin (Carlini & Wagner 2017), to be maximised: sum of min(max_{j != y} z_j - z_y,
+    0). logits [B,K], labels int64 [B].
 
     As in DM-AT it stops at 0: a misclassified sample has no gradient.
     """

@@ -16,7 +16,10 @@ VERSIONS: dict[str, tuple[str, ...]] = {
     "rand": ("apgd-ce", "apgd-dlr"),
 }
 SCREEN = ("apgd-ce", "apgd-t", "apgd-dlr")  # what of a version the level screen runs
-CLASSES = {"apgd-t": 4, "apgd-dlr": 3}  # the DLR losses divide by z(1) - (z(3) + z(4))/2 and z(1) - z(3)
+CLASSES = {
+    "apgd-t": 4,
+    "apgd-dlr": 3,
+}  # the DLR losses divide by z(1) - (z(3) + z(4))/2 and z(1) - z(3)
 TARGETS = 9
 RESTARTS = {"standard": 1, "plus": 5, "rand": 1}  # of apgd-ce, apgd-dlr and fab
 EOT = {"standard": 1, "plus": 1, "rand": 20}
@@ -41,7 +44,9 @@ STANDARD = Effort()
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """One unit of work: images `indices` int64 [n], ascending, that attack number k of `attack` gets as one batch."""
+    """One unit of work: images `indices` int64 [n], ascending, that attack number k of `attack`
+    gets as one batch.
+    """
 
     attack: str
     k: int
@@ -52,8 +57,12 @@ class Chunk:
         return f"{self.attack}-{self.k:05d}"
 
 
-def attacks(num_classes: int, version: str = "standard", norm: str = "linf", level: str = "reference") -> tuple[str, ...]:
-    """The attacks of a version, in their order, that `num_classes` classes allow (see `class_flags`) and the level runs."""
+def attacks(
+    num_classes: int, version: str = "standard", norm: str = "linf", level: str = "reference"
+) -> tuple[str, ...]:
+    """The attacks of a version, in their order, that `num_classes` classes allow (see
+    `class_flags`) and the level runs.
+    """
     if norm not in NORMS:
         raise ValueError(f"norm '{norm}' is not one of {tuple(NORMS)}")
     allowed = [name for name in VERSIONS[version] if num_classes >= CLASSES.get(name, 2)]
@@ -61,7 +70,9 @@ def attacks(num_classes: int, version: str = "standard", norm: str = "linf", lev
 
 
 def plan_chunks(alive: Tensor, batch: int) -> list[Tensor]:
-    """Indices where `alive` bool [N] holds, in order, in parts of `batch`: the batches of a single process."""
+    """Indices where `alive` bool [N] holds, in order, in parts of `batch`: the batches of a single
+    process.
+    """
     indices = alive.nonzero().squeeze(1)
     return list(indices.split(batch)) if len(indices) else []
 
@@ -96,7 +107,9 @@ class Plan:
         self._open: set[int] = set()
 
     def chunks(self) -> list[Chunk]:
-        """What the next attack has to do; empty when all are over. Call it when every chunk handed out is merged."""
+        """What the next attack has to do; empty when all are over. Call it when every chunk handed
+        out is merged.
+        """
         if self._open:
             raise AssertionError(f"chunks {sorted(self._open)} are not merged yet")
         while self._attacks:
@@ -105,7 +118,9 @@ class Plan:
             if parts:
                 self._open = set(range(len(parts)))
                 return [Chunk(attack, k, part) for k, part in enumerate(parts)]
-            self._close(attack)  # nobody is left: as in a single process, the remaining attacks are skipped
+            self._close(
+                attack
+            )  # nobody is left: as in a single process, the remaining attacks are skipped
         return []
 
     def merge(self, chunk: Chunk, broken: Tensor, adversarial: Tensor) -> bool:
@@ -128,7 +143,9 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What an attack on a chunk needs; `steady`: the student gives the same logits again, to the bit."""
+    """What an attack on a chunk needs; `steady`: the student gives the same logits again, to the
+    bit.
+    """
 
     student: nn.Module
     images: Tensor

@@ -1,8 +1,10 @@
-"""PGD against students that draw random numbers: gradients averaged over passes, and scores over fresh passes.
+"""PGD against students that draw random numbers: gradients averaged over passes, and scores over
+fresh passes.
 
-AutoAttack's version rand takes an image for broken when one pass misclassifies it, so that randomness itself counts as an
-attack. Here an adversarial image is found first (Athalye et al., arXiv 1707.07397: expectation over transformation), and then
-judged by passes that the attack has not seen. Raise `eot` until the score stays: 1, 5, 20, 50.
+AutoAttack's version rand takes an image for broken when one pass misclassifies it, so that
+randomness itself counts as an attack. Here an adversarial image is found first (Athalye et al.,
+arXiv 1707.07397: expectation over transformation), and then judged by passes that the attack has
+not seen. Raise `eot` until the score stays: 1, 5, 20, 50.
 """
 
 from __future__ import annotations
@@ -18,18 +20,31 @@ from dra_ray.attacks import pgd
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """`mean` float [B]: the share of fresh passes that classify the image rightly; `worst` bool [B]: all of them do."""
+    """`mean` float [B]: the share of fresh passes that classify the image rightly; `worst` bool
+    [B]: all of them do.
+    """
 
     mean: Tensor
     worst: Tensor
 
 
-def eot_pgd(student: nn.Module, x: Tensor, labels: Tensor, threat: config.Threat, noise: Tensor, steps: int, eot: int, passes: int = 10) -> Score:
-    """PGD on the cross-entropy with each gradient summed over `eot` passes, scored over `passes` fresh ones.
+def eot_pgd(
+    student: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    threat: config.Threat,
+    noise: Tensor,
+    steps: int,
+    eot: int,
+    passes: int = 10,
+) -> Score:
+    """PGD on the cross-entropy with each gradient summed over `eot` passes, scored over `passes`
+    fresh ones.
 
     Args:
         x: float [B,C,H,W] in [0,1]; labels: int64 [B].
-        noise: [restarts,B,C,H,W], as `attacks.noise_like` draws it; the worst start of an image counts.
+        noise: [restarts,B,C,H,W], as `attacks.noise_like` draws it; the worst start of an image
+            counts.
     """
     scores = []
     for one in noise:

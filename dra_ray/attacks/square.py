@@ -1,9 +1,11 @@
-"""Square Attack (Andriushchenko et al., arXiv 1912.00049) as AutoAttack sets it: margin loss, p from 0.8 by a fixed schedule.
+"""Square Attack (Andriushchenko et al., arXiv 1912.00049) as AutoAttack sets it: margin loss, p
+from 0.8 by a fixed schedule.
 
-A query proposes a change of one window of each image and keeps it where the margin falls. Two kinds of proposals need no
-forward pass, because their outcome is known: those that leave the image as it is (every pixel of the window already sits
-on that side of the ball), and those that were turned down before while the image has not changed since. On 28x28 grey
-images that is a quarter of all queries.
+A query proposes a change of one window of each image and keeps it where the margin falls. Two kinds
+of proposals need no forward pass, because their outcome is known: those that leave the image as it
+is (every pixel of the window already sits on that side of the ball), and those that were turned
+down before while the image has not changed since. On 28x28 grey images that is a quarter of all
+queries.
 """
 
 from __future__ import annotations
@@ -18,14 +20,17 @@ from dra_ray.attacks.levels import Rows
 
 P_INIT = 0.8
 BREAKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # p halves after each of these queries
-WORTH = 8  # remember what was turned down unless there are this many times more windows than queries
+WORTH = (
+    8  # remember what was turned down unless there are this many times more windows than queries
+)
 TILES = 5  # an l2 start is made of 5x5 tiles
 
 
 def linf(rows: Rows, x: Tensor, labels: Tensor, eps: float, queries: int, draws: Draws) -> Tensor:
     """The best image [n,C,H,W] found for each x in [0,1], whether it fools or not.
 
-    With `draws.shared`, one window and its signs serve the whole batch in a query, as in AutoAttack.
+    With `draws.shared`, one window and its signs serve the whole batch in a query, as in
+    AutoAttack.
     """
     channels, height, width = x.shape[1:]
     lower, upper = x - eps, x + eps
@@ -41,12 +46,18 @@ def linf(rows: Rows, x: Tensor, labels: Tensor, eps: float, queries: int, draws:
             break
         side = _side(query, height, width)
         drawn = table[:, query] if draws.shared else table[alive, query]
-        top, left, signs = ((height - side) * drawn[:, 0]).long(), ((width - side) * drawn[:, 1]).long(), torch.sign(2 * drawn[:, 2:] - 1)
+        top, left, signs = (
+            ((height - side) * drawn[:, 0]).long(),
+            ((width - side) * drawn[:, 1]).long(),
+            torch.sign(2 * drawn[:, 2:] - 1),
+        )
         current = best[alive]
         change = (2 * eps * signs.to(x))[:, :, None, None] * _inside(top, left, side, height, width)
         proposed = (current + change).clamp(lower[alive], upper[alive]).clamp_(0, 1)
         key = known.key(side, query, top, left, signs)
-        todo = ((proposed != current).flatten(1).any(1) & ~known.at(alive, key)).nonzero().squeeze(1)
+        todo = (
+            ((proposed != current).flatten(1).any(1) & ~known.at(alive, key)).nonzero().squeeze(1)
+        )
         if not len(todo):
             continue
         asked = alive[todo]
@@ -85,7 +96,9 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def share(query: int) -> float:
-    """The share p of the image that a window covers at a query, without rescaling to the number of queries."""
+    """The share p of the image that a window covers at a query, without rescaling to the number of
+    queries.
+    """
     return P_INIT / 2 ** sum(query > after for after in BREAKS)
 
 
@@ -97,27 +110,47 @@ def _inside(top: Tensor, left: Tensor, side: int, height: int, width: int) -> Te
     """Windows as masks bool [m,1,H,W], from their corners int64 [m]."""
     down = torch.arange(height, device=top.device) - top[:, None]
     across = torch.arange(width, device=top.device) - left[:, None]
-    return ((down >= 0) & (down < side))[:, None, :, None] & ((across >= 0) & (across < side))[:, None, None, :]
+    return ((down >= 0) & (down < side))[:, None, :, None] & ((across >= 0) & (across < side))[
+        :, None, None, :
+    ]
 
 
 class TurnedDown:
-    """Which proposals an image turned down since it last changed, by (window, signs); only for windows of the present size."""
+    """Which proposals an image turned down since it last changed, by (window, signs); only for
+    windows of the present size.
+    """
 
-    def __init__(self, images: int, height: int, width: int, channels: int, queries: int, device: torch.device) -> None:
-        self.height, self.width, self.signs = height, width, 3**channels  # a sign may be 0, once in 2**24 draws
+    def __init__(
+        self,
+        images: int,
+        height: int,
+        width: int,
+        channels: int,
+        queries: int,
+        device: torch.device,
+    ) -> None:
+        self.height, self.width, self.signs = (
+            height,
+            width,
+            3**channels,
+        )  # a sign may be 0, once in 2**24 draws
         self.queries, self.images = queries, images
         self._version = torch.zeros(images, dtype=torch.int32, device=device)
         self._seen: Tensor | None = None
         self._side = -1
 
     def key(self, side: int, query: int, top: Tensor, left: Tensor, signs: Tensor) -> Tensor | None:
-        """Numbers int64 [m] of these proposals; None where there are too many different ones for any to come again."""
+        """Numbers int64 [m] of these proposals; None where there are too many different ones for
+        any to come again.
+        """
         if side != self._side:
             self._side = side
             count = max(self.height - side, 1) * max(self.width - side, 1) * self.signs
             self._seen = None
             if count <= WORTH * self._lasting(query):
-                self._seen = torch.full((self.images, count), -1, dtype=torch.int32, device=top.device)
+                self._seen = torch.full(
+                    (self.images, count), -1, dtype=torch.int32, device=top.device
+                )
         if self._seen is None:
             return None
         code = sum((signs[:, k].long() + 1) * 3**k for k in range(signs.shape[1]))
@@ -135,13 +168,15 @@ class TurnedDown:
         return self._seen[alive, key] == self._version[alive]
 
     def note(self, asked: Tensor, todo: Tensor, key: Tensor | None, better: Tensor) -> None:
-        """Images `asked`, at positions `todo` of the batch in hand, took (`better`) or turned down their proposal."""
+        """Images `asked`, at positions `todo` of the batch in hand, took (`better`) or turned down
+        their proposal.
+        """
         if key is not None and self._seen is not None:
             self._seen[asked, key if len(key) == 1 else key[todo]] = self._version[asked]
         self._version[asked[better]] += 1
 
 
-# -- l2 ----------------------------------------------------------------------------------------------------------------
+# -- l2 --------------------------------------------------------------------------------------------
 def unit(delta: Tensor) -> Tensor:
     """delta [n,C,H,W], each image divided by its l2 norm."""
     return delta / (_norm(delta) + 1e-12)
@@ -155,20 +190,30 @@ def _tiles(x: Tensor, draws: Draws) -> Tensor:
     """The start: signed tiles over the image, [n,C,H,W]."""
     channels, height, width = x.shape[1:]
     side = max(height // TILES, 1)
-    corners = [max((size - side * TILES) // 2, 0) + side * k for size in (height, width) for k in range(size // side)]
+    corners = [
+        max((size - side * TILES) // 2, 0) + side * k
+        for size in (height, width)
+        for k in range(size // side)
+    ]
     tops, lefts = corners[: height // side], corners[height // side :]
     delta = torch.zeros_like(x)
-    drawn = draws.noise("uniform", torch.arange(len(x)), (len(tops), len(lefts), 1 + channels)).to(x)
+    drawn = draws.noise("uniform", torch.arange(len(x)), (len(tops), len(lefts), 1 + channels)).to(
+        x
+    )
     for i, top in enumerate(tops):
         for j, left in enumerate(lefts):
             if top + side <= height and left + side <= width:
                 signs = torch.sign(2 * drawn[:, i, j, 1:] - 1)[:, :, None, None]
-                delta[:, :, top : top + side, left : left + side] += bump(side, drawn[:, i, j, 0] > 0.5).to(x) * signs
+                delta[:, :, top : top + side, left : left + side] += (
+                    bump(side, drawn[:, i, j, 0] > 0.5).to(x) * signs
+                )
     return delta
 
 
 def bump(side: int, turned: Tensor) -> Tensor:
-    """The paper's eta: a positive and a negative pyramid side by side, of l2 norm 1; one above the other unless `turned` bool [n]. [n,1,S,S]"""
+    """The paper's eta: a positive and a negative pyramid side by side, of l2 norm 1; one above the
+    other unless `turned` bool [n]. [n,1,S,S]
+    """
     upper = side // 2
     plain = torch.cat([_pyramid(upper, side), -_pyramid(side - upper, side)])
     plain = (plain / plain.norm()).to(turned.device)
@@ -176,30 +221,42 @@ def bump(side: int, turned: Tensor) -> Tensor:
 
 
 def _pyramid(height: int, width: int) -> Tensor:
-    """Rectangles that grow by a pixel in every direction, the k-th adding 1/k^2; of l2 norm 1 where there is anything."""
+    """Rectangles that grow by a pixel in every direction, the k-th adding 1/k^2; of l2 norm 1 where
+    there is anything.
+    """
     out = torch.zeros(height, width)
     top, left = height // 2, width // 2
     for k in range(max(height // 2, width // 2) + 1):
-        out[max(top - k, 0) : max(top + k + 1, 0), max(left - k, 0) : left + k + 1] += 1 / (k + 1) ** 2
+        out[max(top - k, 0) : max(top + k + 1, 0), max(left - k, 0) : left + k + 1] += (
+            1 / (k + 1) ** 2
+        )
     return out / out.norm() if height else out
 
 
 def _moved(x: Tensor, best: Tensor, eps: float, side: int, drawn: Tensor) -> Tensor:
-    """Proposals [m,C,H,W]: the norm of two windows and what the ball has left goes into the first (their algorithm 3).
+    """Proposals [m,C,H,W]: the norm of two windows and what the ball has left goes into the first
+    (their algorithm 3).
 
     `drawn` [m,5+C]: corners of both windows, orientation, signs.
     """
     channels, height, width = x.shape[1:]
     delta = best - x
-    place = [((size - side) * drawn[:, k]).long() for k, size in enumerate((height, width, height, width))]
+    place = [
+        ((size - side) * drawn[:, k]).long()
+        for k, size in enumerate((height, width, height, width))
+    ]
     window = _Window(place[0], place[1], side, channels)
     other = _Window(place[2], place[3], side, channels)
-    both = _inside(place[0], place[1], side, height, width) | _inside(place[2], place[3], side, height, width)
+    both = _inside(place[0], place[1], side, height, width) | _inside(
+        place[2], place[3], side, height, width
+    )
     had = (delta * both).square().sum((2, 3), keepdim=True)
     left = (eps**2 - _norm(delta).square()).clamp(min=0) / channels
     old = window.of(delta)
     signs = torch.sign(2 * drawn[:, 5:] - 1).to(x)[:, :, None, None]
-    fresh = bump(side, drawn[:, 4] > 0.5).to(x) * signs + old / (1e-12 + old.square().sum((2, 3), keepdim=True).sqrt())
+    fresh = bump(side, drawn[:, 4] > 0.5).to(x) * signs + old / (
+        1e-12 + old.square().sum((2, 3), keepdim=True).sqrt()
+    )
     fresh = fresh / (1e-12 + fresh.square().sum((2, 3), keepdim=True).sqrt()) * (left + had).sqrt()
     delta = window.put(other.put(delta, torch.zeros_like(fresh)), fresh)
     return (x + unit(delta) * eps).clamp(0, 1)

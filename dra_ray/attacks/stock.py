@@ -22,8 +22,18 @@ SILENT.disabled = True
 
 
 def package(case: Case, attack: str) -> Tensor:
-    """The package's own loop: where the student draws random numbers, each pass in it counts, and so does their order."""
-    run = _loaded(case.student, case.threat, case.seed, case.effort, case.version, case.targets, case.images.device)
+    """The package's own loop: where the student draws random numbers, each pass in it counts, and
+    so does their order.
+    """
+    run = _loaded(
+        case.student,
+        case.threat,
+        case.seed,
+        case.effort,
+        case.version,
+        case.targets,
+        case.images.device,
+    )
     images, labels = case.images.clone(), case.labels.clone()
     if attack in ("apgd-ce", "apgd-dlr"):
         run.apgd.loss = attack.removeprefix("apgd-")
@@ -35,14 +45,26 @@ def package(case: Case, attack: str) -> Tensor:
     return {"apgd-t": run.apgd_targeted, "square": run.square}[attack].perturb(images, labels)
 
 
-def _loaded(student: nn.Module, threat: config.Threat, seed: int, effort: Effort, version: str, targets: int, device: torch.device) -> AutoAttack:
+def _loaded(
+    student: nn.Module,
+    threat: config.Threat,
+    seed: int,
+    effort: Effort,
+    version: str,
+    targets: int,
+    device: torch.device,
+) -> AutoAttack:
     """The package's own object, so that every hyper-parameter of a version is its own."""
-    run = AutoAttack(student, norm=NORMS[threat.norm], eps=threat.eps, seed=seed, version=version, device=device)
+    run = AutoAttack(
+        student, norm=NORMS[threat.norm], eps=threat.eps, seed=seed, version=version, device=device
+    )
     run.apgd_targeted.n_target_classes = run.fab.n_target_classes = targets
     run.fab.n_iter, run.square.n_queries = effort.fab_steps, effort.square_queries
     for one in (run.apgd, run.apgd_targeted):
         one.n_iter = effort.apgd_steps
-        one.n_iter_2, one.n_iter_min, one.size_decr = (max(int(part * one.n_iter), 1) for part in (0.22, 0.06, 0.03))  # step size checkpoints
+        one.n_iter_2, one.n_iter_min, one.size_decr = (
+            max(int(part * one.n_iter), 1) for part in (0.22, 0.06, 0.03)
+        )  # step size checkpoints
         one.logger = SILENT  # its one warning, zero gradients, is ours to give: see `check`
     return run
 
@@ -58,13 +80,17 @@ def stock(
     version: str = "standard",
     seconds: dict[str, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """pyautoattack itself, as its users run it: (adversarial images [N,C,H,W], robust bool [N]); see `single_process` for the rest.
+    """pyautoattack itself, as its users run it: (adversarial images [N,C,H,W], robust bool [N]);
+    see `single_process` for the rest.
 
-    Only the number of steps (`effort`) and of target classes, where there are fewer than ten, are not its own.
+    Only the number of steps (`effort`) and of target classes, where there are fewer than ten, are
+    not its own.
     """
     with torch.no_grad():
         num_classes = student(images[:1]).shape[1]
-    run = _loaded(student, threat, seed, effort, version, min(TARGETS, num_classes - 1), images.device)
+    run = _loaded(
+        student, threat, seed, effort, version, min(TARGETS, num_classes - 1), images.device
+    )
     run.attacks_to_run = list(attacks(num_classes, version, threat.norm))
     if seconds is not None:
         _time(run.apgd, lambda: f"apgd-{run.apgd.loss}", seconds)

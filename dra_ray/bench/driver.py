@@ -1,4 +1,6 @@
-"""What the evaluation's driver costs: the real loop over real barriers, with batches that wait instead of attacking."""
+"""What the evaluation's driver costs: the real loop over real barriers, with batches that wait
+instead of attacking.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,15 @@ class Wait(nn.Module):
     """Stands for a classifier where nothing is classified."""
 
 
-def efficiency(folder: Store, workers: Sequence[int] = (1, 2, 4), chunks: int = 8, chunk_s: float = 2.0) -> list[dict[str, Any]]:
-    """Rows {"workers", "chunks", "elapsed_s", "ideal_s", "efficiency"}: how busy the driver keeps its workers, on the Ray that the caller has joined.
+def efficiency(
+    folder: Store, workers: Sequence[int] = (1, 2, 4), chunks: int = 8, chunk_s: float = 2.0
+) -> list[dict[str, Any]]:
+    """Rows {"workers", "chunks", "elapsed_s", "ideal_s", "efficiency"}: how busy the driver keeps
+    its workers, on the Ray that the caller has joined.
 
-    Every stage has `chunks` batches of `chunk_s` seconds, best a multiple of every number of workers, since each ends in a
-    barrier; the ideal is what they would take with no driver at all. A short evaluation first starts the processes.
+    Every stage has `chunks` batches of `chunk_s` seconds, best a multiple of every number of
+    workers, since each ends in a barrier; the ideal is what they would take with no driver at all.
+    A short evaluation first starts the processes.
 
     Args:
         folder: empty, for the results; about as many files as batches are written.
@@ -40,7 +46,15 @@ def efficiency(folder: Store, workers: Sequence[int] = (1, 2, 4), chunks: int = 
     for count in workers:
         elapsed_s = _timed(folder / f"workers-{count}", count, chunks, chunk_s)
         ideal_s = STAGES * -(-chunks // count) * chunk_s
-        rows.append({"workers": count, "chunks": STAGES * chunks, "elapsed_s": elapsed_s, "ideal_s": ideal_s, "efficiency": ideal_s / elapsed_s})
+        rows.append(
+            {
+                "workers": count,
+                "chunks": STAGES * chunks,
+                "elapsed_s": elapsed_s,
+                "ideal_s": ideal_s,
+                "efficiency": ideal_s / elapsed_s,
+            }
+        )
     return rows
 
 
@@ -48,7 +62,15 @@ def _timed(folder: Store, workers: int, chunks: int, chunk_s: float) -> float:
     batch = 4
     images = torch.full((chunks * batch, 1, 8, 8), 0.5)
     experiment = config.Experiment(evaluation=config.Evaluation(batch=batch))
-    subject = Subject("wait", Wait(), images, torch.zeros(len(images), dtype=torch.int64), experiment, folder, {"kind": "wait"})
+    subject = Subject(
+        "wait",
+        Wait(),
+        images,
+        torch.zeros(len(images), dtype=torch.int64),
+        experiment,
+        folder,
+        {"kind": "wait"},
+    )
     started = time.monotonic()
     evaluate.evaluate_many([subject], workers, batch=functools.partial(wait, chunk_s))
     return time.monotonic() - started

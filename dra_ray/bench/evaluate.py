@@ -1,4 +1,6 @@
-"""`dra bench evaluate`: AutoAttack as the package runs it against our three levels, on the same images, one after another."""
+"""`dra bench evaluate`: AutoAttack as the package runs it against our three levels, on the same
+images, one after another.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ TOTAL = "all attacks"
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One way through all attacks: time in all and by attack, who is robust bool [N], the images [N,C,H,W]."""
+    """One way through all attacks: time in all and by attack, who is robust bool [N], the images
+    [N,C,H,W].
+    """
 
     wall_s: float
     cpu_s: float
@@ -45,13 +49,21 @@ class Setting:
 
 
 def compare(
-    run: Store, images: int, batch: int, eps_255: float | None, effort: float, threads: int, device: str = "cpu"
+    run: Store,
+    images: int,
+    batch: int,
+    eps_255: float | None,
+    effort: float,
+    threads: int,
+    device: str = "cpu",
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Time pyautoattack and the three levels on the first test images of a run: (rows to print, figures).
+    """Time pyautoattack and the three levels on the first test images of a run: (rows to print,
+    figures).
 
-    All ways run in this process, one after another, with the same seed, batch and steps, on the run's trained student, whose
-    parameters require gradients for the package, as its users have them. `effort` scales all steps; below 1, neither times
-    nor accuracies are those of standard AutoAttack, and their ratios are close to it at best.
+    All ways run in this process, one after another, with the same seed, batch and steps, on the
+    run's trained student, whose parameters require gradients for the package, as its users have
+    them. `effort` scales all steps; below 1, neither times nor accuracies are those of standard
+    AutoAttack, and their ratios are close to it at best.
 
     Raises:
         ConfigError: for a number of images or a radius that the run cannot give.
@@ -67,14 +79,25 @@ def compare(
     return _rows(outcomes), settings | _figures(outcomes)
 
 
-def _setting(run: Store, images: int, batch: int, eps_255: float | None, effort: float, device: str) -> tuple[Setting, dict[str, Any]]:
+def _setting(
+    run: Store, images: int, batch: int, eps_255: float | None, effort: float, device: str
+) -> tuple[Setting, dict[str, Any]]:
     student, experiment = checkpoint.load(run)
     test = data.in_memory(data.load(experiment.data).test)
     if images > len(test.labels):
-        raise ConfigError(f"--images {images}: the run's test set has {len(test.labels)} images; ask for as many at most")
-    threat = experiment.threat if eps_255 is None else experiment.threat.model_copy(update={"eps_255": eps_255})
+        raise ConfigError(
+            f"--images {images}: the run's test set has {len(test.labels)} images; ask for as many "
+            "at most"
+        )
+    threat = (
+        experiment.threat
+        if eps_255 is None
+        else experiment.threat.model_copy(update={"eps_255": eps_255})
+    )
     if not 0 < threat.eps_255 <= 255:
-        raise ConfigError(f"--eps-255 {threat.eps_255:g}: a radius lies above 0 and up to 255; write 8 for 8/255")
+        raise ConfigError(
+            f"--eps-255 {threat.eps_255:g}: a radius lies above 0 and up to 255; write 8 for 8/255"
+        )
     steps = Effort(*(max(1, round(effort * full)) for full in dataclasses.astuple(STANDARD)))
     x, y = data.to_float(test.images[:images]).to(device), test.labels[:images].to(device)
     student = student.to(device).eval().requires_grad_(True)
@@ -88,19 +111,37 @@ def _setting(run: Store, images: int, batch: int, eps_255: float | None, effort:
         "effort": effort,
         "steps": dataclasses.asdict(steps),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if x.is_cuda else f"cpu ({torch.backends.cpu.get_cpu_capability()})",
+        "device": torch.cuda.get_device_name()
+        if x.is_cuda
+        else f"cpu ({torch.backends.cpu.get_cpu_capability()})",
         "screen_bf16": levels.has_bfloat16(x.device),
     }
     return Setting(student, x, y, threat, experiment.evaluation.seed, batch, steps), settings
 
 
 def _stock(setting: Setting, seconds: dict[str, float]) -> tuple[Tensor, Tensor]:
-    inputs = setting.student, setting.images, setting.labels, setting.threat, setting.seed, setting.batch, setting.effort
+    inputs = (
+        setting.student,
+        setting.images,
+        setting.labels,
+        setting.threat,
+        setting.seed,
+        setting.batch,
+        setting.effort,
+    )
     return stock.stock(*inputs, seconds=seconds)
 
 
 def _ours(setting: Setting, level: str, seconds: dict[str, float]) -> tuple[Tensor, Tensor]:
-    inputs = setting.student, setting.images, setting.labels, setting.threat, setting.seed, setting.batch, setting.effort
+    inputs = (
+        setting.student,
+        setting.images,
+        setting.labels,
+        setting.threat,
+        setting.seed,
+        setting.batch,
+        setting.effort,
+    )
     plan = autoattack.single_process(*inputs, level=level, seconds=seconds)
     return plan.adversarial, plan.alive
 
@@ -110,17 +151,27 @@ def _timed(work: Any) -> Outcome:
     wall, cpu = time.perf_counter(), time.process_time()
     adversarial, robust = work(seconds)
     robust.sum().item()  # waits for the device
-    return Outcome(time.perf_counter() - wall, time.process_time() - cpu, seconds, robust, adversarial)
+    return Outcome(
+        time.perf_counter() - wall, time.process_time() - cpu, seconds, robust, adversarial
+    )
 
 
 def _rows(outcomes: dict[str, Outcome]) -> list[dict[str, Any]]:
     """A row for each attack, and for all of them with everything around them."""
     rows = []
     for attack in [*outcomes[STOCK].attack_s, TOTAL]:
-        times = {name: outcome.wall_s if attack == TOTAL else outcome.attack_s.get(attack) for name, outcome in outcomes.items()}
+        times = {
+            name: outcome.wall_s if attack == TOTAL else outcome.attack_s.get(attack)
+            for name, outcome in outcomes.items()
+        }
         first = times[STOCK]
-        row: dict[str, Any] = {"attack": attack} | {f"{name}_s": None if t is None else round(t, 2) for name, t in times.items()}
-        row |= {f"{level}_speedup": round(first / t, 2) if first and (t := times[level]) else None for level in levels.LEVELS}
+        row: dict[str, Any] = {"attack": attack} | {
+            f"{name}_s": None if t is None else round(t, 2) for name, t in times.items()
+        }
+        row |= {
+            f"{level}_speedup": round(first / t, 2) if first and (t := times[level]) else None
+            for level in levels.LEVELS
+        }
         rows.append(row)
     return rows
 
@@ -128,16 +179,31 @@ def _rows(outcomes: dict[str, Outcome]) -> list[dict[str, Any]]:
 def _figures(outcomes: dict[str, Outcome]) -> dict[str, Any]:
     theirs = outcomes[STOCK]
     n = len(theirs.robust)
-    figures: dict[str, Any] = {"survivors_share": int(theirs.robust.sum()) / n, "seconds": {}, "cpu_s": {}, "total_s": {}, "accuracy": {}}
+    figures: dict[str, Any] = {
+        "survivors_share": int(theirs.robust.sum()) / n,
+        "seconds": {},
+        "cpu_s": {},
+        "total_s": {},
+        "accuracy": {},
+    }
     for name, outcome in outcomes.items():
-        figures["seconds"][name] = {attack: round(seconds, 3) for attack, seconds in outcome.attack_s.items()}
-        figures["total_s"][name], figures["cpu_s"][name] = round(outcome.wall_s, 3), round(outcome.cpu_s, 3)
+        figures["seconds"][name] = {
+            attack: round(seconds, 3) for attack, seconds in outcome.attack_s.items()
+        }
+        figures["total_s"][name], figures["cpu_s"][name] = (
+            round(outcome.wall_s, 3),
+            round(outcome.cpu_s, 3),
+        )
         figures["accuracy"][name] = int(outcome.robust.sum()) / n
     for level in levels.LEVELS:
         ours = outcomes[level]
         figures[f"{level}_speedup"] = theirs.wall_s / ours.wall_s
-        figures[f"{level}_cpu_speedup"] = theirs.cpu_s / ours.cpu_s  # of this process alone, so other work on the machine matters less
+        figures[f"{level}_cpu_speedup"] = (
+            theirs.cpu_s / ours.cpu_s
+        )  # of this process alone, so other work on the machine matters less
         figures[f"{level}_verdicts_differ"] = int((ours.robust != theirs.robust).sum())
         figures[f"{level}_accuracy_gap"] = figures["accuracy"][level] - figures["accuracy"][STOCK]
-    figures["reference_bit_identical"] = torch.equal(outcomes["reference"].adversarial, theirs.adversarial)
+    figures["reference_bit_identical"] = torch.equal(
+        outcomes["reference"].adversarial, theirs.adversarial
+    )
     return figures

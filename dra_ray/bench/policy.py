@@ -1,7 +1,9 @@
-"""What a scaling policy would cost and how long training would wait: the pool as a discrete-event simulation, without Ray.
+"""What a scaling policy would cost and how long training would wait: the pool as a discrete-event
+simulation, without Ray.
 
-It runs the policy class of the pool itself, Ray Serve's default algorithm, and pools of a fixed size, on one workload.
-Simulated are trials, steps, requests, replicas, nodes and spot losses; the network and the teacher's batching are not.
+It runs the policy class of the pool itself, Ray Serve's default algorithm, and pools of a fixed
+size, on one workload. Simulated are trials, steps, requests, replicas, nodes and spot losses; the
+network and the teacher's batching are not.
 """
 
 from __future__ import annotations
@@ -26,12 +28,18 @@ from dra_ray.storage import Store
 class Workload:
     """A day of sweeps on one cluster, with the teacher on spot nodes.
 
-    The default is a working day of WRN-28-10 with TRADES-10 on CIFAR-10: a training step costs 283 GFLOP per image and
-    its teacher 14, so a teacher GPU feeds 20 student GPUs. Rungs are those of ASHA with this package's defaults.
+    The default is a working day of WRN-28-10 with TRADES-10 on CIFAR-10: a training step costs 283
+    GFLOP per image and its teacher 14, so a teacher GPU feeds 20 student GPUs. Rungs are those of
+    ASHA with this package's defaults.
     """
 
     gpus: int = 64  # student GPUs; a trial trains on one
-    sweeps_at_h: tuple[float, ...] = (9.0, 11.0, 14.0, 16.0)  # when all trials of a sweep arrive at once: a guess of a working day
+    sweeps_at_h: tuple[float, ...] = (
+        9.0,
+        11.0,
+        14.0,
+        16.0,
+    )  # when all trials of a sweep arrive at once: a guess of a working day
     trials: int = 200  # per sweep
     reduction: int = 3  # ASHA keeps one in so many at each rung
     rung_epochs: tuple[int, ...] = (2, 6, 18, 54)
@@ -40,11 +48,17 @@ class Workload:
     student_gflop_per_image: float = 283.0
     teacher_gflop_per_image: float = 14.0
     tflops: float = 70.0  # sustained, of either GPU: a guess; only the length of a step hangs on it
-    attack_share: float = 23 / 27  # of a step, in forward passes: what comes before the feature is needed
+    attack_share: float = (
+        23 / 27
+    )  # of a step, in forward passes: what comes before the feature is needed
     inflight: int = 1  # requests sent ahead: 1 is the step's own, sent as it begins
     jitter: float = 0.05  # steps and requests are up to this part longer or shorter
-    trial_start_s: float = 15.0  # from a free GPU to the first step; Ray Train took 12 to 19 s on two CPU cores
-    node_start_s: float = 240.0  # from the order to a node that runs Ray: a guess for a GPU node of a cloud
+    trial_start_s: float = (
+        15.0  # from a free GPU to the first step; Ray Train took 12 to 19 s on two CPU cores
+    )
+    node_start_s: float = (
+        240.0  # from the order to a node that runs Ray: a guess for a GPU node of a cloud
+    )
     load_s: float = 20.0  # from the node to a teacher that answers: a guess
     node_idle_s: float = 120.0  # how long an empty node stays, and is paid for (cluster.yaml)
     losses_per_replica_hour: float = 0.05  # spot losses: a guess
@@ -57,8 +71,15 @@ class Workload:
         for name in ("gpus", "trials", "batch", "inflight", "tick_s", "tflops", "hours"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"workload.{name}={getattr(self, name)} is not above 0; raise it")
-        if self.reduction < 2 or list(self.rung_epochs) != sorted(set(self.rung_epochs)) or not self.rung_epochs:
-            raise ConfigError(f"workload.reduction={self.reduction}, rung_epochs={self.rung_epochs}; keep one in 2 or more, and let the rungs rise")
+        if (
+            self.reduction < 2
+            or list(self.rung_epochs) != sorted(set(self.rung_epochs))
+            or not self.rung_epochs
+        ):
+            raise ConfigError(
+                f"workload.reduction={self.reduction}, rung_epochs={self.rung_epochs}; keep one in "
+                "2 or more, and let the rungs rise"
+            )
 
     @property
     def step_s(self) -> float:
@@ -71,14 +92,21 @@ class Workload:
         return self.batch * self.teacher_gflop_per_image / self.tflops / 1000
 
     def trial_steps(self, draws: random.Random) -> list[int]:
-        """Steps of each trial of a sweep, in the order in which they start: most stop at the first rung."""
-        survivors = [self.trials // self.reduction**rung for rung in range(1, len(self.rung_epochs))]
-        epochs = [self.rung_epochs[sum(rank < limit for limit in survivors)] for rank in range(self.trials)]
+        """Steps of each trial of a sweep, in the order in which they start: most stop at the first
+        rung.
+        """
+        survivors = [
+            self.trials // self.reduction**rung for rung in range(1, len(self.rung_epochs))
+        ]
+        epochs = [
+            self.rung_epochs[sum(rank < limit for limit in survivors)]
+            for rank in range(self.trials)
+        ]
         draws.shuffle(epochs)
         return [max(1, count * self.images_per_epoch // self.batch) for count in epochs]
 
 
-# -- policies ------------------------------------------------------------------------------------------------------
+# -- policies --------------------------------------------------------------------------------------
 class Policy(Protocol):
     """What `DemandPolicy` is to the simulator."""
 
@@ -101,7 +129,9 @@ class Fixed:
 
 @dataclass
 class FixedWhileUsed:
-    """So many from the first request until none came for `idle_s`: a pool that somebody brings up and takes down."""
+    """So many from the first request until none came for `idle_s`: a pool that somebody brings up
+    and takes down.
+    """
 
     replicas: int
     idle_s: float = 60.0
@@ -119,10 +149,12 @@ class FixedWhileUsed:
 
 @dataclass
 class ServeDefault:
-    """Ray Serve's default policy with its default knobs, as of Ray 2.60 (ray/serve/autoscaling_policy.py).
+    """Ray Serve's default policy with its default knobs, as of Ray 2.60
+    (ray/serve/autoscaling_policy.py).
 
-    Wanted is ceil(ongoing requests / target_ongoing_requests); it is applied once it has been above (or below) the target
-    for the delay without a break. With no replica running, one is ordered at once, and no more until it runs.
+    Wanted is ceil(ongoing requests / target_ongoing_requests); it is applied once it has been above
+    (or below) the target for the delay without a break. With no replica running, one is ordered at
+    once, and no more until it runs.
     """
 
     min_replicas: int = 1
@@ -153,12 +185,17 @@ class ServeDefault:
         delay_s = self.upscale_delay_s if direction > 0 else self.downscale_delay_s
         if direction and now_s - self._wish[1] >= delay_s - 1e-6:
             # zero is reached from one only
-            self.target, self._wish = wanted if direction > 0 or self.target == 1 else max(1, wanted), (0, now_s)
+            self.target, self._wish = (
+                wanted if direction > 0 or self.target == 1 else max(1, wanted),
+                (0, now_s),
+            )
 
 
 @dataclass
 class InServe:
-    """A policy as Ray Serve runs it: not asked while no replica runs, when Serve orders one and no more."""
+    """A policy as Ray Serve runs it: not asked while no replica runs, when Serve orders one and no
+    more.
+    """
 
     policy: DemandPolicy
     look_back_period_s: float = field(init=False)
@@ -176,7 +213,7 @@ class InServe:
         return self.target
 
 
-# -- the simulation ------------------------------------------------------------------------------------------------
+# -- the simulation --------------------------------------------------------------------------------
 class _Trial:
     __slots__ = ("began_s", "early", "random", "scale", "sent", "step", "steps")
 
@@ -208,7 +245,9 @@ class Outcome:
 
 
 class _Simulation:
-    """One run. Events are (time, number, function, arguments) in a heap; decisions fall between them, every tick."""
+    """One run. Events are (time, number, function, arguments) in a heap; decisions fall between
+    them, every tick.
+    """
 
     EVERY_S = 300.0  # a row of the history at least so often
     FIXED_S = 60.0  # between two decisions of a pool that has none to take
@@ -231,7 +270,9 @@ class _Simulation:
         self.lost_s = self.paid_s = self.busy_s = self.finished_s = 0.0
         self.history: list[dict[str, Any]] = []
         self.samples = max(1, round(policy.look_back_period_s / self.tick_s))
-        self.seen_load: deque[tuple[int, int]] = deque(maxlen=self.samples)  # (waiting, in flight) at the last ticks
+        self.seen_load: deque[tuple[int, int]] = deque(
+            maxlen=self.samples
+        )  # (waiting, in flight) at the last ticks
         self.seen_arrived = deque([0], maxlen=self.samples + 1)
         for sweep, at_h in enumerate(workload.sweeps_at_h):
             self.at(3600 * at_h, self.sweep, sweep)
@@ -259,14 +300,20 @@ class _Simulation:
     def sweep(self, number: int) -> None:
         seed = self.workload.seed + 1000 * number
         steps = self.workload.trial_steps(random.Random(seed))
-        self.queued_trials += [_Trial(count, 1000 * seed + index) for index, count in enumerate(steps)]
+        self.queued_trials += [
+            _Trial(count, 1000 * seed + index) for index, count in enumerate(steps)
+        ]
         self.fill_gpus()
 
     def fill_gpus(self) -> None:
         while self.free_gpus and self.queued_trials:
             self.free_gpus -= 1
             trial = self.queued_trials.popleft()
-            self.at(self.now + self.workload.trial_start_s * trial.random.uniform(0.8, 1.25), self.start, trial)
+            self.at(
+                self.now + self.workload.trial_start_s * trial.random.uniform(0.8, 1.25),
+                self.start,
+                trial,
+            )
 
     def start(self, trial: _Trial) -> None:
         self.training += 1
@@ -340,7 +387,9 @@ class _Simulation:
     # replicas
     def order(self) -> None:
         """A replica more, on an empty node where there is one."""
-        node = self.empty.pop()[0] if self.empty else (self.now, self.now + self.workload.node_start_s)
+        node = (
+            self.empty.pop()[0] if self.empty else (self.now, self.now + self.workload.node_start_s)
+        )
         replica = _Replica(node, self.samples + 1)
         self.replicas.append(replica)
         self.ordered += 1
@@ -351,7 +400,11 @@ class _Simulation:
             return
         replica.running = True
         if self.workload.losses_per_replica_hour:
-            self.at(self.now + 3600 * self.random.expovariate(self.workload.losses_per_replica_hour), self.lose, replica)
+            self.at(
+                self.now + 3600 * self.random.expovariate(self.workload.losses_per_replica_hour),
+                self.lose,
+                replica,
+            )
         if self.queue:
             self.serve(replica, self.queue.popleft())
         else:
@@ -373,7 +426,9 @@ class _Simulation:
         self.resize(self.policy.target)
 
     def resize(self, target: int) -> None:
-        """What Ray Serve does: order what is missing; take those that start first, then idle ones, then busy ones, which finish."""
+        """What Ray Serve does: order what is missing; take those that start first, then idle ones,
+        then busy ones, which finish.
+        """
         staying = [replica for replica in self.replicas if not replica.leaving]
         if len(staying) == target:
             return
@@ -407,18 +462,29 @@ class _Simulation:
         self.resize(target)
         running = sum(replica.running for replica in self.replicas)
         last = self.history[-1] if self.history else {"at": -self.EVERY_S}
-        if self.now - last["at"] >= self.EVERY_S or (running, target) != (last["running"], last["target"]):
+        if self.now - last["at"] >= self.EVERY_S or (running, target) != (
+            last["running"],
+            last["target"],
+        ):
             demand = self.training * self.service_s / self.step_s
-            self.history.append({"at": self.now, "running": running, "target": target, "demand": round(demand, 3)})
+            self.history.append(
+                {"at": self.now, "running": running, "target": target, "demand": round(demand, 3)}
+            )
 
     def observe(self) -> Observation:
-        """What Serve's metrics would show: means over the policy's look-back period, sampled at every tick."""
+        """What Serve's metrics would show: means over the policy's look-back period, sampled at
+        every tick.
+        """
         running = [replica for replica in self.replicas if replica.running and not replica.leaving]
         busy_s = []
         for replica in running:
-            replica.samples.append(replica.busy_s + (self.now - replica.begun_s if replica.request else 0.0))
+            replica.samples.append(
+                replica.busy_s + (self.now - replica.begun_s if replica.request else 0.0)
+            )
             busy_s.append(replica.samples[-1] - replica.samples[0])
-        self.seen_load.append((len(self.queue), sum(replica.request is not None for replica in self.replicas)))
+        self.seen_load.append(
+            (len(self.queue), sum(replica.request is not None for replica in self.replicas))
+        )
         self.seen_arrived.append(self.arrived)
         return Observation(
             running=len(running),
@@ -427,8 +493,11 @@ class _Simulation:
             waiting=sum(waiting for waiting, _ in self.seen_load) / len(self.seen_load),
             in_flight=sum(in_flight for _, in_flight in self.seen_load) / len(self.seen_load),
             images_per_request=self.workload.batch,
-            arriving_images_per_s=self.workload.batch * (self.arrived - self.seen_arrived[0]) / (self.samples * self.tick_s),
-            service_s_per_image=self.service_s / self.workload.batch,  # as measured on the day before
+            arriving_images_per_s=self.workload.batch
+            * (self.arrived - self.seen_arrived[0])
+            / (self.samples * self.tick_s),
+            service_s_per_image=self.service_s
+            / self.workload.batch,  # as measured on the day before
         )
 
     def row(self, name: str) -> dict[str, Any]:
@@ -442,7 +511,9 @@ class _Simulation:
             "p95_wait_s": round(waits_s[int(0.95 * (len(waits_s) - 1))], 4),
             "wait_share": round(waited_s / (waited_s + trained_s or 1.0), 5),
             "waited_gpu_hours": round(waited_s / 3600, 3),  # of students
-            "gpu_hours": round((self.paid_s + waited_s) / 3600, 3),  # of teachers, and of students that waited for them
+            "gpu_hours": round(
+                (self.paid_s + waited_s) / 3600, 3
+            ),  # of teachers, and of students that waited for them
             "busy_share": round(self.busy_s / (self.paid_s or 1.0), 4),
             "most_running": max(row["running"] for row in self.history),
             "replicas_ordered": self.ordered,
@@ -453,12 +524,13 @@ class _Simulation:
         }
 
 
-# -- comparisons ---------------------------------------------------------------------------------------------------
+# -- comparisons -----------------------------------------------------------------------------------
 def suited(workload: Workload, min_replicas: int = 0) -> DemandPolicy:
     """The policy with knobs that follow from the workload by rule, none of them tuned.
 
-    A replica is kept as long as a new one would take to start, since it costs about as much to be without it as to
-    have one too many; what waits is cleared within a step; there may be twice as many as all GPUs need together.
+    A replica is kept as long as a new one would take to start, since it costs about as much to be
+    without it as to have one too many; what waits is cleared within a step; there may be twice as
+    many as all GPUs need together.
     """
     return DemandPolicy(
         min_replicas=min_replicas,
@@ -474,7 +546,9 @@ def _peak(workload: Workload) -> int:
 
 
 def play(workload: Workload, name: str, policy: Policy) -> Outcome:
-    """Simulate one policy; equal arguments give equal outcomes. The policy itself is left as it was."""
+    """Simulate one policy; equal arguments give equal outcomes. The policy itself is left as it
+    was.
+    """
     simulation = _Simulation(workload, copy.deepcopy(policy))
     simulation.run()
     return Outcome(name, simulation.row(name), simulation.history)
@@ -488,8 +562,9 @@ def run(workload: Workload, policies: Mapping[str, Policy]) -> list[dict[str, An
 def compare(workload: Workload, policy: DemandPolicy) -> list[Outcome]:
     """This policy, alone and inside Ray Serve, Serve's default, and fixed pools of several sizes.
 
-    Rows of elastic pools say what a fixed pool that waits as long would cost (`fixed_hours`), and their own part of it
-    (`of_fixed`). Sizes are whole, so that cost lies on the line between the two sizes that wait longer and shorter.
+    Rows of elastic pools say what a fixed pool that waits as long would cost (`fixed_hours`), and
+    their own part of it (`of_fixed`). Sizes are whole, so that cost lies on the line between the
+    two sizes that wait longer and shorter.
     """
     bounds = {"min_replicas": policy.min_replicas, "max_replicas": policy.max_replicas}
     peak = _peak(workload)
@@ -499,15 +574,22 @@ def compare(workload: Workload, policy: DemandPolicy) -> list[Outcome]:
         play(workload, "Serve's default", ServeDefault(**bounds)),
         play(workload, f"fixed {peak} while used", FixedWhileUsed(peak)),
     ]
-    fixed = {size: play(workload, f"fixed {size}", Fixed(size)) for size in range(max(1, peak - 2), peak + 2)}
+    fixed = {
+        size: play(workload, f"fixed {size}", Fixed(size))
+        for size in range(max(1, peak - 2), peak + 2)
+    }
     for outcome in elastic:
         hours = _fixed_hours(workload, outcome.row["mean_wait_s"], fixed)
-        outcome.row.update(fixed_hours=round(hours, 3), of_fixed=round(outcome.row["replica_hours"] / hours, 4))
+        outcome.row.update(
+            fixed_hours=round(hours, 3), of_fixed=round(outcome.row["replica_hours"] / hours, 4)
+        )
     return elastic + [fixed[size] for size in sorted(fixed)]
 
 
 def _fixed_hours(workload: Workload, wait_s: float, known: dict[int, Outcome]) -> float:
-    """Replica-hours of the fixed pool with this mean wait; sizes that had to be tried are added to `known`."""
+    """Replica-hours of the fixed pool with this mean wait; sizes that had to be tried are added to
+    `known`.
+    """
     size = _peak(workload)
     while _fixed(workload, size, known)["mean_wait_s"] > wait_s and size < workload.gpus:
         size += 1
@@ -527,12 +609,24 @@ def _fixed(workload: Workload, size: int, known: dict[int, Outcome]) -> dict[str
     return known[size].row
 
 
-# -- a page --------------------------------------------------------------------------------------------------------
+# -- a page ----------------------------------------------------------------------------------------
 def plot(outcomes: Sequence[Outcome]) -> dict[str, plots.Figure]:
-    """Title -> figure (plotly as plain data): what waiting costs, and each elastic pool over the day."""
+    """Title -> figure (plotly as plain data): what waiting costs, and each elastic pool over the
+    day.
+    """
     groups = {
-        "fixed pools": ([outcome for outcome in outcomes if "of_fixed" not in outcome.row], plots.VERMILLION, "square", "lines+markers+text"),
-        "elastic pools": ([outcome for outcome in outcomes if "of_fixed" in outcome.row], plots.BLUE, "circle", "markers+text"),
+        "fixed pools": (
+            [outcome for outcome in outcomes if "of_fixed" not in outcome.row],
+            plots.VERMILLION,
+            "square",
+            "lines+markers+text",
+        ),
+        "elastic pools": (
+            [outcome for outcome in outcomes if "of_fixed" in outcome.row],
+            plots.BLUE,
+            "circle",
+            "markers+text",
+        ),
     }
     traces = [
         {
@@ -547,7 +641,10 @@ def plot(outcomes: Sequence[Outcome]) -> dict[str, plots.Figure]:
         }
         for group, (shown, colour, symbol, mode) in groups.items()
     ]
-    axes = {"xaxis": {"title": {"text": "replica-hours paid"}, "rangemode": "tozero"}, "yaxis": {"title": {"text": "mean wait of a step (s)"}}}
+    axes = {
+        "xaxis": {"title": {"text": "replica-hours paid"}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": "mean wait of a step (s)"}},
+    }
     figures: dict[str, plots.Figure] = {"Cost against waiting": {"data": traces, "layout": axes}}
     for outcome in outcomes:
         if "of_fixed" in outcome.row and (figure := plots.pool(outcome.history)):
@@ -562,9 +659,23 @@ def write(page: Store, workload: Workload, outcomes: Sequence[Outcome]) -> None:
     settings = ", ".join(f"{name} = {value}" for name, value in vars(workload).items())
     sections = [
         html.section(
-            "policies", "Every policy", settings, html.table(columns, [[row.get(column) for column in columns] for row in rows], sortable=True)
+            "policies",
+            "Every policy",
+            settings,
+            html.table(
+                columns, [[row.get(column) for column in columns] for row in rows], sortable=True
+            ),
         ),
-        html.section("figures", "In pictures", "", *(html.plot(figure, title) for title, figure in plot(outcomes).items())),
+        html.section(
+            "figures",
+            "In pictures",
+            "",
+            *(html.plot(figure, title) for title, figure in plot(outcomes).items()),
+        ),
     ]
     headline = "What each policy would cost, and how long training would wait for its teacher."
-    page.write_text(html.page("Scaling policies of the teacher pool, simulated", "Simulation", headline, sections))
+    page.write_text(
+        html.page(
+            "Scaling policies of the teacher pool, simulated", "Simulation", headline, sections
+        )
+    )

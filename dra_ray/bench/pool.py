@@ -1,4 +1,6 @@
-"""`dra bench pool`: one stream of requests through a teacher in process, plain Ray actors and the pool, and what a step pays."""
+"""`dra bench pool`: one stream of requests through a teacher in process, plain Ray actors and the
+pool, and what a step pays.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +41,10 @@ class Source(Protocol):
     def submit(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int) -> Any: ...
 
 
-# -- teachers ----------------------------------------------------------------------------------------------------------
+# -- teachers --------------------------------------------------------------------------------------
 class Waiting:
-    """A teacher that takes a fixed time for a micro-batch by waiting: hardware of its own, as the students see it.
+    """A teacher that takes a fixed time for a micro-batch by waiting: hardware of its own, as the
+    students see it.
 
     With no time at all it does nothing, and what is left is the way there and back.
     """
@@ -52,26 +55,42 @@ class Waiting:
     def check(self, images: Tensor, labels: Tensor, sigma: Tensor) -> None:
         """Takes anything."""
 
-    def encode_each(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seeds: Tensor) -> Tensor:
+    def encode_each(
+        self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seeds: Tensor
+    ) -> Tensor:
         if self._service_s:
             time.sleep(self._service_s)
         return torch.zeros(len(images), self.feature_dim)
 
     def sample(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return torch.zeros(1, CHANNELS, 1, 1, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), torch.ones(1), torch.zeros(1, dtype=torch.int64)
+        return (
+            torch.zeros(1, CHANNELS, 1, 1, dtype=torch.uint8),
+            torch.zeros(1, dtype=torch.int64),
+            torch.ones(1),
+            torch.zeros(1, dtype=torch.int64),
+        )
 
 
 def small() -> LocalTeacher:
     """A real network, an EDM of CPU size with random weights, on one thread."""
     torch.manual_seed(0)
-    net = EDM(config.UNet(model_channels=32, channel_mult=(1, 2)), RESOLUTION, CHANNELS, CLASSES, sigma_data=0.5)
+    net = EDM(
+        config.UNet(model_channels=32, channel_mult=(1, 2)),
+        RESOLUTION,
+        CHANNELS,
+        CLASSES,
+        sigma_data=0.5,
+    )
     return LocalTeacher(net, config.Teacher(micro_batch=MICRO_BATCH), threads=1)
 
 
-TEACHERS: dict[str, Callable[[], Rows]] = {"real": small, "no-op": functools.partial(Waiting, 0.0, 512)}
+TEACHERS: dict[str, Callable[[], Rows]] = {
+    "real": small,
+    "no-op": functools.partial(Waiting, 0.0, 512),
+}
 
 
-# -- ways to a teacher -------------------------------------------------------------------------------------------------
+# -- ways to a teacher -----------------------------------------------------------------------------
 class InProcess:
     def __init__(self, teacher: Rows) -> None:
         self._teacher = teacher
@@ -80,9 +99,14 @@ class InProcess:
         return Ready(_encode(self._teacher, images, labels, sigma, noise_seed))
 
 
-def _encode(teacher: Rows, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int) -> Tensor:
+def _encode(
+    teacher: Rows, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int
+) -> Tensor:
     seeds = noise_seed + torch.arange(len(images))
-    parts = zip(*(tensor.split(teacher.micro_batch) for tensor in (images, labels, sigma, seeds)), strict=True)
+    parts = zip(
+        *(tensor.split(teacher.micro_batch) for tensor in (images, labels, sigma, seeds)),
+        strict=True,
+    )
     return torch.cat([teacher.encode_each(*part) for part in parts])
 
 
@@ -91,8 +115,12 @@ class PlainActor:
     def __init__(self, make: Callable[[], Rows]) -> None:
         self._teacher = make()
 
-    def encode(self, images: np.ndarray, labels: np.ndarray, sigma: np.ndarray, noise_seed: int) -> np.ndarray:
-        pixels, classes, levels = (torch.from_numpy(np.array(part)) for part in (images, labels, sigma))
+    def encode(
+        self, images: np.ndarray, labels: np.ndarray, sigma: np.ndarray, noise_seed: int
+    ) -> np.ndarray:
+        pixels, classes, levels = (
+            torch.from_numpy(np.array(part)) for part in (images, labels, sigma)
+        )
         return _encode(self._teacher, pixels, classes, levels, noise_seed).numpy()
 
 
@@ -107,7 +135,9 @@ class Actors:
         for queue in self._under_way:
             queue[:] = ray.wait(queue, num_returns=len(queue), timeout=0)[1] if queue else []
         number = min(range(len(self._actors)), key=lambda index: len(self._under_way[index]))
-        ref = self._actors[number].encode.remote(images.numpy(), labels.numpy(), sigma.numpy(), noise_seed)
+        ref = self._actors[number].encode.remote(
+            images.numpy(), labels.numpy(), sigma.numpy(), noise_seed
+        )
         self._under_way[number].append(ref)
         return _ActorCall(ref)
 
@@ -126,28 +156,41 @@ class _ActorCall:
 
 def _settings(low: int, high: int) -> config.Pool:
     return config.Pool(
-        min_replicas=low, max_replicas=high, cpus_per_replica=0.0, look_back_period_s=2, upscale_delay_s=0, downscale_delay_s=5, backlog_s=1
+        min_replicas=low,
+        max_replicas=high,
+        cpus_per_replica=0.0,
+        look_back_period_s=2,
+        upscale_delay_s=0,
+        downscale_delay_s=5,
+        backlog_s=1,
     )
 
 
 @contextlib.contextmanager
-def _pool(name: str, make: Callable[[], Rows], low: int, high: int) -> Iterator[Callable[[str], pool_client.PoolClient]]:
+def _pool(
+    name: str, make: Callable[[], Rows], low: int, high: int
+) -> Iterator[Callable[[str], pool_client.PoolClient]]:
     """A pool of that teacher; gives what makes a client of it."""
     app, settings = f"teacher-bench-{name}", _settings(low, high)
     service.deploy(app, make, settings, {"uri": name})
     with service.held(app):
         if not cluster.wait_until(lambda: service.replicas(app).get("RUNNING", 0) >= low, 60):
-            raise RunError(f"the pool of {low} replicas did not start within 60 s; see `ray status`")
+            raise RunError(
+                f"the pool of {low} replicas did not start within 60 s; see `ray status`"
+            )
         yield lambda trial: pool_client.PoolClient(app, settings, trial)
     cluster.wait_until(lambda: app not in service.applications(), 30)
 
 
-# -- measurements ------------------------------------------------------------------------------------------------------
-def compare(rounds: int, student: str, batch: int, steps: int, say: Say) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+# -- measurements ----------------------------------------------------------------------------------
+def compare(
+    rounds: int, student: str, batch: int, steps: int, say: Say
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """(rows of throughput and latency, figures). Ray must have been initialised.
 
-    Throughput is with `IN_FLIGHT` requests under way, latency with one. `throughput_vs_actors` is the least, over batch
-    sizes and one or two replicas, of the pool's throughput over that of as many plain actors, with the real teacher.
+    Throughput is with `IN_FLIGHT` requests under way, latency with one. `throughput_vs_actors` is
+    the least, over batch sizes and one or two replicas, of the pool's throughput over that of as
+    many plain actors, with the real teacher.
     """
     rows = []
     for name, make in TEACHERS.items():
@@ -155,8 +198,14 @@ def compare(rounds: int, student: str, batch: int, steps: int, say: Say) -> tupl
             count = rounds * TURNS * (64 if name == "no-op" else max(4, 512 // size))
             say(f"{name} teacher, {count} requests of {size} images each way")
             rows += _ways(name, make, size, count)
-    vs_actors = min(row["vs_actors"] for row in rows if row["teacher"] == "real" and "vs_actors" in row)
-    noop = next(row for row in rows if (row["teacher"], row["way"], row["batch"]) == ("no-op", "pool of 1", 512))
+    vs_actors = min(
+        row["vs_actors"] for row in rows if row["teacher"] == "real" and "vs_actors" in row
+    )
+    noop = next(
+        row
+        for row in rows
+        if (row["teacher"], row["way"], row["batch"]) == ("no-op", "pool of 1", 512)
+    )
     say("four trials in lock-step")
     lockstep = lockstep_work()
     say("a load step")
@@ -174,8 +223,9 @@ def compare(rounds: int, student: str, batch: int, steps: int, say: Say) -> tupl
 
 
 def _ways(name: str, make: Callable[[], Rows], size: int, count: int) -> list[dict[str, Any]]:
-    """Rows of one teacher and batch size. Actors and pool of a size are up together and take turns, so that a slow moment of
-    the machine hits both; their ratio is the median over the turns."""
+    """Rows of one teacher and batch size. Actors and pool of a size are up together and take turns,
+    so that a slow moment of the machine hits both; their ratio is the median over the turns.
+    """
     stream = [_request(size, number) for number in range(8)]
     rows = [_row(name, "in process", size, *_measured([InProcess(make())], stream, count)[0])]
     for number in (1, 2):
@@ -183,8 +233,13 @@ def _ways(name: str, make: Callable[[], Rows], size: int, count: int) -> list[di
         with _pool(f"{name}-{size}-{number}", make, number, number) as client:
             plain, pooled = _measured([actors, client("bench")], stream, count)
         actors.close()
-        rows += [_row(name, f"{number} plain actor{'s' * (number - 1)}", size, *plain), _row(name, f"pool of {number}", size, *pooled)]
-        rows[-1]["vs_actors"] = statistics.median(theirs / ours for theirs, ours in zip(plain[0], pooled[0], strict=True))
+        rows += [
+            _row(name, f"{number} plain actor{'s' * (number - 1)}", size, *plain),
+            _row(name, f"pool of {number}", size, *pooled),
+        ]
+        rows[-1]["vs_actors"] = statistics.median(
+            theirs / ours for theirs, ours in zip(plain[0], pooled[0], strict=True)
+        )
     return rows
 
 
@@ -192,9 +247,13 @@ Measured = tuple[list[float], list[float]]  # seconds per image of each turn, la
 
 
 def _measured(sources: list[Source], stream: list[Request], count: int) -> list[Measured]:
-    """`TURNS` turns of each source, of `count` requests in all with `IN_FLIGHT` under way, and then as many one by one."""
+    """`TURNS` turns of each source, of `count` requests in all with `IN_FLIGHT` under way, and then
+    as many one by one.
+    """
     for source in sources:
-        for call in [source.submit(*request) for request in stream[:IN_FLIGHT]]:  # all replicas are warm
+        for call in [
+            source.submit(*request) for request in stream[:IN_FLIGHT]
+        ]:  # all replicas are warm
             call.result()
     each = max(1, count // TURNS)
     found: list[Measured] = [([], []) for _ in sources]
@@ -216,15 +275,31 @@ def _measured(sources: list[Source], stream: list[Request], count: int) -> list[
     return found
 
 
-def _row(teacher: str, way: str, size: int, spent: list[float], latencies: list[float]) -> dict[str, Any]:
+def _row(
+    teacher: str, way: str, size: int, spent: list[float], latencies: list[float]
+) -> dict[str, Any]:
     low, high = np.percentile(latencies, [50, 99])
-    return {"teacher": teacher, "way": way, "batch": size, "images_per_s": 1 / statistics.median(spent), "p50_ms": float(low), "p99_ms": float(high)}
+    return {
+        "teacher": teacher,
+        "way": way,
+        "batch": size,
+        "images_per_s": 1 / statistics.median(spent),
+        "p50_ms": float(low),
+        "p99_ms": float(high),
+    }
 
 
 def _request(size: int, number: int) -> Request:
     draws = torch.Generator().manual_seed(number)
-    images = torch.randint(256, (size, CHANNELS, RESOLUTION, RESOLUTION), dtype=torch.uint8, generator=draws)
-    return images, torch.randint(CLASSES, (size,), generator=draws), torch.full((size,), 0.06), 1000 * number
+    images = torch.randint(
+        256, (size, CHANNELS, RESOLUTION, RESOLUTION), dtype=torch.uint8, generator=draws
+    )
+    return (
+        images,
+        torch.randint(CLASSES, (size,), generator=draws),
+        torch.full((size,), 0.06),
+        1000 * number,
+    )
 
 
 def lockstep_work(trials: int = 4, requests: int = 30, service_s: float = 0.05) -> float:
@@ -248,7 +323,9 @@ def lockstep_work(trials: int = 4, requests: int = 30, service_s: float = 0.05) 
 
 
 def scale_up(clients: int = 4, service_s: float = 0.2) -> float:
-    """Seconds from the first request of a load that needs two replicas to the decision for the second."""
+    """Seconds from the first request of a load that needs two replicas to the decision for the
+    second.
+    """
     stop = threading.Event()
 
     def load(client: pool_client.PoolClient, seed: int) -> None:
@@ -260,12 +337,17 @@ def scale_up(clients: int = 4, service_s: float = 0.2) -> float:
     with _pool("load", functools.partial(Waiting, service_s), 1, 2) as make:
         sources = [make(f"trial-{number}") for number in range(clients)]
         time.sleep(5)  # an idle pool
-        threads = [threading.Thread(target=load, args=(source, 1000 * number)) for number, source in enumerate(sources)]
+        threads = [
+            threading.Thread(target=load, args=(source, 1000 * number))
+            for number, source in enumerate(sources)
+        ]
         begun_s = time.monotonic()
         for thread in threads:
             thread.start()
         try:
-            decided = cluster.wait_until(lambda: sum(service.replicas("teacher-bench-load").values()) > 1, 30, 0.05)
+            decided = cluster.wait_until(
+                lambda: sum(service.replicas("teacher-bench-load").values()) > 1, 30, 0.05
+            )
             taken_s = time.monotonic() - begun_s
         finally:
             stop.set()
@@ -277,12 +359,15 @@ def scale_up(clients: int = 4, service_s: float = 0.2) -> float:
 
 
 def step_overhead(student: str, batch: int, steps: int) -> dict[str, Any]:
-    """Time of a TRADES-10 step with alignment through the pool over one without, in turn; the teacher takes half a step and no core.
+    """Time of a TRADES-10 step with alignment through the pool over one without, in turn; the
+    teacher takes half a step and no core.
 
     What is left is the projector's arithmetic, sending, receiving, and waiting if there is any.
     """
     torch.set_num_threads(os.cpu_count() or 1)
-    shape = data.Shape(CLASSES, CHANNELS, RESOLUTION, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+    shape = data.Shape(
+        CLASSES, CHANNELS, RESOLUTION, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+    )
     plain = config.Experiment(
         model=config.Model(name=student),
         data=config.Data(crop_pad=0, flip=False),
@@ -302,7 +387,10 @@ def step_overhead(student: str, batch: int, steps: int) -> dict[str, Any]:
         state, _ = step.initial_state(aligned, shape, client, device)
         feed = step.Feed(aligned, lambda number: (images, labels), mine, client, 1 + steps)
         _timed(state, aligned, feed, mine)
-        pairs = [(_timed(state, aligned, feed, mine), _timed(without, plain, bare, mine)) for _ in range(steps)]
+        pairs = [
+            (_timed(state, aligned, feed, mine), _timed(without, plain, bare, mine))
+            for _ in range(steps)
+        ]
         waited_s = client.totals["wait_s"] / (1 + steps)
     return {
         "step_overhead": statistics.median(with_s / without_s for with_s, without_s in pairs),

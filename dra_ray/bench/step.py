@@ -30,14 +30,24 @@ class Variant:
 
 
 def compare(
-    student: str, batch: int, resolution: int, attack_steps: int, rounds: int, threads: int, compiled: bool, device: str
+    student: str,
+    batch: int,
+    resolution: int,
+    attack_steps: int,
+    rounds: int,
+    threads: int,
+    compiled: bool,
+    device: str,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Time a textbook TRADES step against ours, in turn, from equal weights on equal images: (rows, figures).
+    """Time a textbook TRADES step against ours, in turn, from equal weights on equal images: (rows,
+    figures).
 
-    The textbook step is DM-AT's as its authors run it: NCHW, eager, float32, gradients of the parameters enabled during
-    the attack, a clean forward of its own for the target. Every round starts all variants from the same weights, so their
-    losses may differ by rounding only. `peak_share` is the share of the matmul peak, measured in the same run, that the
-    step's necessary arithmetic (see `dra plan`) reaches. bf16 is left out on a CPU without instructions for it.
+    The textbook step is DM-AT's as its authors run it: NCHW, eager, float32, gradients of the
+    parameters enabled during the attack, a clean forward of its own for the target. Every round
+    starts all variants from the same weights, so their losses may differ by rounding only.
+    `peak_share` is the share of the matmul peak, measured in the same run, that the step's
+    necessary arithmetic (see `dra plan`) reaches. bf16 is left out on a CPU without instructions
+    for it.
     """
     torch.set_num_threads(threads)
     shape = data.Shape(CLASSES, 3, resolution, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
@@ -51,11 +61,14 @@ def compare(
     )
     variants = [Variant("textbook", None), Variant("eager", config.Compute())]
     variants += [Variant("compiled", config.Compute(compile=True))] if compiled else []
-    # without such instructions a CPU emulates bfloat16, which takes minutes a step and tells nothing
+    # without such instructions a CPU emulates bfloat16, which takes minutes a step and tells
+    # nothing
     if on.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         variants += [Variant("bf16", config.Compute(precision="bf16", compile=compiled))]
     drawn = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (batch, 3, resolution, resolution), dtype=torch.uint8, generator=drawn).to(on)
+    images = torch.randint(
+        256, (batch, 3, resolution, resolution), dtype=torch.uint8, generator=drawn
+    ).to(on)
     labels = torch.randint(CLASSES, (batch,), generator=drawn).to(on)
     reference, _ = step.initial_state(experiment, shape, None, on)
     start = {name: value.clone() for name, value in reference.student.state_dict().items()}
@@ -75,22 +88,36 @@ def compare(
                 found[name].append(float(loss))
         for kind in peaks:
             peaks[kind].append(_matmul_flops(getattr(torch, kind), on))
-    return _figures(experiment, shape, seconds, found, {kind: max(values) for kind, values in peaks.items()})
+    return _figures(
+        experiment, shape, seconds, found, {kind: max(values) for kind, values in peaks.items()}
+    )
 
 
 def _figures(
-    experiment: config.Experiment, shape: data.Shape, seconds: dict[str, list[float]], losses: dict[str, list[float]], peaks: dict[str, float]
+    experiment: config.Experiment,
+    shape: data.Shape,
+    seconds: dict[str, list[float]],
+    losses: dict[str, list[float]],
+    peaks: dict[str, float],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     with torch.device("meta"):
         student = students.build(experiment.model, shape).eval()
-    forward = plan.macs(lambda: student(torch.empty(1, shape.channels, shape.resolution, shape.resolution, device="meta")))
-    flops = 2 * plan.step_units(experiment.loss, experiment.threat) * forward * experiment.optim.batch
+    forward = plan.macs(
+        lambda: student(
+            torch.empty(1, shape.channels, shape.resolution, shape.resolution, device="meta")
+        )
+    )
+    flops = (
+        2 * plan.step_units(experiment.loss, experiment.threat) * forward * experiment.optim.batch
+    )
     textbook = statistics.median(seconds["textbook"])
     rows: list[dict[str, Any]] = []
     for name, times in seconds.items():
         # rounds are paired: a ratio per round, so that a slow moment of the machine hits both sides
         ratio = statistics.median(a / b for a, b in zip(seconds["textbook"], times, strict=True))
-        off = max(abs(a - b) / abs(b) for a, b in zip(losses[name], losses["textbook"], strict=True))
+        off = max(
+            abs(a - b) / abs(b) for a, b in zip(losses[name], losses["textbook"], strict=True)
+        )
         peak = peaks["bfloat16" if name == "bf16" else "float32"]
         middle = statistics.median(times)
         rows.append(
@@ -105,14 +132,18 @@ def _figures(
             }
         )
     bf16 = next((row for row in rows if row["step"] == "bf16"), None)
-    best = max((row for row in rows if row["step"] in ("eager", "compiled")), key=lambda row: row["ratio"])
+    best = max(
+        (row for row in rows if row["step"] in ("eager", "compiled")), key=lambda row: row["ratio"]
+    )
     figures = {
         "student": experiment.model.name,
         "batch": experiment.optim.batch,
         "textbook_s": textbook,
         "ratio_fp32": best["ratio"],
         "ratio_bf16": bf16["ratio"] if bf16 else None,
-        "loss_rel_diff": max(row["loss_rel_diff"] for row in rows if row["step"] in ("eager", "compiled")),
+        "loss_rel_diff": max(
+            row["loss_rel_diff"] for row in rows if row["step"] in ("eager", "compiled")
+        ),
         "loss_rel_diff_bf16": bf16["loss_rel_diff"] if bf16 else None,
         "peak_share": best["peak_share"],
         "rows": rows,
@@ -123,7 +154,14 @@ def _figures(
 Runner = tuple[Callable[[dict[str, Tensor]], None], Callable[[], Tensor]]
 
 
-def _runner(variant: Variant, experiment: config.Experiment, shape: data.Shape, images: Tensor, labels: Tensor, device: torch.device) -> Runner:
+def _runner(
+    variant: Variant,
+    experiment: config.Experiment,
+    shape: data.Shape,
+    images: Tensor,
+    labels: Tensor,
+    device: torch.device,
+) -> Runner:
     """(set weights, take a step and return its loss) of one variant."""
     everything = slice(0, experiment.optim.batch)
     if variant.compute is None:
@@ -141,7 +179,12 @@ def _runner(variant: Variant, experiment: config.Experiment, shape: data.Shape, 
         state.step = 0
 
     def run() -> Tensor:
-        loss = step.step(state, ours, step.prepare(ours, images, labels, state.step, everything, None), everything)[0]
+        loss = step.step(
+            state,
+            ours,
+            step.prepare(ours, images, labels, state.step, everything, None),
+            everything,
+        )[0]
         averaging.update(state.average, state.student, 0.995)
         return loss
 
@@ -149,13 +192,21 @@ def _runner(variant: Variant, experiment: config.Experiment, shape: data.Shape, 
 
 
 class Textbook:
-    """TRADES-k as DM-AT's code takes it: the plain reading of the formulas, without any of our short cuts."""
+    """TRADES-k as DM-AT's code takes it: the plain reading of the formulas, without any of our
+    short cuts.
+    """
 
     def __init__(self, student: nn.Module, experiment: config.Experiment) -> None:
         self.student, self.experiment = student, experiment
         self.average = copy.deepcopy(student)
         optim = experiment.optim
-        self.optimizer = torch.optim.SGD(student.parameters(), lr=optim.lr, momentum=0.9, nesterov=True, weight_decay=optim.weight_decay)
+        self.optimizer = torch.optim.SGD(
+            student.parameters(),
+            lr=optim.lr,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=optim.weight_decay,
+        )
 
     def load(self, weights: dict[str, Tensor]) -> None:
         self.student.load_state_dict(weights)
@@ -168,20 +219,31 @@ class Textbook:
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0
         x = images.float() / 255
-        noise = torch.rand(x.shape, generator=random.generator(self.experiment.seed, step.ATTACK, 0)).to(x.device)
+        noise = torch.rand(
+            x.shape, generator=random.generator(self.experiment.seed, step.ATTACK, 0)
+        ).to(x.device)
         with pgd.untracked(student):
             target = F.softmax(student(x), 1).detach()
             adversarial = (x + threat.eps * (2 * noise - 1)).clamp(0, 1)
             for _ in range(threat.steps):
                 adversarial.requires_grad_()
-                divergence = F.kl_div(F.log_softmax(student(adversarial), 1), target, reduction="batchmean")
+                divergence = F.kl_div(
+                    F.log_softmax(student(adversarial), 1), target, reduction="batchmean"
+                )
                 (gradient,) = torch.autograd.grad(divergence, adversarial)
                 adversarial = adversarial.detach() + threat.step * gradient.sign()
-                adversarial = torch.min(torch.max(adversarial, x - threat.eps), x + threat.eps).clamp(0, 1)
+                adversarial = torch.min(
+                    torch.max(adversarial, x - threat.eps), x + threat.eps
+                ).clamp(0, 1)
         self.optimizer.zero_grad()
         clean, attacked = student(x), student(adversarial)
-        divergence = F.kl_div(F.log_softmax(attacked, 1), F.softmax(clean, 1), reduction="batchmean")
-        total = F.cross_entropy(clean, labels, label_smoothing=loss.label_smoothing) + loss.beta * divergence
+        divergence = F.kl_div(
+            F.log_softmax(attacked, 1), F.softmax(clean, 1), reduction="batchmean"
+        )
+        total = (
+            F.cross_entropy(clean, labels, label_smoothing=loss.label_smoothing)
+            + loss.beta * divergence
+        )
         total.backward()
         self.optimizer.step()
         for kept, live in zip(self.average.parameters(), student.parameters(), strict=True):
@@ -191,7 +253,9 @@ class Textbook:
 
 
 def _matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of a square matrix product, the best of a few: what the arithmetic units can do at most."""
+    """FLOP/s of a square matrix product, the best of a few: what the arithmetic units can do at
+    most.
+    """
     size = 4096 if device.type == "cuda" else 1536
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")

@@ -13,29 +13,48 @@ from dra_ray.cli.options import Json, RunArgument
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
 
-bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks: ratios measured in one run on this machine.")
+bench_app = typer.Typer(
+    no_args_is_help=True, help="Benchmarks: ratios measured in one run on this machine."
+)
 
 
 @bench_app.command("policy")
 def bench_policy(
-    sweeps_at_h: Annotated[str, typer.Option(help="Hours of the day at which a sweep arrives.")] = "9,11,14,16",
+    sweeps_at_h: Annotated[
+        str, typer.Option(help="Hours of the day at which a sweep arrives.")
+    ] = "9,11,14,16",
     trials: Annotated[int, typer.Option(min=1, help="Trials of a sweep.")] = 200,
     gpus: Annotated[int, typer.Option(min=1, help="Student GPUs.")] = 64,
-    node_start_s: Annotated[float, typer.Option(min=0, help="From the order of a teacher node to Ray on it.")] = 240.0,
+    node_start_s: Annotated[
+        float, typer.Option(min=0, help="From the order of a teacher node to Ray on it.")
+    ] = 240.0,
     seed: int = 0,
-    out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Also write an .html page with plots.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", metavar="FILE", help="Also write an .html page with plots."),
+    ] = None,
     json: Json = None,
 ) -> None:
-    """Simulate a day of sweeps: replica-hours and waiting of the pool's policy, of Ray Serve's default and of fixed pools. Starts nothing."""
+    """Simulate a day of sweeps: replica-hours and waiting of the pool's policy, of Ray Serve's
+    default and of fixed pools. Starts nothing.
+    """
     from dra_ray.bench import policy as job
 
     try:
         hours = tuple(float(hour) for hour in sweeps_at_h.split(","))
     except ValueError:
-        raise ConfigError(f"--sweeps-at-h {sweeps_at_h}: write hours with commas between them, such as 9,11,14") from None
-    workload = job.Workload(gpus=gpus, sweeps_at_h=hours, trials=trials, node_start_s=node_start_s, seed=seed)
+        raise ConfigError(
+            f"--sweeps-at-h {sweeps_at_h}: write hours with commas between them, such as 9,11,14"
+        ) from None
+    workload = job.Workload(
+        gpus=gpus, sweeps_at_h=hours, trials=trials, node_start_s=node_start_s, seed=seed
+    )
     outcomes = job.compare(workload, job.suited(workload))
-    terminal.table([outcome.row for outcome in outcomes], f"{len(hours)} sweeps of {trials} trials on {gpus} GPUs", json)
+    terminal.table(
+        [outcome.row for outcome in outcomes],
+        f"{len(hours)} sweeps of {trials} trials on {gpus} GPUs",
+        json,
+    )
     if out:
         job.write(Store(out), workload, outcomes)
         terminal.out.print(out)
@@ -47,17 +66,39 @@ def bench_step(
     batch: Annotated[int, typer.Option(min=2)] = 32,
     resolution: Annotated[int, typer.Option(min=8, help="Pixels a side.")] = 32,
     attack_steps: Annotated[int, typer.Option(min=1)] = 10,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds; each takes every kind of step once.")] = 3,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: the machine's cores.")] = None,
-    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Also time compiled steps (takes a minute to compile).")] = True,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Timed rounds; each takes every kind of step once.")
+    ] = 3,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; default: the machine's cores.")
+    ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile/--no-compile", help="Also time compiled steps (takes a minute to compile)."
+        ),
+    ] = True,
     device: str = "cpu",
     json: Json = None,
 ) -> None:
-    """Seconds of one TRADES step: a textbook implementation against ours, in turn, from equal weights on equal images."""
+    """Seconds of one TRADES step: a textbook implementation against ours, in turn, from equal
+    weights on equal images.
+    """
     from dra_ray.bench import step as job
 
-    rows, figures = job.compare(student, batch, resolution, attack_steps, rounds, threads or os.cpu_count() or 1, compiled, device)
-    terminal.table(rows, f"TRADES-{attack_steps} step of {student}, batch {batch}, on {device}", None)
+    rows, figures = job.compare(
+        student,
+        batch,
+        resolution,
+        attack_steps,
+        rounds,
+        threads or os.cpu_count() or 1,
+        compiled,
+        device,
+    )
+    terminal.table(
+        rows, f"TRADES-{attack_steps} step of {student}, batch {batch}, on {device}", None
+    )
     if figures["ratio_bf16"] is None:
         terminal.err.print("note: this CPU has no bfloat16 instructions, so bf16 was left out")
     if json:
@@ -67,24 +108,56 @@ def bench_step(
 @bench_app.command("evaluate")
 def bench_evaluate(
     run: RunArgument,
-    images: Annotated[int, typer.Option(min=2, help="The first so many test images of the run.")] = 256,
+    images: Annotated[
+        int, typer.Option(min=2, help="The first so many test images of the run.")
+    ] = 256,
     batch: Annotated[int, typer.Option(min=2)] = 64,
-    eps_255: Annotated[float | None, typer.Option("--eps-255", help="Radius in pixel steps of 1/255; default: the run's.")] = None,
-    effort: Annotated[float, typer.Option(min=0.001, max=1.0, help="Scales all steps and queries; below 1 it is no standard AutoAttack.")] = 1.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: the machine's cores.")] = None,
-    driver: Annotated[bool, typer.Option("--driver/--no-driver", help="Also measure how busy the driver keeps 1, 2 and 4 waiting workers.")] = True,
+    eps_255: Annotated[
+        float | None,
+        typer.Option("--eps-255", help="Radius in pixel steps of 1/255; default: the run's."),
+    ] = None,
+    effort: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            max=1.0,
+            help="Scales all steps and queries; below 1 it is no standard AutoAttack.",
+        ),
+    ] = 1.0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; default: the machine's cores.")
+    ] = None,
+    driver: Annotated[
+        bool,
+        typer.Option(
+            "--driver/--no-driver",
+            help="Also measure how busy the driver keeps 1, 2 and 4 waiting workers.",
+        ),
+    ] = True,
     device: str = "cpu",
     json: Json = None,
 ) -> None:
-    """Seconds of AutoAttack: the package pyautoattack against the levels reference, fast and screen, on a trained run."""
+    """Seconds of AutoAttack: the package pyautoattack against the levels reference, fast and
+    screen, on a trained run.
+    """
     from dra_ray.bench import evaluate as job
 
-    rows, figures = job.compare(Store(run), images, batch, eps_255, effort, threads or os.cpu_count() or 1, device)
-    terminal.table(rows, f"AutoAttack on {images} images of {run}, batch {batch}, on {figures['device']}", None)
-    same = "the package's to the bit" if figures["reference_bit_identical"] else "NOT the package's to the bit"
+    rows, figures = job.compare(
+        Store(run), images, batch, eps_255, effort, threads or os.cpu_count() or 1, device
+    )
+    terminal.table(
+        rows, f"AutoAttack on {images} images of {run}, batch {batch}, on {figures['device']}", None
+    )
+    same = (
+        "the package's to the bit"
+        if figures["reference_bit_identical"]
+        else "NOT the package's to the bit"
+    )
     terminal.out.print(
-        f"images of level reference: {same}; verdicts of level fast that differ: {figures['fast_verdicts_differ']}; "
-        f"screen overrates by {100 * figures['screen_accuracy_gap']:.2f} points; {100 * figures['survivors_share']:.1f} % survive"
+        f"images of level reference: {same}; verdicts of level fast that differ: "
+        f"{figures['fast_verdicts_differ']}; "
+        f"screen overrates by {100 * figures['screen_accuracy_gap']:.2f} points; "
+        f"{100 * figures['survivors_share']:.1f} % survive"
     )
     if driver:
         from dra_ray import cluster
@@ -102,10 +175,14 @@ def bench_pool(
     rounds: Annotated[int, typer.Option(min=1, help="Multiplies the number of requests.")] = 1,
     student: Annotated[str, typer.Option(help="Of the training step, as model.name.")] = "wrn-16-4",
     batch: Annotated[int, typer.Option(min=2, help="Of the training step.")] = 32,
-    steps: Annotated[int, typer.Option(min=1, help="Timed pairs of steps, with and without alignment.")] = 9,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Timed pairs of steps, with and without alignment.")
+    ] = 9,
     json: Json = None,
 ) -> None:
-    """The same requests through a teacher in process, plain Ray actors and the pool; the overhead of a step; scale-up; sharing."""
+    """The same requests through a teacher in process, plain Ray actors and the pool; the overhead
+    of a step; scale-up; sharing.
+    """
     with terminal.Bars() as bars:
         from dra_ray import cluster
         from dra_ray.bench import pool as job
@@ -113,6 +190,8 @@ def bench_pool(
         with cluster.connect():
             rows, figures = job.compare(rounds, student, batch, steps, bars.say)
     terminal.table(rows, "requests of 3x32x32 images", None)
-    terminal.table([{key: value for key, value in figures.items() if key != "rows"}], "the pool", None)
+    terminal.table(
+        [{key: value for key, value in figures.items() if key != "rows"}], "the pool", None
+    )
     if json:
         Store(json).write_json(figures)

@@ -15,10 +15,12 @@ from dra_ray.storage import Store
 
 
 def main(kind: type[Frozen] | None, call: Callable[..., dict[str, Any]]) -> NoReturn:
-    """Run `call` on the cluster that the job belongs to; the result is one JSON line on stdout, progress goes to stderr.
+    """Run `call` on the cluster that the job belongs to; the result is one JSON line on stdout,
+    progress goes to stderr.
 
-    With a `kind`, CONFIG is read and `call(config, run, progress=...)` is called; without, `call(run, progress=...)`.
-    `run` is the folder NAME in --storage. Exit codes: 0, the error's own (2 for what the user can mend), else 1.
+    With a `kind`, CONFIG is read and `call(config, run, progress=...)` is called; without,
+    `call(run, progress=...)`. `run` is the folder NAME in --storage. Exit codes: 0, the error's own
+    (2 for what the user can mend), else 1.
     """
     arguments = _parser(kind).parse_args()
     try:
@@ -36,10 +38,25 @@ def main(kind: type[Frozen] | None, call: Callable[..., dict[str, Any]]) -> NoRe
 def _parser(kind: type[Frozen] | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     if kind is not None:
-        parser.add_argument("config", metavar="CONFIG", help="recipe name, or URI of a .yaml or .json file")
-        parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of the config; may be repeated")
-    parser.add_argument("--storage", required=True, metavar="URI", help="folder of runs that every node can reach, such as s3://bucket/runs")
-    parser.add_argument("--name", required=True, help="the run's folder in it; an unfinished run is resumed")
+        parser.add_argument(
+            "config", metavar="CONFIG", help="recipe name, or URI of a .yaml or .json file"
+        )
+        parser.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="FIELD=VALUE",
+            help="change a field of the config; may be repeated",
+        )
+    parser.add_argument(
+        "--storage",
+        required=True,
+        metavar="URI",
+        help="folder of runs that every node can reach, such as s3://bucket/runs",
+    )
+    parser.add_argument(
+        "--name", required=True, help="the run's folder in it; an unfinished run is resumed"
+    )
     return parser
 
 
@@ -47,7 +64,8 @@ def _folder(storage: str, name: str) -> Store:
     root = Store(storage)
     if root.is_local and not storage.removeprefix("file://").startswith("/"):
         raise ConfigError(
-            f"--storage '{storage}' is relative, but a job's directory is gone when it ends; give a URI such as s3://bucket/runs or a full path"
+            f"--storage '{storage}' is relative, but a job's directory is gone when it ends; give "
+            "a URI such as s3://bucket/runs or a full path"
         )
     return root / name
 

@@ -1,6 +1,7 @@
 """The `dra` command: parse, check, say what will run, call one function, print.
 
-Everything that is slow to import (torch, Ray) is imported inside a command, after its arguments were found good.
+Everything that is slow to import (torch, Ray) is imported inside a command, after its arguments
+were found good.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ from dra_ray.errors import DraError
 from dra_ray.storage import Store
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Robust image classifiers with diffusion teachers, on Ray."
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Robust image classifiers with diffusion teachers, on Ray.",
 )
 app.add_typer(bench_app, name="bench")
 app.add_typer(pool_app, name="pool")
@@ -45,16 +49,22 @@ app.add_typer(teacher_app, name="teacher")
 def quickstart(
     name: Annotated[str, typer.Option(help="The run's folder in the storage.")] = "quickstart",
     storage_uri: Storage = "runs",
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, under the first free name; nothing is deleted.")] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Start anew, under the first free name; nothing is deleted."),
+    ] = False,
     set_: Set = None,
 ) -> None:
-    """The main job on real digits, in about ten minutes on two cores: teacher, synthetic images, sweep, AutoAttack, report.
+    """The main job on real digits, in about ten minutes on two cores: teacher, synthetic images,
+    sweep, AutoAttack, report.
 
     Run it again to resume it, or to hear that it is done.
     """
     settings = config.load("quickstart", config.Quickstart, set_)
     run = require_free(Store(storage_uri), name) if fresh else Store(storage_uri) / name
-    found = runs.check_run(run.resolved(), "quickstart", settings.model_dump(mode="json"), settings.digest())
+    found = runs.check_run(
+        run.resolved(), "quickstart", settings.model_dump(mode="json"), settings.digest()
+    )
     report = run.resolved() / "report.html"
     if found and found["status"] == "done" and report.exists():
         terminal.err.print(f"run '{run}' is done; start anew with --fresh")
@@ -85,13 +95,22 @@ def quickstart(
 
 
 @app.command()
-def train(recipe: ConfigArgument, set_: Set = None, storage_uri: Storage = "runs", name: Name = None, json: Json = None) -> None:
+def train(
+    recipe: ConfigArgument,
+    set_: Set = None,
+    storage_uri: Storage = "runs",
+    name: Name = None,
+    json: Json = None,
+) -> None:
     """Train one student with TRADES, and DRA where align.weight is above 0."""
     experiment = config.load(recipe, config.Experiment, set_).with_sources()
     run = run_folder(storage_uri, name, recipe)
     announce(run, "train", experiment)
     if experiment.model.name.startswith("timm/") and not experiment.model.weights:
-        terminal.err.print(f"note: '{experiment.model.name}' starts from random weights; give pretrained ones with --set model.weights=URI")
+        terminal.err.print(
+            f"note: '{experiment.model.name}' starts from random weights; give pretrained ones "
+            "with --set model.weights=URI"
+        )
     with terminal.Bars() as bars:
         from dra_ray import cluster
         from dra_ray.workloads import train as job
@@ -102,8 +121,16 @@ def train(recipe: ConfigArgument, set_: Set = None, storage_uri: Storage = "runs
 
 
 @app.command()
-def sweep(file: ConfigArgument, set_: Set = None, storage_uri: Storage = "runs", name: Name = None, json: Json = None) -> None:
-    """Train many students under ASHA, sharing one teacher pool; the best with and without alignment go to the full budget."""
+def sweep(
+    file: ConfigArgument,
+    set_: Set = None,
+    storage_uri: Storage = "runs",
+    name: Name = None,
+    json: Json = None,
+) -> None:
+    """Train many students under ASHA, sharing one teacher pool; the best with and without alignment
+    go to the full budget.
+    """
     settings = config.load(file, config.Sweep, set_)
     for experiment in settings.experiments().values():
         experiment.with_sources()
@@ -122,37 +149,83 @@ def sweep(file: ConfigArgument, set_: Set = None, storage_uri: Storage = "runs",
 def evaluate(
     what: Annotated[
         str,
-        typer.Argument(metavar="WHAT", help="A run's folder, a checkpoint, timm/NAME, module:function (gives a torch module), or robustbench:URI."),
+        typer.Argument(
+            metavar="WHAT",
+            help="A run's folder, a checkpoint, timm/NAME, module:function (gives a torch module), "
+            "or robustbench:URI.",
+        ),
     ],
     set_: EvaluationSet = None,
-    eps_255: Annotated[float | None, typer.Option(min=0, help="Radius, in pixel steps of 1/255; 127.5 is an l2 radius of 0.5.")] = None,
-    norm: Annotated[str | None, typer.Option(help="linf or l2.")] = None,
-    version: Annotated[str | None, typer.Option(help="Of AutoAttack: standard, plus, or rand for randomised models.")] = None,
-    level: Annotated[
-        str | None, typer.Option(help="reference: AutoAttack to the bit; fast: the same maths rounded otherwise; screen: an upper bound.")
+    eps_255: Annotated[
+        float | None,
+        typer.Option(min=0, help="Radius, in pixel steps of 1/255; 127.5 is an l2 radius of 0.5."),
     ] = None,
-    streams: Annotated[str | None, typer.Option(help="Random numbers per batch, as AutoAttack draws them, or per sample.")] = None,
-    to: Annotated[str | None, typer.Option("--to", metavar="URI", help="Folder of the results; needed unless WHAT is a run.")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf or l2.")] = None,
+    version: Annotated[
+        str | None,
+        typer.Option(help="Of AutoAttack: standard, plus, or rand for randomised models."),
+    ] = None,
+    level: Annotated[
+        str | None,
+        typer.Option(
+            help="reference: AutoAttack to the bit; fast: the same maths rounded otherwise; "
+            "screen: an upper bound."
+        ),
+    ] = None,
+    streams: Annotated[
+        str | None,
+        typer.Option(help="Random numbers per batch, as AutoAttack draws them, or per sample."),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", metavar="URI", help="Folder of the results; needed unless WHAT is a run."
+        ),
+    ] = None,
     weights: Annotated[str | None, typer.Option(metavar="URI", help="Of timm/NAME.")] = None,
     images: Annotated[
-        str | None, typer.Option(metavar="FILE", help="An .npz with image (uint8 NHWC, or float NCHW in [0,1]) and label, instead of a data set.")
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="An .npz with image (uint8 NHWC, or float NCHW in [0,1]) and label, instead of a "
+            "data set.",
+        ),
     ] = None,
-    architecture: Annotated[str | None, typer.Option(metavar="NAME", help="Of robustbench:URI, as model.name.")] = None,
+    architecture: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of robustbench:URI, as model.name.")
+    ] = None,
     robustbench: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A YAML file with title, authors, year, venue and link: also write RobustBench's entry.")
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A YAML file with title, authors, year, venue and link: also write RobustBench's "
+            "entry.",
+        ),
     ] = None,
     workers: Workers = None,
     json: Json = None,
 ) -> None:
     """Clean, PGD and AutoAttack accuracy of a training run, or of any classifier, on test images.
 
-    What is not a run's is given: data (--set name=cifar10 --set uri=URI, or --images), radius and norm. Start it again to go on.
+    What is not a run's is given: data (--set name=cifar10 --set uri=URI, or --images), radius and
+    norm. Start it again to go on.
     """
     with terminal.Bars() as bars:
         from dra_ray.evaluation import subjects
 
         changes = config.parse_settings(set_ or [])
-        options = subjects.Options(changes, eps_255, norm, version, level, streams, Store(to) if to else None, weights, images, architecture)
+        options = subjects.Options(
+            changes,
+            eps_255,
+            norm,
+            version,
+            level,
+            streams,
+            Store(to) if to else None,
+            weights,
+            images,
+            architecture,
+        )
         subject = subjects.read(what, options)
         if robustbench:
             from dra_ray.report import robustbench as board
@@ -165,7 +238,11 @@ def evaluate(
         with cluster.connect():
             result = job.evaluate(subject, workers, terminal.evaluate_rows(bars, 1))
     threat = result["threat"]
-    terminal.table(job.table(result), f"{what}: {result['images']} test images, {threat['norm']} eps {threat['eps_255']:g}/255", json)
+    terminal.table(
+        job.table(result),
+        f"{what}: {result['images']} test images, {threat['norm']} eps {threat['eps_255']:g}/255",
+        json,
+    )
     terminal.err.print(f"results in '{subject.folder}'")
     for flag in result["flags"]:
         terminal.err.print(f"note: {flag}")
@@ -177,16 +254,30 @@ def evaluate(
 
 @app.command()
 def compare(
-    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="Folder of an evaluated run, such as the baseline.")],
-    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="Folder of another, evaluated alike.")],
-    what: Annotated[str, typer.Option(help="What the sentence is about: autoattack, pgd or clean.")] = "autoattack",
-    json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Also write the comparison to this file, as JSON.")] = None,
+    run_a: Annotated[
+        str,
+        typer.Argument(metavar="RUN_A", help="Folder of an evaluated run, such as the baseline."),
+    ],
+    run_b: Annotated[
+        str, typer.Argument(metavar="RUN_B", help="Folder of another, evaluated alike.")
+    ],
+    what: Annotated[
+        str, typer.Option(help="What the sentence is about: autoattack, pgd or clean.")
+    ] = "autoattack",
+    json: Annotated[
+        str | None,
+        typer.Option(
+            "--json", metavar="FILE", help="Also write the comparison to this file, as JSON."
+        ),
+    ] = None,
 ) -> None:
     """Compare two evaluated runs image by image: is their difference more than noise?"""
     from dra_ray.evaluation import compare as comparison
 
     found = comparison.compare_runs(Store(run_a), Store(run_b), what)
-    terminal.table(comparison.table(found), f"A: {run_a}, B: {run_b}, the same {found['images']} test images")
+    terminal.table(
+        comparison.table(found), f"A: {run_a}, B: {run_b}, the same {found['images']} test images"
+    )
     terminal.out.print(found["sentence"])
     for note in found["notes"]:
         terminal.err.print(f"note: {note}")
@@ -196,7 +287,11 @@ def compare(
 
 @app.command()
 def synthesize(
-    recipe: ConfigArgument = "digits-synthesis", set_: Set = None, storage_uri: Storage = "runs", name: Name = None, json: Json = None
+    recipe: ConfigArgument = "digits-synthesis",
+    set_: Set = None,
+    storage_uri: Storage = "runs",
+    name: Name = None,
+    json: Json = None,
 ) -> None:
     """Sample a class-balanced set of images from a teacher: --set teacher=runs/digits-edm."""
     settings = config.load(recipe, config.Synthesis, set_)
@@ -208,12 +303,18 @@ def synthesize(
 
         with cluster.connect():
             manifest = job.run(settings, run, terminal.synthetic_rows(bars))
-    terminal.table([{"class": label, "images": count} for label, count in manifest["counts"].items()], f"{run}", json)
+    terminal.table(
+        [{"class": label, "images": count} for label, count in manifest["counts"].items()],
+        f"{run}",
+        json,
+    )
 
 
 @app.command()
 def report(run: RunArgument, json: Json = None) -> None:
-    """Write report.html and summary.json of a run or of an evaluation alone, and print its table of trials or scores."""
+    """Write report.html and summary.json of a run or of an evaluation alone, and print its table of
+    trials or scores.
+    """
     from dra_ray import report as job
 
     written = job.write(Store(run))
@@ -225,10 +326,17 @@ def report(run: RunArgument, json: Json = None) -> None:
 def plan(
     recipe: ConfigArgument,
     set_: Set = None,
-    tflops: Annotated[float | None, typer.Option(min=0, help="Sustained TFLOP/s of one GPU (or CPU thread), to estimate hours.")] = None,
+    tflops: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Sustained TFLOP/s of one GPU (or CPU thread), to estimate hours."
+        ),
+    ] = None,
     json: Json = None,
 ) -> None:
-    """Check a config and print what it would run: sizes, steps, arithmetic, workers, replicas. Starts nothing."""
+    """Check a config and print what it would run: sizes, steps, arithmetic, workers, replicas.
+    Starts nothing.
+    """
     settings: Any = config.load(recipe, None, set_)
     from dra_ray import plan as job
 
@@ -243,24 +351,40 @@ def recipes(json: Json = None) -> None:
         recipe: Any = config.load(name)
         paper = getattr(recipe, "paper", None)
         numbers = {field: getattr(paper, field, None) for field in config.PaperNumbers.model_fields}
-        rows.append({"recipe": name, "kind": recipe.kind, **numbers, "description": recipe.description})
+        rows.append(
+            {"recipe": name, "kind": recipe.kind, **numbers, "description": recipe.description}
+        )
     if json:
         Store(json).write_json(rows)
-    shown = {"recipe": "recipe", "kind": "kind", "table": "paper", "clean": "clean", "autoattack": "AA", "description": "description"}
-    terminal.table([{title: row[field] for field, title in shown.items()} for row in rows], "recipes")
+    shown = {
+        "recipe": "recipe",
+        "kind": "kind",
+        "table": "paper",
+        "clean": "clean",
+        "autoattack": "AA",
+        "description": "description",
+    }
+    terminal.table(
+        [{title: row[field] for field, title in shown.items()} for row in rows], "recipes"
+    )
 
 
 _CTRL_C = 130  # a shell's code for a process that SIGINT ended
 
 
 def main() -> None:
-    """Entry point: one line per error, exit code 2 for what the user can mend, 1 for what failed, 130 for Ctrl-C."""
-    # Ray reads it when it is imported: many small processes are what a laptop's sweep is made of, not a mistake
+    """Entry point: one line per error, exit code 2 for what the user can mend, 1 for what failed,
+    130 for Ctrl-C.
+    """
+    # Ray reads it when it is imported: many small processes are what a laptop's sweep is made of,
+    # not a mistake
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
-        if app(arguments, standalone_mode=False) == _CTRL_C:  # typer has caught it and gives its exit code
+        if (
+            app(arguments, standalone_mode=False) == _CTRL_C
+        ):  # typer has caught it and gives its exit code
             raise KeyboardInterrupt
     except DraError as error:
         if debug:
@@ -269,12 +393,18 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("stopped; the same command resumes it", _CTRL_C)
     except Exception as error:
-        usage = getattr(error, "format_message", None)  # click's own errors: a wrong option and the like
+        usage = getattr(
+            error, "format_message", None
+        )  # click's own errors: a wrong option and the like
         if debug:
             raise
         if usage:
             _fail(usage(), 2)
-        _fail(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (run it with --debug for the traceback)", 1)
+        _fail(
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (run it "
+            "with --debug for the traceback)",
+            1,
+        )
 
 
 def _fail(message: str, code: int) -> None:

@@ -12,23 +12,69 @@ from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
 
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the config, such as optim.epochs=2; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Change a field of the config, such as optim.epochs=2; may be repeated.",
+    ),
 ]
-Storage = Annotated[str, typer.Option("--storage", metavar="URI", help="Folder of runs: a path, s3://bucket/runs, gs://...")]
-Name = Annotated[str | None, typer.Option(help="The run's folder in the storage; default: the recipe's name. An unfinished run is resumed.")]
-Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Also write the printed table to this file, as JSON.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Batches that are attacked at the same time.")]
-ConfigArgument = Annotated[str, typer.Argument(metavar="RECIPE|FILE", help="A recipe's name (see `dra recipes`) or a .yaml file at any URI.")]
-TeacherArgument = Annotated[str, typer.Argument(metavar="TEACHER", help="Folder of a teacher: a path, any URI, or package:NAME.")]
+Storage = Annotated[
+    str,
+    typer.Option(
+        "--storage", metavar="URI", help="Folder of runs: a path, s3://bucket/runs, gs://..."
+    ),
+]
+Name = Annotated[
+    str | None,
+    typer.Option(
+        help="The run's folder in the storage; default: the recipe's name. An unfinished run is "
+        "resumed."
+    ),
+]
+Json = Annotated[
+    str | None,
+    typer.Option(
+        "--json", metavar="FILE", help="Also write the printed table to this file, as JSON."
+    ),
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Batches that are attacked at the same time.")
+]
+ConfigArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE|FILE",
+        help="A recipe's name (see `dra recipes`) or a .yaml file at any URI.",
+    ),
+]
+TeacherArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="TEACHER", help="Folder of a teacher: a path, any URI, or package:NAME."
+    ),
+]
 DataSet = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field of the data, such as name=cifar10 or uri=...; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="A field of the data, such as name=cifar10 or uri=...; may be repeated.",
+    ),
 ]
 EvaluationSet = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="name=cifar10 or uri=... of the data, evaluation.batch=64, resources.gpus_per_worker=1, ..."),
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="name=cifar10 or uri=... of the data, evaluation.batch=64, "
+        "resources.gpus_per_worker=1, ...",
+    ),
 ]
 Number = TypeVar("Number", int, float)
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run: a path or any URI.")]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="Folder of a run: a path or any URI.")
+]
 
 
 def teacher_uri(uri: str) -> str:
@@ -59,8 +105,16 @@ def require_writable(run: Store) -> None:
 
 def announce(run: Store, kind: str, settings: config.Frozen) -> None:
     """Fail before Ray starts where the run's folder cannot be used; say what will happen."""
-    found = runs.check_run(run.resolved(), kind, settings.model_dump(mode="json"), settings.digest())
-    word = "starting" if found is None else "resuming" if found["status"] != "done" else "already done:"
+    found = runs.check_run(
+        run.resolved(), kind, settings.model_dump(mode="json"), settings.digest()
+    )
+    word = (
+        "starting"
+        if found is None
+        else "resuming"
+        if found["status"] != "done"
+        else "already done:"
+    )
     terminal.err.print(f"{word} '{run}'")
 
 

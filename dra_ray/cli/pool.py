@@ -12,7 +12,9 @@ from dra_ray.cli.options import ConfigArgument, Json, Set
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
 
-pool_app = typer.Typer(no_args_is_help=True, help="Teacher pools of the cluster that RAY_ADDRESS names.")
+pool_app = typer.Typer(
+    no_args_is_help=True, help="Teacher pools of the cluster that RAY_ADDRESS names."
+)
 
 
 @pool_app.command("status")
@@ -22,35 +24,57 @@ def pool_status(json: Json = None) -> None:
     from dra_ray.pool import service
 
     with cluster.connect_to_running():
-        found = [service.status(app) for app in sorted(service.applications()) if app.startswith(service.PREFIX)]
+        found = [
+            service.status(app)
+            for app in sorted(service.applications())
+            if app.startswith(service.PREFIX)
+        ]
     if json:
         Store(json).write_json(found)
     terminal.table([service.row(status) for status in found], "teacher pools", None)
     for status in found:
-        terminal.table([{"trial": trial or "-", **totals} for trial, totals in status.get("trials", {}).items()], status["pool"], None)
+        terminal.table(
+            [
+                {"trial": trial or "-", **totals}
+                for trial, totals in status.get("trials", {}).items()
+            ],
+            status["pool"],
+            None,
+        )
 
 
 @pool_app.command("up")
 def pool_up(recipe: ConfigArgument, set_: Set = None, json: Json = None) -> None:
-    """Bring up the pool that a training run or sweep would use, or change its size; it stays until `dra pool down`."""
+    """Bring up the pool that a training run or sweep would use, or change its size; it stays until
+    `dra pool down`.
+    """
     settings: Any = config.load(recipe, None, set_)
     experiment = getattr(settings, "base", settings)
     if not isinstance(experiment, config.Experiment):
-        raise ConfigError(f"{recipe}: is of kind '{settings.kind}'; a pool belongs to a training run or a sweep")
+        raise ConfigError(
+            f"{recipe}: is of kind '{settings.kind}'; a pool belongs to a training run or a sweep"
+        )
     experiment = experiment.with_sources()
     if not experiment.teacher.uri:
-        raise ConfigError("teacher.uri is not set; pass --set teacher.uri=URI (see `dra teacher list`)")
+        raise ConfigError(
+            "teacher.uri is not set; pass --set teacher.uri=URI (see `dra teacher list`)"
+        )
     from dra_ray import cluster
     from dra_ray.pool import service
 
     with cluster.connect_to_running():
-        app = service.up(experiment.teacher, experiment.pool.model_copy(update={"keep": True}), change=True)
+        app = service.up(
+            experiment.teacher, experiment.pool.model_copy(update={"keep": True}), change=True
+        )
         terminal.table([service.row(service.status(app))], "teacher pool", json)
 
 
 @pool_app.command("down")
 def pool_down(
-    name: Annotated[str | None, typer.Argument(metavar="POOL", help="As `dra pool status` names it; default: all.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="POOL", help="As `dra pool status` names it; default: all."),
+    ] = None,
 ) -> None:
     """Take pools down. Runs that use one wait for it until pool.timeout_s and can be resumed."""
     from dra_ray import cluster
@@ -59,7 +83,10 @@ def pool_down(
     with cluster.connect_to_running():
         found = sorted(app for app in service.applications() if app.startswith(service.PREFIX))
         if name is not None and name not in found:
-            raise ConfigError(f"there is no pool '{name}'; {'there are ' + ', '.join(found) if found else 'none is up'}")
+            raise ConfigError(
+                f"there is no pool '{name}'; "
+                f"{'there are ' + ', '.join(found) if found else 'none is up'}"
+            )
         for app in [name] if name else found:
             service.down(app)
             terminal.err.print(f"'{app}' is down")

@@ -30,7 +30,11 @@ teacher_app = typer.Typer(no_args_is_help=True, help="Diffusion teachers.")
 
 @teacher_app.command("train")
 def teacher_train(
-    recipe: ConfigArgument = "digits-edm", set_: Set = None, storage_uri: Storage = "runs", name: Name = None, json: Json = None
+    recipe: ConfigArgument = "digits-edm",
+    set_: Set = None,
+    storage_uri: Storage = "runs",
+    name: Name = None,
+    json: Json = None,
 ) -> None:
     """Train a class-conditional EDM on real images; its folder is what teacher.uri takes."""
     settings = config.load(recipe, config.TeacherTraining, set_)
@@ -42,43 +46,99 @@ def teacher_train(
 
         with cluster.connect():
             manifest = job.fit(settings, run, terminal.teacher_rows(bars, settings))
-    terminal.table([{key: manifest[key] for key in ("images_seen", "sigma_data", "elapsed_s", "teacher_digest")}], f"{run}", json)
+    terminal.table(
+        [
+            {
+                key: manifest[key]
+                for key in ("images_seen", "sigma_data", "elapsed_s", "teacher_digest")
+            }
+        ],
+        f"{run}",
+        json,
+    )
 
 
 @teacher_app.command("import")
 def teacher_import(
-    source: Annotated[str, typer.Argument(metavar="FILE", help="A published EDM pickle, at a path or any URI.")],
-    to: Annotated[str, typer.Option("--to", metavar="URI", help="The teacher's new folder, which teacher.uri takes.")],
+    source: Annotated[
+        str, typer.Argument(metavar="FILE", help="A published EDM pickle, at a path or any URI.")
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="URI", help="The teacher's new folder, which teacher.uri takes."
+        ),
+    ],
     json: Json = None,
 ) -> None:
-    """Turn a published EDM pickle into a teacher's folder (safetensors and a card) without executing anything of it."""
+    """Turn a published EDM pickle into a teacher's folder (safetensors and a card) without
+    executing anything of it.
+    """
     from dra_ray.teachers import official
 
     card = official.import_edm(Store(source), Store(to))
-    facts = {"file": card["source"]["file"], "class": card["source"]["class"], "sha256": card["source"]["sha256"][:16], "digest": card["digest"][:16]}
+    facts = {
+        "file": card["source"]["file"],
+        "class": card["source"]["class"],
+        "sha256": card["source"]["sha256"][:16],
+        "digest": card["digest"][:16],
+    }
     terminal.table([facts], to, json)
     terminal.err.print(f"note: {card['licence']}")
 
 
 @teacher_app.command("import-dit")
 def teacher_import_dit(
-    dit: Annotated[str, typer.Argument(metavar="DIT", help="A published LightningDiT checkpoint, at a path or any URI.")],
+    dit: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIT", help="A published LightningDiT checkpoint, at a path or any URI."
+        ),
+    ],
     vae: Annotated[str, typer.Argument(metavar="VAE", help="The published VA-VAE checkpoint.")],
     stats: Annotated[str, typer.Argument(metavar="STATS", help="The published latents_stats.pt.")],
-    to: Annotated[str, typer.Option("--to", metavar="URI", help="The teacher's new folder, which teacher.uri takes.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="URI", help="The teacher's new folder, which teacher.uri takes."
+        ),
+    ],
     massive: Annotated[
-        str, typer.Option(metavar="CHANNELS", help="Massive channels, which features go without; empty for none. The default is of XL/1.")
+        str,
+        typer.Option(
+            metavar="CHANNELS",
+            help="Massive channels, which features go without; empty for none. The default is of "
+            "XL/1.",
+        ),
     ] = "1053,259",
-    resolution: Annotated[int | None, typer.Option(min=1, help="Pixels a side of the students' images; default: the autoencoder's 256.")] = None,
-    decoder: Annotated[bool, typer.Option("--decoder", help="Keep the autoencoder's decoder, which `dra synthesize` needs.")] = False,
+    resolution: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Pixels a side of the students' images; default: the autoencoder's 256."
+        ),
+    ] = None,
+    decoder: Annotated[
+        bool,
+        typer.Option(
+            "--decoder", help="Keep the autoencoder's decoder, which `dra synthesize` needs."
+        ),
+    ] = False,
     json: Json = None,
 ) -> None:
-    """Turn a published LightningDiT with its VA-VAE into a teacher's folder. Files are read weights-only: nothing of them is executed."""
+    """Turn a published LightningDiT with its VA-VAE into a teacher's folder. Files are read
+    weights-only: nothing of them is executed.
+    """
     channels = numbers("--massive", massive, int)
     from dra_ray.teachers import official_dit
 
-    card = official_dit.import_dit(Store(dit), Store(vae), Store(stats), Store(to), channels, resolution, decoder)
-    facts = {"file": card["source"]["dit"]["file"], "sha256": card["source"]["dit"]["sha256"][:16], "digest": card["digest"][:16]}
+    card = official_dit.import_dit(
+        Store(dit), Store(vae), Store(stats), Store(to), channels, resolution, decoder
+    )
+    facts = {
+        "file": card["source"]["dit"]["file"],
+        "sha256": card["source"]["dit"]["sha256"][:16],
+        "digest": card["digest"][:16],
+    }
     terminal.table([facts], to, json)
     terminal.err.print(f"note: {card['licence']}")
 
@@ -86,24 +146,45 @@ def teacher_import_dit(
 @teacher_app.command("latents")
 def teacher_latents(
     vae: Annotated[str, typer.Argument(metavar="VAE", help="The published VA-VAE checkpoint.")],
-    to: Annotated[str, typer.Option("--to", metavar="FILE", help="The .safetensors file to write, which import-dit takes as STATS.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="FILE",
+            help="The .safetensors file to write, which import-dit takes as STATS.",
+        ),
+    ],
     set_: DataSet = None,
-    images: Annotated[int, typer.Option(min=1, help="The first so many training images; the published ones are of 10,000.")] = 10_000,
+    images: Annotated[
+        int,
+        typer.Option(
+            min=1, help="The first so many training images; the published ones are of 10,000."
+        ),
+    ] = 10_000,
     device: str = "cpu",
     json: Json = None,
 ) -> None:
-    """Measure the mean and deviation of an autoencoder's latents on your images: --set name=imagenet --set uri=URI --set resolution=256."""
+    """Measure the mean and deviation of an autoencoder's latents on your images: --set
+    name=imagenet --set uri=URI --set resolution=256.
+    """
     settings = data_settings(set_ or [])
     from dra_ray.inspection import latents
 
-    terminal.table(latents.latent_statistics(Store(vae), settings, images, Store(to), device), f"latents of {vae}", json)
+    terminal.table(
+        latents.latent_statistics(Store(vae), settings, images, Store(to), device),
+        f"latents of {vae}",
+        json,
+    )
     terminal.out.print(to)
 
 
 @teacher_app.command("list")
 def teacher_list(json: Json = None) -> None:
     """Teachers that come with the package: teacher.uri=package:NAME, or the folder that is printed."""
-    rows = [{"name": f"package:{name}", "folder": config.teacher_path(f"package:{name}")} for name in config.teacher_names()]
+    rows = [
+        {"name": f"package:{name}", "folder": config.teacher_path(f"package:{name}")}
+        for name in config.teacher_names()
+    ]
     terminal.table(rows, "teachers in the package", json)
 
 
@@ -111,16 +192,32 @@ def teacher_list(json: Json = None) -> None:
 def teacher_probe(
     teacher: TeacherArgument,
     set_: DataSet = None,
-    sigmas: Annotated[str, typer.Option(help="Noise levels; a flow's time t is sigma = (1-t)/t.")] = "0.02,0.06,0.14,0.3",
-    layers: Annotated[str, typer.Option(help="Names with commas between them; default: every layer.")] = "",
-    images: Annotated[int, typer.Option(min=2, help="Training images, and at most as many held-out ones.")] = 2000,
-    label: Annotated[str, typer.Option(help="null or true: the class that the teacher is given; true leaks the answer.")] = "null",
+    sigmas: Annotated[
+        str, typer.Option(help="Noise levels; a flow's time t is sigma = (1-t)/t.")
+    ] = "0.02,0.06,0.14,0.3",
+    layers: Annotated[
+        str, typer.Option(help="Names with commas between them; default: every layer.")
+    ] = "",
+    images: Annotated[
+        int, typer.Option(min=2, help="Training images, and at most as many held-out ones.")
+    ] = 2000,
+    label: Annotated[
+        str,
+        typer.Option(
+            help="null or true: the class that the teacher is given; true leaks the answer."
+        ),
+    ] = "null",
     seed: int = 0,
     device: str = "cpu",
-    out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Also write an .html page with a plot.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", metavar="FILE", help="Also write an .html page with a plot."),
+    ] = None,
     json: Json = None,
 ) -> None:
-    """Linear probe accuracy of a teacher's features by layer and noise level: where align.sigma and teacher.layer may come from."""
+    """Linear probe accuracy of a teacher's features by layer and noise level: where align.sigma and
+    teacher.layer may come from.
+    """
     levels = numbers("--sigmas", sigmas, float)
     names = [name.strip() for name in layers.split(",") if name.strip()]
     uri = teacher_uri(teacher)
@@ -128,34 +225,66 @@ def teacher_probe(
     with terminal.Bars() as bars:
         from dra_ray.inspection import probe as job
 
-        for row in job.probe_teacher(Store(uri), set_ or [], levels, names, images, label, seed, os.cpu_count() or 1, device):
+        for row in job.probe_teacher(
+            Store(uri), set_ or [], levels, names, images, label, seed, os.cpu_count() or 1, device
+        ):
             rows.append(row)
             bars.say(f"{row['layer']} at sigma {row['sigma']:g}: {row['accuracy']:.2%}")
     terminal.table(rows, f"linear probes of {teacher}", json)
     if out:
         from dra_ray.report import probes
 
-        probes.write(Store(out), teacher, {"images": images, "label": label, "seed": seed, "set": " ".join(set_ or []) or "as trained"}, rows)
+        probes.write(
+            Store(out),
+            teacher,
+            {
+                "images": images,
+                "label": label,
+                "seed": seed,
+                "set": " ".join(set_ or []) or "as trained",
+            },
+            rows,
+        )
         terminal.out.print(out)
 
 
 @teacher_app.command("quality")
 def teacher_quality(
-    synthetic: Annotated[str, typer.Argument(metavar="SYNTHETIC", help="Folder written by `dra synthesize`, or .npz files in DM-AT's layout.")],
+    synthetic: Annotated[
+        str,
+        typer.Argument(
+            metavar="SYNTHETIC",
+            help="Folder written by `dra synthesize`, or .npz files in DM-AT's layout.",
+        ),
+    ],
     set_: DataSet = None,
     images: Annotated[int, typer.Option(min=2, help="The first so many images.")] = 2000,
     steps: Annotated[int, typer.Option(min=1, help="Training steps of the small students.")] = 400,
-    run: Annotated[str | None, typer.Option(help="A training run whose student is asked what it makes of the labels.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(help="A training run whose student is asked what it makes of the labels."),
+    ] = None,
     seed: int = 0,
     device: str = "cpu",
     json: Json = None,
 ) -> None:
-    """How well a synthetic set teaches, and whether it copies training images. Downloads nothing; --set says which data, such as name=cifar10."""
+    """How well a synthetic set teaches, and whether it copies training images. Downloads nothing;
+    --set says which data, such as name=cifar10.
+    """
     settings = data_settings(set_ or [])
     with terminal.Bars() as bars:
         from dra_ray.inspection import quality
 
-        report = quality.synthetic_quality(Store(synthetic), settings, images, steps, Store(run) if run else None, seed, device, bars.say)
+        report = quality.synthetic_quality(
+            Store(synthetic),
+            settings,
+            images,
+            steps,
+            Store(run) if run else None,
+            seed,
+            device,
+            bars.say,
+        )
     terminal.table(quality.quality_rows(report), f"{synthetic}: {report['images']} images", None)
     if json:
         Store(json).write_json(report)
@@ -165,7 +294,9 @@ def teacher_quality(
 def teacher_massive(
     teacher: TeacherArgument,
     set_: DataSet = None,
-    sigma: Annotated[float, typer.Option(min=0, help="Noise level; a flow's time t is sigma = (1-t)/t.")] = 1 / 3,
+    sigma: Annotated[
+        float, typer.Option(min=0, help="Noise level; a flow's time t is sigma = (1-t)/t.")
+    ] = 1 / 3,
     layer: Annotated[str | None, typer.Option(help="Default: the feature's.")] = None,
     images: Annotated[int, typer.Option(min=1)] = 64,
     json: Json = None,
@@ -173,5 +304,9 @@ def teacher_massive(
     """Massive channels of a transformer's residual stream: what `import-dit --massive` takes."""
     from dra_ray.inspection import massive
 
-    channels = massive.teacher_massive_channels(Store(teacher_uri(teacher)), set_ or [], sigma, layer, images)
-    terminal.table([{"channel": channel} for channel in channels], f"massive channels of {teacher}", json)
+    channels = massive.teacher_massive_channels(
+        Store(teacher_uri(teacher)), set_ or [], sigma, layer, images
+    )
+    terminal.table(
+        [{"channel": channel} for channel in channels], f"massive channels of {teacher}", json
+    )

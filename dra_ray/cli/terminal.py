@@ -1,4 +1,6 @@
-"""What the terminal shows: progress bars with the time left, tables, one-line errors. Everything but results goes to stderr."""
+"""What the terminal shows: progress bars with the time left, tables, one-line errors. Everything
+but results goes to stderr.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from dra_ray import config
@@ -17,15 +27,28 @@ from dra_ray.storage import Store
 
 # neither markup nor wrapping: what is printed may be a path, and goes into logs and pipes
 err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-out = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+out = Console(
+    highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200
+)
 
-# what the stages of an evaluation take, for the bar only; counted in forward passes of a robust model
-_STAGE_PASSES = {"clean": 75, "apgd-ce": 200, "apgd-dlr": 200, "apgd-t": 1800, "fab": 1500, "fab-t": 2700, "square": 5000}
+# what the stages of an evaluation take, for the bar only; counted in forward passes of a robust
+# model
+_STAGE_PASSES = {
+    "clean": 75,
+    "apgd-ce": 200,
+    "apgd-dlr": 200,
+    "apgd-t": 1800,
+    "fab": 1500,
+    "fab-t": 2700,
+    "square": 5000,
+}
 _OTHER_PASSES = 100  # further radii, corruptions
 
 
 class Bars:
-    """Named progress bars, one per stage; without a terminal, a plain line whenever a stage moved on by a tenth."""
+    """Named progress bars, one per stage; without a terminal, a plain line whenever a stage moved
+    on by a tenth.
+    """
 
     def __init__(self) -> None:
         columns = (
@@ -73,43 +96,67 @@ def teacher_rows(bars: Bars, settings: config.TeacherTraining) -> Callable[[Row]
         nonlocal score
         if "validation_accuracy" in row:
             score = f", {row['validation_accuracy']:.1%} of noisy images"
-        bars.show("teacher", row["images_seen"] / settings.images_seen, f"teacher: loss {row['loss']:.3g}{score}")
+        bars.show(
+            "teacher",
+            row["images_seen"] / settings.images_seen,
+            f"teacher: loss {row['loss']:.3g}{score}",
+        )
 
     return show
 
 
 def synthetic_rows(bars: Bars) -> Callable[[Row], None]:
     def show(row: Row) -> None:
-        bars.show("synthetic", row["images"] / row["images_total"], f"synthetic images: {row['images']}")
+        bars.show(
+            "synthetic", row["images"] / row["images_total"], f"synthetic images: {row['images']}"
+        )
 
     return show
 
 
 def train_rows(bars: Bars, settings: config.Experiment) -> Callable[[Row], None]:
-    """Rows of steps.jsonl move the bar; those of metrics.jsonl, which validate, also give the accuracies."""
+    """Rows of steps.jsonl move the bar; those of metrics.jsonl, which validate, also give the
+    accuracies.
+    """
     scores = ""
 
     def show(row: Row) -> None:
         nonlocal scores
         if "robust_accuracy" in row:
             scores = f"{row['clean_accuracy']:.1%} clean, {row['robust_accuracy']:.1%} robust"
-        speed = f"loss {row['loss']:.3f}, {row['images_per_s']:,.0f} images/s" if "images_per_s" in row else ""
-        bars.show("train", row["epoch"] / settings.optim.epochs, "training: " + ", ".join(part for part in (scores, speed) if part))
+        speed = (
+            f"loss {row['loss']:.3f}, {row['images_per_s']:,.0f} images/s"
+            if "images_per_s" in row
+            else ""
+        )
+        bars.show(
+            "train",
+            row["epoch"] / settings.optim.epochs,
+            "training: " + ", ".join(part for part in (scores, speed) if part),
+        )
 
     return show
 
 
 def sweep_rows(bars: Bars, settings: config.Sweep) -> Callable[[Row], None]:
-    """A trial that ASHA stopped has done all it will ever do, so its remaining epochs count as done."""
+    """A trial that ASHA stopped has done all it will ever do, so its remaining epochs count as
+    done.
+    """
     epochs, trials, best = settings.base.optim.epochs, len(settings.experiments()), 0.0
     done: dict[str, int] = {}
 
     def show(row: Row) -> None:
         nonlocal best
-        done[row["trial"]] = epochs if row["decision"] == "stop" else max(done.get(row["trial"], 0), row["epoch"])
+        done[row["trial"]] = (
+            epochs if row["decision"] == "stop" else max(done.get(row["trial"], 0), row["epoch"])
+        )
         best = max(best, row["robust_accuracy"])
         ended = sum(count == epochs for count in done.values())
-        bars.show("sweep", sum(done.values()) / (epochs * trials), f"sweep: {ended}/{trials} trials, best {best:.1%}")
+        bars.show(
+            "sweep",
+            sum(done.values()) / (epochs * trials),
+            f"sweep: {ended}/{trials} trials, best {best:.1%}",
+        )
 
     return show
 
@@ -120,7 +167,12 @@ def evaluate_rows(bars: Bars, runs: int) -> Callable[[Row], None]:
     def show(row: Row) -> None:
         passes = {stage: _STAGE_PASSES.get(stage, _OTHER_PASSES) for stage in row["stages"]}
         done = shares.setdefault(row["run"], {})
-        done[row["attack"]] = row["done"] / row["of"] * passes.get(row["attack"], _OTHER_PASSES) / sum(passes.values())
+        done[row["attack"]] = (
+            row["done"]
+            / row["of"]
+            * passes.get(row["attack"], _OTHER_PASSES)
+            / sum(passes.values())
+        )
         total = sum(sum(parts.values()) for parts in shares.values()) / runs
         bars.show("autoattack", total, f"AutoAttack: {row['attack']} on {row['run']}")
 

@@ -1,4 +1,6 @@
-"""What every config shares: frozen models, validation with one-line errors, dotted fields and digests."""
+"""What every config shares: frozen models, validation with one-line errors, dotted fields and
+digests.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,27 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 # fields that never change a result: two configs that differ only in these are the same run
-NOT_IN_DIGEST = frozenset({"description", "paper", "pool", "resources", "workers", "cpus_per_worker", "gpus_per_worker", "max_concurrent"})
+NOT_IN_DIGEST = frozenset(
+    {
+        "description",
+        "paper",
+        "pool",
+        "resources",
+        "workers",
+        "cpus_per_worker",
+        "gpus_per_worker",
+        "max_concurrent",
+    }
+)
 
 
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def digest(self) -> str:
-        """SHA-256 of what a result depends on: every field but the description, the pool and the resources."""
+        """SHA-256 of what a result depends on: every field but the description, the pool and the
+        resources.
+        """
         return digest_of(self.model_dump(mode="json"))
 
 
@@ -41,9 +56,11 @@ def digest_of(tree: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept(tree), sort_keys=True).encode()).hexdigest()
 
 
-# -- reading and changing ------------------------------------------------------------------------------------------
+# -- reading and changing --------------------------------------------------------------------------
 def validate(kind: type[C], tree: Mapping[str, Any], source: str) -> C:
-    """Build `kind` from plain data; a `ConfigError` names the first bad field, its value and the remedy."""
+    """Build `kind` from plain data; a `ConfigError` names the first bad field, its value and the
+    remedy.
+    """
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -79,10 +96,14 @@ def override(config: C, changes: Mapping[str, Any]) -> C:
         node, kind = tree, type(config)
         for depth, folder in enumerate(folders):
             if not isinstance(node.get(folder), dict):
-                raise ConfigError(f"unknown field '{field}'; {nearest(folder, fields_at(kind, folders[:depth]))}")
+                raise ConfigError(
+                    f"unknown field '{field}'; {nearest(folder, fields_at(kind, folders[:depth]))}"
+                )
             node = node[folder]
         node[leaf] = value
-    return validate(type(config), tree, ", ".join(f"{field}={value}" for field, value in changes.items()))
+    return validate(
+        type(config), tree, ", ".join(f"{field}={value}" for field, value in changes.items())
+    )
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

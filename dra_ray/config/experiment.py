@@ -1,8 +1,9 @@
 """Configuration: frozen pydantic trees that name everything a result depends on.
 
-`Experiment` is one training run, `Sweep` many of them, `TeacherTraining` and `Synthesis` make the diffusion teacher
-and its images, `Quickstart` is all of it. Every message names the field, the value and the remedy.
-Units are in names: `*_255` are pixel steps of 1/255, `*_s` seconds, `images_seen` counts training images.
+`Experiment` is one training run, `Sweep` many of them, `TeacherTraining` and `Synthesis` make the
+diffusion teacher and its images, `Quickstart` is all of it. Every message names the field, the
+value and the remedy. Units are in names: `*_255` are pixel steps of 1/255, `*_s` seconds,
+`images_seen` counts training images.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dra_ray.config.base import Frozen, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability, override
+from dra_ray.config.base import (
+    Frozen,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    override,
+)
 from dra_ray.errors import ConfigError, nearest
 from dra_ray.storage import Store
 
@@ -27,43 +36,78 @@ _DATA_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 class Data(Frozen):
-    """Real images and how they are split and augmented. Fields that are left out take the data set's usual values."""
+    """Real images and how they are split and augmented. Fields that are left out take the data
+    set's usual values.
+    """
 
     name: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "imagenet", "folder"] = "digits"
-    uri: str | None = Field(None, description="archive, file or folder of the data set; digits needs none")
-    resolution: PositiveInt | None = Field(None, description="pixels a side that imagenet's and a folder's images are resized to")
-    train_images: PositiveInt | None = Field(None, description="use only the first so many training images, after validation; default: all")
+    uri: str | None = Field(
+        None, description="archive, file or folder of the data set; digits needs none"
+    )
+    resolution: PositiveInt | None = Field(
+        None, description="pixels a side that imagenet's and a folder's images are resized to"
+    )
+    train_images: PositiveInt | None = Field(
+        None,
+        description="use only the first so many training images, after validation; default: all",
+    )
     validation_images: NonNegativeInt = Field(
-        1024, description="first training images (digits, imagenet, folder: random ones), held out for selection"
+        1024,
+        description="first training images (digits, imagenet, folder: random ones), held out for "
+        "selection",
     )
     test_images: PositiveInt | None = Field(
-        None, description="use only the first so many test images; default: all. Never used for training or selection"
+        None,
+        description="use only the first so many test images; default: all. Never used for training "
+        "or selection",
     )
-    split_seed: int = Field(0, description="of sets without an official order: digits, imagenet, folder")
-    crop_pad: NonNegativeInt = Field(0, description="padding, in pixels a side, before a random crop")
-    crop_area: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="smallest part of the area that a random resized crop keeps; 1 for none")
-    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = Field(0.0, description="largest random rotation either way, nearest pixel")
-    fill_255: Annotated[int, Field(ge=0, le=255)] = Field(0, description="value of pixels that padding and rotation bring in")
+    split_seed: int = Field(
+        0, description="of sets without an official order: digits, imagenet, folder"
+    )
+    crop_pad: NonNegativeInt = Field(
+        0, description="padding, in pixels a side, before a random crop"
+    )
+    crop_area: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="smallest part of the area that a random resized crop keeps; 1 for none"
+    )
+    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = Field(
+        0.0, description="largest random rotation either way, nearest pixel"
+    )
+    fill_255: Annotated[int, Field(ge=0, le=255)] = Field(
+        0, description="value of pixels that padding and rotation bring in"
+    )
     flip: bool = Field(False, description="random horizontal flip")
 
     @model_validator(mode="before")
     @classmethod
     def _usual_values(cls, tree: Any) -> Any:
-        return _DATA_DEFAULTS.get(tree.get("name", "digits"), {}) | tree if isinstance(tree, dict) else tree
+        return (
+            _DATA_DEFAULTS.get(tree.get("name", "digits"), {}) | tree
+            if isinstance(tree, dict)
+            else tree
+        )
 
     @model_validator(mode="after")
     def _is_somewhere(self) -> Data:
         if self.name == "digits" and self.test_images is None:
-            raise ValueError("test_images is not set; digits has no official test split, so say how many images to hold out, such as 300")
+            raise ValueError(
+                "test_images is not set; digits has no official test split, so say how many images "
+                "to hold out, such as 300"
+            )
         if self.name == "folder" and self.resolution is None:
-            raise ValueError("resolution is not set; a folder's images are resized, so say to how many pixels a side, such as 64")
+            raise ValueError(
+                "resolution is not set; a folder's images are resized, so say to how many pixels a "
+                "side, such as 64"
+            )
         return self
 
 
 class Synthetic(Frozen):
     """Images sampled from a diffusion model (DM-AT, arXiv 2302.04638)."""
 
-    uri: str | None = Field(None, description="folder written by `dra synthesize`, or .npz files in DM-AT's layout")
+    uri: str | None = Field(
+        None, description="folder written by `dra synthesize`, or .npz files in DM-AT's layout"
+    )
     images: NonNegativeInt = Field(0, description="how many of its images to use; 0 for none")
     fraction: Probability = Field(0.7, description="part of every batch that is synthetic")
 
@@ -79,40 +123,63 @@ class Model(Frozen):
 
     name: str = Field(
         "wrn-10-2",
-        description="wrn-DEPTH-WIDTH (SiLU; DM-AT), relu-wrn-DEPTH-WIDTH (TRADES), rawrn-70-16, vit-{t,s,b}-PATCH, resnet-18, or timm/NAME",
+        description="wrn-DEPTH-WIDTH (SiLU; DM-AT), relu-wrn-DEPTH-WIDTH (TRADES), rawrn-70-16, "
+        "vit-{t,s,b}-PATCH, resnet-18, or timm/NAME",
     )
     normalise: bool = Field(True, description="subtract mean and divide by std inside the model")
-    mean: tuple[float, ...] | None = Field(None, description="per channel, in [0,1] units; default: the data set's")
-    std: tuple[PositiveFloat, ...] | None = Field(None, description="per channel, in [0,1] units; default: the data set's")
-    pooling: Literal["patches", "all-tokens"] = Field(
-        "patches", description="of vit-*: mean of patch tokens, then LayerNorm; or LayerNorm, then mean with the class token"
+    mean: tuple[float, ...] | None = Field(
+        None, description="per channel, in [0,1] units; default: the data set's"
     )
-    weights: str | None = Field(None, description="URI of pretrained weights to start from; default: random")
+    std: tuple[PositiveFloat, ...] | None = Field(
+        None, description="per channel, in [0,1] units; default: the data set's"
+    )
+    pooling: Literal["patches", "all-tokens"] = Field(
+        "patches",
+        description="of vit-*: mean of patch tokens, then LayerNorm; or LayerNorm, then mean with "
+        "the class token",
+    )
+    weights: str | None = Field(
+        None, description="URI of pretrained weights to start from; default: random"
+    )
 
 
 class Compute(Frozen):
-    """How the student's arithmetic is carried out. Same maths with other rounding; bf16's rounding changes results."""
+    """How the student's arithmetic is carried out. Same maths with other rounding; bf16's rounding
+    changes results.
+    """
 
     precision: Literal["fp32", "tf32", "bf16"] = Field(
-        "fp32", description="tf32: float32 with GPUs' TensorFloat-32 (torch's default for convolutions); bf16: autocast"
+        "fp32",
+        description="tf32: float32 with GPUs' TensorFloat-32 (torch's default for convolutions); "
+        "bf16: autocast",
     )
     channels_last: bool = True
     compile: bool = Field(False, description="torch.compile: pays where steps are many")
-    sync_batchnorm: bool = Field(False, description="BatchNorm over all workers' images; otherwise over each worker's own")
+    sync_batchnorm: bool = Field(
+        False, description="BatchNorm over all workers' images; otherwise over each worker's own"
+    )
 
 
 class Threat(Frozen):
-    """What the adversary may do: the ball is the same in training and evaluation, the rest is training's attack."""
+    """What the adversary may do: the ball is the same in training and evaluation, the rest is
+    training's attack.
+    """
 
     norm: Literal["linf", "l2"] = "linf"
     eps_255: PositiveFloat = Field(8.0, description="radius, in pixel steps of 1/255")
     step_255: PositiveFloat = Field(2.0, description="length of one step")
     steps: PositiveInt = 10
-    start: Literal["uniform", "normal"] = Field("uniform", description="uniform in the ball (linf), or 0.001 times a normal draw (TRADES)")
-    mode: Literal["train", "eval"] = Field(
-        "train", description="BatchNorm during training's attack: batch statistics (DM-AT) or running ones (TRADES)"
+    start: Literal["uniform", "normal"] = Field(
+        "uniform", description="uniform in the ball (linf), or 0.001 times a normal draw (TRADES)"
     )
-    ramp_epochs: NonNegativeInt = Field(0, description="epochs over which eps and step rise linearly from 0 (IKL); 0 for none")
+    mode: Literal["train", "eval"] = Field(
+        "train",
+        description="BatchNorm during training's attack: batch statistics (DM-AT) or running ones "
+        "(TRADES)",
+    )
+    ramp_epochs: NonNegativeInt = Field(
+        0, description="epochs over which eps and step rise linearly from 0 (IKL); 0 for none"
+    )
 
     @property
     def eps(self) -> float:
@@ -125,12 +192,15 @@ class Threat(Frozen):
     @model_validator(mode="after")
     def _fits(self) -> Threat:
         if self.norm == "linf" and self.eps_255 > 255:
-            raise ValueError(f"eps_255={self.eps_255:g} is more than a pixel can change; set it to at most 255")
+            raise ValueError(
+                f"eps_255={self.eps_255:g} is more than a pixel can change; set it to at most 255"
+            )
         if self.norm == "l2" and self.start == "uniform":
             raise ValueError("start='uniform' is defined for linf only; set start='normal'")
         if self.step_255 > 2 * self.eps_255:
             raise ValueError(
-                f"step_255={self.step_255:g} jumps across the ball of eps_255={self.eps_255:g}; set step_255 to at most {2 * self.eps_255:g}"
+                f"step_255={self.step_255:g} jumps across the ball of eps_255={self.eps_255:g}; "
+                f"set step_255 to at most {2 * self.eps_255:g}"
             )
         return self
 
@@ -138,39 +208,63 @@ class Threat(Frozen):
 class Loss(Frozen):
     """The adversarial objective.
 
-    trades: cross-entropy on clean images plus beta times KL(clean || adversarial) (Zhang et al. 2019, in DM-AT's form).
-    pgd-at: cross-entropy on adversarial images (Madry et al. 2018). fgsm-rs: the same with one step (Wong et al. 2020).
-    ikl: Improved KL (Cui et al., arXiv 2305.13948) with its alpha, beta and temperature.
+    trades: cross-entropy on clean images plus beta times KL(clean || adversarial) (Zhang et al.
+        2019, in DM-AT's form).
+    pgd-at: cross-entropy on adversarial images (Madry et al. 2018). fgsm-rs: the same with one step
+    (Wong et al. 2020). ikl: Improved KL (Cui et al., arXiv 2305.13948) with its alpha, beta and
+    temperature.
     """
 
     name: Literal["trades", "pgd-at", "fgsm-rs", "ikl"] = "trades"
     beta: NonNegativeFloat = 5.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    alpha: NonNegativeFloat = Field(4.0, description="of ikl: weight of its cross-entropy of distributions")
-    temperature: PositiveFloat = Field(4.0, description="of ikl: of the class means that weight its pairs")
-    awp: NonNegativeFloat = Field(0.0, description="adversarial weight perturbation (Wu et al. 2020): its size relative to each weight; 0 for none")
+    alpha: NonNegativeFloat = Field(
+        4.0, description="of ikl: weight of its cross-entropy of distributions"
+    )
+    temperature: PositiveFloat = Field(
+        4.0, description="of ikl: of the class means that weight its pairs"
+    )
+    awp: NonNegativeFloat = Field(
+        0.0,
+        description="adversarial weight perturbation (Wu et al. 2020): its size relative to each "
+        "weight; 0 for none",
+    )
     awp_from_epoch: NonNegativeInt = 10
 
 
 class Align(Frozen):
-    """Diffusion Representation Alignment (arXiv 2602.19931, section 4.2). The paper's values of weight and sigma are
-    not in the text we have: both defaults are guesses, meant to be swept."""
+    """Diffusion Representation Alignment (arXiv 2602.19931, section 4.2). The paper's values of
+    weight and sigma are not in the text we have: both defaults are guesses, meant to be swept.
+    """
 
-    weight: NonNegativeFloat = Field(1.0, description="lambda; 0 is training without alignment (UNVERIFIED)")
-    sigma: PositiveFloat = Field(
-        0.06, description="noise level at which the teacher encodes, in units of its input's scale (UNVERIFIED); a flow's time t is sigma = (1-t)/t"
+    weight: NonNegativeFloat = Field(
+        1.0, description="lambda; 0 is training without alignment (UNVERIFIED)"
     )
-    hidden: PositiveInt = Field(2048, description="width of the 3-layer projector (REPA's value; UNVERIFIED for DRA)")
-    activation: Literal["silu", "relu", "gelu"] = Field("silu", description="of the projector (REPA's)")
+    sigma: PositiveFloat = Field(
+        0.06,
+        description="noise level at which the teacher encodes, in units of its input's scale "
+        "(UNVERIFIED); a flow's time t is sigma = (1-t)/t",
+    )
+    hidden: PositiveInt = Field(
+        2048, description="width of the 3-layer projector (REPA's value; UNVERIFIED for DRA)"
+    )
+    activation: Literal["silu", "relu", "gelu"] = Field(
+        "silu", description="of the projector (REPA's)"
+    )
     extra_weight: NonNegativeFloat = Field(
         0.0,
-        description="weight, relative to `weight`, of a second alignment at a sigma drawn as EDM trains; the paper has it above 1M images (App. D)",
+        description="weight, relative to `weight`, of a second alignment at a sigma drawn as EDM "
+        "trains; the paper has it above 1M images (App. D)",
     )
 
 
 def teacher_names() -> list[str]:
     """Teachers that come with the package."""
-    return sorted(folder.name for folder in (resources.files("dra_ray.recipes") / "teachers").iterdir() if folder.is_dir() and folder.name[0] != "_")
+    return sorted(
+        folder.name
+        for folder in (resources.files("dra_ray.recipes") / "teachers").iterdir()
+        if folder.is_dir() and folder.name[0] != "_"
+    )
 
 
 def teacher_path(uri: str | None) -> str | None:
@@ -179,7 +273,9 @@ def teacher_path(uri: str | None) -> str | None:
         return uri
     name = uri.removeprefix("package:")
     if name not in teacher_names():
-        raise ValueError(f"'{uri}' does not come with the package; {nearest(name, teacher_names())}")
+        raise ValueError(
+            f"'{uri}' does not come with the package; {nearest(name, teacher_names())}"
+        )
     return str(resources.files("dra_ray.recipes") / "teachers" / name)
 
 
@@ -189,45 +285,97 @@ TeacherUri = Annotated[str | None, AfterValidator(teacher_path)]
 class Teacher(Frozen):
     """The frozen diffusion encoder."""
 
-    uri: TeacherUri = Field(None, description="folder written by `dra teacher train` or `import`, or package:NAME (see `dra teacher list`)")
-    layer: str | None = Field(None, description="feature layer; default: the decoder block after the bottleneck (dec.<lowest>_in1)")
-    label: Literal["true", "null"] = Field("true", description="class label given to the teacher (UNVERIFIED)")
-    micro_batch: PositiveInt = Field(64, description="the only batch size the teacher ever runs at; longer requests are split, shorter padded")
+    uri: TeacherUri = Field(
+        None,
+        description="folder written by `dra teacher train` or `import`, or package:NAME (see `dra "
+        "teacher list`)",
+    )
+    layer: str | None = Field(
+        None,
+        description="feature layer; default: the decoder block after the bottleneck "
+        "(dec.<lowest>_in1)",
+    )
+    label: Literal["true", "null"] = Field(
+        "true", description="class label given to the teacher (UNVERIFIED)"
+    )
+    micro_batch: PositiveInt = Field(
+        64,
+        description="the only batch size the teacher ever runs at; longer requests are split, "
+        "shorter padded",
+    )
 
 
 class Pool(Frozen):
     """The elastic pool of teacher replicas; the knobs with Ray Serve's names have its meaning."""
 
-    kind: Literal["pool", "local"] = Field("pool", description="'local' encodes inside each training worker, with the same numbers")
-    min_replicas: NonNegativeInt = Field(1, description="0 lets an idle pool go; timeout_s must then exceed the start of a node and of a teacher")
+    kind: Literal["pool", "local"] = Field(
+        "pool", description="'local' encodes inside each training worker, with the same numbers"
+    )
+    min_replicas: NonNegativeInt = Field(
+        1,
+        description="0 lets an idle pool go; timeout_s must then exceed the start of a node and of "
+        "a teacher",
+    )
     max_replicas: PositiveInt = 2
-    target_utilisation: Annotated[float, Field(gt=0, le=1)] = Field(0.7, description="busy share of a replica above which another is added")
-    look_back_period_s: PositiveFloat = Field(6.0, description="window over which demand is measured")
+    target_utilisation: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.7, description="busy share of a replica above which another is added"
+    )
+    look_back_period_s: PositiveFloat = Field(
+        6.0, description="window over which demand is measured"
+    )
     upscale_delay_s: NonNegativeFloat = 1.0
     downscale_delay_s: NonNegativeFloat = 8.0
-    backlog_s: PositiveFloat = Field(4.0, description="time in which requests that wait are to be cleared; about a training step")
-    ahead: NonNegativeInt = Field(1, description="steps whose features are asked for before the step that needs them")
-    max_inflight: PositiveInt = Field(4, description="requests one training worker may have in flight; more wait with the worker")
+    backlog_s: PositiveFloat = Field(
+        4.0, description="time in which requests that wait are to be cleared; about a training step"
+    )
+    ahead: NonNegativeInt = Field(
+        1, description="steps whose features are asked for before the step that needs them"
+    )
+    max_inflight: PositiveInt = Field(
+        4, description="requests one training worker may have in flight; more wait with the worker"
+    )
     request_images: PositiveInt = Field(
-        256, description="longer requests are cut into parts of about so many images (multiples of teacher.micro_batch), which replicas share"
+        256,
+        description="longer requests are cut into parts of about so many images (multiples of "
+        "teacher.micro_batch), which replicas share",
     )
     merge_wait_s: NonNegativeFloat = Field(
-        0.005, description="how long a micro-batch that is not full waits for other clients' images; 0 merges what waits anyway"
+        0.005,
+        description="how long a micro-batch that is not full waits for other clients' images; 0 "
+        "merges what waits anyway",
     )
-    window_bytes: NonNegativeInt = Field(64 * 2**20, description="features kept for trials that ask for the same; 0 computes every request")
-    timeout_s: PositiveFloat = Field(120.0, description="how long a step waits for its feature, retries included")
-    hang_s: PositiveFloat = Field(60.0, description="a replica that works longer than this on one micro-batch is replaced")
-    keep: bool = Field(False, description="leave the pool up when the last run that uses it ends; `dra pool down` ends it")
+    window_bytes: NonNegativeInt = Field(
+        64 * 2**20,
+        description="features kept for trials that ask for the same; 0 computes every request",
+    )
+    timeout_s: PositiveFloat = Field(
+        120.0, description="how long a step waits for its feature, retries included"
+    )
+    hang_s: PositiveFloat = Field(
+        60.0, description="a replica that works longer than this on one micro-batch is replaced"
+    )
+    keep: bool = Field(
+        False,
+        description="leave the pool up when the last run that uses it ends; `dra pool down` ends it",
+    )
     cpus_per_replica: NonNegativeFloat = 1.0
     gpus_per_replica: NonNegativeFloat = 0.0
     threads_per_replica: PositiveInt = 1
-    resources: dict[str, float] = Field(default_factory=dict, description="custom Ray resources of a replica, such as {teacher: 1}")
-    labels: dict[str, str] = Field(default_factory=dict, description="labels of the nodes that replicas may run on, such as {pool: teacher}")
+    resources: dict[str, float] = Field(
+        default_factory=dict, description="custom Ray resources of a replica, such as {teacher: 1}"
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="labels of the nodes that replicas may run on, such as {pool: teacher}",
+    )
 
     @model_validator(mode="after")
     def _bounds(self) -> Pool:
         if self.max_replicas < self.min_replicas:
-            raise ValueError(f"max_replicas={self.max_replicas} is below min_replicas={self.min_replicas}; raise max_replicas")
+            raise ValueError(
+                f"max_replicas={self.max_replicas} is below min_replicas={self.min_replicas}; "
+                "raise max_replicas"
+            )
         return self
 
 
@@ -236,58 +384,103 @@ class Optim(Frozen):
 
     name: Literal["sgd", "lion", "adamw"] = "sgd"
     epochs: PositiveInt = 20
-    batch: Annotated[int, Field(ge=2)] = Field(128, description="global batch, whatever the number of workers")
+    batch: Annotated[int, Field(ge=2)] = Field(
+        128, description="global batch, whatever the number of workers"
+    )
     lr: PositiveFloat = 0.2
     weight_decay: NonNegativeFloat = 5e-4
     decayed: Literal["all-but-batchnorm", "weights", "all"] = Field(
-        "all-but-batchnorm", description="parameters whose name lacks 'batchnorm' (DM-AT); only weights of linear and convolution layers (ViT); all"
+        "all-but-batchnorm",
+        description="parameters whose name lacks 'batchnorm' (DM-AT); only weights of linear and "
+        "convolution layers (ViT); all",
     )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of sgd, where the schedule does not set it")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.9, description="of sgd, where the schedule does not set it"
+    )
     nesterov: bool = Field(True, description="of sgd")
     betas: tuple[Probability, Probability] = Field((0.9, 0.99), description="of lion and adamw")
-    clip_norm: PositiveFloat | None = Field(None, description="largest norm of the whole gradient; default: not clipped")
+    clip_norm: PositiveFloat | None = Field(
+        None, description="largest norm of the whole gradient; default: not clipped"
+    )
     schedule: Literal["one-cycle", "cosine", "warmup-cosine", "drops"] = Field(
         "one-cycle",
-        description="per epoch: OneCycle with its momentum cycle (DM-AT), cosine, or tenfold drops; per step: linear warm-up, then cosine",
+        description="per epoch: OneCycle with its momentum cycle (DM-AT), cosine, or tenfold "
+        "drops; per step: linear warm-up, then cosine",
     )
-    pct_start: Annotated[float, Field(gt=0, lt=1)] = Field(0.025, description="of one-cycle: part of the epochs in which the learning rate rises")
+    pct_start: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.025, description="of one-cycle: part of the epochs in which the learning rate rises"
+    )
     warmup_epochs: NonNegativeFloat = Field(5.0, description="of warmup-cosine")
-    lr_start: NonNegativeFloat = Field(1e-6, description="of warmup-cosine: where the warm-up starts")
+    lr_start: NonNegativeFloat = Field(
+        1e-6, description="of warmup-cosine: where the warm-up starts"
+    )
     lr_end: NonNegativeFloat = Field(1e-5, description="of warmup-cosine: where the cosine ends")
-    lr_drops: tuple[PositiveInt, ...] = Field((), description="of drops: epochs at whose start the learning rate falls to a tenth")
-    averaging: Literal["step", "epoch", "none"] = Field("step", description="average the weights after every step, after every epoch (IKL), or never")
+    lr_drops: tuple[PositiveInt, ...] = Field(
+        (), description="of drops: epochs at whose start the learning rate falls to a tenth"
+    )
+    averaging: Literal["step", "epoch", "none"] = Field(
+        "step",
+        description="average the weights after every step, after every epoch (IKL), or never",
+    )
     averaging_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
-    averaging_warmup: Probability = Field(0.025, description="part of the steps during which the average just follows the weights")
-    averaging_ramp: bool = Field(True, description="let the decay grow as (1+d)/(10+d) with the d steps since the warm-up (DM-AT)")
+    averaging_warmup: Probability = Field(
+        0.025, description="part of the steps during which the average just follows the weights"
+    )
+    averaging_ramp: bool = Field(
+        True,
+        description="let the decay grow as (1+d)/(10+d) with the d steps since the warm-up (DM-AT)",
+    )
 
 
 class Selection(Frozen):
-    """Robust accuracy on held-out training images, from the averaged weights; DM-AT's is PGD-40 with the margin loss."""
+    """Robust accuracy on held-out training images, from the averaged weights; DM-AT's is PGD-40
+    with the margin loss.
+    """
 
     steps: PositiveInt = Field(40, description="PGD steps")
     loss: Literal["margin", "cross-entropy"] = "margin"
     step_255: PositiveFloat | None = Field(None, description="default: a quarter of eps")
-    every_epochs: PositiveInt = Field(1, description="epochs between validations, which are also checkpoints and ASHA's reports")
+    every_epochs: PositiveInt = Field(
+        1, description="epochs between validations, which are also checkpoints and ASHA's reports"
+    )
 
 
 class Evaluation(Frozen):
     """AutoAttack (Croce & Hein 2020), and what is measured beside it."""
 
-    version: Literal["standard", "plus", "rand"] = Field("standard", description="of AutoAttack; rand is for randomised students")
+    version: Literal["standard", "plus", "rand"] = Field(
+        "standard", description="of AutoAttack; rand is for randomised students"
+    )
     level: Literal["reference", "fast", "screen"] = Field(
-        "reference", description="reference: to the bit what AutoAttack gives; fast: same maths, other rounding; screen: an upper bound, for sweeps"
+        "reference",
+        description="reference: to the bit what AutoAttack gives; fast: same maths, other "
+        "rounding; screen: an upper bound, for sweeps",
     )
     streams: Literal["batch", "sample"] = Field(
-        "batch", description="random numbers per batch, as AutoAttack draws them, or per image: verdicts then depend on model, image and seed alone"
+        "batch",
+        description="random numbers per batch, as AutoAttack draws them, or per image: verdicts "
+        "then depend on model, image and seed alone",
     )
-    batch: PositiveInt = Field(128, description="part of the reference configuration: verdicts depend on it")
+    batch: PositiveInt = Field(
+        128, description="part of the reference configuration: verdicts depend on it"
+    )
     seed: int = 0
     pgd_steps: PositiveInt = 20
-    pgd_restarts: PositiveInt = Field(1, description="random starts of PGD; an image must withstand all")
-    eot: PositiveInt = Field(1, description="forward passes that each gradient of PGD is averaged over; above 1 for randomised students")
-    curve_255: tuple[NonNegativeFloat, ...] = Field((), description="further radii, in pixel steps of 1/255, at which PGD accuracy is measured")
+    pgd_restarts: PositiveInt = Field(
+        1, description="random starts of PGD; an image must withstand all"
+    )
+    eot: PositiveInt = Field(
+        1,
+        description="forward passes that each gradient of PGD is averaged over; above 1 for "
+        "randomised students",
+    )
+    curve_255: tuple[NonNegativeFloat, ...] = Field(
+        (), description="further radii, in pixel steps of 1/255, at which PGD accuracy is measured"
+    )
     corruptions: str | None = Field(
-        None, description="folder in CIFAR-10-C's layout, or 'generated' for a subset made from the test images; default: not measured"
+        None,
+        description="folder in CIFAR-10-C's layout, or 'generated' for a subset made from the test "
+        "images; default: not measured",
     )
     workers: PositiveInt = Field(2, description="chunks attacked at the same time")
 
@@ -297,17 +490,37 @@ class Resources(Frozen):
 
     workers: PositiveInt = Field(1, description="Ray Train workers that share the batch")
     min_workers: PositiveInt | None = Field(
-        None, description="go on with as few as these when nodes are lost, and grow back; default: always `workers`"
+        None,
+        description="go on with as few as these when nodes are lost, and grow back; default: "
+        "always `workers`",
     )
-    cpus_per_worker: PositiveFloat = Field(1.0, description="share of the machine that Ray reserves")
+    cpus_per_worker: PositiveFloat = Field(
+        1.0, description="share of the machine that Ray reserves"
+    )
     gpus_per_worker: NonNegativeFloat = 0.0
     threads_per_worker: PositiveInt = Field(1, description="CPU threads of torch")
-    custom: dict[str, float] = Field(default_factory=dict, description="custom Ray resources of a worker, such as {student: 1}")
-    labels: dict[str, str] = Field(default_factory=dict, description="labels of the nodes that workers may run on, such as {pool: student}")
-    metrics_steps: PositiveInt = Field(50, description="steps between rows of steps.jsonl; each is one wait for the device")
-    checkpoint_steps: PositiveInt | None = Field(None, description="also write a checkpoint every so many steps; default: at validations only")
-    start_timeout_s: PositiveFloat = Field(60.0, description="how long a start may wait for room; on a machine of its own the run then fails")
-    start_deadline_s: PositiveFloat = Field(1800.0, description="the same on a cluster that may still add nodes")
+    custom: dict[str, float] = Field(
+        default_factory=dict, description="custom Ray resources of a worker, such as {student: 1}"
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="labels of the nodes that workers may run on, such as {pool: student}",
+    )
+    metrics_steps: PositiveInt = Field(
+        50, description="steps between rows of steps.jsonl; each is one wait for the device"
+    )
+    checkpoint_steps: PositiveInt | None = Field(
+        None,
+        description="also write a checkpoint every so many steps; default: at validations only",
+    )
+    start_timeout_s: PositiveFloat = Field(
+        60.0,
+        description="how long a start may wait for room; on a machine of its own the run then "
+        "fails",
+    )
+    start_deadline_s: PositiveFloat = Field(
+        1800.0, description="the same on a cluster that may still add nodes"
+    )
     max_failures: NonNegativeInt = Field(3, description="restarts of a run whose worker died")
 
 
@@ -321,7 +534,9 @@ class PaperNumbers(Frozen):
 
 
 class Experiment(Frozen):
-    """One training run. Everything but `description`, `paper`, `pool` and `resources` enters its digest."""
+    """One training run. Everything but `description`, `paper`, `pool` and `resources` enters its
+    digest.
+    """
 
     kind: Literal["experiment"] = "experiment"
     description: str = ""
@@ -344,30 +559,59 @@ class Experiment(Frozen):
     @model_validator(mode="after")
     def _fits_together(self) -> Experiment:
         if self.optim.batch % self.resources.workers:
-            raise ValueError(f"optim.batch={self.optim.batch} is not divisible by resources.workers={self.resources.workers}; change one of them")
+            raise ValueError(
+                f"optim.batch={self.optim.batch} is not divisible by "
+                f"resources.workers={self.resources.workers}; change one of them"
+            )
         if self.synthetic.images and not int(self.optim.batch * self.synthetic.fraction):
-            raise ValueError(f"synthetic.images={self.synthetic.images} but no batch holds any; raise synthetic.fraction")
+            raise ValueError(
+                f"synthetic.images={self.synthetic.images} but no batch holds any; raise "
+                "synthetic.fraction"
+            )
         if self.resources.min_workers and self.resources.min_workers > self.resources.workers:
-            raise ValueError(f"resources.min_workers={self.resources.min_workers} is above resources.workers={self.resources.workers}; lower it")
+            raise ValueError(
+                f"resources.min_workers={self.resources.min_workers} is above "
+                f"resources.workers={self.resources.workers}; lower it"
+            )
         if self.loss.name == "fgsm-rs" and self.threat.steps != 1:
-            raise ValueError(f"threat.steps={self.threat.steps}, but loss.name='fgsm-rs' takes one step; set threat.steps=1 or loss.name='pgd-at'")
+            raise ValueError(
+                f"threat.steps={self.threat.steps}, but loss.name='fgsm-rs' takes one step; set "
+                "threat.steps=1 or loss.name='pgd-at'"
+            )
         if self.optim.schedule == "warmup-cosine" and self.optim.warmup_epochs >= self.optim.epochs:
-            raise ValueError(f"optim.warmup_epochs={self.optim.warmup_epochs:g} leaves nothing of optim.epochs={self.optim.epochs}; lower it")
+            raise ValueError(
+                f"optim.warmup_epochs={self.optim.warmup_epochs:g} leaves nothing of "
+                f"optim.epochs={self.optim.epochs}; lower it"
+            )
         if self.optim.schedule == "one-cycle" and self.optim.pct_start * self.optim.epochs == 1:
-            raise ValueError("optim.pct_start * optim.epochs = 1 gives the schedule a rise of no length; change either")
+            raise ValueError(
+                "optim.pct_start * optim.epochs = 1 gives the schedule a rise of no length; change "
+                "either"
+            )
         return self
 
     def with_sources(self) -> Experiment:
-        """The same with absolute URIs, since workers run elsewhere; `ConfigError` when one that is needed is not set."""
+        """The same with absolute URIs, since workers run elsewhere; `ConfigError` when one that is
+        needed is not set.
+        """
         if self.align.weight and not self.teacher.uri:
             raise ConfigError(
-                f"teacher.uri is not set, but align.weight={self.align.weight:g} needs a teacher; make one with `dra teacher train digits-edm` "
+                f"teacher.uri is not set, but align.weight={self.align.weight:g} needs a teacher; "
+                "make one with `dra teacher train digits-edm` "
                 "and pass --set teacher.uri=runs/digits-edm, or set align.weight=0"
             )
         if self.synthetic.images and not self.synthetic.uri:
             raise ConfigError(
-                f"synthetic.uri is not set, but synthetic.images={self.synthetic.images}; make images with `dra synthesize` and pass "
+                f"synthetic.uri is not set, but synthetic.images={self.synthetic.images}; make "
+                "images with `dra synthesize` and pass "
                 "--set synthetic.uri=URI, or set synthetic.images=0"
             )
-        uris = {"teacher.uri": self.teacher.uri, "synthetic.uri": self.synthetic.uri, "data.uri": self.data.uri, "model.weights": self.model.weights}
-        return override(self, {field: Store(uri).resolved().uri for field, uri in uris.items() if uri})
+        uris = {
+            "teacher.uri": self.teacher.uri,
+            "synthetic.uri": self.synthetic.uri,
+            "data.uri": self.data.uri,
+            "model.weights": self.model.weights,
+        }
+        return override(
+            self, {field: Store(uri).resolved().uri for field, uri in uris.items() if uri}
+        )

@@ -40,7 +40,11 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
 
 
 def recipe_names() -> list[str]:
-    return sorted(f.name.removesuffix(".yaml") for f in resources.files("dra_ray.recipes").iterdir() if f.name.endswith(".yaml"))
+    return sorted(
+        f.name.removesuffix(".yaml")
+        for f in resources.files("dra_ray.recipes").iterdir()
+        if f.name.endswith(".yaml")
+    )
 
 
 def _read_tree(source: str) -> dict[str, Any]:
@@ -50,13 +54,18 @@ def _read_tree(source: str) -> dict[str, Any]:
     elif source in recipe_names():
         text = (resources.files("dra_ray.recipes") / f"{source}.yaml").read_text()
     else:
-        raise ConfigError(f"unknown recipe '{source}'; {nearest(source, recipe_names())} (a file must end in .yaml or .json)")
+        raise ConfigError(
+            f"unknown recipe '{source}'; {nearest(source, recipe_names())} (a file must end in "
+            ".yaml or .json)"
+        )
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{source}: expected fields such as 'kind: experiment', found {type(tree).__name__}")
+        raise ConfigError(
+            f"{source}: expected fields such as 'kind: experiment', found {type(tree).__name__}"
+        )
     parent = tree.pop("extends", None)
     return _merged(_read_tree(parent), tree) if parent else tree
 
@@ -65,7 +74,11 @@ def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
         below = merged.get(key)
-        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, Mapping) and key != "space" else value
+        merged[key] = (
+            _merged(below, value)
+            if isinstance(below, dict) and isinstance(value, Mapping) and key != "space"
+            else value
+        )
     return merged
 
 
@@ -84,14 +97,19 @@ def _expanded(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(source: str, kind: type[C] | None = None, settings: list[str] | None = None) -> C:
-    """Read a recipe name or a file, apply `--set` settings, validate, and check that it is of the wanted kind."""
+    """Read a recipe name or a file, apply `--set` settings, validate, and check that it is of the
+    wanted kind.
+    """
     tree = _read_tree(source)
     found = tree.get("kind", "experiment")
     if found not in KINDS:
         raise ConfigError(f"{source}: unknown kind '{found}'; {nearest(str(found), KINDS)}")
     if kind is not None and KINDS[found] is not kind:
         wanted = next(name for name, known in KINDS.items() if known is kind)
-        raise ConfigError(f"{source}: is of kind '{found}', but this command takes kind '{wanted}'; see `dra recipes`")
+        raise ConfigError(
+            f"{source}: is of kind '{found}', but this command takes kind '{wanted}'; see `dra "
+            "recipes`"
+        )
     config = validate(KINDS[found], _expanded(tree), source)
     changes = parse_settings(settings or [])
     return override(config, changes) if changes else config  # type: ignore[return-value]

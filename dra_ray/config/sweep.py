@@ -15,7 +15,9 @@ from dra_ray.config.teacher import Synthesis, TeacherTraining
 
 
 class Asha(Frozen):
-    """Asynchronous successive halving (Li et al. 2020) on robust validation accuracy over `images_seen`."""
+    """Asynchronous successive halving (Li et al. 2020) on robust validation accuracy over
+    `images_seen`.
+    """
 
     grace_epochs: PositiveInt = Field(2, description="no trial is stopped before")
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
@@ -28,26 +30,37 @@ class Sweep(Frozen):
     kind: Literal["sweep"] = "sweep"
     description: str = ""
     base: Experiment = Experiment()
-    space: dict[str, list[Any]] = Field(default_factory=dict, description="values per field, such as align.weight: [0, 1]")
-    trials: PositiveInt | None = Field(None, description="how many to draw; default: every combination")
+    space: dict[str, list[Any]] = Field(
+        default_factory=dict, description="values per field, such as align.weight: [0, 1]"
+    )
+    trials: PositiveInt | None = Field(
+        None, description="how many to draw; default: every combination"
+    )
     seed: NonNegativeInt = 0
     asha: Asha = Asha()
 
     @model_validator(mode="after")
     def _checked(self) -> Sweep:
         if not self.space:
-            raise ValueError("space is empty; name at least one field, such as align.weight: [0, 1]")
+            raise ValueError(
+                "space is empty; name at least one field, such as align.weight: [0, 1]"
+            )
         for field, values in self.space.items():
             if not values:
                 raise ValueError(f"space.{field} has no values")
         if self.asha.grace_epochs > self.base.optim.epochs:
-            raise ValueError(f"asha.grace_epochs={self.asha.grace_epochs} is beyond base.optim.epochs={self.base.optim.epochs}; lower it")
+            raise ValueError(
+                f"asha.grace_epochs={self.asha.grace_epochs} is beyond "
+                f"base.optim.epochs={self.base.optim.epochs}; lower it"
+            )
         return self
 
     def experiments(self) -> dict[str, Experiment]:
-        """Trial name -> experiment, the same for the same sweep. Raises `ConfigError` for a value out of range.
+        """Trial name -> experiment, the same for the same sweep. Raises `ConfigError` for a value
+        out of range.
 
-        Combinations that differ only in `align.sigma` where `align.weight` is 0 are one trial: sigma has no effect there.
+        Combinations that differ only in `align.sigma` where `align.weight` is 0 are one trial:
+        sigma has no effect there.
         """
         axes = sorted(self.space)
         combinations: dict[str, dict[str, Any]] = {}
@@ -59,11 +72,15 @@ class Sweep(Frozen):
             combinations.setdefault(json.dumps(chosen, sort_keys=True), chosen)
         picked = list(combinations.values())
         if self.trials is not None and self.trials < len(picked):
-            baseline = [c for c in picked if c.get("align.weight") == 0][:1]  # a sweep without its baseline proves nothing
+            baseline = [c for c in picked if c.get("align.weight") == 0][
+                :1
+            ]  # a sweep without its baseline proves nothing
             rest = [c for c in picked if c not in baseline]
             picked = baseline + random.Random(self.seed).sample(rest, self.trials - len(baseline))
             picked.sort(key=lambda c: json.dumps(c, sort_keys=True))
-        return {f"trial-{index:03d}": override(self.base, chosen) for index, chosen in enumerate(picked)}
+        return {
+            f"trial-{index:03d}": override(self.base, chosen) for index, chosen in enumerate(picked)
+        }
 
 
 class Quickstart(Frozen):

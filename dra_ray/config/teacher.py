@@ -6,12 +6,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dra_ray.config.base import Frozen, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
+from dra_ray.config.base import (
+    Frozen,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+)
 from dra_ray.config.experiment import Data, Resources, TeacherUri
 
 
 class UNet(Frozen):
-    """EDM's DDPM++ network (Karras et al. 2022); `model_channels` 32, 64 or 128 divide into its group norms."""
+    """EDM's DDPM++ network (Karras et al. 2022); `model_channels` 32, 64 or 128 divide into its
+    group norms.
+    """
 
     model_channels: PositiveInt = 32
     channel_mult: tuple[PositiveInt, ...] = (1, 2)
@@ -19,14 +28,20 @@ class UNet(Frozen):
     attn_resolutions: tuple[int, ...] = ()
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    augment_dim: NonNegativeInt = Field(0, description="length of the label of EDM's augmentation: 9 where a denoiser is trained with `augment`")
+    augment_dim: NonNegativeInt = Field(
+        0,
+        description="length of the label of EDM's augmentation: 9 where a denoiser is trained with "
+        "`augment`",
+    )
 
 
 class TeacherTraining(Frozen):
-    """Train a teacher on real images: a class-conditional EDM (arXiv 2206.00364, table 1 and appendix F), or its control.
+    """Train a teacher on real images: a class-conditional EDM (arXiv 2206.00364, table 1 and
+    appendix F), or its control.
 
-    The control (arXiv 2602.19931, section 5.6) is the same network up to its feature layer, trained to classify the same noisy
-    images; its learning rate's schedule, its noise and its length are not in the text we have (UNVERIFIED).
+    The control (arXiv 2602.19931, section 5.6) is the same network up to its feature layer, trained
+    to classify the same noisy images; its learning rate's schedule, its noise and its length are
+    not in the text we have (UNVERIFIED).
     """
 
     kind: Literal["teacher"] = "teacher"
@@ -34,74 +49,124 @@ class TeacherTraining(Frozen):
     seed: NonNegativeInt = 0
     data: Data = Data()
     objective: Literal["denoise", "classify"] = Field(
-        "denoise", description="classify: the control, on images augmented as `data` says; denoise: as `augment` says"
+        "denoise",
+        description="classify: the control, on images augmented as `data` says; denoise: as "
+        "`augment` says",
     )
     net: UNet = UNet()
     style: Literal["ddpmpp", "ncsnpp"] = Field("ddpmpp", description="DDPM++ or NCSN++")
     preconditioning: Literal["edm", "vp", "ve"] = Field(
-        "edm", description="table 1's column: preconditioning, noise levels in training and their weight"
+        "edm",
+        description="table 1's column: preconditioning, noise levels in training and their weight",
     )
-    sigma: PositiveFloat | None = Field(None, description="of classify: one noise level for all images; default: drawn as for denoise (UNVERIFIED)")
+    sigma: PositiveFloat | None = Field(
+        None,
+        description="of classify: one noise level for all images; default: drawn as for denoise "
+        "(UNVERIFIED)",
+    )
     augment: Probability = Field(
-        0.0, description="of denoise: probability of each change of EDM's augmentation (published: 0.12); needs net.augment_dim=9"
+        0.0,
+        description="of denoise: probability of each change of EDM's augmentation (published: "
+        "0.12); needs net.augment_dim=9",
     )
     images_seen: PositiveInt = Field(200_000, description="training length, in images")
     batch: PositiveInt = 128
     lr: PositiveFloat = 1e-3
-    schedule: Literal["constant", "cosine"] = Field("constant", description="of lr after the warm-up; cosine falls to 0 (DDAE's, for classify)")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="of lr after the warm-up; cosine falls to 0 (DDAE's, for classify)"
+    )
     warmup_images: NonNegativeInt = 10_000
     ema_halflife_images: PositiveFloat = 20_000.0
-    ema_ramp: PositiveFloat | None = Field(0.05, description="the half-life is at most this part of the images seen; null: always the same")
-    checkpoint_images: PositiveInt = Field(50_000, description="images between checkpoints and sample sheets")
+    ema_ramp: PositiveFloat | None = Field(
+        0.05,
+        description="the half-life is at most this part of the images seen; null: always the same",
+    )
+    checkpoint_images: PositiveInt = Field(
+        50_000, description="images between checkpoints and sample sheets"
+    )
     resources: Resources = Resources()
 
     @model_validator(mode="after")
     def _sigma_is_for_classifiers(self) -> TeacherTraining:
         if self.sigma is not None and self.objective == "denoise":
-            raise ValueError(f"sigma={self.sigma:g}, but objective='denoise' learns every noise level; unset it or set objective='classify'")
+            raise ValueError(
+                f"sigma={self.sigma:g}, but objective='denoise' learns every noise level; unset it "
+                "or set objective='classify'"
+            )
         return self
 
 
 class Flow(Frozen):
-    """How a LightningDiT's velocities are integrated; the defaults are the published ones of XL/1 after 800 epochs.
+    """How a LightningDiT's velocities are integrated; the defaults are the published ones of XL/1
+    after 800 epochs.
 
     The paper of DRA does not say how its 4 million images were sampled (UNVERIFIED).
     """
 
-    times: Annotated[int, Field(ge=2)] = Field(250, description="grid points from noise to image, so one step fewer")
+    times: Annotated[int, Field(ge=2)] = Field(
+        250, description="grid points from noise to image, so one step fewer"
+    )
     method: Literal["euler", "heun"] = "euler"
     guidance: NonNegativeFloat = Field(6.7, description="classifier-free guidance; 1 for none")
-    guided_channels: PositiveInt = Field(3, description="the first so many latent channels, on which alone guidance acts")
+    guided_channels: PositiveInt = Field(
+        3, description="the first so many latent channels, on which alone guidance acts"
+    )
     guided_from: Probability = Field(0.125, description="time before which there is no guidance")
-    shift: PositiveFloat = Field(0.3, description="below 1 puts more of the steps near the noise; 1 for equal steps")
+    shift: PositiveFloat = Field(
+        0.3, description="below 1 puts more of the steps near the noise; 1 for equal steps"
+    )
 
 
 class Select(Frozen):
-    """Make more images and keep, per class, those that a classifier is surest of (DM-AT's million, arXiv 2302.04638)."""
+    """Make more images and keep, per class, those that a classifier is surest of (DM-AT's million,
+    arXiv 2302.04638).
+    """
 
-    run: str = Field(description="training run whose student scores the images by the softmax of their own class")
-    keep: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="share of every class's images that is kept")
+    run: str = Field(
+        description="training run whose student scores the images by the softmax of their own class"
+    )
+    keep: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.2, description="share of every class's images that is kept"
+    )
 
 
 class Synthesis(Frozen):
-    """Sample a class-balanced set with the Heun sampler (EDM, algorithm 1), which is deterministic where churn is 0; a LightningDiT by `flow`."""
+    """Sample a class-balanced set with the Heun sampler (EDM, algorithm 1), which is deterministic
+    where churn is 0; a LightningDiT by `flow`.
+    """
 
     kind: Literal["synthesis"] = "synthesis"
     description: str = ""
-    teacher: TeacherUri = Field(None, description="folder written by `dra teacher train` or `import`, or package:NAME (see `dra teacher list`)")
-    images: PositiveInt = Field(4000, description="images in the set; with `select`, 1/keep times as many are made")
+    teacher: TeacherUri = Field(
+        None,
+        description="folder written by `dra teacher train` or `import`, or package:NAME (see `dra "
+        "teacher list`)",
+    )
+    images: PositiveInt = Field(
+        4000, description="images in the set; with `select`, 1/keep times as many are made"
+    )
     steps: Annotated[int, Field(ge=2)] = 18
     sigma_min: PositiveFloat = 0.002
     sigma_max: PositiveFloat = 80.0
     rho: PositiveFloat = 7.0
-    churn: NonNegativeFloat = Field(0.0, description="S_churn: fresh noise over the whole sampling, spread over its steps; 0 for none")
-    churn_min: NonNegativeFloat = Field(0.0, description="S_min: no fresh noise below this noise level")
-    churn_max: PositiveFloat | None = Field(None, description="S_max: no fresh noise above this noise level; default: no limit")
+    churn: NonNegativeFloat = Field(
+        0.0,
+        description="S_churn: fresh noise over the whole sampling, spread over its steps; 0 for "
+        "none",
+    )
+    churn_min: NonNegativeFloat = Field(
+        0.0, description="S_min: no fresh noise below this noise level"
+    )
+    churn_max: PositiveFloat | None = Field(
+        None, description="S_max: no fresh noise above this noise level; default: no limit"
+    )
     churn_noise: PositiveFloat = Field(1.0, description="S_noise: deviation of the fresh noise")
     flow: Flow = Flow()
     select: Select | None = None
     seed: NonNegativeInt = Field(0, description="image i is made from seed + i, whoever makes it")
-    batch: PositiveInt = Field(250, description="images per network call; part of what makes the bytes reproducible")
+    batch: PositiveInt = Field(
+        250, description="images per network call; part of what makes the bytes reproducible"
+    )
     shard_images: PositiveInt = Field(1000, description="images per file; one Ray task each")
     workers: PositiveInt = 2
     cpus_per_worker: PositiveFloat = 1.0
@@ -110,7 +175,12 @@ class Synthesis(Frozen):
     @model_validator(mode="after")
     def _shards(self) -> Synthesis:
         if self.shard_images % self.batch:
-            raise ValueError(f"shard_images={self.shard_images} is not a multiple of batch={self.batch}; change either")
+            raise ValueError(
+                f"shard_images={self.shard_images} is not a multiple of batch={self.batch}; change "
+                "either"
+            )
         if self.sigma_min >= self.sigma_max:
-            raise ValueError(f"sigma_min={self.sigma_min:g} must be below sigma_max={self.sigma_max:g}")
+            raise ValueError(
+                f"sigma_min={self.sigma_min:g} must be below sigma_max={self.sigma_max:g}"
+            )
         return self

@@ -1,9 +1,11 @@
-"""The batch plan: batch t is a pure function of (seed, t), so resuming needs no sampler state and workers take slices.
+"""The batch plan: batch t is a pure function of (seed, t), so resuming needs no sampler state and
+workers take slices.
 
-An epoch counts as DM-AT's does (arXiv 2302.04638): ceil(N/B) batches of B, where N counts the training images before any were
-held out for validation. int(B*fraction) images of a batch are synthetic, drawn uniformly with replacement; the real ones are
-consecutive slices of a permutation that is fresh every epoch, and a short last slice is topped up with synthetic images (with
-the next permutation's where there are none, so that every batch is full: DM-AT's last one is short).
+An epoch counts as DM-AT's does (arXiv 2302.04638): ceil(N/B) batches of B, where N counts the
+training images before any were held out for validation. int(B*fraction) images of a batch are
+synthetic, drawn uniformly with replacement; the real ones are consecutive slices of a permutation
+that is fresh every epoch, and a short last slice is topped up with synthetic images (with the next
+permutation's where there are none, so that every batch is full: DM-AT's last one is short).
 """
 
 from __future__ import annotations
@@ -18,18 +20,23 @@ from dra_ray.data.random import generator
 
 
 def part_of(batch: int, rank: int, world: int) -> slice:
-    """What worker `rank` of `world` takes of a batch: the parts follow each other and differ by one image at most."""
+    """What worker `rank` of `world` takes of a batch: the parts follow each other and differ by one
+    image at most.
+    """
     return slice(rank * batch // world, (rank + 1) * batch // world)
 
 
-@functools.lru_cache(maxsize=4)  # an epoch's batches share a permutation, and ImageNet's takes longer than slicing it
+@functools.lru_cache(
+    maxsize=4
+)  # an epoch's batches share a permutation, and ImageNet's takes longer than slicing it
 def _permutation(count: int, seed: int, epoch: int, number: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, 1, epoch, number))
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchPlan:
-    """Indices of every batch; an index below `real_images` is real, the rest count from there into the synthetic set.
+    """Indices of every batch; an index below `real_images` is real, the rest count from there into
+    the synthetic set.
 
     `epoch_images` is the number that an epoch counts, `real_images` by default.
     """
@@ -53,7 +60,10 @@ class BatchPlan:
         """int64 [batch], shuffled."""
         real = self._real(*divmod(step, self.steps_per_epoch))
         draws = generator(self.seed, 2, step)
-        synthetic = torch.randint(max(self.synthetic_images, 1), (self.batch - len(real),), generator=draws) + self.real_images
+        synthetic = (
+            torch.randint(max(self.synthetic_images, 1), (self.batch - len(real),), generator=draws)
+            + self.real_images
+        )
         chosen = torch.cat([real, synthetic])
         return chosen[torch.randperm(self.batch, generator=draws)]
 
@@ -62,8 +72,17 @@ class BatchPlan:
         wanted = self.batch - self.synthetic_per_batch
         if self.synthetic_per_batch:
             number, part = divmod(position, -(-self.real_images // wanted))
-            return _permutation(self.real_images, self.seed, epoch, number)[part * wanted : (part + 1) * wanted]
-        start = position * wanted  # passes are chained where an epoch asks for more real images than there are
+            return _permutation(self.real_images, self.seed, epoch, number)[
+                part * wanted : (part + 1) * wanted
+            ]
+        start = (
+            position * wanted
+        )  # passes are chained where an epoch asks for more real images than there are
         first, last = start // self.real_images, (start + wanted - 1) // self.real_images
-        order = torch.cat([_permutation(self.real_images, self.seed, epoch, number) for number in range(first, last + 1)])
+        order = torch.cat(
+            [
+                _permutation(self.real_images, self.seed, epoch, number)
+                for number in range(first, last + 1)
+            ]
+        )
         return order[start - first * self.real_images :][:wanted]

@@ -1,4 +1,6 @@
-"""scikit-learn's digits: 1,797 real 8x8 images in 10 classes, inside its wheel (UCI Optical Recognition, test part)."""
+"""scikit-learn's digits: 1,797 real 8x8 images in 10 classes, inside its wheel (UCI Optical
+Recognition, test part).
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,20 @@ from dra_ray.storage import Store
 
 
 def read() -> tuple[Tensor, Tensor]:
-    """images uint8 [1797,1,8,8] (grey level g of 0..16 stored as round(g * 255 / 16)), labels int64 [1797].
+    """images uint8 [1797,1,8,8] (grey level g of 0..16 stored as round(g * 255 / 16)), labels int64
+    [1797].
 
     The file is read without importing scikit-learn, which would cost every worker two seconds.
     """
     spec = importlib.util.find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
-        raise DataError("data.name='digits' is inside scikit-learn, which is not installed; run `pip install scikit-learn`")
+        raise DataError(
+            "data.name='digits' is inside scikit-learn, which is not installed; run `pip install "
+            "scikit-learn`"
+        )
     file = Store(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
-    table = np.loadtxt(io.BytesIO(gzip.decompress(file.read_bytes())), delimiter=",")  # 64 grey levels and the label
+    table = np.loadtxt(
+        io.BytesIO(gzip.decompress(file.read_bytes())), delimiter=","
+    )  # 64 grey levels and the label
     images = np.rint(table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
     return torch.from_numpy(images), torch.from_numpy(table[:, -1].astype(np.int64))

@@ -1,10 +1,13 @@
-"""Sets of image files, decoded when a batch asks for them: class folders, as ImageNet has, and shards as of webdataset.
+"""Sets of image files, decoded when a batch asks for them: class folders, as ImageNet has, and
+shards as of webdataset.
 
-    <uri>/train/<class>/*.JPEG   <uri>/val/<class>/*.JPEG      classes in the order of their folders' names
-    <uri>/*train*.tar            <uri>/*val*.tar               pairs of KEY.jpg and KEY.cls, which holds the class number
+    <uri>/train/<class>/*.JPEG   <uri>/val/<class>/*.JPEG      classes in the order of their
+    folders' names <uri>/*train*.tar            <uri>/*val*.tar               pairs of KEY.jpg and
+    KEY.cls, which holds the class number
 
-The test part is `test`, or `val` or `validation` where there is no `test` (ImageNet's test images have no labels: its val
-comes first). Images are made square as is usual for evaluation: shorter side to resolution * 256/224 (bicubic), then the centre.
+The test part is `test`, or `val` or `validation` where there is no `test` (ImageNet's test images
+have no labels: its val comes first). Images are made square as is usual for evaluation: shorter
+side to resolution * 256/224 (bicubic), then the centre.
 """
 
 from __future__ import annotations
@@ -34,22 +37,38 @@ class Listing(NamedTuple):
 
 
 def read(settings: config.Data) -> Listing:
-    """List the images at `settings.uri`; none is decoded yet. Raises `DataError` naming what is missing or does not fit."""
+    """List the images at `settings.uri`; none is decoded yet. Raises `DataError` naming what is
+    missing or does not fit.
+    """
     if not settings.uri:
-        hint = " (ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, unpacked and sorted by class)" if settings.name == "imagenet" else ""
-        raise DataError(f"data.uri is not set, but data.name='{settings.name}' is read from files; give a folder with {LAYOUT}{hint}")
+        hint = (
+            " (ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, unpacked and sorted by class)"
+            if settings.name == "imagenet"
+            else ""
+        )
+        raise DataError(
+            f"data.uri is not set, but data.name='{settings.name}' is read from files; give a "
+            f"folder with {LAYOUT}{hint}"
+        )
     store, resolution = Store(settings.uri), settings.resolution or 224
     names = store.names()
     if "train" in names:
         listing = _class_folders(store, _test_folder(settings, names), resolution)
     elif shards := [name for name in names if name.endswith(".tar") and "train" in name]:
-        wanted = _test_shards(settings, [name for name in names if name.endswith(".tar") and "train" not in name])
-        listing = _shards([store / name for name in shards], [store / name for name in wanted], resolution)
+        wanted = _test_shards(
+            settings, [name for name in names if name.endswith(".tar") and "train" not in name]
+        )
+        listing = _shards(
+            [store / name for name in shards], [store / name for name in wanted], resolution
+        )
     else:
-        raise DataError(f"data.uri='{settings.uri}' holds neither a folder train nor shards; it needs {LAYOUT}")
+        raise DataError(
+            f"data.uri='{settings.uri}' holds neither a folder train nor shards; it needs {LAYOUT}"
+        )
     if settings.name == "imagenet" and listing.num_classes != 1000:
         raise DataError(
-            f"data.uri='{settings.uri}' has {listing.num_classes} classes in train, but imagenet has 1000; set data.name=folder for another set"
+            f"data.uri='{settings.uri}' has {listing.num_classes} classes in train, but imagenet "
+            "has 1000; set data.name=folder for another set"
         )
     return listing
 
@@ -58,7 +77,8 @@ def _test_folder(settings: config.Data, names: list[str]) -> str:
     found = next((name for name in TESTS[settings.name] if name in names), None)
     if found is None:
         raise DataError(
-            f"data.uri='{settings.uri}' has no folder {' or '.join(TESTS[settings.name])}, so nothing to test on; move part of train/<class>/ there"
+            f"data.uri='{settings.uri}' has no folder {' or '.join(TESTS[settings.name])}, so "
+            "nothing to test on; move part of train/<class>/ there"
         )
     return found
 
@@ -67,7 +87,10 @@ def _test_shards(settings: config.Data, names: list[str]) -> list[str]:
     for part in TESTS[settings.name]:
         if found := [name for name in names if part in name]:
             return found
-    raise DataError(f"data.uri='{settings.uri}' has no shards named {' or '.join(f'*{p}*.tar' for p in TESTS[settings.name])}; add them to test on")
+    raise DataError(
+        f"data.uri='{settings.uri}' has no shards named "
+        f"{' or '.join(f'*{p}*.tar' for p in TESTS[settings.name])}; add them to test on"
+    )
 
 
 class Squares(abc.ABC):
@@ -86,7 +109,7 @@ class Squares(abc.ABC):
     def _decoded(self, position: int) -> np.ndarray: ...
 
 
-# -- class folders ---------------------------------------------------------------------------------------------------------
+# -- class folders ---------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class Files(Squares):
     """`Records` in one file each."""
@@ -111,29 +134,50 @@ def _class_folders(store: Store, test: str, resolution: int) -> Listing:
     number = {name: index for index, name in enumerate(classes)}
     strangers = {name.split("/", 1)[0] for name in test_files} - number.keys()
     if strangers:
-        raise DataError(f"'{store / test}' has a class folder '{min(strangers)}' that '{store / 'train'}' lacks; both need the same classes")
+        raise DataError(
+            f"'{store / test}' has a class folder '{min(strangers)}' that '{store / 'train'}' "
+            "lacks; both need the same classes"
+        )
     parts = []
     for part, files in (("train", train_files), (test, test_files)):
         labels = torch.tensor([number[name.split("/", 1)[0]] for name in files], dtype=torch.int64)
-        parts.append(OnDisk(Files(store / part, list(files), list(files.values()), resolution), labels, range(len(labels))))
+        parts.append(
+            OnDisk(
+                Files(store / part, list(files), list(files.values()), resolution),
+                labels,
+                range(len(labels)),
+            )
+        )
     return Listing(parts[0], parts[1], len(classes))
 
 
 def _image_files(folder: Store) -> dict[str, int]:
     """Bytes of each image file by its path, below a class folder."""
-    files = {name: size for name, size in folder.files().items() if name.lower().endswith(decode.SUFFIXES) and "/." not in f"/{name}"}
+    files = {
+        name: size
+        for name, size in folder.files().items()
+        if name.lower().endswith(decode.SUFFIXES) and "/." not in f"/{name}"
+    }
     if not files:
-        raise DataError(f"'{folder}' holds no images ({', '.join(decode.SUFFIXES)}); it needs one folder per class")
+        raise DataError(
+            f"'{folder}' holds no images ({', '.join(decode.SUFFIXES)}); it needs one folder per "
+            "class"
+        )
     flat = next((name for name in files if "/" not in name), None)
     if flat:
-        raise DataError(f"'{folder / flat}' lies in no class folder; move the images of each class to '{folder}/<class>/'")
+        raise DataError(
+            f"'{folder / flat}' lies in no class folder; move the images of each class to "
+            f"'{folder}/<class>/'"
+        )
     return files
 
 
-# -- shards ----------------------------------------------------------------------------------------------------------------
+# -- shards ----------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class Shards(Squares):
-    """`Records` inside tar files: (shard, first byte, bytes) of each, int64 [N,3]. `names` are the shards' own, whatever those of their copies."""
+    """`Records` inside tar files: (shard, first byte, bytes) of each, int64 [N,3]. `names` are the
+    shards' own, whatever those of their copies.
+    """
 
     shards: list[Store]
     names: list[str]
@@ -142,7 +186,11 @@ class Shards(Squares):
 
     def _decoded(self, position: int) -> np.ndarray:
         shard, start, size = self.places[position].tolist()
-        return decode.centre(self.shards[shard].read_bytes(start, size), f"{self.shards[shard]}, byte {start}", self.resolution)
+        return decode.centre(
+            self.shards[shard].read_bytes(start, size),
+            f"{self.shards[shard]}, byte {start}",
+            self.resolution,
+        )
 
     def hash_into(self, digest: Digest) -> None:
         digest.update("\n".join(self.names).encode())
@@ -155,13 +203,20 @@ def _shards(train: list[Store], test: list[Store], resolution: int) -> Listing:
     parts = []
     for shards, (places, numbers) in zip((train, test), listed, strict=True):
         labels = checked_labels(numbers, len(numbers), shards[0], num_classes)
-        records = Shards([shard.local_copy() for shard in shards], [shard.name for shard in shards], places, resolution)
+        records = Shards(
+            [shard.local_copy() for shard in shards],
+            [shard.name for shard in shards],
+            places,
+            resolution,
+        )
         parts.append(OnDisk(records, labels, range(len(labels))))
     return Listing(parts[0], parts[1], num_classes)
 
 
 def _places(shards: list[Store]) -> tuple[Tensor, list[int]]:
-    """Where the images lie, int64 [N,3], and their class numbers; shards that are elsewhere are first copied to this node."""
+    """Where the images lie, int64 [N,3], and their class numbers; shards that are elsewhere are
+    first copied to this node.
+    """
     places: list[tuple[int, int, int]] = []
     numbers: list[int] = []
     for index, shard in enumerate(shards):
@@ -175,11 +230,17 @@ def _places(shards: list[Store]) -> tuple[Tensor, list[int]]:
             elif f".{kind.lower()}" in decode.SUFFIXES:
                 pictures[f"{folder}/{key}"] = (index, member.offset, member.size)
         if lone := pictures.keys() ^ classes.keys():
-            raise DataError(f"'{shard}': '{min(lone).lstrip('/')}' has not both an image and a .cls file; fetch or make the shard again")
+            raise DataError(
+                f"'{shard}': '{min(lone).lstrip('/')}' has not both an image and a .cls file; "
+                "fetch or make the shard again"
+            )
         places += pictures.values()
         numbers += [classes[key] for key in pictures]
     if not numbers:
-        raise DataError(f"'{shards[0]}' and the shards beside it hold no pairs of KEY.jpg and KEY.cls; fetch or make them again")
+        raise DataError(
+            f"'{shards[0]}' and the shards beside it hold no pairs of KEY.jpg and KEY.cls; fetch "
+            "or make them again"
+        )
     return torch.tensor(places, dtype=torch.int64), numbers
 
 
@@ -187,4 +248,7 @@ def _class_number(text: str, shard: Store, name: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise DataError(f"'{shard}': '{name}' holds '{text.strip()[:20]}', not a class number; make the shard again") from None
+        raise DataError(
+            f"'{shard}': '{name}' holds '{text.strip()[:20]}', not a class number; make the shard "
+            "again"
+        ) from None

@@ -1,4 +1,6 @@
-"""Fashion-MNIST's idx files (Xiao et al. 2017, arXiv 1708.07747), as Debian's package dataset-fashion-mnist installs them."""
+"""Fashion-MNIST's idx files (Xiao et al. 2017, arXiv 1708.07747), as Debian's package
+dataset-fashion-mnist installs them.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +20,37 @@ NUM_CLASSES = 10
 
 
 def read(uri: str | None) -> tuple[Split, Split]:
-    """(train, test) of the folder `uri`, whose four files may end in .gz. Raises `DataError` for anything but whole idx files."""
+    """(train, test) of the folder `uri`, whose four files may end in .gz. Raises `DataError` for
+    anything but whole idx files.
+    """
     folder = Store(uri or "")
     if not uri or not folder.exists():
-        raise DataError(f"data.uri='{folder}' does not exist; install Debian's package dataset-fashion-mnist or give the folder with the idx files")
+        raise DataError(
+            f"data.uri='{folder}' does not exist; install Debian's package dataset-fashion-mnist "
+            "or give the folder with the idx files"
+        )
     return _part(folder, "train"), _part(folder, "t10k")
 
 
 def _part(folder: Store, part: str) -> Split:
-    images, labels = _array(folder, f"{part}-images-idx3-ubyte", 3), _array(folder, f"{part}-labels-idx1-ubyte", 1)
+    images, labels = (
+        _array(folder, f"{part}-images-idx3-ubyte", 3),
+        _array(folder, f"{part}-labels-idx1-ubyte", 1),
+    )
     if len(images) != len(labels):
         raise DataError(f"'{folder}': {len(images)} {part} images, but {len(labels)} labels")
     if len(labels) and int(labels.max()) >= NUM_CLASSES:
-        raise DataError(f"'{folder}': {part} labels reach {int(labels.max())}, but there are {NUM_CLASSES} classes")
+        raise DataError(
+            f"'{folder}': {part} labels reach {int(labels.max())}, but there are {NUM_CLASSES} "
+            "classes"
+        )
     return Split(images[:, None], labels.long())
 
 
 def _array(folder: Store, name: str, dimensions: int) -> Tensor:
-    """uint8 of the shape in the header: magic 0x0000 0x08 dimensions, then one big-endian uint32 per dimension."""
+    """uint8 of the shape in the header: magic 0x0000 0x08 dimensions, then one big-endian uint32
+    per dimension.
+    """
     names = folder.names()
     found = next((name + ending for ending in ("", ".gz") if name + ending in names), None)
     if found is None:
@@ -46,8 +61,13 @@ def _array(folder: Store, name: str, dimensions: int) -> Tensor:
             data = gzip.decompress(data)
         magic, *shape = struct.unpack_from(f">{1 + dimensions}I", data)
     except (OSError, EOFError, zlib.error, struct.error) as error:
-        raise DataError(f"'{folder / found}' is truncated or damaged ({error}); fetch it again") from None
+        raise DataError(
+            f"'{folder / found}' is truncated or damaged ({error}); fetch it again"
+        ) from None
     body = np.frombuffer(data, np.uint8, offset=4 * (1 + dimensions))
     if magic != 0x0800 + dimensions or body.size != np.prod(shape, dtype=np.int64):
-        raise DataError(f"'{folder / found}' is not an idx file of {dimensions} dimensions, or not whole; fetch it again")
+        raise DataError(
+            f"'{folder / found}' is not an idx file of {dimensions} dimensions, or not whole; "
+            "fetch it again"
+        )
     return torch.from_numpy(body.reshape(shape).copy())

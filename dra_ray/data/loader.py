@@ -1,4 +1,6 @@
-"""Batch t of the plan, as tensors on the device: from a set that lives there whole, or read ahead in the background."""
+"""Batch t of the plan, as tensors on the device: from a set that lives there whole, or read ahead
+in the background.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,18 @@ from torch import Tensor
 from dra_ray.data.batches import BatchPlan
 from dra_ray.data.pictures import CHUNK, Pictures, Split, picture_bytes
 
-# Real and synthetic images up to this size live on the device as one uint8 tensor: CIFAR with 1 million synthetic images takes 3.2 GB of it
+# Real and synthetic images up to this size live on the device as one uint8 tensor: CIFAR with 1
+# million synthetic images takes 3.2 GB of it
 RESIDENT_BYTES = 4 * 2**30
 
 
 class Batches:
-    """`get(t)` is this worker's slice `mine` of batch t, a pure function of (plan, t): any step may be asked for, in any order, repeatedly.
+    """`get(t)` is this worker's slice `mine` of batch t, a pure function of (plan, t): any step may
+    be asked for, in any order, repeatedly.
 
-    Larger sets than `resident_bytes` are read by one background thread, which works on steps t+1 to t+`ahead` while step t
-    trains. What fails there is raised by the `get` of that step. Call `close` at the end.
+    Larger sets than `resident_bytes` are read by one background thread, which works on steps t+1 to
+    t+`ahead` while step t trains. What fails there is raised by the `get` of that step. Call
+    `close` at the end.
     """
 
     def __init__(
@@ -32,7 +37,10 @@ class Batches:
         resident_bytes: int = RESIDENT_BYTES,
     ) -> None:
         self._sets = [real] if synthetic is None else [real, synthetic]
-        assert [len(pictures) for pictures in self._sets] == [plan.real_images, plan.synthetic_images][: len(self._sets)]
+        assert [len(pictures) for pictures in self._sets] == [
+            plan.real_images,
+            plan.synthetic_images,
+        ][: len(self._sets)]
         self._plan, self._device, self._mine, self._ahead = plan, torch.device(device), mine, ahead
         self._resident: Split | None = None
         self._thread: ThreadPoolExecutor | None = None
@@ -43,16 +51,26 @@ class Batches:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
 
     def _on_device(self) -> Split:
-        """All images one after another, brought over in parts, so that sets on disk never lie in the host's memory whole."""
+        """All images one after another, brought over in parts, so that sets on disk never lie in
+        the host's memory whole.
+        """
         if len(self._sets) == 1 and isinstance(self._sets[0], Split):
-            return Split(self._sets[0].images.to(self._device), self._sets[0].labels.to(self._device))
-        images = torch.empty((sum(map(len, self._sets)), *self._sets[0].picture_shape), dtype=torch.uint8, device=self._device)
+            return Split(
+                self._sets[0].images.to(self._device), self._sets[0].labels.to(self._device)
+            )
+        images = torch.empty(
+            (sum(map(len, self._sets)), *self._sets[0].picture_shape),
+            dtype=torch.uint8,
+            device=self._device,
+        )
         start = 0
         for pictures in self._sets:
             for rows in torch.arange(len(pictures)).split(CHUNK):
                 images[start : start + len(rows)] = pictures.take(rows)[0].to(self._device)
                 start += len(rows)
-        return Split(images, torch.cat([pictures.labels for pictures in self._sets]).to(self._device))
+        return Split(
+            images, torch.cat([pictures.labels for pictures in self._sets]).to(self._device)
+        )
 
     def get(self, step: int) -> tuple[Tensor, Tensor]:
         """images uint8 [b,C,H,W] and labels int64 [b] on the device."""
@@ -66,12 +84,16 @@ class Batches:
             if coming not in self._under_way:
                 self._under_way[coming] = self._thread.submit(self._read, coming)
         images, labels = self._under_way.pop(step).result()
-        return images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
+        return images.to(self._device, non_blocking=True), labels.to(
+            self._device, non_blocking=True
+        )
 
     def _read(self, step: int) -> tuple[Tensor, Tensor]:
         chosen = self._plan.indices(step)[self._mine]
         batch = self._gathered(chosen)
-        return (batch[0].pin_memory(), batch[1].pin_memory()) if self._device.type == "cuda" else batch
+        return (
+            (batch[0].pin_memory(), batch[1].pin_memory()) if self._device.type == "cuda" else batch
+        )
 
     def _gathered(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels at indices into real and synthetic images together."""

@@ -1,4 +1,6 @@
-"""Labelled images behind one protocol: decoded in memory, or read from files when a batch asks for them."""
+"""Labelled images behind one protocol: decoded in memory, or read from files when a batch asks for
+them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ CHUNK = 4096  # images read at once where all are wanted
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What a network must fit: classes, channels, pixels a side, and per-channel mean and deviation in [0,1] units."""
+    """What a network must fit: classes, channels, pixels a side, and per-channel mean and deviation
+    in [0,1] units.
+    """
 
     num_classes: int
     channels: int
@@ -55,7 +59,9 @@ class Pictures(Protocol):
     def __getitem__(self, index: slice | Tensor) -> Pictures: ...
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """images uint8 [b,C,H,W] and labels int64 [b] at `indices` int64 [b], on the CPU. Safe to call from several threads."""
+        """images uint8 [b,C,H,W] and labels int64 [b] at `indices` int64 [b], on the CPU. Safe to
+        call from several threads.
+        """
         ...
 
     def hash_into(self, digest: Digest) -> None: ...
@@ -94,7 +100,9 @@ class Records(Protocol):
     def picture_shape(self) -> tuple[int, ...]: ...
 
     def read(self, positions: list[int]) -> Tensor:
-        """uint8 [b,C,H,W]; raises `DataError` naming the file that cannot be decoded. Safe to call from several threads."""
+        """uint8 [b,C,H,W]; raises `DataError` naming the file that cannot be decoded. Safe to call
+        from several threads.
+        """
         ...
 
     def hash_into(self, digest: Digest) -> None:
@@ -104,7 +112,9 @@ class Records(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class OnDisk:
-    """`Pictures` read when they are asked for: image i is `records` number `positions[i]`, labels int64 [N]."""
+    """`Pictures` read when they are asked for: image i is `records` number `positions[i]`, labels
+    int64 [N].
+    """
 
     records: Records
     labels: Tensor
@@ -119,7 +129,11 @@ class OnDisk:
         return len(self.labels)
 
     def __getitem__(self, index: slice | Tensor) -> OnDisk:
-        return OnDisk(self.records, self.labels[index], self.positions[index] if isinstance(index, slice) else self._at(index))
+        return OnDisk(
+            self.records,
+            self.labels[index],
+            self.positions[index] if isinstance(index, slice) else self._at(index),
+        )
 
     def _at(self, indices: Tensor) -> Tensor:
         if isinstance(self.positions, Tensor):
@@ -131,7 +145,11 @@ class OnDisk:
 
     def hash_into(self, digest: Digest) -> None:
         self.records.hash_into(digest)
-        digest.update(str(self.positions).encode() if isinstance(self.positions, range) else self.positions.contiguous().numpy().data)
+        digest.update(
+            str(self.positions).encode()
+            if isinstance(self.positions, range)
+            else self.positions.contiguous().numpy().data
+        )
         digest.update(self.labels.contiguous().numpy().data)
 
 
@@ -151,13 +169,19 @@ def picture_bytes(pictures: Pictures) -> int:
 
 
 def checked(images: np.ndarray, labels: Any, source: object, shape: Shape) -> Split:
-    """A `Split` of images uint8 [N,C,H,W] and N labels; `DataError` naming `source` unless they fit each other and `shape`."""
+    """A `Split` of images uint8 [N,C,H,W] and N labels; `DataError` naming `source` unless they fit
+    each other and `shape`.
+    """
     wanted = (shape.channels, shape.resolution, shape.resolution)
     if images.dtype != np.uint8 or images.shape[1:] != wanted:
         raise DataError(
-            f"'{source}': images are {images.dtype} {list(images.shape)}, not uint8 with (C, H, W) = {wanted}; check data.uri and data.name"
+            f"'{source}': images are {images.dtype} {list(images.shape)}, not uint8 with (C, H, W) "
+            f"= {wanted}; check data.uri and data.name"
         )
-    return Split(torch.from_numpy(np.ascontiguousarray(images)), checked_labels(labels, len(images), source, shape.num_classes))
+    return Split(
+        torch.from_numpy(np.ascontiguousarray(images)),
+        checked_labels(labels, len(images), source, shape.num_classes),
+    )
 
 
 def checked_labels(labels: Any, count: int, source: object, num_classes: int) -> Tensor:
@@ -166,9 +190,19 @@ def checked_labels(labels: Any, count: int, source: object, num_classes: int) ->
         array = np.asarray(labels)
     except ValueError:  # lists of lists of different lengths
         array = np.empty((), object)
-    if array.ndim != 1 or len(array) != count or not (np.issubdtype(array.dtype, np.integer) or not count):
-        raise DataError(f"'{source}': {count} images, but labels are {array.dtype} {list(array.shape)}; every image needs one class number")
+    if (
+        array.ndim != 1
+        or len(array) != count
+        or not (np.issubdtype(array.dtype, np.integer) or not count)
+    ):
+        raise DataError(
+            f"'{source}': {count} images, but labels are {array.dtype} {list(array.shape)}; every "
+            "image needs one class number"
+        )
     if count and not (array.min() >= 0 and array.max() < num_classes):
         reach = int(array.min() if array.min() < 0 else array.max())
-        raise DataError(f"'{source}': labels reach {reach}, but there are {num_classes} classes; check data.uri and data.name")
+        raise DataError(
+            f"'{source}': labels reach {reach}, but there are {num_classes} classes; check "
+            "data.uri and data.name"
+        )
     return torch.from_numpy(array.astype(np.int64))

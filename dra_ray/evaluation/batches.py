@@ -1,4 +1,6 @@
-"""One batch of an evaluation, wherever it runs: what to do, doing it, and the numerics that decide its last bits."""
+"""One batch of an evaluation, wherever it runs: what to do, doing it, and the numerics that decide
+its last bits.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,14 @@ class Work:
     """images float [n,C,H,W] (uint8 where corrupted), labels int64 [n] and what to do with them.
 
     Attributes:
-        kind: clean and PGD accuracy with AutoAttack's warnings; one attack of AutoAttack; PGD at another radius; accuracy alone.
+        kind: clean and PGD accuracy with AutoAttack's warnings; one attack of AutoAttack; PGD at
+            another radius; accuracy alone.
         attack: of AutoAttack, or what the batch is for.
         numbers: int64 [n], where the images stand in the whole set.
         noise: of PGD's starts, float [restarts,n,C,H,W]; None where there is no PGD.
         first: whether this is the first batch, whose warnings AutoAttack gives.
-        corruption: name and severity; images come clean where evaluation.corruptions is "generated".
+        corruption: name and severity; images come clean where evaluation.corruptions is
+            "generated".
     """
 
     images: Tensor
@@ -53,7 +57,9 @@ class Work:
 
 
 def run(student: nn.Module, work: Work, file: Store, digest: str) -> Arrays:
-    """Do one batch, write the outcome to `file`, and return what was written. On one thread, where sums have one order."""
+    """Do one batch, write the outcome to `file`, and return what was written. On one thread, where
+    sums have one order.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = False  # it picks kernels by a race
@@ -63,23 +69,36 @@ def run(student: nn.Module, work: Work, file: Store, digest: str) -> Arrays:
     try:
         student = student.to(work.device)
         with _seeded(work):
-            outcome = {"clean": _clean, "attack": _attack, "radius": _radius, "corrupted": _corrupted}[work.kind](student, work)
+            outcome = {
+                "clean": _clean,
+                "attack": _attack,
+                "radius": _radius,
+                "corrupted": _corrupted,
+            }[work.kind](student, work)
     except torch.OutOfMemoryError as error:
-        full = str(error)  # raised again below: until this handler is left, its traceback keeps the batch's tensors on the GPU
+        full = str(
+            error
+        )  # raised again below: until this handler is left, its traceback keeps the batch's tensors on the GPU
     finally:
         torch.set_num_threads(threads)
     if work.device == "cuda":
         torch.cuda.empty_cache()  # the next batch may come to another process on the same GPU
     if full is not None:
         raise torch.OutOfMemoryError(full)
-    outcome |= {"seconds": np.array(time.monotonic() - started), "digest": np.array(digest), "numerics": np.array(facts)}
+    outcome |= {
+        "seconds": np.array(time.monotonic() - started),
+        "digest": np.array(digest),
+        "numerics": np.array(facts),
+    }
     file.write_npz(**outcome)
     return outcome
 
 
 @contextmanager
 def _seeded(work: Work) -> Iterator[None]:
-    """What a randomised student draws depends on the batch alone, not on what its process did before."""
+    """What a randomised student draws depends on the batch alone, not on what its process did
+    before.
+    """
     with torch.random.fork_rng([torch.cuda.current_device()] if work.device == "cuda" else []):
         torch.manual_seed(work.evaluation.seed + int(work.numbers[0]))
         yield
@@ -87,7 +106,9 @@ def _seeded(work: Work) -> Iterator[None]:
 
 def _clean(student: nn.Module, work: Work) -> Arrays:
     images, labels = work.images.to(work.device), work.labels.to(work.device)
-    flags = checks.check(student, images, labels, version=work.evaluation.version)  # raises where a batch makes no sense
+    flags = checks.check(
+        student, images, labels, version=work.evaluation.version
+    )  # raises where a batch makes no sense
     with torch.no_grad():
         classes = student(images[:1]).shape[1]
     share, worst = _pgd(student, work, images, labels)
@@ -102,7 +123,11 @@ def _clean(student: nn.Module, work: Work) -> Arrays:
 
 
 def _attack(student: nn.Module, work: Work) -> Arrays:
-    images, labels, evaluation = work.images.to(work.device), work.labels.to(work.device), work.evaluation
+    images, labels, evaluation = (
+        work.images.to(work.device),
+        work.labels.to(work.device),
+        work.evaluation,
+    )
     broken, adversarial = autoattack.attack_chunk(
         student,
         images,
@@ -122,7 +147,12 @@ def _attack(student: nn.Module, work: Work) -> Arrays:
 def _radius(student: nn.Module, work: Work) -> Arrays:
     images, labels = work.images.to(work.device), work.labels.to(work.device)
     if not work.threat.eps_255:
-        return {"share": autoattack.clean_correct(student, images, labels, len(labels)).float().cpu().numpy()}
+        return {
+            "share": autoattack.clean_correct(student, images, labels, len(labels))
+            .float()
+            .cpu()
+            .numpy()
+        }
     return {"share": _pgd(student, work, images, labels)[0]}
 
 
@@ -130,7 +160,11 @@ def _corrupted(student: nn.Module, work: Work) -> Arrays:
     """Many images, in parts of the evaluation's batch."""
     assert work.corruption
     made = work.evaluation.corruptions == corruptions.MADE
-    images = corruptions.generated(work.images, *work.corruption, work.evaluation.seed) if made else work.images
+    images = (
+        corruptions.generated(work.images, *work.corruption, work.evaluation.seed)
+        if made
+        else work.images
+    )
     batch = work.evaluation.batch
     parts = zip(images.split(batch), work.labels.split(batch), strict=True)
     with torch.no_grad():
@@ -138,8 +172,12 @@ def _corrupted(student: nn.Module, work: Work) -> Arrays:
     return {"correct": torch.cat(right).numpy()}
 
 
-def _pgd(student: nn.Module, work: Work, images: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Share of passes that are right, float [n], and whether all are, bool [n]; of the worst restart. Without EOT there is one pass."""
+def _pgd(
+    student: nn.Module, work: Work, images: Tensor, labels: Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Share of passes that are right, float [n], and whether all are, bool [n]; of the worst
+    restart. Without EOT there is one pass.
+    """
     assert work.noise is not None
     noise, steps, eot = work.noise.to(work.device), work.evaluation.pgd_steps, work.evaluation.eot
     if eot > 1:

@@ -34,7 +34,9 @@ from dra_ray.students.weights import load_into, read_weights
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 STATE = "state.pt"  # of a training checkpoint
-IN_RUN = 4  # folders from a checkpoint's file up to its run: RUN/checkpoints/NAME/CHECKPOINT/state.pt
+IN_RUN = (
+    4  # folders from a checkpoint's file up to its run: RUN/checkpoints/NAME/CHECKPOINT/state.pt
+)
 SECTIONS = ("data", "evaluation", "model", "resources", "threat")
 
 
@@ -48,7 +50,8 @@ class Subject:
         images: float [N,C,H,W] in [0,1]; labels: int64 [N].
         experiment: its sections data, threat, evaluation and resources count.
         folder: where the results go.
-        source: what was evaluated, for the result; `code` in it, digests of source files, also for the result's digest.
+        source: what was evaluated, for the result; `code` in it, digests of source files, also for
+            the result's digest.
         beside: another folder of results whose batches serve where they are the same.
         keep: whether a result of other settings in `folder` is an error, or replaced.
         code: modules that other machines may not have, sent to them with the student.
@@ -71,9 +74,11 @@ class Options:
     """What a user changes or adds; None leaves it as it is.
 
     Attributes:
-        settings: dotted fields of an experiment's data, evaluation, model, resources and threat; without a dot, of data.
+        settings: dotted fields of an experiment's data, evaluation, model, resources and threat;
+            without a dot, of data.
         to: folder of the results; needed unless a run is evaluated.
-        images: .npz file with `image` (uint8 NHWC, or float NCHW in [0,1]) and `label`, instead of the data set's test images.
+        images: .npz file with `image` (uint8 NHWC, or float NCHW in [0,1]) and `label`, instead of
+            the data set's test images.
     """
 
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -97,43 +102,84 @@ def read(what: str, options: Options | None = None) -> Subject:
     """The subject that `what` names; see the table above.
 
     Raises:
-        ConfigError, CheckpointError, DataError: with one line that says what is missing or does not fit.
+        ConfigError, CheckpointError, DataError: with one line that says what is missing or does not
+        fit.
     """
     options = options or Options()
     if _is_run(what):
         return _run(Store(what), options)
     if options.to is None:
-        raise ConfigError(f"--to is not set, but '{what}' is no run with a folder for its results; give --to URI")
+        raise ConfigError(
+            f"--to is not set, but '{what}' is no run with a folder for its results; give --to URI"
+        )
     run = _run_around(Store(what).resolved()) if _is_file(what) else None
     experiment = _overridden(_experiment(run), options) if run else _given(what, options)
     images, labels, facts = _images(experiment, options)
-    subject = Subject(what, nn.Identity(), images, labels, experiment, options.to.resolved(), {"what": what, "data": facts}, keep=True)
-    student, source, code = _student(what, experiment, options, _shape(experiment, options, images, labels, known=run is not None))
-    return dataclasses.replace(subject, student=student.requires_grad_(False), source=subject.source | source, code=code)
+    subject = Subject(
+        what,
+        nn.Identity(),
+        images,
+        labels,
+        experiment,
+        options.to.resolved(),
+        {"what": what, "data": facts},
+        keep=True,
+    )
+    student, source, code = _student(
+        what,
+        experiment,
+        options,
+        _shape(experiment, options, images, labels, known=run is not None),
+    )
+    return dataclasses.replace(
+        subject, student=student.requires_grad_(False), source=subject.source | source, code=code
+    )
 
 
 def _is_run(what: str) -> bool:
-    return not (what.startswith(("timm/", "robustbench:")) or FUNCTION.fullmatch(what) or _is_file(what))
+    return not (
+        what.startswith(("timm/", "robustbench:")) or FUNCTION.fullmatch(what) or _is_file(what)
+    )
 
 
 def _is_file(what: str) -> bool:
-    return not what.startswith(("timm/", "robustbench:")) and (what.endswith(FILES) or (Store(what) / STATE).exists())
+    return not what.startswith(("timm/", "robustbench:")) and (
+        what.endswith(FILES) or (Store(what) / STATE).exists()
+    )
 
 
-# -- runs ----------------------------------------------------------------------------------------------------------------
+# -- runs ------------------------------------------------------------------------------------------
 def _run(run: Store, options: Options) -> Subject:
     for option in ("weights", "architecture"):
         if getattr(options, option):
-            raise ConfigError(f"--{option} was given, but '{run}' is taken as a run, which has its own; leave it out")
+            raise ConfigError(
+                f"--{option} was given, but '{run}' is taken as a run, which has its own; leave it out"
+            )
     student, stored = checkpoint.load(run)
     run = run.resolved()
     experiment = _overridden(stored, options)
     images, labels, facts = _images(experiment, options)
     name = _difference(stored, experiment, facts)
-    folder = options.to.resolved() if options.to else run / "evaluation" / name if name else run / "evaluation"
+    folder = (
+        options.to.resolved()
+        if options.to
+        else run / "evaluation" / name
+        if name
+        else run / "evaluation"
+    )
     beside = run / "evaluation" if folder != run / "evaluation" else None
     source = {"kind": "run", "what": run.name, "data": facts}
-    return Subject(run.name, student, images, labels, experiment, folder, source, beside, keep=options.to is not None)
+    return Subject(
+        run.name,
+        student,
+        images,
+        labels,
+        experiment,
+        folder,
+        source,
+        beside,
+        keep=options.to is not None,
+    )
 
 
 def _run_around(file: Store) -> Store | None:
@@ -150,13 +196,23 @@ def _run_around(file: Store) -> Store | None:
 
 
 def _experiment(run: Store) -> config.Experiment:
-    return config.validate(config.Experiment, (run / "manifest.json").read_json()["config"], str(run / "manifest.json"))
+    return config.validate(
+        config.Experiment, (run / "manifest.json").read_json()["config"], str(run / "manifest.json")
+    )
 
 
-def _difference(stored: config.Experiment, experiment: config.Experiment, facts: Mapping[str, Any]) -> str:
-    """Name of a result whose settings are not those that the run was trained with; "" where they are."""
+def _difference(
+    stored: config.Experiment, experiment: config.Experiment, facts: Mapping[str, Any]
+) -> str:
+    """Name of a result whose settings are not those that the run was trained with; "" where they
+    are.
+    """
     before, after = stored.evaluation.model_dump(), experiment.evaluation.model_dump()
-    parts = [_word(field, value) for field, value in after.items() if value != before[field] and field != "workers"]
+    parts = [
+        _word(field, value)
+        for field, value in after.items()
+        if value != before[field] and field != "workers"
+    ]
     if experiment.threat.norm != stored.threat.norm:
         parts.append(experiment.threat.norm)
     if experiment.threat.eps_255 != stored.threat.eps_255:
@@ -176,15 +232,23 @@ def _word(field: str, value: Any) -> str:
     return f"{field.replace('_', '-')}-{text if short else sha256(text.encode())[:8]}"
 
 
-# -- settings ------------------------------------------------------------------------------------------------------------
+# -- settings --------------------------------------------------------------------------------------
 def _changes(options: Options) -> dict[str, Any]:
-    changes = {field if "." in field else f"data.{field}": value for field, value in options.settings.items()}
+    changes = {
+        field if "." in field else f"data.{field}": value
+        for field, value in options.settings.items()
+    }
     for field in changes:
         section = field.partition(".")[0]
         if section not in SECTIONS:
-            raise ConfigError(f"--set {field}: an evaluation has no section '{section}'; {nearest(section, SECTIONS)}")
+            raise ConfigError(
+                f"--set {field}: an evaluation has no section '{section}'; "
+                f"{nearest(section, SECTIONS)}"
+            )
     chosen = {"version": options.version, "level": options.level, "streams": options.streams}
-    return changes | {f"evaluation.{field}": value for field, value in chosen.items() if value is not None}
+    return changes | {
+        f"evaluation.{field}": value for field, value in chosen.items() if value is not None
+    }
 
 
 def _overridden(stored: config.Experiment, options: Options) -> config.Experiment:
@@ -228,13 +292,18 @@ def _threat(threat: config.Threat, options: Options) -> config.Threat:
     return config.validate(config.Threat, threat.model_dump() | changes, "--norm, --eps-255")
 
 
-# -- images --------------------------------------------------------------------------------------------------------------
-def _images(experiment: config.Experiment, options: Options) -> tuple[Tensor, Tensor, dict[str, Any]]:
+# -- images ----------------------------------------------------------------------------------------
+def _images(
+    experiment: config.Experiment, options: Options
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Test images float [N,C,H,W] in [0,1], labels int64 [N], and what they are."""
     if options.images:
         return *_from_npz(Store(options.images)), {"images": options.images}
     if not experiment.model_fields_set & {"data"}:
-        raise ConfigError("no images to attack; give --set name=cifar10 --set uri=URI (any data set by its fields), or --images FILE.npz")
+        raise ConfigError(
+            "no images to attack; give --set name=cifar10 --set uri=URI (any data set by its "
+            "fields), or --images FILE.npz"
+        )
     test = data.in_memory(data.load(experiment.data).test)
     return data.to_float(test.images), test.labels, {"name": experiment.data.name}
 
@@ -242,12 +311,21 @@ def _images(experiment: config.Experiment, options: Options) -> tuple[Tensor, Te
 def _from_npz(file: Store) -> tuple[Tensor, Tensor]:
     arrays = file.read_npz()
     if missing := [key for key in ("image", "label") if key not in arrays]:
-        raise DataError(f"'{file}' has no array '{missing[0]}' but {', '.join(arrays) or 'none'}; it needs image and label")
+        raise DataError(
+            f"'{file}' has no array '{missing[0]}' but {', '.join(arrays) or 'none'}; it needs "
+            "image and label"
+        )
     image, label = arrays["image"], arrays["label"]
     if image.ndim != 4 or not (image.dtype == np.uint8 or np.issubdtype(image.dtype, np.floating)):
-        raise DataError(f"'{file}': image is {image.dtype} {list(image.shape)}; expected uint8 [N,H,W,C], or float [N,C,H,W] in [0,1]")
+        raise DataError(
+            f"'{file}': image is {image.dtype} {list(image.shape)}; expected uint8 [N,H,W,C], or "
+            "float [N,C,H,W] in [0,1]"
+        )
     if not (np.issubdtype(label.dtype, np.integer) and label.shape == (len(image),) and len(label)):
-        raise DataError(f"'{file}': label is {label.dtype} {list(label.shape)} for {len(image)} images; expected one class number each")
+        raise DataError(
+            f"'{file}': label is {label.dtype} {list(label.shape)} for {len(image)} images; "
+            "expected one class number each"
+        )
     if image.dtype == np.uint8:
         images = data.to_float(torch.from_numpy(np.ascontiguousarray(image.transpose(0, 3, 1, 2))))
     else:
@@ -257,19 +335,32 @@ def _from_npz(file: Store) -> tuple[Tensor, Tensor]:
 
 def _in_range(images: Tensor, file: Store) -> Tensor:
     if images.shape[1] not in (1, 3):
-        raise DataError(f"'{file}': images have {images.shape[1]} channels; uint8 images are [N,H,W,C], float ones [N,C,H,W], with 1 or 3 channels")
+        raise DataError(
+            f"'{file}': images have {images.shape[1]} channels; uint8 images are [N,H,W,C], float "
+            "ones [N,C,H,W], with 1 or 3 channels"
+        )
     low, high = float(images.min()), float(images.max())
     if not (low >= 0 and high <= 1):  # also true for NaN
-        raise DataError(f"'{file}': images span [{low:g}, {high:g}] and must lie in [0, 1]; normalise inside the student")
+        raise DataError(
+            f"'{file}': images span [{low:g}, {high:g}] and must lie in [0, 1]; normalise inside "
+            "the student"
+        )
     return images
 
 
-def _shape(experiment: config.Experiment, options: Options, images: Tensor, labels: Tensor, known: bool) -> Shape:
-    """What the student must fit: the data set's shape, or that of an .npz file's images where no data set is named."""
+def _shape(
+    experiment: config.Experiment, options: Options, images: Tensor, labels: Tensor, known: bool
+) -> Shape:
+    """What the student must fit: the data set's shape, or that of an .npz file's images where no
+    data set is named.
+    """
     if known or "data" in experiment.model_fields_set:
         shape = data.outline(experiment.data).shape
         if tuple(images.shape[1:]) != (shape.channels, shape.resolution, shape.resolution):
-            raise DataError(f"'{options.images}': images are {list(images.shape[1:])}, but those of '{experiment.data.name}' are not")
+            raise DataError(
+                f"'{options.images}': images are {list(images.shape[1:])}, but those of "
+                f"'{experiment.data.name}' are not"
+            )
         return shape
     channels, height, width = images.shape[1:]
     if height != width:
@@ -277,7 +368,7 @@ def _shape(experiment: config.Experiment, options: Options, images: Tensor, labe
     return Shape(int(labels.max()) + 1, channels, height, (0.0,) * channels, (1.0,) * channels)
 
 
-# -- students ------------------------------------------------------------------------------------------------------------
+# -- students --------------------------------------------------------------------------------------
 Found = tuple[nn.Module, dict[str, Any], tuple[ModuleType, ...]]
 
 
@@ -287,24 +378,49 @@ def _student(what: str, experiment: config.Experiment, options: Options, shape: 
         return _made_by(what)
     if what.startswith("robustbench:"):
         if not options.architecture:
-            raise ConfigError(f"--architecture is not set, but '{what}' needs one, such as wrn-28-10")
-        student = robustbench.load(Store(what.removeprefix("robustbench:")), experiment.model, shape)
+            raise ConfigError(
+                f"--architecture is not set, but '{what}' needs one, such as wrn-28-10"
+            )
+        student = robustbench.load(
+            Store(what.removeprefix("robustbench:")), experiment.model, shape
+        )
         return student, {"kind": "robustbench", "architecture": options.architecture}, ()
     if what.startswith("timm/"):
         if not options.weights:
-            raise ConfigError(f"--weights is not set, but '{what}' is a network without weights; give --weights URI")
-        return _loaded(Store(options.weights), experiment, options, shape), {"kind": "timm", "weights": options.weights}, ()
+            raise ConfigError(
+                f"--weights is not set, but '{what}' is a network without weights; give --weights URI"
+            )
+        return (
+            _loaded(Store(options.weights), experiment, options, shape),
+            {"kind": "timm", "weights": options.weights},
+            (),
+        )
     if "name" not in experiment.model.model_fields_set:
-        raise ConfigError(f"model.name is not set, and '{what}' lies in no training run that would tell; give --set model.name=NAME")
-    return _loaded(Store(what), experiment, options, shape), {"kind": "checkpoint", "architecture": experiment.model.name}, ()
+        raise ConfigError(
+            f"model.name is not set, and '{what}' lies in no training run that would tell; give "
+            "--set model.name=NAME"
+        )
+    return (
+        _loaded(Store(what), experiment, options, shape),
+        {"kind": "checkpoint", "architecture": experiment.model.name},
+        (),
+    )
 
 
-def _loaded(file: Store, experiment: config.Experiment, options: Options, shape: Shape) -> students.Student:
+def _loaded(
+    file: Store, experiment: config.Experiment, options: Options, shape: Shape
+) -> students.Student:
     """Strictly: a classifier that is missing or of other classes is an error here."""
     settings = experiment.model
-    if settings.normalise and not (settings.mean and settings.std) and options.images and "data" not in experiment.model_fields_set:
+    if (
+        settings.normalise
+        and not (settings.mean and settings.std)
+        and options.images
+        and "data" not in experiment.model_fields_set
+    ):
         raise ConfigError(
-            f"'{file}' is a network that normalises its images, but an npz file has no usual mean; give --set model.mean=[...] and model.std=[...], "
+            f"'{file}' is a network that normalises its images, but an npz file has no usual mean; "
+            "give --set model.mean=[...] and model.std=[...], "
             "--set name=DATASET, or --set model.normalise=false"
         )
     student = students.build(settings, shape)
@@ -319,7 +435,9 @@ def _weights(file: Store) -> dict[str, Tensor]:
         return read_weights(file)
     state = file.read_torch()
     if not (isinstance(state, Mapping) and isinstance(state.get("average"), Mapping)):
-        raise CheckpointError(f"'{file}' has no averaged weights; give a checkpoint that `dra train` wrote")
+        raise CheckpointError(
+            f"'{file}' has no averaged weights; give a checkpoint that `dra train` wrote"
+        )
     return dict(state["average"])
 
 
@@ -331,24 +449,40 @@ def _made_by(what: str) -> Found:
     try:
         module = importlib.import_module(name)
     except Exception as error:  # the user's module may fail in any way
-        raise ConfigError(f"'{what}': module '{name}' cannot be imported ({_first_line(error)}); run it where `import {name}` works") from error
+        raise ConfigError(
+            f"'{what}': module '{name}' cannot be imported ({_first_line(error)}); run it where "
+            f"`import {name}` works"
+        ) from error
     make = getattr(module, function, None)
     if not callable(make):
         known = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-        raise ConfigError(f"'{what}': module '{name}' has no function '{function}'; {nearest(function, known)}")
+        raise ConfigError(
+            f"'{what}': module '{name}' has no function '{function}'; {nearest(function, known)}"
+        )
     try:
         student = make()
     except Exception as error:
-        raise ConfigError(f"'{what}' failed ({_first_line(error)}); it is called without arguments and must return a torch.nn.Module") from error
+        raise ConfigError(
+            f"'{what}' failed ({_first_line(error)}); it is called without arguments and must "
+            "return a torch.nn.Module"
+        ) from error
     if not isinstance(student, nn.Module):
-        raise ConfigError(f"'{what}' returned {type(student).__name__}; it must return a torch.nn.Module that gives logits")
+        raise ConfigError(
+            f"'{what}' returned {type(student).__name__}; it must return a torch.nn.Module that "
+            "gives logits"
+        )
     code = _local_code(name)
-    digests = {found: sha256(Store(str(part.__file__)).read_bytes()) for found, part in sorted(code.items())}
+    digests = {
+        found: sha256(Store(str(part.__file__)).read_bytes())
+        for found, part in sorted(code.items())
+    }
     return student, {"kind": "function", "code": digests}, tuple(code.values())
 
 
 def _local_code(name: str) -> dict[str, ModuleType]:
-    """Module `name` and what it uses, as far as it lies below the current directory and is not installed."""
+    """Module `name` and what it uses, as far as it lies below the current directory and is not
+    installed.
+    """
     found: dict[str, ModuleType] = {}
     names = [name]
     while names:
@@ -357,7 +491,11 @@ def _local_code(name: str) -> dict[str, ModuleType]:
             continue
         found[name] = module
         for value in vars(module).values():
-            other = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+            other = (
+                value.__name__
+                if isinstance(value, ModuleType)
+                else getattr(value, "__module__", None)
+            )
             if isinstance(other, str):
                 names.append(other)
     return found
@@ -365,8 +503,16 @@ def _local_code(name: str) -> dict[str, ModuleType]:
 
 def _is_local(module: ModuleType) -> bool:
     file = getattr(module, "__file__", None) or ""
-    return file.startswith(os.getcwd() + os.sep) and "site-packages" not in file and module.__name__.partition(".")[0] not in ("dra_ray", "__main__")
+    return (
+        file.startswith(os.getcwd() + os.sep)
+        and "site-packages" not in file
+        and module.__name__.partition(".")[0] not in ("dra_ray", "__main__")
+    )
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
+    return (
+        f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        if str(error)
+        else type(error).__name__
+    )

@@ -25,7 +25,8 @@ class Verdicts:
 
     Attributes:
         clean: bool [N], correct on the image.
-        pgd: float [N], share of passes that are correct under PGD, 0 or 1 where the student is not randomised; pgd_worst: bool [N], all are.
+        pgd: float [N], share of passes that are correct under PGD, 0 or 1 where the student is not
+            randomised; pgd_worst: bool [N], all are.
         plan: AutoAttack's, once the clean images are done.
         curve: radius in 1/255 -> as `pgd`, there.
         corrupted: (name, severity, accuracy).
@@ -35,7 +36,10 @@ class Verdicts:
 
     def __init__(self, images: int, radii_255: Sequence[float] = ()) -> None:
         self.images = images
-        self.clean, self.pgd_worst = torch.zeros(images, dtype=torch.bool), torch.zeros(images, dtype=torch.bool)
+        self.clean, self.pgd_worst = (
+            torch.zeros(images, dtype=torch.bool),
+            torch.zeros(images, dtype=torch.bool),
+        )
         self.pgd = torch.zeros(images)
         self.plan: Plan | None = None
         self.curve = {radius: torch.zeros(images) for radius in radii_255}
@@ -60,15 +64,27 @@ class Verdicts:
 
     def take_clean(self, chunk: Chunk, outcome: Arrays) -> None:
         at = chunk.indices
-        self.clean[at], self.pgd[at], self.pgd_worst[at] = (_tensor(outcome, name) for name in ("clean", "pgd", "pgd_worst"))
+        self.clean[at], self.pgd[at], self.pgd_worst[at] = (
+            _tensor(outcome, name) for name in ("clean", "pgd", "pgd_worst")
+        )
         self.num_classes = int(outcome["classes"])
         if chunk.k == 0:
             self._warnings = [str(flag) for flag in outcome["flags"]]
             self.randomised = bool(outcome["randomised"])
 
-    def begin_attacks(self, images: Tensor, batch: int, evaluation: config.Evaluation, norm: str) -> Plan:
+    def begin_attacks(
+        self, images: Tensor, batch: int, evaluation: config.Evaluation, norm: str
+    ) -> Plan:
         """AutoAttack on images float [N,C,H,W], once all clean batches are in."""
-        self.plan = Plan(self.clean, images, batch, self.num_classes, version=evaluation.version, norm=norm, level=evaluation.level)
+        self.plan = Plan(
+            self.clean,
+            images,
+            batch,
+            self.num_classes,
+            version=evaluation.version,
+            norm=norm,
+            level=evaluation.level,
+        )
         return self.plan
 
     def take_radius(self, radius: float, chunk: Chunk, outcome: Arrays) -> None:
@@ -78,21 +94,35 @@ class Verdicts:
         assert self.plan
         self.plan.merge(chunk, _tensor(outcome, "broken"), _tensor(outcome, "adversarial"))
 
-    # -- what it comes to -------------------------------------------------------------------------------------------
+    # -- what it comes to --------------------------------------------------------------------------
     def per_sample(self) -> dict[str, np.ndarray]:
-        """Verdicts by image, bool [N]; `first_failure` is a name, "" for a robust image; pgd_share is `pgd`."""
+        """Verdicts by image, bool [N]; `first_failure` is a name, "" for a robust image; pgd_share
+        is `pgd`.
+        """
         assert self.plan
         failed = np.array(self.plan.first_failure)
-        found = {"clean_correct": self.clean.numpy(), "pgd_correct": (self.pgd > 0.5).numpy(), "robust": self.plan.alive.numpy()}
-        found |= {"first_failure": failed, "pgd_share": self.pgd.numpy(), "pgd_worst": self.pgd_worst.numpy()}
+        found = {
+            "clean_correct": self.clean.numpy(),
+            "pgd_correct": (self.pgd > 0.5).numpy(),
+            "robust": self.plan.alive.numpy(),
+        }
+        found |= {
+            "first_failure": failed,
+            "pgd_share": self.pgd.numpy(),
+            "pgd_worst": self.pgd_worst.numpy(),
+        }
         lost = failed == "clean"
         for attack in self.plan.robust_after:
             lost = lost | (failed == attack)
             found[f"after_{attack}"] = ~lost
         return found
 
-    def summary(self, evaluation: config.Evaluation, threat: config.Threat, effort: Effort) -> dict[str, Any]:
-        """Accuracies with their 95 % intervals, what they depend on, and what to know before believing them."""
+    def summary(
+        self, evaluation: config.Evaluation, threat: config.Threat, effort: Effort
+    ) -> dict[str, Any]:
+        """Accuracies with their 95 % intervals, what they depend on, and what to know before
+        believing them.
+        """
         assert self.plan
         n = self.images
         clean, robust = int(self.clean.sum()), int(self.plan.alive.sum())
@@ -106,7 +136,9 @@ class Verdicts:
             "autoattack_accuracy": robust / n,
             "interval": list(wilson(robust, n)),
             "after_attack": {attack: count / n for attack, count in self.plan.robust_after.items()},
-            "after_attack_interval": {attack: list(wilson(count, n)) for attack, count in self.plan.robust_after.items()},
+            "after_attack_interval": {
+                attack: list(wilson(count, n)) for attack, count in self.plan.robust_after.items()
+            },
             "attack_s": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
             "threat": {"norm": threat.norm, "eps_255": threat.eps_255},
             "randomised": self.randomised,
@@ -114,9 +146,14 @@ class Verdicts:
             "flags": self._warnings + self._notes(evaluation, threat.norm, effort),
             "numerics": self.numerics[0],
         }
-        result |= {field: getattr(evaluation, field) for field in ("version", "level", "streams", "seed", "pgd_steps", "pgd_restarts", "eot")}
+        result |= {
+            field: getattr(evaluation, field)
+            for field in ("version", "level", "streams", "seed", "pgd_steps", "pgd_restarts", "eot")
+        }
         if self.curve:
-            result["curve"] = [_point(radius, share) for radius, share in sorted(self.curve.items())]
+            result["curve"] = [
+                _point(radius, share) for radius, share in sorted(self.curve.items())
+            ]
         if self.corrupted:
             result["corruptions"] = self._corruptions(str(evaluation.corruptions))
         return result
@@ -128,42 +165,70 @@ class Verdicts:
     def _corruptions(self, source: str) -> dict[str, Any]:
         rows = sorted(self.corrupted)
         found = corruptions.summary(rows)
-        named = [{"name": name, "severity": severity, "accuracy": accuracy} for name, severity, accuracy in rows]
-        return {"source": source, "rows": named, "mean": found["corruption_accuracy"], "by_corruption": found["by_corruption"]} | {
-            "published_sets": found["published_sets"]
-        }
+        named = [
+            {"name": name, "severity": severity, "accuracy": accuracy}
+            for name, severity, accuracy in rows
+        ]
+        return {
+            "source": source,
+            "rows": named,
+            "mean": found["corruption_accuracy"],
+            "by_corruption": found["by_corruption"],
+        } | {"published_sets": found["published_sets"]}
 
     def _notes(self, evaluation: config.Evaluation, norm: str, effort: Effort) -> list[str]:
         assert self.plan
-        notes = checks.effort_flags(effort) + checks.square_flags(self.plan.robust_after, self.images)
-        notes += checks.notes(evaluation.version, evaluation.level, evaluation.streams, self.num_classes, norm)
+        notes = checks.effort_flags(effort) + checks.square_flags(
+            self.plan.robust_after, self.images
+        )
+        notes += checks.notes(
+            evaluation.version, evaluation.level, evaluation.streams, self.num_classes, norm
+        )
         if self.randomised:
             notes.append(_RANDOMISED[evaluation.eot > 1].format(eot=evaluation.eot))
         if len(self.numerics) > 1:
             kinds = "; ".join(json.dumps(found, sort_keys=True) for found in self.numerics)
-            notes.append(f"Batches were computed on machines that round differently, so the verdicts are no single machine's: {kinds}.")
+            notes.append(
+                "Batches were computed on machines that round differently, so the verdicts are no "
+                f"single machine's: {kinds}."
+            )
         return notes
 
 
 _RANDOMISED = {
-    True: "The student is randomised: the score that counts is PGD's, each gradient the sum of {eot} passes, and the accuracy that of fresh passes; "
+    True: "The student is randomised: the score that counts is PGD's, each gradient the sum of "
+    "{eot} passes, and the accuracy that of fresh passes; "
     "AutoAttack takes an image for broken when one pass misclassifies it.",
-    False: "The student is randomised, and no attack here averages its randomness out: set evaluation.eot, such as 20, and version rand.",
+    False: "The student is randomised, and no attack here averages its randomness out: set "
+    "evaluation.eot, such as 20, and version rand.",
 }
 
 
 def table(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows {"what", "accuracy", "interval"} for printing: clean, PGD, after each attack, AutoAttack, further radii, corruptions."""
-    named = {"Clean": result["clean_accuracy"], f"PGD-{result['pgd_steps']}": result["pgd_accuracy"]}
-    order = [attack for attack in plan.VERSIONS[result["version"]] if attack in result["after_attack"]]  # files hold them by name
+    """Rows {"what", "accuracy", "interval"} for printing: clean, PGD, after each attack,
+    AutoAttack, further radii, corruptions.
+    """
+    named = {
+        "Clean": result["clean_accuracy"],
+        f"PGD-{result['pgd_steps']}": result["pgd_accuracy"],
+    }
+    order = [
+        attack for attack in plan.VERSIONS[result["version"]] if attack in result["after_attack"]
+    ]  # files hold them by name
     named |= {f"after {attack}": result["after_attack"][attack] for attack in order[:-1]}
     named["AutoAttack"] = result["autoattack_accuracy"]
-    named |= {f"PGD-{result['pgd_steps']} at {point['eps_255']:g}/255": point["accuracy"] for point in result.get("curve", ())}
+    named |= {
+        f"PGD-{result['pgd_steps']} at {point['eps_255']:g}/255": point["accuracy"]
+        for point in result.get("curve", ())
+    }
     rows: list[dict[str, Any]] = [
-        {"what": what, "accuracy": accuracy, "interval": _interval(accuracy, result["images"])} for what, accuracy in named.items()
+        {"what": what, "accuracy": accuracy, "interval": _interval(accuracy, result["images"])}
+        for what, accuracy in named.items()
     ]
     if "corruptions" in result:  # a mean over sets of the same images, so no binomial interval
-        rows.append({"what": "corruptions", "accuracy": result["corruptions"]["mean"], "interval": None})
+        rows.append(
+            {"what": "corruptions", "accuracy": result["corruptions"]["mean"], "interval": None}
+        )
     return rows
 
 
@@ -172,7 +237,11 @@ def _interval(accuracy: float, images: int) -> list[float]:
 
 
 def _point(radius: float, share: Tensor) -> dict[str, Any]:
-    return {"eps_255": radius, "accuracy": _mean(share), "interval": _interval(_mean(share), len(share))}
+    return {
+        "eps_255": radius,
+        "accuracy": _mean(share),
+        "interval": _interval(_mean(share), len(share)),
+    }
 
 
 def _mean(share: Tensor) -> float:

@@ -1,7 +1,9 @@
-"""Massive activations: the few channels of a transformer's residual stream that dwarf all others on every image.
+"""Massive activations: the few channels of a transformer's residual stream that dwarf all others on
+every image.
 
-They drown a pooled feature, so DRA zeroes them before the feature's AdaLN (arXiv 2602.19931, appendix D, after Gan et al. 2025);
-it names two of the published LightningDiT. This finds those of any network.
+They drown a pooled feature, so DRA zeroes them before the feature's AdaLN (arXiv 2602.19931,
+appendix D, after Gan et al. 2025); it names two of the published LightningDiT. This finds those of
+any network.
 """
 
 from __future__ import annotations
@@ -28,34 +30,53 @@ SHARE = 0.5  # UNVERIFIED: "consistently" is taken as in most images
 class HasStream(Protocol):
     """A network whose residual stream [B,N,D] can be read, such as `LightningDiT`."""
 
-    def stream(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, layer: str | None = None) -> Tensor: ...
+    def stream(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, layer: str | None = None
+    ) -> Tensor: ...
 
 
 def channel_ratios(activations: Tensor) -> Tensor:
-    """Each channel's mean |activation| over an image's tokens, relative to the image's median channel: [B,N,D] -> float32 [B,D].
+    """Each channel's mean |activation| over an image's tokens, relative to the image's median
+    channel: [B,N,D] -> float32 [B,D].
 
-    The median hardly notices the massive channels themselves, as a mean would. Raises `DataError` for another shape.
+    The median hardly notices the massive channels themselves, as a mean would. Raises `DataError`
+    for another shape.
     """
     if activations.ndim != 3 or not activations.numel():
-        raise DataError(f"activations are {list(activations.shape)}; give [images, tokens, channels]")
+        raise DataError(
+            f"activations are {list(activations.shape)}; give [images, tokens, channels]"
+        )
     size = activations.detach().to(torch.float32).abs().mean(dim=1)
     middle = size.median(dim=1, keepdim=True).values
-    return (size / middle).nan_to_num(nan=0.0, posinf=torch.inf)  # 0/0: a silent channel beside a silent median
+    return (size / middle).nan_to_num(
+        nan=0.0, posinf=torch.inf
+    )  # 0/0: a silent channel beside a silent median
 
 
-def massive_channels(activations: Tensor | Iterable[Tensor], ratio: float = RATIO, share: float = SHARE) -> tuple[int, ...]:
-    """Channels of the stream [B,N,D] (or of batches of it) that exceed `ratio` times the median in more than `share` of the images.
+def massive_channels(
+    activations: Tensor | Iterable[Tensor], ratio: float = RATIO, share: float = SHARE
+) -> tuple[int, ...]:
+    """Channels of the stream [B,N,D] (or of batches of it) that exceed `ratio` times the median in
+    more than `share` of the images.
 
     The most massive first. Raises `DataError` if there are no activations, or of unequal width.
     """
     batches = [activations] if isinstance(activations, Tensor) else activations
     parts = [channel_ratios(batch).cpu() for batch in batches]
     if len({part.shape[1] for part in parts}) != 1:
-        raise DataError(f"activations have {sorted({part.shape[1] for part in parts})} channels; give one or more batches of one layer")
+        raise DataError(
+            f"activations have {sorted({part.shape[1] for part in parts})} channels; give one or "
+            "more batches of one layer"
+        )
     ratios = torch.cat(parts)
     often = (ratios > ratio).to(torch.float32).mean(dim=0) > share
     strength = ratios.median(dim=0).values
-    return tuple(sorted(often.nonzero().flatten().tolist(), key=lambda channel: (-float(strength[channel]), channel)))
+    return tuple(
+        sorted(
+            often.nonzero().flatten().tolist(),
+            key=lambda channel: (-float(strength[channel]), channel),
+        )
+    )
 
 
 @torch.no_grad()
@@ -70,22 +91,36 @@ def find_massive(
     ratio: float = RATIO,
     share: float = SHARE,
 ) -> tuple[int, ...]:
-    """`massive_channels` of the stream that enters `layer` of `net`, for clean inputs [B,C,H,W] noised at `sigma`.
+    """`massive_channels` of the stream that enters `layer` of `net`, for clean inputs [B,C,H,W]
+    noised at `sigma`.
 
     `noise` is standard normal like `clean`, `labels` one-hot [B,K] or None for the null class.
     """
     hot = itertools.repeat(None) if labels is None else labels.split(batch)
     pairs = zip((clean + sigma * noise).split(batch), hot, strict=False)
-    return massive_channels([net.stream(x, x.new_full((len(x),), sigma), label, layer) for x, label in pairs], ratio, share)
+    return massive_channels(
+        [net.stream(x, x.new_full((len(x),), sigma), label, layer) for x, label in pairs],
+        ratio,
+        share,
+    )
 
 
-def teacher_massive_channels(teacher: Store, settings: Sequence[str], sigma: float, layer: str | None, images: int) -> tuple[int, ...]:
-    """Massive channels of the stream that enters `layer` of a transformer, on training images; `ConfigError` for other networks."""
+def teacher_massive_channels(
+    teacher: Store, settings: Sequence[str], sigma: float, layer: str | None, images: int
+) -> tuple[int, ...]:
+    """Massive channels of the stream that enters `layer` of a transformer, on training images;
+    `ConfigError` for other networks.
+    """
     net = checkpoint.load(teacher)
     if not isinstance(net, LightningDiT | LatentDiT):
-        raise ConfigError(f"'{teacher}' is of kind '{net.kind}', which has no residual stream of tokens; give a LightningDiT")
+        raise ConfigError(
+            f"'{teacher}' is of kind '{net.kind}', which has no residual stream of tokens; give a "
+            "LightningDiT"
+        )
     found = data.load(data_of(checkpoint.read_card(teacher), settings))
     check_fits(net, found)
-    clean: Tensor = torch.cat([net.clean(part) for part in first_images(found.train, images).images.split(32)])
+    clean: Tensor = torch.cat(
+        [net.clean(part) for part in first_images(found.train, images).images.split(32)]
+    )
     noise = seeded_noise(range(len(clean)), net.noise_shape).to(torch.float32)
     return find_massive(net, clean, sigma, noise, None, layer)

@@ -1,4 +1,6 @@
-"""Linear probes: how much of the class a frozen feature holds, by layer and noise level (Xiang et al. 2023, arXiv 2303.09769)."""
+"""Linear probes: how much of the class a frozen feature holds, by layer and noise level (Xiang et
+al. 2023, arXiv 2303.09769).
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,25 @@ from dra_ray.teachers import checkpoint
 from dra_ray.teachers.network import Network
 from dra_ray.teachers.source import LocalTeacher
 
-Encode = Callable[[Tensor, Tensor, str], Tensor]  # (images uint8 [N,C,H,W], sigma [N], layer) -> features [N,D]
+Encode = Callable[
+    [Tensor, Tensor, str], Tensor
+]  # (images uint8 [N,C,H,W], sigma [N], layer) -> features [N,D]
 FLAT = 1e-8  # deviation below which a feature says nothing
 
 
-def probe(features_train: Tensor, labels_train: Tensor, features_test: Tensor, labels_test: Tensor, c: float = 1.0) -> float:
-    """Test accuracy of multinomial logistic regression on standardised features [N,D] with labels int64 [N].
+def probe(
+    features_train: Tensor,
+    labels_train: Tensor,
+    features_test: Tensor,
+    labels_test: Tensor,
+    c: float = 1.0,
+) -> float:
+    """Test accuracy of multinomial logistic regression on standardised features [N,D] with labels
+    int64 [N].
 
-    `c` is the inverse strength of its L2 penalty. A pure function: there is nothing random in it. Raises `DataError` for
-    sizes that do not fit, values that are not finite, and training labels of one class only.
+    `c` is the inverse strength of its L2 penalty. A pure function: there is nothing random in it.
+    Raises `DataError` for sizes that do not fit, values that are not finite, and training labels of
+    one class only.
     """
     _check(features_train, labels_train, features_test, labels_test)
     train, test = features_train.double().numpy(), features_test.double().numpy()
@@ -37,58 +49,99 @@ def probe(features_train: Tensor, labels_train: Tensor, features_test: Tensor, l
     return float((model.predict((test - mean) / scale) == labels_test.numpy()).mean())
 
 
-def _check(features_train: Tensor, labels_train: Tensor, features_test: Tensor, labels_test: Tensor) -> None:
-    for part, features, labels in (("train", features_train, labels_train), ("test", features_test, labels_test)):
+def _check(
+    features_train: Tensor, labels_train: Tensor, features_test: Tensor, labels_test: Tensor
+) -> None:
+    for part, features, labels in (
+        ("train", features_train, labels_train),
+        ("test", features_test, labels_test),
+    ):
         if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
             raise DataError(
-                f"probe: {part} features are {list(features.shape)} and labels {list(labels.shape)}; pass [N,D] and [N] with N at least 1"
+                f"probe: {part} features are {list(features.shape)} and labels "
+                f"{list(labels.shape)}; pass [N,D] and [N] with N at least 1"
             )
         if not bool(features.isfinite().all()):
-            raise DataError(f"probe: {part} features are not all finite; check the teacher and its noise level")
+            raise DataError(
+                f"probe: {part} features are not all finite; check the teacher and its noise level"
+            )
     if features_train.shape[1] != features_test.shape[1]:
-        raise DataError(f"probe: features are {features_train.shape[1]} wide for training and {features_test.shape[1]} for the test; use one layer")
+        raise DataError(
+            f"probe: features are {features_train.shape[1]} wide for training and "
+            f"{features_test.shape[1]} for the test; use one layer"
+        )
     if len(labels_train.unique()) < 2:
         raise DataError("probe: all training labels are equal; pass images of two classes or more")
 
 
-def grid(encode: Encode, images: Tensor, sigmas: Sequence[float], layers: Sequence[str]) -> Iterator[tuple[str, float, Tensor]]:
-    """(layer, sigma, features [N,D]) for every combination, one at a time, since all of them may not fit in memory."""
+def grid(
+    encode: Encode, images: Tensor, sigmas: Sequence[float], layers: Sequence[str]
+) -> Iterator[tuple[str, float, Tensor]]:
+    """(layer, sigma, features [N,D]) for every combination, one at a time, since all of them may
+    not fit in memory.
+    """
     for layer in layers:
         for sigma in sigmas:
             yield layer, sigma, encode(images, torch.full((len(images),), sigma), layer)
 
 
-def frozen(net: Network, config: Teacher, noise_seed: int = 0, threads: int = 1, device: str = "cpu") -> Encode:
-    """How to encode for a probe: the noise of image i is always that of `noise_seed + i`, and the label is never given."""
+def frozen(
+    net: Network, config: Teacher, noise_seed: int = 0, threads: int = 1, device: str = "cpu"
+) -> Encode:
+    """How to encode for a probe: the noise of image i is always that of `noise_seed + i`, and the
+    label is never given.
+    """
 
     def encode(images: Tensor, sigma: Tensor, layer: str) -> Tensor:
         net.check_sigma(sigma)
-        source = LocalTeacher(net, config.model_copy(update={"layer": layer, "label": "null"}), threads, device)
+        source = LocalTeacher(
+            net, config.model_copy(update={"layer": layer, "label": "null"}), threads, device
+        )
         return source.encode(images, torch.zeros(len(images), dtype=torch.int64), sigma, noise_seed)
 
     return encode
 
 
 def encode(
-    net: Network, config: Teacher, images: Split, layer: str, sigma: float, noise_seed: int = 0, threads: int = 1, device: str = "cpu"
+    net: Network,
+    config: Teacher,
+    images: Split,
+    layer: str,
+    sigma: float,
+    noise_seed: int = 0,
+    threads: int = 1,
+    device: str = "cpu",
 ) -> Tensor:
-    """Features [N,D] of `images` at `layer` and one noise level; as `frozen` encodes, but with the labels that `config.label` says."""
+    """Features [N,D] of `images` at `layer` and one noise level; as `frozen` encodes, but with the
+    labels that `config.label` says.
+    """
     source = LocalTeacher(net, config.model_copy(update={"layer": layer}), threads, device)
-    return source.encode(images.images, images.labels, torch.full((len(images),), sigma), noise_seed)
+    return source.encode(
+        images.images, images.labels, torch.full((len(images),), sigma), noise_seed
+    )
 
 
 SIGMAS = (0.02, 0.06, 0.14, 0.3)  # around DDAE's best for EDM on CIFAR-10 (arXiv 2303.09769)
 Row = dict[str, Any]
 
 
-# -- probes ----------------------------------------------------------------------------------------------------------
+# -- probes ----------------------------------------------------------------------------------------
 def data_of(card: Mapping[str, Any], settings: Sequence[str]) -> config.Data:
-    """The data that a teacher's card names, with `settings` such as "uri=/data/cifar.tar.gz"; `ConfigError` if neither names any."""
+    """The data that a teacher's card names, with `settings` such as "uri=/data/cifar.tar.gz";
+    `ConfigError` if neither names any.
+    """
     named = card.get("data") or {}
-    tree = {field: value for field, value in named.items() if field in config.Data.model_fields and value is not None}
+    tree = {
+        field: value
+        for field, value in named.items()
+        if field in config.Data.model_fields and value is not None
+    }
     changes = config.parse_settings(list(settings))
     if "name" not in tree | changes:
-        raise ConfigError("the teacher's card does not say what it was trained on; pass --set name=cifar10 and the like")
+        raise ConfigError(
+            "the teacher's card does not say what it was trained on; pass --set name=cifar10 and "
+            "the like"
+        )
     if changes.get("name", tree.get("name")) != tree.get("name"):
         tree = {}
     return config.validate(config.Data, tree | changes, "data")
@@ -107,9 +160,10 @@ def probe_teacher(
 ) -> Iterator[Row]:
     """A row per layer and noise level: {"layer", "sigma", "width", "accuracy"}, as it is found.
 
-    A linear probe (`teachers.probe`) on features of `images` training images, tested on as many of the held-out training images
-    (the test images are for evaluation alone). `layers` are by default every one that can be a feature. With `label` "true" the
-    teacher is given the class, which leaks the answer: a bound on what its label says, no measure of the feature.
+    A linear probe (`teachers.probe`) on features of `images` training images, tested on as many of
+    the held-out training images (the test images are for evaluation alone). `layers` are by default
+    every one that can be a feature. With `label` "true" the teacher is given the class, which leaks
+    the answer: a bound on what its label says, no measure of the feature.
     """
     settled = config.validate(config.Teacher, {"label": label}, "probe")
     net = checkpoint.load(teacher)
@@ -121,20 +175,32 @@ def probe_teacher(
     train, test = first_images(found.train, images), first_images(found.validation, images)
     for layer in chosen:
         for sigma in sigmas:
-            features = [encode(net, settled, part, layer, sigma, seed, threads, device) for part in (train, test)]
+            features = [
+                encode(net, settled, part, layer, sigma, seed, threads, device)
+                for part in (train, test)
+            ]
             accuracy = probe(features[0], train.labels, features[1], test.labels)
-            yield {"layer": layer, "sigma": sigma, "width": net.feature_dim(layer), "accuracy": accuracy}
+            yield {
+                "layer": layer,
+                "sigma": sigma,
+                "width": net.feature_dim(layer),
+                "accuracy": accuracy,
+            }
 
 
 def check_fits(net: Network, found: data.Images) -> None:
     net.check_classes(found.num_classes)
     if (net.channels, net.resolution) != (found.channels, found.resolution):
         raise ConfigError(
-            f"the teacher sees {net.channels}x{net.resolution}x{net.resolution} images, but '{found.name}' has "
-            f"{found.channels}x{found.resolution}x{found.resolution}; pass --set name=... or --set resolution=..."
+            f"the teacher sees {net.channels}x{net.resolution}x{net.resolution} images, but "
+            f"'{found.name}' has "
+            f"{found.channels}x{found.resolution}x{found.resolution}; pass --set name=... or --set "
+            "resolution=..."
         )
     if not len(found.validation):
-        raise ConfigError("data.validation_images=0, but a probe is tested on held-out images; raise it")
+        raise ConfigError(
+            "data.validation_images=0, but a probe is tested on held-out images; raise it"
+        )
 
 
 def first_images(pictures: data.Pictures, count: int) -> data.Split:

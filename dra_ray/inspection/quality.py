@@ -1,4 +1,6 @@
-"""What can be said of synthetic images without networks from elsewhere: how well they teach, and whether they are copies."""
+"""What can be said of synthetic images without networks from elsewhere: how well they teach, and
+whether they are copies.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +25,34 @@ INIT = 30  # purpose of random numbers
 
 
 def small_student(shape: Shape) -> nn.Module:
-    """Three strided convolutions and a linear layer: enough to rank sets of images, and seconds to train."""
+    """Three strided convolutions and a linear layer: enough to rank sets of images, and seconds to
+    train.
+    """
     layers: list[nn.Module] = []
     channels = shape.channels
     for level in range(3):
         width = WIDTH * 2**level
-        layers += [nn.Conv2d(channels, width, 3, stride=1 if level == 0 else 2, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+        layers += [
+            nn.Conv2d(channels, width, 3, stride=1 if level == 0 else 2, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        ]
         channels = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, shape.num_classes))
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, shape.num_classes)
+    )
 
 
-def taught(train: Split, test: Split, shape: Shape, steps: int, seed: int = 0, device: str = "cpu") -> float:
-    """Accuracy on `test` of the small student after `steps` steps of cross-entropy on `train`; a pure function of its arguments."""
+def taught(
+    train: Split, test: Split, shape: Shape, steps: int, seed: int = 0, device: str = "cpu"
+) -> float:
+    """Accuracy on `test` of the small student after `steps` steps of cross-entropy on `train`; a
+    pure function of its arguments.
+    """
     if not len(train) or not len(test):
-        raise DataError(f"{len(train)} images to train on and {len(test)} to test on; give some of both")
+        raise DataError(
+            f"{len(train)} images to train on and {len(test)} to test on; give some of both"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, INIT))
         student = small_student(shape).to(device)
@@ -54,7 +70,10 @@ def taught(train: Split, test: Split, shape: Shape, steps: int, seed: int = 0, d
 
 
 def _standard(images: Tensor, shape: Shape) -> Tensor:
-    mean, std = (torch.tensor(value, device=images.device).reshape(1, -1, 1, 1) for value in (shape.mean, shape.std))
+    mean, std = (
+        torch.tensor(value, device=images.device).reshape(1, -1, 1, 1)
+        for value in (shape.mean, shape.std)
+    )
     return (to_float(images) - mean) / std
 
 
@@ -76,12 +95,17 @@ def agreement(judge: nn.Module, images: Split) -> float:
 
 @torch.no_grad()
 def nearest(images: Tensor, among: Tensor, batch: int = 500, device: str = "cpu") -> Tensor:
-    """Distance from each of `images` uint8 [N,C,H,W] to the nearest of `among` [M,C,H,W]: root mean square over pixels in [0,1], float32 [N].
+    """Distance from each of `images` uint8 [N,C,H,W] to the nearest of `among` [M,C,H,W]: root mean
+    square over pixels in [0,1], float32 [N].
 
-    By |a|^2 + |b|^2 - 2ab in float64: its rounding is far below a pixel step, and equal images have distance 0.
+    By |a|^2 + |b|^2 - 2ab in float64: its rounding is far below a pixel step, and equal images have
+    distance 0.
     """
     if images.shape[1:] != among.shape[1:] or not len(among):
-        raise DataError(f"images are {list(images.shape)} and those to compare with {list(among.shape)}; give some of one size")
+        raise DataError(
+            f"images are {list(images.shape)} and those to compare with {list(among.shape)}; give "
+            "some of one size"
+        )
     # whole numbers below 2^53, so that every sum is exact
     found = torch.full((len(images),), torch.inf, dtype=torch.float64)
     for first in among.split(8 * batch):
@@ -94,11 +118,15 @@ def nearest(images: Tensor, among: Tensor, batch: int = 500, device: str = "cpu"
     return (found / images[0].numel()).sqrt().div(255).to(torch.float32)
 
 
-def memorised(synthetic: Tensor, held_out: Tensor, train: Tensor, device: str = "cpu") -> dict[str, Any]:
-    """Distances to the nearest training image of synthetic and of held-out real images; all uint8 [N,C,H,W].
+def memorised(
+    synthetic: Tensor, held_out: Tensor, train: Tensor, device: str = "cpu"
+) -> dict[str, Any]:
+    """Distances to the nearest training image of synthetic and of held-out real images; all uint8
+    [N,C,H,W].
 
-    A generator that memorises makes images nearer to the training set than new real ones are: `suspicious_share` is the part
-    that is nearer than 99 % of the held-out ones (so about 1 % where nothing was memorised), `copies` how many are equal to one.
+    A generator that memorises makes images nearer to the training set than new real ones are:
+    `suspicious_share` is the part that is nearer than 99 % of the held-out ones (so about 1 % where
+    nothing was memorised), `copies` how many are equal to one.
     """
     ours, theirs = nearest(synthetic, train, device=device), nearest(held_out, train, device=device)
     limit = torch.quantile(theirs, 0.01)
@@ -112,7 +140,7 @@ def memorised(synthetic: Tensor, held_out: Tensor, train: Tensor, device: str = 
     }
 
 
-# -- quality of a synthetic set --------------------------------------------------------------------------------------
+# -- quality of a synthetic set --------------------------------------------------------------------
 def synthetic_quality(
     store: Store,
     settings: config.Data,
@@ -123,11 +151,13 @@ def synthetic_quality(
     device: str = "cpu",
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """What can be said of a synthetic set without networks from elsewhere, on its first `images` images.
+    """What can be said of a synthetic set without networks from elsewhere, on its first `images`
+    images.
 
-    How well it teaches: test accuracy of a small student after `steps` steps on it, beside the same student on as many real
-    images. Whether it copies: distances from its images to the nearest training image, beside those of held-out real images.
-    What a given student (`run`) makes of its labels.
+    How well it teaches: test accuracy of a small student after `steps` steps on it, beside the same
+    student on as many real images. Whether it copies: distances from its images to the nearest
+    training image, beside those of held-out real images. What a given student (`run`) makes of its
+    labels.
     """
     found = data.load(settings)
     whole = data.in_memory(found.train)
@@ -137,7 +167,9 @@ def synthetic_quality(
     for name, part in (("synthetic", made), ("real", real)):
         say(f"training a small student on {len(part):,} {name} images")
         report[f"trained_on_{name}_accuracy"] = taught(part, test, found.shape, steps, seed, device)
-    held_out = first_images(found.validation, len(made)) if len(found.validation) else test[: len(made)]
+    held_out = (
+        first_images(found.validation, len(made)) if len(found.validation) else test[: len(made)]
+    )
     say(f"distances to {len(whole):,} training images")
     report["nearest"] = memorised(made.images, held_out.images, whole.images, device)
     if run:
@@ -150,13 +182,33 @@ def quality_rows(report: Mapping[str, Any]) -> list[Row]:
     """`synthetic_quality` as a table."""
     nearest = report["nearest"]
     rows: list[Row] = [
-        {"figure": "test accuracy of a student of the synthetic images", "value": f"{report['trained_on_synthetic_accuracy']:.2%}"},
-        {"figure": "the same of a student of as many real images", "value": f"{report['trained_on_real_accuracy']:.2%}"},
-        {"figure": "median distance to the nearest training image, synthetic", "value": f"{nearest['synthetic_median']:.4f}"},
-        {"figure": "the same of held-out real images", "value": f"{nearest['held_out_median']:.4f}"},
-        {"figure": "synthetic images nearer than 99 % of the held-out ones", "value": f"{nearest['suspicious_share']:.2%}"},
+        {
+            "figure": "test accuracy of a student of the synthetic images",
+            "value": f"{report['trained_on_synthetic_accuracy']:.2%}",
+        },
+        {
+            "figure": "the same of a student of as many real images",
+            "value": f"{report['trained_on_real_accuracy']:.2%}",
+        },
+        {
+            "figure": "median distance to the nearest training image, synthetic",
+            "value": f"{nearest['synthetic_median']:.4f}",
+        },
+        {
+            "figure": "the same of held-out real images",
+            "value": f"{nearest['held_out_median']:.4f}",
+        },
+        {
+            "figure": "synthetic images nearer than 99 % of the held-out ones",
+            "value": f"{nearest['suspicious_share']:.2%}",
+        },
         {"figure": "copies, to the byte", "value": str(nearest["copies"])},
     ]
     if "judge_accuracy" in report:
-        rows.append({"figure": "labels that the given student agrees with", "value": f"{report['judge_accuracy']:.2%}"})
+        rows.append(
+            {
+                "figure": "labels that the given student agrees with",
+                "value": f"{report['judge_accuracy']:.2%}",
+            }
+        )
     return rows

@@ -1,4 +1,6 @@
-"""A training step's side of the pool: requests cut into parts, sent again when their replica dies, within a deadline."""
+"""A training step's side of the pool: requests cut into parts, sent again when their replica dies,
+within a deadline.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +27,20 @@ from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.source import FeatureSource, LocalTeacher
 
-# a request that ended so never ran to its end; RayTaskError, which says that it ran and failed, is not among them
+# a request that ended so never ran to its end; RayTaskError, which says that it ran and failed, is
+# not among them
 _DIED = (RayActorError, RaySystemError, ObjectLostError, NodeDiedError, grpc.RpcError)
 _REFUSED = (RayServeException,)  # nobody took it: the deployment is coming up, or going
-# A request that was lost so often is cut into micro-batches, so that one that kills its replica is found; that one is given up.
+# A request that was lost so often is cut into micro-batches, so that one that kills its replica is
+# found; that one is given up.
 CUT_AFTER, GIVE_UP_AFTER = 3, 6
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels, sigma
 
 
 class PoolClient:
-    """A `FeatureSource` whose features come from the pool, equal to those of `LocalTeacher` to the bit.
+    """A `FeatureSource` whose features come from the pool, equal to those of `LocalTeacher` to the
+    bit.
 
     Args:
         app: name of the application, as `up` gave it.
@@ -54,8 +59,15 @@ class PoolClient:
         self._totals = dict.fromkeys(COUNTED, 0.0)
         self._reported = 0.0
         self._tags = {"teacher": app, "trial": trial}
-        self._wait = metrics.Histogram("dra_teacher_wait_seconds", METRICS["dra_teacher_wait_seconds"], SECONDS, tag_keys=tuple(self._tags))
-        self._retries = metrics.Counter("dra_teacher_retries", METRICS["dra_teacher_retries"], tag_keys=tuple(self._tags))
+        self._wait = metrics.Histogram(
+            "dra_teacher_wait_seconds",
+            METRICS["dra_teacher_wait_seconds"],
+            SECONDS,
+            tag_keys=tuple(self._tags),
+        )
+        self._retries = metrics.Counter(
+            "dra_teacher_retries", METRICS["dra_teacher_retries"], tag_keys=tuple(self._tags)
+        )
         described = self._handle.describe.remote().result(timeout_s=settings.timeout_s)
         self.feature_dim: int = described["feature_dim"]
         self.micro_batch: int = described["micro_batch"]
@@ -98,8 +110,8 @@ class PoolClient:
 class Call:
     """One request to the pool; `result` may be called again and gives the same.
 
-    A long request travels in parts, cut between micro-batches: the features are those of the whole. As many parts as the
-    client may have in flight are sent at once, the others as answers come.
+    A long request travels in parts, cut between micro-batches: the features are those of the whole.
+    As many parts as the client may have in flight are sent at once, the others as answers come.
     """
 
     def __init__(self, client: PoolClient, arrays: Arrays, noise_seed: int) -> None:
@@ -114,8 +126,10 @@ class Call:
             part.send()
 
     def result(self, timeout_s: float | None = None) -> Tensor:
-        """Features float32 [B,D]. A request that died with its replica is sent again until the deadline: it is a pure
-        function of its arguments, so the answer is the same. Raises `PoolError` when the time is over."""
+        """Features float32 [B,D]. A request that died with its replica is sent again until the
+        deadline: it is a pure function of its arguments, so the answer is the same. Raises
+        `PoolError` when the time is over.
+        """
         if self._features is None:
             begun_s = time.monotonic()
             limit_s = self._client._settings.timeout_s if timeout_s is None else timeout_s
@@ -132,7 +146,15 @@ class Call:
 
 def _cut(client: PoolClient, arrays: Arrays, noise_seed: int, size: int) -> list[_Part]:
     starts = range(0, max(len(arrays[0]), 1), size)
-    return [_Part(client, tuple(array[start : start + size] for array in arrays), noise_seed + start) for start in starts]  # type: ignore[arg-type]
+    images, labels, sigmas = arrays
+    return [
+        _Part(
+            client,
+            (images[at : at + size], labels[at : at + size], sigmas[at : at + size]),
+            noise_seed + at,
+        )
+        for at in starts
+    ]
 
 
 class _Part:
@@ -147,7 +169,9 @@ class _Part:
     def send(self, again: bool = False) -> None:
         if self._features is None and (again or self._response is None):
             client = self._client
-            self._response = client._handle.encode.remote(*self._arrays, self._noise_seed, client._name, client._trial)
+            self._response = client._handle.encode.remote(
+                *self._arrays, self._noise_seed, client._name, client._trial
+            )
 
     def result(self, deadline_s: float, limit_s: float) -> np.ndarray:
         """Features float32 [b,D]; see `Call.result`. `limit_s` is for the message."""
@@ -161,7 +185,8 @@ class _Part:
                 features, cost = self._response.result(timeout_s=remaining_s)
             except TimeoutError:
                 raise PoolError(
-                    f"the teacher pool did not answer within pool.timeout_s={limit_s:g}; see `dra pool status`, raise pool.max_replicas or "
+                    f"the teacher pool did not answer within pool.timeout_s={limit_s:g}; see `dra "
+                    "pool status`, raise pool.max_replicas or "
                     "timeout_s, and start the run again: it resumes from its last checkpoint"
                 ) from None
             except (*_DIED, *_REFUSED) as error:
@@ -173,8 +198,13 @@ class _Part:
                 time.sleep(min(pause_s, max(0.0, deadline_s - time.monotonic())))
                 pause_s = min(2 * pause_s, 2.0)
                 self.send(again=True)
-            except Exception as error:  # the teacher itself refused: sending it again changes nothing
-                raise PoolError(f"the teacher failed on a request ({_reason(error)}); check teacher.uri and data.name") from error
+            except (
+                Exception
+            ) as error:  # the teacher itself refused: sending it again changes nothing
+                raise PoolError(
+                    f"the teacher failed on a request ({_reason(error)}); check teacher.uri and "
+                    "data.name"
+                ) from error
             else:
                 self._client.count("service_s", cost["service_s"])
                 self._client.count("hits", cost["hit"])
@@ -182,14 +212,23 @@ class _Part:
         return self._features
 
     def _in_pieces(self, error: Exception, deadline_s: float, limit_s: float) -> np.ndarray:
-        """A request that is lost again and again may be what kills its replicas: one micro-batch at a time tells."""
+        """A request that is lost again and again may be what kills its replicas: one micro-batch at
+        a time tells.
+        """
         size = self._client.micro_batch
         if len(self._arrays[0]) > size:
-            return np.concatenate([part.result(deadline_s, limit_s) for part in _cut(self._client, self._arrays, self._noise_seed, size)])
+            return np.concatenate(
+                [
+                    part.result(deadline_s, limit_s)
+                    for part in _cut(self._client, self._arrays, self._noise_seed, size)
+                ]
+            )
         if self._lost >= GIVE_UP_AFTER:
             raise PoolError(
-                f"{self._lost} replicas died with the same {len(self._arrays[0])} images ({_reason(error)}); if they ran out of memory, lower "
-                "teacher.micro_batch or give replicas more, then start the run again: it resumes from its last checkpoint"
+                f"{self._lost} replicas died with the same {len(self._arrays[0])} images "
+                f"({_reason(error)}); if they ran out of memory, lower "
+                "teacher.micro_batch or give replicas more, then start the run again: it resumes "
+                "from its last checkpoint"
             ) from error
         time.sleep(0.5)
         self.send(again=True)
@@ -202,15 +241,27 @@ def _reason(error: Exception) -> str:
 
 
 def reserved(experiment: config.Experiment) -> tuple[float, float]:
-    """(CPUs, GPUs) that the pool of this experiment may take on a machine that it shares with training workers."""
+    """(CPUs, GPUs) that the pool of this experiment may take on a machine that it shares with
+    training workers.
+    """
     if not experiment.align.weight or experiment.pool.kind == "local":
         return 0.0, 0.0
-    return experiment.pool.max_replicas * experiment.pool.cpus_per_replica, experiment.pool.max_replicas * experiment.pool.gpus_per_replica
+    return (
+        experiment.pool.max_replicas * experiment.pool.cpus_per_replica,
+        experiment.pool.max_replicas * experiment.pool.gpus_per_replica,
+    )
 
 
 def source(experiment: config.Experiment, device: str, trial: str = "") -> FeatureSource:
-    """The teacher as one training worker sees it: the pool's client, or the teacher itself where `pool.kind` is local."""
+    """The teacher as one training worker sees it: the pool's client, or the teacher itself where
+    `pool.kind` is local.
+    """
     if experiment.pool.kind == "pool":
         return PoolClient(app_name(experiment.teacher), experiment.pool, trial)
     assert experiment.teacher.uri
-    return LocalTeacher(checkpoint.load(Store(experiment.teacher.uri)), experiment.teacher, experiment.pool.threads_per_replica, device)
+    return LocalTeacher(
+        checkpoint.load(Store(experiment.teacher.uri)),
+        experiment.teacher,
+        experiment.pool.threads_per_replica,
+        device,
+    )

@@ -1,7 +1,9 @@
-"""Equal requests are asked once: answers of the last requests by content, and those under way to wait for.
+"""Equal requests are asked once: answers of the last requests by content, and those under way to
+wait for.
 
-Trials with the same data seed and noise level ask for the same features at about the same time. A request is known by a
-digest of all its bytes, so what is shared is right by construction. Nothing here needs torch: the actor is there at once.
+Trials with the same data seed and noise level ask for the same features at about the same time. A
+request is known by a digest of all its bytes, so what is shared is right by construction. Nothing
+here needs torch: the actor is there at once.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ def digest(*arrays: np.ndarray, seed: int) -> bytes:
 
 
 class Window:
-    """Features by digest, the last ones used up to `limit_bytes`. For one event loop; nothing here waits for a lock.
+    """Features by digest, the last ones used up to `limit_bytes`. For one event loop; nothing here
+    waits for a lock.
 
     Attributes:
         hits, asked: requests answered without work, and all.
@@ -42,8 +45,11 @@ class Window:
         self._coming: dict[bytes, asyncio.Task[np.ndarray]] = {}
         self.hits = self.asked = 0
 
-    async def get(self, key: bytes, make: Callable[[], Awaitable[np.ndarray]]) -> tuple[np.ndarray, bool]:
-        """(features [B,D], whether they were there or under way). What `make` raises, all who wait for it get.
+    async def get(
+        self, key: bytes, make: Callable[[], Awaitable[np.ndarray]]
+    ) -> tuple[np.ndarray, bool]:
+        """(features [B,D], whether they were there or under way). What `make` raises, all who wait
+        for it get.
 
         A caller that goes away does not take the work of the others with it.
         """
@@ -85,10 +91,11 @@ class Window:
 
 
 class Exchange:
-    """What the replicas of one pool tell each other: who is at work on which request, and the answers. For one event loop.
+    """What the replicas of one pool tell each other: who is at work on which request, and the
+    answers. For one event loop.
 
-    The first to claim a request makes it; others wait for it as long as they have patience, then make it themselves. So a
-    replica that dies delays those that wait, and changes nothing.
+    The first to claim a request makes it; others wait for it as long as they have patience, then
+    make it themselves. So a replica that dies delays those that wait, and changes nothing.
     """
 
     STALE_S = 60.0
@@ -98,13 +105,17 @@ class Exchange:
         self._claims: OrderedDict[bytes, tuple[asyncio.Event, float]] = OrderedDict()
 
     async def claim(self, key: bytes, patience_s: float) -> np.ndarray | None:
-        """Features [B,D] made by another, or None: make them yourself, and `give` them or `drop` the claim."""
+        """Features [B,D] made by another, or None: make them yourself, and `give` them or `drop`
+        the claim.
+        """
         while (found := self._window.find(key)) is None and key in self._claims:
             mine, _ = self._claims[key]
             try:
                 await asyncio.wait_for(mine.wait(), patience_s)
             except TimeoutError:
-                if self._claims.get(key, (None,))[0] is mine:  # nobody else has lost patience before
+                if (
+                    self._claims.get(key, (None,))[0] is mine
+                ):  # nobody else has lost patience before
                     break
         if found is None:
             self._claim(key)
@@ -112,7 +123,9 @@ class Exchange:
 
     def _claim(self, key: bytes) -> None:
         now = time.monotonic()
-        while self._claims and (oldest := next(iter(self._claims.values())))[1] < now - self.STALE_S:
+        while (
+            self._claims and (oldest := next(iter(self._claims.values())))[1] < now - self.STALE_S
+        ):
             self._claims.popitem(last=False)
             oldest[0].set()
         if old := self._claims.pop(key, None):
@@ -140,7 +153,9 @@ class Shared:
         return await self._exchange.claim(key, patience_s)
 
     async def give(self, key: bytes, features: np.ndarray) -> None:
-        self._exchange.give(key, np.array(features))  # a copy: what Ray hands over lies in its object store
+        self._exchange.give(
+            key, np.array(features)
+        )  # a copy: what Ray hands over lies in its object store
 
     async def drop(self, key: bytes) -> None:
         self._exchange.drop(key)
@@ -148,5 +163,10 @@ class Shared:
 
 def open_exchange(app: str, limit_bytes: int) -> Any:
     """The pool's exchange, made if it is not there."""
-    name = {"name": f"{app}-exchange", "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+    name = {
+        "name": f"{app}-exchange",
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "get_if_exists": True,
+    }
     return Shared.options(**name).remote(limit_bytes)  # type: ignore[attr-defined]

@@ -1,4 +1,6 @@
-"""What a pool's clients and drivers report: totals per trial, and who still needs the pool. Without torch: the actor is there at once."""
+"""What a pool's clients and drivers report: totals per trial, and who still needs the pool. Without
+torch: the actor is there at once.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ COUNTED = ("requests", "images", "hits", "retries", "service_s", "wait_s")
 class Ledger:
     """One per pool. Adds up what clients report, off the path of requests.
 
-    It also knows the drivers that hold the pool. When the last one is gone without a word (its machine died) and nobody
-    else has come for `ORPHAN_S`, it takes the pool down, unless that is to be kept.
+    It also knows the drivers that hold the pool. When the last one is gone without a word (its
+    machine died) and nobody else has come for `ORPHAN_S`, it takes the pool down, unless that is to
+    be kept.
     """
 
     FRESH_S = 3.0
@@ -28,7 +31,9 @@ class Ledger:
     def __init__(self, app: str, facts: dict[str, Any], keep: bool) -> None:
         self._app, self._facts, self._keep = app, facts, keep
         self._since = time.time()
-        self._clients: dict[str, tuple[float, str, dict[str, float]]] = {}  # client -> when, trial, totals
+        self._clients: dict[
+            str, tuple[float, str, dict[str, float]]
+        ] = {}  # client -> when, trial, totals
         self._gone: dict[str, dict[str, float]] = {}  # trial -> totals of clients that left
         self._holders: dict[str, float] = {}
         self._held_at = time.monotonic()
@@ -48,18 +53,27 @@ class Ledger:
         """Sums over all clients since the pool came up, and `clients`: how many asked lately."""
         now = time.monotonic()
         summed = _sum([*self._gone.values(), *(totals for _, _, totals in self._clients.values())])
-        return {**summed, "clients": sum(now - at < self.FRESH_S for at, _, _ in self._clients.values())}
+        return {
+            **summed,
+            "clients": sum(now - at < self.FRESH_S for at, _, _ in self._clients.values()),
+        }
 
     def status(self) -> dict[str, Any]:
         """Facts of the pool, totals, totals by trial, and the number of drivers that hold it."""
         trials = dict(self._gone)
         for _, trial, totals in self._clients.values():
             trials[trial] = _sum([trials.get(trial, {}), totals])
-        held = {"up_s": round(time.time() - self._since, 1), "keep": self._keep, "drivers": len(self._fresh())}
+        held = {
+            "up_s": round(time.time() - self._since, 1),
+            "keep": self._keep,
+            "drivers": len(self._fresh()),
+        }
         return {**self._facts, **held, **self.totals(), "trials": trials}
 
     def hold(self, driver: str) -> bool:
-        """Whether the driver may rely on the pool; not if the last one before it is just taking it down."""
+        """Whether the driver may rely on the pool; not if the last one before it is just taking it
+        down.
+        """
         if not self._closing:
             self._holders[driver] = self._held_at = time.monotonic()
         return not self._closing
@@ -80,7 +94,11 @@ class Ledger:
     def _watch(self) -> None:
         while True:
             time.sleep(5.0)
-            if not self._keep and time.monotonic() - self._held_at > self.ORPHAN_S and not self._fresh():
+            if (
+                not self._keep
+                and time.monotonic() - self._held_at > self.ORPHAN_S
+                and not self._fresh()
+            ):
                 from ray import serve  # takes seconds to import, and is needed once if ever
 
                 serve.delete(self._app)
@@ -93,7 +111,12 @@ def _sum(parts: list[dict[str, float]]) -> dict[str, float]:
 
 def open_ledger(app: str, facts: dict[str, Any], keep: bool) -> Any:
     """The pool's ledger, made if it is not there."""
-    name = {"name": f"{app}-ledger", "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+    name = {
+        "name": f"{app}-ledger",
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "get_if_exists": True,
+    }
     return Ledger.options(**name).remote(app, facts, keep)  # type: ignore[attr-defined]
 
 

@@ -1,12 +1,16 @@
-"""Names of the pool's metrics: what Prometheus shows has the prefix `ray_`, and `_total` behind a counter."""
+"""Names of the pool's metrics: what Prometheus shows has the prefix `ray_`, and `_total` behind a
+counter.
+"""
 
 from __future__ import annotations
 
 METRICS = {
     "dra_teacher_requests": "requests answered by replicas, by teacher and trial",
     "dra_teacher_images": "images answered by replicas, by teacher and trial",
-    "dra_teacher_hits": "requests answered with what another trial had asked for, by teacher and trial",
-    "dra_teacher_retries": "requests sent again after a replica died or refused, by teacher and trial",
+    "dra_teacher_hits": "requests answered with what another trial had asked for, by teacher and "
+    "trial",
+    "dra_teacher_retries": "requests sent again after a replica died or refused, by teacher and "
+    "trial",
     "dra_teacher_service_seconds": "time a replica spent on a request",
     "dra_teacher_queue_seconds": "time a request waited in a replica",
     "dra_teacher_queue_length": "requests that wait in a replica",

@@ -1,4 +1,6 @@
-"""How many teacher replicas there should be: a pure function of what was seen, shared by the pool and the simulator."""
+"""How many teacher replicas there should be: a pure function of what was seen, shared by the pool
+and the simulator.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,18 @@ from dra_ray.errors import ConfigError
 
 @dataclass(frozen=True)
 class Observation:
-    """What is seen of the pool; means over the look-back period, except the two counts of replicas, which are of now.
+    """What is seen of the pool; means over the look-back period, except the two counts of replicas,
+    which are of now.
 
-    Any unit of work may stand for an image, if it does so in all four fields that speak of images or requests.
+    Any unit of work may stand for an image, if it does so in all four fields that speak of images
+    or requests.
     """
 
     running: int
     starting: int = 0  # ordered, but not answering yet
-    busy_s: Sequence[float] = ()  # per running replica: seconds of the look-back period that it worked
+    busy_s: Sequence[
+        float
+    ] = ()  # per running replica: seconds of the look-back period that it worked
     waiting: float = 0.0  # requests that no replica has taken up
     in_flight: float = 0.0  # requests that a replica works on
     images_per_request: float = 1.0
@@ -33,17 +39,21 @@ class Observation:
 class DemandPolicy:
     """Follows the measured work, in one jump, with a dead band and a delay in each direction.
 
-    What is needed, in replicas, is the larger of two sizes: the one that keeps replicas busy for `target_utilisation`
-    of the time, and the one that does the work that comes and clears what waits within `backlog_s` of running.
+    What is needed, in replicas, is the larger of two sizes: the one that keeps replicas busy for
+    `target_utilisation` of the time, and the one that does the work that comes and clears what
+    waits within `backlog_s` of running.
 
     - It rises to what was needed throughout the last `upscale_delay_s`; from 0 to 1 without delay.
-    - It falls to the most that was needed in the last `downscale_delay_s`, if a pool with one replica less would have had
-      `1 - SLACK` of its size to spare; to 0 only if there was nothing at all to do.
-    - It is a size and not a change, so replicas that are starting are not ordered again. Lost ones do not lower it: whoever
-      holds the pool at its target replaces them at once. If none is back after the delay, what waits alone speaks for them.
+    - It falls to the most that was needed in the last `downscale_delay_s`, if a pool with one
+      replica less would have had `1 - SLACK` of its size to spare; to 0 only if there was nothing
+      at all to do.
+    - It is a size and not a change, so replicas that are starting are not ordered again. Lost ones
+      do not lower it: whoever holds the pool at its target replaces them at once. If none is back
+      after the delay, what waits alone speaks for them.
 
-    Clients send a bounded number of requests ahead of a step, so what waits is what they ask per step: `backlog_s` is
-    best about as long as a step. A shorter one orders more than will be needed, a longer one less, in several goes.
+    Clients send a bounded number of requests ahead of a step, so what waits is what they ask per
+    step: `backlog_s` is best about as long as a step. A shorter one orders more than will be
+    needed, a longer one less, in several goes.
     """
 
     min_replicas: int = 1
@@ -55,32 +65,53 @@ class DemandPolicy:
     backlog_s: float = 4.0
 
     target: int = field(init=False)  # replicas aimed at
-    _service_s: float = field(init=False, default=0.0)  # last measured time per image; outlives a pool of size 0
+    _service_s: float = field(
+        init=False, default=0.0
+    )  # last measured time per image; outlives a pool of size 0
     _none_starting_s: float = field(init=False, default=math.inf)  # when no replica was starting
-    _needs: deque[tuple[float, float]] = field(init=False, default_factory=deque)  # (when, replicas needed)
+    _needs: deque[tuple[float, float]] = field(
+        init=False, default_factory=deque
+    )  # (when, replicas needed)
 
     SLACK = 0.8
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_replicas <= self.max_replicas:
-            raise ConfigError(f"min_replicas={self.min_replicas} is not in [0, max_replicas={self.max_replicas}]; change one of them")
-        if not (0 < self.target_utilisation <= 1 and self.look_back_period_s > 0 and self.backlog_s > 0):
+            raise ConfigError(
+                f"min_replicas={self.min_replicas} is not in [0, "
+                f"max_replicas={self.max_replicas}]; change one of them"
+            )
+        if not (
+            0 < self.target_utilisation <= 1 and self.look_back_period_s > 0 and self.backlog_s > 0
+        ):
             values = f"{self.target_utilisation:g}, {self.look_back_period_s:g}, {self.backlog_s:g}"
-            raise ConfigError(f"target_utilisation, look_back_period_s, backlog_s = {values}; set the first in (0, 1], the others above 0")
+            raise ConfigError(
+                f"target_utilisation, look_back_period_s, backlog_s = {values}; set the first in "
+                "(0, 1], the others above 0"
+            )
         self.target = self.min_replicas
 
     def decide(self, now_s: float, seen: Observation) -> int:
         """The number of replicas to aim at from now on. `now_s` must not fall from call to call."""
         if not self._needs:
-            self._needs.append((now_s, float(self.target)))  # the past is unknown: it needed what it had
+            self._needs.append(
+                (now_s, float(self.target))
+            )  # the past is unknown: it needed what it had
         need = self._need(now_s, seen)
         self._needs.append((now_s, need))
-        while self._needs[0][0] < now_s - max(self.upscale_delay_s, self.downscale_delay_s) - _TOLERANCE_S:
+        while (
+            self._needs[0][0]
+            < now_s - max(self.upscale_delay_s, self.downscale_delay_s) - _TOLERANCE_S
+        ):
             self._needs.popleft()
         if _ceil(need) > self.target:
             lasting = min(self._needs_of_last(now_s, self.upscale_delay_s))
-            self.target = max(_ceil(lasting), self.target, 1)  # nobody waits for a delay when there is nobody to answer
-        elif self._spare(need) and self._spare(highest := max(self._needs_of_last(now_s, self.downscale_delay_s))):
+            self.target = max(
+                _ceil(lasting), self.target, 1
+            )  # nobody waits for a delay when there is nobody to answer
+        elif self._spare(need) and self._spare(
+            highest := max(self._needs_of_last(now_s, self.downscale_delay_s))
+        ):
             self.target = _ceil(highest)
         self.target = min(self.max_replicas, max(self.min_replicas, self.target))
         return self.target
@@ -95,24 +126,43 @@ class DemandPolicy:
         self._none_starting_s = min(self._none_starting_s, now_s) if seen.starting else now_s
         arriving = seen.arriving_images_per_s * self._service_s  # in replicas, like `work`
         work = max(arriving, sum(seen.busy_s) / self.look_back_period_s)
-        # What piled up since replicas were ordered is no reason to order more: they were ordered for the work that arrives.
-        piled_s = max(0.0, arriving - seen.running) * (now_s - self._none_starting_s) if seen.starting else 0.0
+        # What piled up since replicas were ordered is no reason to order more: they were ordered
+        # for the work that arrives.
+        piled_s = (
+            max(0.0, arriving - seen.running) * (now_s - self._none_starting_s)
+            if seen.starting
+            else 0.0
+        )
         backlog_s = max(0.0, seen.waiting * seen.images_per_request * self._service_s - piled_s)
         asked = seen.waiting + seen.in_flight > 0
-        return max(work / self.target_utilisation, work + backlog_s / self.backlog_s, _ANY if asked else 0.0)
+        return max(
+            work / self.target_utilisation,
+            work + backlog_s / self.backlog_s,
+            _ANY if asked else 0.0,
+        )
 
     def _needs_of_last(self, now_s: float, delay_s: float) -> list[float]:
-        return [need for _, need in itertools.takewhile(lambda row: row[0] >= now_s - delay_s - _TOLERANCE_S, reversed(self._needs))]
+        return [
+            need
+            for _, need in itertools.takewhile(
+                lambda row: row[0] >= now_s - delay_s - _TOLERANCE_S, reversed(self._needs)
+            )
+        ]
 
     def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
         """Ray Serve's calling convention: its context in, (replicas, state) out.
 
-        Serve counts requests, so a request stands for an image here, and shows no arrivals. Its own delays must be 0.
-        Most requests wait inside the replicas, which say how many are different, each in its last word: a mean over the
-        look-back period would see a new load too late. The others still wait at their senders.
+        Serve counts requests, so a request stands for an image here, and shows no arrivals. Its own
+        delays must be 0. Most requests wait inside the replicas, which say how many are different,
+        each in its last word: a mean over the look-back period would see a new load too late. The
+        others still wait at their senders.
         """
         reported, series = ctx.aggregated_metrics or {}, (ctx.raw_metrics or {}).get("waiting", {})
-        inside = [words[-1].value for words in series.values() if words] if series else reported.get("waiting", {}).values()
+        inside = (
+            [words[-1].value for words in series.values() if words]
+            if series
+            else reported.get("waiting", {}).values()
+        )
         shares = list(reported.get("busy", {}).values())
         times_s = [time_s for time_s in reported.get("service_s", {}).values() if time_s > 0]
         self.target = ctx.target_num_replicas

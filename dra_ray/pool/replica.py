@@ -40,14 +40,36 @@ class TeacherReplica:
         self._settings = config.Pool.model_validate(settings)
         self._app = serve.get_replica_context().app_name
         tags = ("teacher", "trial")
-        self._requests = metrics.Counter("dra_teacher_requests", METRICS["dra_teacher_requests"], tag_keys=tags)
-        self._images = metrics.Counter("dra_teacher_images", METRICS["dra_teacher_images"], tag_keys=tags)
+        self._requests = metrics.Counter(
+            "dra_teacher_requests", METRICS["dra_teacher_requests"], tag_keys=tags
+        )
+        self._images = metrics.Counter(
+            "dra_teacher_images", METRICS["dra_teacher_images"], tag_keys=tags
+        )
         self._hits = metrics.Counter("dra_teacher_hits", METRICS["dra_teacher_hits"], tag_keys=tags)
-        self._service = metrics.Histogram("dra_teacher_service_seconds", METRICS["dra_teacher_service_seconds"], SECONDS, tag_keys=("teacher",))
-        self._queued = metrics.Histogram("dra_teacher_queue_seconds", METRICS["dra_teacher_queue_seconds"], SECONDS, tag_keys=("teacher",))
-        self._encoded = metrics.Counter("dra_teacher_encoded", METRICS["dra_teacher_encoded"], tag_keys=("teacher",))
-        self._batches = metrics.Counter("dra_teacher_batches", METRICS["dra_teacher_batches"], tag_keys=("teacher",))
-        self._length = metrics.Gauge("dra_teacher_queue_length", METRICS["dra_teacher_queue_length"], tag_keys=("teacher", "replica"))
+        self._service = metrics.Histogram(
+            "dra_teacher_service_seconds",
+            METRICS["dra_teacher_service_seconds"],
+            SECONDS,
+            tag_keys=("teacher",),
+        )
+        self._queued = metrics.Histogram(
+            "dra_teacher_queue_seconds",
+            METRICS["dra_teacher_queue_seconds"],
+            SECONDS,
+            tag_keys=("teacher",),
+        )
+        self._encoded = metrics.Counter(
+            "dra_teacher_encoded", METRICS["dra_teacher_encoded"], tag_keys=("teacher",)
+        )
+        self._batches = metrics.Counter(
+            "dra_teacher_batches", METRICS["dra_teacher_batches"], tag_keys=("teacher",)
+        )
+        self._length = metrics.Gauge(
+            "dra_teacher_queue_length",
+            METRICS["dra_teacher_queue_length"],
+            tag_keys=("teacher", "replica"),
+        )
         self._busy_s = 0.0
         self._asked_at = time.monotonic()
         self._mean_s = 0.0  # of the last requests
@@ -64,20 +86,40 @@ class TeacherReplica:
     def describe(self) -> dict[str, Any]:
         """What a client must know."""
         teacher = self.encoder.teacher
-        return {"feature_dim": teacher.feature_dim, "micro_batch": teacher.micro_batch, "merges": self.encoder.merges}
+        return {
+            "feature_dim": teacher.feature_dim,
+            "micro_batch": teacher.micro_batch,
+            "merges": self.encoder.merges,
+        }
 
     async def encode(
-        self, images: np.ndarray, labels: np.ndarray, sigma: np.ndarray, noise_seed: int, client: str = "", trial: str = ""
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        sigma: np.ndarray,
+        noise_seed: int,
+        client: str = "",
+        trial: str = "",
     ) -> tuple[np.ndarray, dict[str, float]]:
-        """(features float32 [B,D], {"service_s", "waited_s", "hit"}) of one request, as `LocalTeacher.encode` gives them."""
+        """(features float32 [B,D], {"service_s", "waited_s", "hit"}) of one request, as
+        `LocalTeacher.encode` gives them.
+        """
         cost = {"service_s": 0.0, "waited_s": 0.0, "hit": 0.0}
 
         async def make() -> np.ndarray:
             # own copies: what Ray hands over is read-only
-            pixels, classes, levels = (torch.from_numpy(np.array(part)) for part in (images, labels, sigma))
-            answer = await asyncio.wrap_future(self.encoder.submit(client, pixels, classes, levels, noise_seed))
+            pixels, classes, levels = (
+                torch.from_numpy(np.array(part)) for part in (images, labels, sigma)
+            )
+            answer = await asyncio.wrap_future(
+                self.encoder.submit(client, pixels, classes, levels, noise_seed)
+            )
             cost.update(service_s=answer.service_s, waited_s=answer.waited_s)
-            self._mean_s = answer.service_s if not self._mean_s else 0.9 * self._mean_s + 0.1 * answer.service_s
+            self._mean_s = (
+                answer.service_s
+                if not self._mean_s
+                else 0.9 * self._mean_s + 0.1 * answer.service_s
+            )
             return answer.features.numpy()
 
         self._clients[client] = time.monotonic()
@@ -94,14 +136,22 @@ class TeacherReplica:
         """Whether more than one client asked lately, so that there may be something to share."""
         if len(self._clients) > 1:
             now = time.monotonic()
-            self._clients = {client: at for client, at in self._clients.items() if now - at < Encoder.RECENT_S}
+            self._clients = {
+                client: at for client, at in self._clients.items() if now - at < Encoder.RECENT_S
+            }
         return len(self._clients) > 1
 
-    async def _once(self, key: bytes, make: Callable[[], Any], cost: dict[str, float]) -> np.ndarray:
+    async def _once(
+        self, key: bytes, make: Callable[[], Any], cost: dict[str, float]
+    ) -> np.ndarray:
         """The features from the replica that is at work on them, or from here."""
         patience_s = 2.0 + 4 * self._mean_s
-        with contextlib.suppress(RayError, TimeoutError):  # it may be starting anew: then everybody makes his own
-            found = await asyncio.wait_for(self._shared.claim.remote(key, patience_s), patience_s + 1)
+        with contextlib.suppress(
+            RayError, TimeoutError
+        ):  # it may be starting anew: then everybody makes his own
+            found = await asyncio.wait_for(
+                self._shared.claim.remote(key, patience_s), patience_s + 1
+            )
             if found is not None:
                 cost["hit"] = 1.0
                 return np.array(found)
@@ -124,20 +174,29 @@ class TeacherReplica:
             self._queued.observe(cost["waited_s"], {"teacher": self._app})
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Called by Serve every so often: the busy share since the last call, requests that wait, and the mean service time."""
+        """Called by Serve every so often: the busy share since the last call, requests that wait,
+        and the mean service time.
+        """
         now = time.monotonic()
         span_s, self._asked_at = max(now - self._asked_at, 1e-6), now
         busy_s, self._busy_s = self._busy_s, 0.0
         waiting = self.encoder.waiting
-        self._length.set(waiting, {"teacher": self._app, "replica": serve.get_replica_context().replica_tag})
+        self._length.set(
+            waiting, {"teacher": self._app, "replica": serve.get_replica_context().replica_tag}
+        )
         # a micro-batch that is longer than the span counts while it runs
         busy = max(busy_s, min(self.encoder.busy_for_s(), span_s)) / span_s
         return {"busy": min(1.0, busy), "waiting": float(waiting), "service_s": self._mean_s}
 
     def check_health(self) -> None:
-        """Called by Serve every so often. A replica that hangs ends itself at once, so that its requests are asked elsewhere:
-        Serve would wait for them first."""
+        """Called by Serve every so often. A replica that hangs ends itself at once, so that its
+        requests are asked elsewhere: Serve would wait for them first.
+        """
         stuck_s = self.encoder.busy_for_s()
         if stuck_s > self._settings.hang_s or not self.encoder.alive:
-            log.error("the teacher has worked for %.0f s on one micro-batch, longer than pool.hang_s; this replica ends", stuck_s)
+            log.error(
+                "the teacher has worked for %.0f s on one micro-batch, longer than pool.hang_s; "
+                "this replica ends",
+                stuck_s,
+            )
             os._exit(1)

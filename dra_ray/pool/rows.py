@@ -1,8 +1,9 @@
-"""The heart of a replica, without Ray: requests of several clients become micro-batches of one teacher.
+"""The heart of a replica, without Ray: requests of several clients become micro-batches of one
+teacher.
 
-A teacher runs at one batch size only, so what a request costs is counted in micro-batches. Requests that leave a part of
-one empty share it, long ones are cut, and clients take turns, micro-batch by micro-batch: whoever asks for much
-delays the others by one micro-batch at most.
+A teacher runs at one batch size only, so what a request costs is counted in micro-batches. Requests
+that leave a part of one empty share it, long ones are cut, and clients take turns, micro-batch by
+micro-batch: whoever asks for much delays the others by one micro-batch at most.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class Rows(Protocol):
         """Raises `DataError` for a request that cannot be encoded."""
         ...
 
-    def encode_each(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seeds: Tensor) -> Tensor:
+    def encode_each(
+        self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seeds: Tensor
+    ) -> Tensor:
         """Features float32 [B,D] of at most `micro_batch` images, a noise seed each."""
         ...
 
@@ -47,7 +50,9 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """Features float32 [B,D]; seconds of the teacher's time spent on them, and seconds that they waited for it."""
+    """Features float32 [B,D]; seconds of the teacher's time spent on them, and seconds that they
+    waited for it.
+    """
 
     features: Tensor
     service_s: float
@@ -74,17 +79,24 @@ Part = tuple[_Work, slice]
 class Encoder:
     """Encodes requests in a thread of its own.
 
-    Micro-batches are shared between requests only where the teacher's kernels give an image the same bits at any place of a
-    batch and beside any others; that is tried once, at the start. Where they do not, each request has its own.
+    Micro-batches are shared between requests only where the teacher's kernels give an image the
+    same bits at any place of a batch and beside any others; that is tried once, at the start. Where
+    they do not, each request has its own.
 
     Args:
-        merge_wait_s: how long an incomplete micro-batch waits for more rows, if more than one client asked lately.
+        merge_wait_s: how long an incomplete micro-batch waits for more rows, if more than one
+            client asked lately.
         on_batch: called with (rows, seconds) after every micro-batch.
     """
 
     RECENT_S = 10.0
 
-    def __init__(self, teacher: Rows, merge_wait_s: float = 0.0, on_batch: Callable[[int, float], None] | None = None) -> None:
+    def __init__(
+        self,
+        teacher: Rows,
+        merge_wait_s: float = 0.0,
+        on_batch: Callable[[int, float], None] | None = None,
+    ) -> None:
         self.teacher = teacher
         self.merges = independent_rows(teacher)
         self._merge_wait_s = merge_wait_s
@@ -97,11 +109,17 @@ class Encoder:
         self._thread = threading.Thread(target=self._loop, name="encoder", daemon=True)
         self._thread.start()
 
-    def submit(self, client: str, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int) -> Future[Answer]:
-        """The answer to come; see `FeatureSource.submit`. Raises `DataError` at once for what cannot be encoded."""
+    def submit(
+        self, client: str, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int
+    ) -> Future[Answer]:
+        """The answer to come; see `FeatureSource.submit`. Raises `DataError` at once for what
+        cannot be encoded.
+        """
         self.teacher.check(images, labels, sigma)
         seeds = noise_seed + torch.arange(len(images))
-        work = _Work((images, labels, sigma, seeds), torch.empty(len(images), self.teacher.feature_dim))
+        work = _Work(
+            (images, labels, sigma, seeds), torch.empty(len(images), self.teacher.feature_dim)
+        )
         work.future.set_running_or_notify_cancel()  # from here on nobody can cancel it
         if not len(work):
             work.future.set_result(Answer(work.features, 0.0, 0.0))
@@ -138,7 +156,7 @@ class Encoder:
             self._changed.notify()
         self._thread.join()
 
-    # -- the thread ------------------------------------------------------------------------------------------------
+    # -- the thread --------------------------------------------------------------------------------
     def _loop(self) -> None:
         while True:
             with self._changed:
@@ -184,7 +202,9 @@ class Encoder:
     def _encode(self, parts: Sequence[Part]) -> None:
         begun_s = self._begun_s = time.monotonic()
         try:
-            features = self.teacher.encode_each(*(torch.cat(rows) for rows in zip(*map(_rows_of, parts), strict=True)))
+            features = self.teacher.encode_each(
+                *(torch.cat(rows) for rows in zip(*map(_rows_of, parts), strict=True))
+            )
         except Exception as error:
             self._begun_s = None
             if len(parts) > 1:  # one of them is at fault, the others shall not know
@@ -204,7 +224,9 @@ class Encoder:
             start += count
             if rows.stop == len(work) and not work.future.done():
                 assert work.begun_s is not None
-                work.future.set_result(Answer(work.features, work.service_s, work.begun_s - work.arrived_s))
+                work.future.set_result(
+                    Answer(work.features, work.service_s, work.begun_s - work.arrived_s)
+                )
         self._on_batch(total, seconds)
 
     def _fail(self, work: _Work, error: Exception) -> None:
@@ -218,7 +240,10 @@ class Encoder:
                     del self._queues[client]
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             size = self.teacher.micro_batch
-            error = PoolError(f"the teacher ran out of memory at teacher.micro_batch={size}; lower it, or give replicas a larger device")
+            error = PoolError(
+                f"the teacher ran out of memory at teacher.micro_batch={size}; lower it, or give "
+                "replicas a larger device"
+            )
         if not work.future.done():
             work.future.set_exception(error)
 
@@ -229,7 +254,8 @@ def _rows_of(part: Part) -> tuple[Tensor, ...]:
 
 
 def independent_rows(teacher: Rows) -> bool:
-    """Whether an image's feature has the same bits at any place of a micro-batch, whatever stands beside it.
+    """Whether an image's feature has the same bits at any place of a micro-batch, whatever stands
+    beside it.
 
     A property of the kernels on this device, so it is tried.
     """

@@ -36,24 +36,46 @@ from dra_ray.teachers import checkpoint
 
 DEPLOYMENT = "teacher"
 PREFIX = "teacher-"  # of the applications that are pools
-POLICY = {"min_replicas", "max_replicas", "target_utilisation", "look_back_period_s", "upscale_delay_s", "downscale_delay_s", "backlog_s"}
+POLICY = {
+    "min_replicas",
+    "max_replicas",
+    "target_utilisation",
+    "look_back_period_s",
+    "upscale_delay_s",
+    "downscale_delay_s",
+    "backlog_s",
+}
 
 
 def app_name(teacher: config.Teacher) -> str:
-    """The Serve application for this teacher: equal weights, layer, label use and micro-batch share one."""
+    """The Serve application for this teacher: equal weights, layer, label use and micro-batch share
+    one.
+    """
     assert teacher.uri
-    parts = [checkpoint.digest(Store(teacher.uri)), teacher.layer, teacher.label, teacher.micro_batch]
+    parts = [
+        checkpoint.digest(Store(teacher.uri)),
+        teacher.layer,
+        teacher.label,
+        teacher.micro_batch,
+    ]
     return PREFIX + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def up(teacher: config.Teacher, pool: config.Pool, change: bool = False) -> str:
-    """Start the pool if it is not there, wait until a replica answers, and return the application's name.
+    """Start the pool if it is not there, wait until a replica answers, and return the application's
+    name.
 
-    A pool that is there keeps the settings of whoever brought it up, unless they are to `change`. Raises `PoolError` when it
-    does not start.
+    A pool that is there keeps the settings of whoever brought it up, unless they are to `change`.
+    Raises `PoolError` when it does not start.
     """
     assert teacher.uri
-    make = functools.partial(replica.load, teacher.uri, teacher.model_dump(), pool.threads_per_replica, pool.gpus_per_replica > 0)
+    make = functools.partial(
+        replica.load,
+        teacher.uri,
+        teacher.model_dump(),
+        pool.threads_per_replica,
+        pool.gpus_per_replica > 0,
+    )
     app = app_name(teacher)
     if change or app not in applications():
         deploy(app, make, pool, teacher.model_dump(mode="json"))
@@ -61,7 +83,9 @@ def up(teacher: config.Teacher, pool: config.Pool, change: bool = False) -> str:
 
 
 def deploy(app: str, make: Callable[[], Rows], pool: config.Pool, facts: dict[str, Any]) -> None:
-    """Start, or change the settings of, a pool of whatever teacher `make` gives in a replica; `facts` describe it to people."""
+    """Start, or change the settings of, a pool of whatever teacher `make` gives in a replica;
+    `facts` describe it to people.
+    """
     autoscaling = AutoscalingConfig(
         min_replicas=pool.min_replicas,
         max_replicas=pool.max_replicas,
@@ -70,18 +94,29 @@ def deploy(app: str, make: Callable[[], Rows], pool: config.Pool, facts: dict[st
         metrics_interval_s=min(0.5, pool.look_back_period_s / 2),
         upscale_delay_s=0.0,  # the policy has its own delays
         downscale_delay_s=0.0,
-        policy=AutoscalingPolicy(policy_function=f"{DemandPolicy.__module__}:{DemandPolicy.__name__}", policy_kwargs=pool.model_dump(include=POLICY)),
+        policy=AutoscalingPolicy(
+            policy_function=f"{DemandPolicy.__module__}:{DemandPolicy.__name__}",
+            policy_kwargs=pool.model_dump(include=POLICY),
+        ),
     )
-    place: dict[str, Any] = {"num_cpus": pool.cpus_per_replica, "num_gpus": pool.gpus_per_replica, "resources": pool.resources}
+    place: dict[str, Any] = {
+        "num_cpus": pool.cpus_per_replica,
+        "num_gpus": pool.gpus_per_replica,
+        "resources": pool.resources,
+    }
     if pool.labels:
         place["label_selector"] = pool.labels
     deployment = serve.deployment(
         name=DEPLOYMENT,
         autoscaling_config=autoscaling,
-        request_router_config=RequestRouterConfig(request_router_class=f"{LeastOutstanding.__module__}:{LeastOutstanding.__name__}"),  # type: ignore[arg-type]
-        # requests wait in a replica, which shares them out fairly and sees equal ones, rather than before it
+        request_router_config=RequestRouterConfig(
+            request_router_class=f"{LeastOutstanding.__module__}:{LeastOutstanding.__name__}"  # type: ignore[arg-type]
+        ),
+        # requests wait in a replica, which shares them out fairly and sees equal ones, rather than
+        # before it
         max_ongoing_requests=256,
-        # a replica on its way out finishes what it has accepted; what takes longer is asked again elsewhere, in time
+        # a replica on its way out finishes what it has accepted; what takes longer is asked again
+        # elsewhere, in time
         graceful_shutdown_timeout_s=pool.timeout_s / 3,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2,
@@ -97,7 +132,10 @@ def deploy(app: str, make: Callable[[], Rows], pool: config.Pool, facts: dict[st
     except RuntimeError as error:
         ray.kill(ledger)
         reason = str(error).splitlines()[0]
-        raise PoolError(f"the teacher pool did not start ({reason}); check teacher.uri='{facts.get('uri')}' and pool resources") from None
+        raise PoolError(
+            f"the teacher pool did not start ({reason}); check teacher.uri='{facts.get('uri')}' "
+            "and pool resources"
+        ) from None
 
 
 def down(app: str) -> None:
@@ -118,13 +156,17 @@ def applications() -> set[str]:
 
 
 def replicas(app: str) -> dict[str, int]:
-    """Number of replicas by state (RUNNING, STARTING, STOPPING, ...); raises `KeyError` while the pool is not up."""
+    """Number of replicas by state (RUNNING, STARTING, STOPPING, ...); raises `KeyError` while the
+    pool is not up.
+    """
     states = serve.status().applications[app].deployments[DEPLOYMENT].replica_states
     return {str(getattr(state, "value", state)): count for state, count in states.items()}
 
 
 def status(app: str) -> dict[str, Any]:
-    """What `dra pool status` shows of a pool: its teacher, replicas by state, totals and totals by trial."""
+    """What `dra pool status` shows of a pool: its teacher, replicas by state, totals and totals by
+    trial.
+    """
     try:
         found = ray.get(find_ledger(app).status.remote())
     except ValueError:
@@ -134,27 +176,47 @@ def status(app: str) -> dict[str, Any]:
 
 def row(found: dict[str, Any]) -> dict[str, Any]:
     """A line of a table about a pool, from its `status`."""
-    states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(found["replicas"].items())) or "none"
-    shown = {key: found.get(key, 0) for key in ("drivers", "clients", "requests", "images", "hits", "retries")}
-    means = {
-        name: found.get(key, 0.0) / max(found.get("requests", 0.0), 1.0) for name, key in (("mean_service_s", "service_s"), ("mean_wait_s", "wait_s"))
+    states = (
+        ", ".join(f"{count} {state.lower()}" for state, count in sorted(found["replicas"].items()))
+        or "none"
+    )
+    shown = {
+        key: found.get(key, 0)
+        for key in ("drivers", "clients", "requests", "images", "hits", "retries")
     }
-    return {"pool": found["pool"], "teacher": found.get("uri", "?"), "replicas": states, "kept": found.get("keep", False)} | shown | means
+    means = {
+        name: found.get(key, 0.0) / max(found.get("requests", 0.0), 1.0)
+        for name, key in (("mean_service_s", "service_s"), ("mean_wait_s", "wait_s"))
+    }
+    return (
+        {
+            "pool": found["pool"],
+            "teacher": found.get("uri", "?"),
+            "replicas": states,
+            "kept": found.get("keep", False),
+        }
+        | shown
+        | means
+    )
 
 
 @contextmanager
 def serving(teacher: config.Teacher, pool: config.Pool, log: Store | None = None) -> Iterator[str]:
     """The pool for the length of a `with` block; gives the application's name.
 
-    A pool is there for every driver that names the same teacher; the last one takes it down, unless `pool.keep`. Its log
-    belongs to whoever brought it up: `log` receives pool.jsonl rows then. Raises `PoolError` when it does not come up.
+    A pool is there for every driver that names the same teacher; the last one takes it down, unless
+    `pool.keep`. Its log belongs to whoever brought it up: `log` receives pool.jsonl rows then.
+    Raises `PoolError` when it does not come up.
     """
     found, driver = app_name(teacher) in applications(), uuid.uuid4().hex
     app = up(teacher, pool)
     deadline_s = time.monotonic() + pool.timeout_s
     while not _hold(app, driver):  # another driver is taking it down at this moment
         if time.monotonic() > deadline_s:
-            raise PoolError(f"the pool '{app}' is going down and does not end; run `dra pool down {app}` and start again")
+            raise PoolError(
+                f"the pool '{app}' is going down and does not end; run `dra pool down {app}` and "
+                "start again"
+            )
         time.sleep(0.5)
         found, app = False, up(teacher, pool)
     with held(app, None if found else log, driver):
@@ -163,7 +225,9 @@ def serving(teacher: config.Teacher, pool: config.Pool, log: Store | None = None
 
 @contextmanager
 def held(app: str, log: Store | None = None, driver: str | None = None) -> Iterator[None]:
-    """A pool that is up, for as long as this driver needs it; the last driver to leave takes it down, unless it is kept."""
+    """A pool that is up, for as long as this driver needs it; the last driver to leave takes it
+    down, unless it is kept.
+    """
     driver = driver or uuid.uuid4().hex
     try:
         with Watch(app, log, driver):
@@ -188,7 +252,9 @@ def _let_go(app: str, driver: str) -> bool:
 
 
 class Watch:
-    """Says that this driver is there, and writes what the pool does to a `.jsonl` file: a row at every change and every few seconds."""
+    """Says that this driver is there, and writes what the pool does to a `.jsonl` file: a row at
+    every change and every few seconds.
+    """
 
     PERIOD_S, EVERY_S = 0.5, 2.0
 
@@ -196,11 +262,18 @@ class Watch:
         self._app, self._log, self._driver = app, log, driver
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
-        self._rows: list[dict[str, Any]] = log.read_jsonl() if log is not None and log.exists() else []
-        self._before = {key: self._rows[-1].get(key, 0) if self._rows else 0 for key in ("requests", "images", "hits", "retries")}
+        self._rows: list[dict[str, Any]] = (
+            log.read_jsonl() if log is not None and log.exists() else []
+        )
+        self._before = {
+            key: self._rows[-1].get(key, 0) if self._rows else 0
+            for key in ("requests", "images", "hits", "retries")
+        }
         self._service: deque[tuple[float, float]] = deque(maxlen=64)
         self._gauges = {
-            name: metrics.Gauge(f"dra_teacher_{name}", METRICS[f"dra_teacher_{name}"], tag_keys=("teacher",))
+            name: metrics.Gauge(
+                f"dra_teacher_{name}", METRICS[f"dra_teacher_{name}"], tag_keys=("teacher",)
+            )
             for name in ("replicas_running", "replicas_target", "demand", "clients")
         }
 
@@ -224,7 +297,9 @@ class Watch:
         totals = ray.get(find_ledger(self._app).totals.remote())
         now = time.time()
         self._service.append((now, totals["service_s"]))
-        first_at, first_s = next((row for row in self._service if now - row[0] <= 6.0), (now, totals["service_s"]))
+        first_at, first_s = next(
+            (row for row in self._service if now - row[0] <= 6.0), (now, totals["service_s"])
+        )
         demand = (totals["service_s"] - first_s) / (now - first_at) if now > first_at else 0.0
         running = counts.get("RUNNING", 0)
         row = {
@@ -235,7 +310,12 @@ class Watch:
             "clients": int(totals["clients"]),
             **{key: int(self._before[key] + totals[key]) for key in self._before},
         }
-        for name, key in (("replicas_running", "running"), ("replicas_target", "target"), ("demand", "demand"), ("clients", "clients")):
+        for name, key in (
+            ("replicas_running", "running"),
+            ("replicas_target", "target"),
+            ("demand", "demand"),
+            ("clients", "clients"),
+        ):
             self._gauges[name].set(row[key], {"teacher": self._app})
         return row
 
@@ -252,6 +332,10 @@ class Watch:
     def _write(self, row: dict[str, Any]) -> None:
         assert self._log is not None
         last = self._rows[-1] if self._rows else None
-        if last is None or row["at"] - last["at"] >= self.EVERY_S or any(row[k] != last[k] for k in ("running", "target", "clients")):
+        if (
+            last is None
+            or row["at"] - last["at"] >= self.EVERY_S
+            or any(row[k] != last[k] for k in ("running", "target", "clients"))
+        ):
             self._rows.append(row)
             self._log.write_jsonl(self._rows)

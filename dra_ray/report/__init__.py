@@ -1,4 +1,6 @@
-"""The report of a run: `collect` reads it, `write` makes summary.json and report.html, `rows` is its trial table."""
+"""The report of a run: `collect` reads it, `write` makes summary.json and report.html, `rows` is
+its trial table.
+"""
 
 from dra_ray.report.collect import collect, rows
 from dra_ray.report.page import write

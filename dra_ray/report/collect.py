@@ -1,4 +1,6 @@
-"""Reads a run directory into one plain dictionary, in which every number has a file that it came from."""
+"""Reads a run directory into one plain dictionary, in which every number has a file that it came
+from.
+"""
 
 from __future__ import annotations
 
@@ -24,21 +26,35 @@ PARTS: dict[str, dict[str, str]] = {
     "teacher": {"teacher": ""},
     "synthetic": {"synthetic": ""},
 }
-EVALUATION = "evaluation"  # the kind of a folder without a training run, and the folder's name within one
-ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")  # the order in which standard AutoAttack runs them
-ORDERS = {"standard": ATTACKS, "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"), "rand": ("apgd-ce", "apgd-dlr")}
+EVALUATION = (
+    "evaluation"  # the kind of a folder without a training run, and the folder's name within one
+)
+ATTACKS = (
+    "apgd-ce",
+    "apgd-t",
+    "fab-t",
+    "square",
+)  # the order in which standard AutoAttack runs them
+ORDERS = {
+    "standard": ATTACKS,
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
 RESULT = "autoattack.json"  # what an evaluation writes last
 DECISIONS = {"stop": "stopped", "done": "done", "continue": "running"}
 
 
 def collect(run: Store) -> dict[str, Any]:
-    """Everything a report needs, as plain JSON values; accuracies are fractions in 0..1, times seconds.
+    """Everything a report needs, as plain JSON values; accuracies are fractions in 0..1, times
+    seconds.
 
-    Always there: `name`, `kind`, `status`, `created`, `elapsed_s`, `stages` [{"name", "seconds"}], `config`, `versions`, `hardware`,
-    `missing` (sentences on what an unfinished run lacks), `files` {what: URI}, `headline`, and `sources`: dotted name of a number
-    -> names of the files below the run that it was read or computed from. By kind of run: `teacher`, `synthetic`,
-    `sweep` (list of trials), `asha`, `pool`, `train`, `finals` and `paired`. A folder that holds an evaluation and no training run is of
-    kind "evaluation". Raises `DataError` when the folder is neither or one of its files is damaged.
+    Always there: `name`, `kind`, `status`, `created`, `elapsed_s`, `stages` [{"name", "seconds"}],
+    `config`, `versions`, `hardware`, `missing` (sentences on what an unfinished run lacks), `files`
+    {what: URI}, `headline`, and `sources`: dotted name of a number -> names of the files below the
+    run that it was read or computed from. By kind of run: `teacher`, `synthetic`, `sweep` (list of
+    trials), `asha`, `pool`, `train`, `finals` and `paired`. A folder that holds an evaluation and
+    no training run is of kind "evaluation". Raises `DataError` when the folder is neither or one of
+    its files is damaged.
     """
     facts = _Facts(run)
     manifest = _manifest(run)
@@ -71,7 +87,9 @@ def collect(run: Store) -> dict[str, Any]:
 
 
 def rows(run: Store) -> list[dict[str, Any]]:
-    """The trial table for a terminal: one flat row per trial (one for a single training run or evaluation), accuracies in percent."""
+    """The trial table for a terminal: one flat row per trial (one for a single training run or
+    evaluation), accuracies in percent.
+    """
     summary = collect(run)
     trials = summary.get("sweep", [])
     if "train" in summary:
@@ -99,9 +117,20 @@ def rows(run: Store) -> list[dict[str, Any]]:
 
 
 def _evaluation_row(final: Mapping[str, Any]) -> dict[str, Any]:
-    after = {f"after {attack} %": percent(accuracy) for attack, accuracy in final["after_attack"].items()}
-    scores = {"images": final["images"], "clean %": percent(final["clean_accuracy"]), "PGD %": percent(final.get("pgd_accuracy"))}
-    return {"run": final["trial"]} | scores | after | {"AutoAttack %": percent(final["autoattack_accuracy"])}
+    after = {
+        f"after {attack} %": percent(accuracy) for attack, accuracy in final["after_attack"].items()
+    }
+    scores = {
+        "images": final["images"],
+        "clean %": percent(final["clean_accuracy"]),
+        "PGD %": percent(final.get("pgd_accuracy")),
+    }
+    return (
+        {"run": final["trial"]}
+        | scores
+        | after
+        | {"AutoAttack %": percent(final["autoattack_accuracy"])}
+    )
 
 
 def percent(accuracy: float | None) -> float | None:
@@ -109,13 +138,17 @@ def percent(accuracy: float | None) -> float | None:
     return None if accuracy is None else round(100 * accuracy, 1)
 
 
-# -- reading files -------------------------------------------------------------------------------------------------
+# -- reading files ---------------------------------------------------------------------------------
 def read_rows(file: Store, required: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """Rows of a `.jsonl` file; `DataError` names the first line that is damaged or lacks a required key."""
+    """Rows of a `.jsonl` file; `DataError` names the first line that is damaged or lacks a required
+    key.
+    """
     try:
         lines = file.read_text().splitlines()
     except UnicodeDecodeError:
-        raise DataError(f"'{file}' is not text; restore it from a copy or run this part again") from None
+        raise DataError(
+            f"'{file}' is not text; restore it from a copy or run this part again"
+        ) from None
     found = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -124,15 +157,21 @@ def read_rows(file: Store, required: Iterable[str] = ()) -> list[dict[str, Any]]
             row = json.loads(line)
             absent = [key for key in required if key not in row]
         except (ValueError, TypeError):
-            raise DataError(f"'{file}' line {number} is not valid JSON; delete that line or restore the file") from None
+            raise DataError(
+                f"'{file}' line {number} is not valid JSON; delete that line or restore the file"
+            ) from None
         if absent:
-            raise DataError(f"'{file}' line {number} has no '{absent[0]}'; delete that line or restore the file")
+            raise DataError(
+                f"'{file}' line {number} has no '{absent[0]}'; delete that line or restore the file"
+            )
         found.append(row)
     return found
 
 
 def read_rungs(sweep: Store) -> list[dict[str, Any]]:
-    """Rows of rungs.jsonl by trial and epoch; a resumed sweep may report an epoch twice, and then the later row counts."""
+    """Rows of rungs.jsonl by trial and epoch; a resumed sweep may report an epoch twice, and then
+    the later row counts.
+    """
     file = sweep / "rungs.jsonl"
     if not file.exists():
         return []
@@ -144,7 +183,11 @@ def read_rungs(sweep: Store) -> list[dict[str, Any]]:
 def read_pool(folder: Store) -> list[dict[str, Any]]:
     """Rows of pool.jsonl in order of time; empty when the run had no pool."""
     file = folder / "pool.jsonl"
-    return sorted(read_rows(file, ("at", "running")), key=lambda row: row["at"]) if file.exists() else []
+    return (
+        sorted(read_rows(file, ("at", "running")), key=lambda row: row["at"])
+        if file.exists()
+        else []
+    )
 
 
 def read_metrics(folder: Store) -> list[dict[str, Any]]:
@@ -163,12 +206,16 @@ def _manifest(run: Store) -> dict[str, Any]:
         return {"status": "done"} | manifest | {"kind": EVALUATION}
     if not manifest:
         raise DataError(f"'{run}' is not a run: it has no manifest.json; {remedy}")
-    raise DataError(f"'{file}' is of kind {manifest.get('kind')!r}, which no report knows; {remedy}")
+    raise DataError(
+        f"'{file}' is of kind {manifest.get('kind')!r}, which no report knows; {remedy}"
+    )
 
 
 def _evaluated(run: Store) -> str | None:
     """Where an evaluation lies below a folder: in its own folder, or right here."""
-    return next((folder for folder in (EVALUATION, "") if (run / _path(folder, RESULT)).exists()), None)
+    return next(
+        (folder for folder in (EVALUATION, "") if (run / _path(folder, RESULT)).exists()), None
+    )
 
 
 def _read_object(file: Store) -> dict[str, Any]:
@@ -177,7 +224,9 @@ def _read_object(file: Store) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise DataError(f"'{file}' is not text; restore or delete it") from None
     if not isinstance(value, dict):
-        raise DataError(f"'{file}' holds a {type(value).__name__} instead of an object; restore or delete it")
+        raise DataError(
+            f"'{file}' holds a {type(value).__name__} instead of an object; restore or delete it"
+        )
     return value
 
 
@@ -190,7 +239,7 @@ def _elapsed(manifest: Mapping[str, Any]) -> float | None:
     return manifest.get("elapsed_s", sum(stages) if stages else None)
 
 
-# -- the parts of a run --------------------------------------------------------------------------------------------
+# -- the parts of a run ----------------------------------------------------------------------------
 class _Facts:
     """The summary while it grows: values, the file behind each of them, and what is missing."""
 
@@ -243,13 +292,25 @@ class _Facts:
 def _teacher(facts: _Facts, folder: str) -> None:
     run = facts.at(folder)
     logged = read_metrics(run)
-    facts.put("teacher", {"images_seen": logged[-1]["images_seen"] if logged else None}, _path(folder, "metrics.jsonl"))
+    facts.put(
+        "teacher",
+        {"images_seen": logged[-1]["images_seen"] if logged else None},
+        _path(folder, "metrics.jsonl"),
+    )
     card = _path(folder, CARD)
     if facts.needs(card, "teacher"):
-        facts.put("teacher", {"params": _params(facts.at(folder)), "digest": digest(facts.at(folder))}, card)
+        facts.put(
+            "teacher",
+            {"params": _params(facts.at(folder)), "digest": digest(facts.at(folder))},
+            card,
+        )
         facts.link("teacher card", card)
     facts.link("teacher weights", _path(folder, WEIGHTS))
-    sheets = [name for name in run.names() if name.startswith("samples-") and name.endswith(".png") and name[8:-4].isdigit()]
+    sheets = [
+        name
+        for name in run.names()
+        if name.startswith("samples-") and name.endswith(".png") and name[8:-4].isdigit()
+    ]
     if sheets:
         last = max(sheets, key=lambda name: int(name[8:-4]))
         facts.values["teacher"]["samples"] = facts.link("teacher sample sheet", _path(folder, last))
@@ -267,11 +328,20 @@ def _synthetic(facts: _Facts, folder: str) -> None:
     manifest = _read_object(facts.at(name))
     counts = manifest.get("counts")
     counts = dict(enumerate(counts)) if isinstance(counts, list) else dict(counts or {})
-    facts.put("synthetic", {"images": manifest.get("images"), "counts": {str(label): count for label, count in counts.items()}}, name)
+    facts.put(
+        "synthetic",
+        {
+            "images": manifest.get("images"),
+            "counts": {str(label): count for label, count in counts.items()},
+        },
+        name,
+    )
     facts.put("synthetic.sampler", manifest.get("sampler", {}), name)
     facts.values["synthetic"]["teacher_digest"] = manifest.get("teacher_digest")
     facts.link("synthetic images", folder)
-    facts.values["synthetic"]["samples"] = facts.link("synthetic sample sheet", _path(folder, "samples.png"))
+    facts.values["synthetic"]["samples"] = facts.link(
+        "synthetic sample sheet", _path(folder, "samples.png")
+    )
 
 
 def _sweep(facts: _Facts, folder: str) -> None:
@@ -283,10 +353,17 @@ def _sweep(facts: _Facts, folder: str) -> None:
     history: dict[str, list[dict[str, Any]]] = {trial: [] for trial in chosen}
     for row in rungs:
         history.setdefault(row["trial"], []).append(row)
-    facts.values["sweep"] = [_trial(trial, chosen.get(trial, {}), reports) for trial, reports in sorted(history.items())]
+    facts.values["sweep"] = [
+        _trial(trial, chosen.get(trial, {}), reports) for trial, reports in sorted(history.items())
+    ]
     facts.cite("sweep", name, _path(folder, "rungs.jsonl"))
     stopped = sum(trial["decision"] == "stopped" for trial in facts.values["sweep"])
-    facts.put("asha", {"trials": len(history), "stopped_early": stopped}, name, _path(folder, "rungs.jsonl"))
+    facts.put(
+        "asha",
+        {"trials": len(history), "stopped_early": stopped},
+        name,
+        _path(folder, "rungs.jsonl"),
+    )
     facts.put("asha", {"rungs": _rung_epochs(manifest.get("config", {}))}, name)
     _pool(facts, folder)
     facts.link("sweep trials", _path(folder, "trials"))
@@ -302,15 +379,28 @@ def _sweep(facts: _Facts, folder: str) -> None:
 def _trial(trial: str, fields: Mapping[str, Any], reports: list[dict[str, Any]]) -> dict[str, Any]:
     last = reports[-1] if reports else {}
     best = max((row["robust_accuracy"] for row in reports), default=None)
-    kept = {key: last.get(key) for key in ("epoch", "images_seen", "clean_accuracy", "robust_accuracy")}
+    kept = {
+        key: last.get(key) for key in ("epoch", "images_seen", "clean_accuracy", "robust_accuracy")
+    }
     decision = DECISIONS.get(last.get("decision", ""), "waiting")
-    return {"trial": trial, "fields": dict(fields), **kept, "best_robust_accuracy": best, "decision": decision}
+    return {
+        "trial": trial,
+        "fields": dict(fields),
+        **kept,
+        "best_robust_accuracy": best,
+        "decision": decision,
+    }
 
 
 def _rung_epochs(config: Mapping[str, Any]) -> list[int]:
-    """Epochs at which successive halving compares trials: the first validation at or after grace * factor^k, before the last epoch."""
+    """Epochs at which successive halving compares trials: the first validation at or after grace *
+    factor^k, before the last epoch.
+    """
     asha, base = config.get("asha", {}), config.get("base", {})
-    epochs, every = base.get("optim", {}).get("epochs", 0), base.get("selection", {}).get("every_epochs", 1)
+    epochs, every = (
+        base.get("optim", {}).get("epochs", 0),
+        base.get("selection", {}).get("every_epochs", 1),
+    )
     rung, factor, found = asha.get("grace_epochs", 0), asha.get("reduction_factor", 0), []
     while factor > 1 and 0 < rung < epochs:
         found.append(every * math.ceil(round(rung / every, 6)))
@@ -324,9 +414,15 @@ def _pool(facts: _Facts, folder: str) -> None:
         return
     running = [int(row["running"]) for row in logged]
     replicas = [count for i, count in enumerate(running) if i == 0 or count != running[i - 1]]
-    totals = {key: max(row.get(key, 0) for row in logged) for key in ("requests", "images", "retries")}
+    totals = {
+        key: max(row.get(key, 0) for row in logged) for key in ("requests", "images", "retries")
+    }
     seconds = logged[-1]["at"] - logged[0]["at"]
-    facts.put("pool", {"replicas": replicas, "max_running": max(running), "seconds": seconds} | totals, _path(folder, "pool.jsonl"))
+    facts.put(
+        "pool",
+        {"replicas": replicas, "max_running": max(running), "seconds": seconds} | totals,
+        _path(folder, "pool.jsonl"),
+    )
     facts.link("pool history", _path(folder, "pool.jsonl"))
 
 
@@ -334,7 +430,9 @@ def _train(facts: _Facts, folder: str) -> None:
     logged = read_metrics(facts.at(folder))
     checked = [row for row in logged if row.get("robust_accuracy") is not None]
     last = checked[-1] if checked else {}
-    values = {key: last.get(key) for key in ("epoch", "images_seen", "clean_accuracy", "robust_accuracy")}
+    values = {
+        key: last.get(key) for key in ("epoch", "images_seen", "clean_accuracy", "robust_accuracy")
+    }
     values["best_robust_accuracy"] = max((row["robust_accuracy"] for row in checked), default=None)
     facts.put("train", values, _path(folder, "metrics.jsonl"))
     facts.values["train"]["decision"] = "done" if facts.values["status"] == "done" else "running"
@@ -374,8 +472,30 @@ def _evaluation(facts: _Facts) -> None:
 
 NEEDED = ("images", "clean_accuracy", "autoattack_accuracy", "interval", "after_attack")
 # Of later versions of the evaluation, or measured only where the config asks for it.
-KEPT: tuple[str, ...] = ("pgd_accuracy", "pgd_steps", "pgd_restarts", "eot", "elapsed_s", "seed", "batch", "batch_asked", "attack_s")
-KEPT += ("resumed_batches", "curve", "corruptions", "version", "level", "streams", "effort", "numerics", "versions", "subject", "tasks")
+KEPT: tuple[str, ...] = (
+    "pgd_accuracy",
+    "pgd_steps",
+    "pgd_restarts",
+    "eot",
+    "elapsed_s",
+    "seed",
+    "batch",
+    "batch_asked",
+    "attack_s",
+)
+KEPT += (
+    "resumed_batches",
+    "curve",
+    "corruptions",
+    "version",
+    "level",
+    "streams",
+    "effort",
+    "numerics",
+    "versions",
+    "subject",
+    "tasks",
+)
 
 
 def _scores(facts: _Facts, role: str, folder: str) -> None:
@@ -385,14 +505,22 @@ def _scores(facts: _Facts, role: str, folder: str) -> None:
     absent = [key for key in NEEDED if key not in found]
     if absent:
         raise DataError(f"'{facts.at(name)}' has no '{absent[0]}'; run the evaluation again")
-    facts.put(f"finals.{role}", {key: found[key] for key in (*NEEDED, *KEPT) if found.get(key) is not None}, name)
+    facts.put(
+        f"finals.{role}",
+        {key: found[key] for key in (*NEEDED, *KEPT) if found.get(key) is not None},
+        name,
+    )
     entry["after_attack"] = _in_order(found["after_attack"], found.get("version", "standard"))
     entry["flags"] = list(found.get("flags", []))
     entry["threat"] = found.get("threat", {})
     chunks = _path(folder, "chunks")
     if "tasks" not in entry and (tasks := _tasks(facts.at(chunks))):
         facts.put(f"finals.{role}.tasks", tasks, chunks)
-    for what, file in (("AutoAttack verdicts", RESULT), ("verdict per image", "per_sample.npz"), ("adversarial images", "adversarial.npz")):
+    for what, file in (
+        ("AutoAttack verdicts", RESULT),
+        ("verdict per image", "per_sample.npz"),
+        ("adversarial images", "adversarial.npz"),
+    ):
         facts.link(f"{LABELS[role]}: {what}", _path(folder, file))
 
 
@@ -403,14 +531,18 @@ def _others(facts: _Facts, role: str, folder: str) -> None:
     if names:
         keys = ("images", "clean_accuracy", "pgd_accuracy", "autoattack_accuracy", "interval")
         found = {other: _read_object(facts.at(name)) for other, name in names.items()}
-        facts.values["finals"][role]["others"] = [{"name": other} | {key: found[other].get(key) for key in keys} for other in found]
+        facts.values["finals"][role]["others"] = [
+            {"name": other} | {key: found[other].get(key) for key in keys} for other in found
+        ]
         facts.cite(f"finals.{role}.others", *names.values())
 
 
 def _in_order(after_attack: Mapping[str, float], version: str) -> dict[str, float]:
     """The attacks as they ran: files hold them by name."""
     order = [*ORDERS.get(version, ATTACKS), *sorted(after_attack)]
-    return {attack: after_attack[attack] for attack in dict.fromkeys(order) if attack in after_attack}
+    return {
+        attack: after_attack[attack] for attack in dict.fromkeys(order) if attack in after_attack
+    }
 
 
 def _tasks(chunks: Store) -> dict[str, int]:
@@ -423,17 +555,23 @@ LABELS = {"dra": "DRA", "baseline": "Baseline", "run": "This run"}
 
 
 def _paired(facts: _Facts) -> None:
-    """Compare the finalists image by image: on the same test images, so the test is paired (McNemar)."""
+    """Compare the finalists image by image: on the same test images, so the test is paired
+    (McNemar).
+    """
     finals = facts.values.get("finals", {})
     if not {"dra", "baseline"} <= set(finals):
         return
     names = [f"{finals[role]['run']}/evaluation/per_sample.npz" for role in ("dra", "baseline")]
-    if [name for name in names if not facts.needs(name, "paired comparison")]:  # a list, so that each is named
+    if [
+        name for name in names if not facts.needs(name, "paired comparison")
+    ]:  # a list, so that each is named
         return
     dra, baseline = (_verdicts(facts.at(name)) for name in names)
     if dra.shape != baseline.shape:
         files = f"'{facts.at(names[0])}' and '{facts.at(names[1])}'"
-        raise DataError(f"{files} hold {len(dra)} and {len(baseline)} images; evaluate both on the same test set")
+        raise DataError(
+            f"{files} hold {len(dra)} and {len(baseline)} images; evaluate both on the same test set"
+        )
     facts.put("paired", compare(dra, baseline), *names)
 
 
@@ -445,7 +583,9 @@ def _verdicts(file: Store) -> np.ndarray:
 
 
 def compare(dra: np.ndarray, baseline: np.ndarray) -> dict[str, Any]:
-    """Paired comparison of bool verdicts [N]: difference in accuracy, its 95 % interval, McNemar's p, and the discordant counts."""
+    """Paired comparison of bool verdicts [N]: difference in accuracy, its 95 % interval, McNemar's
+    p, and the discordant counts.
+    """
     difference, low, high = intervals.bootstrap_difference(baseline, dra)
     return {
         "images": int(dra.size),
@@ -457,9 +597,11 @@ def compare(dra: np.ndarray, baseline: np.ndarray) -> dict[str, Any]:
     }
 
 
-# -- in words ------------------------------------------------------------------------------------------------------
+# -- in words --------------------------------------------------------------------------------------
 def headline(summary: Mapping[str, Any]) -> str:
-    """What was run and what was found, in plain words; never claims more than the interval and the test allow."""
+    """What was run and what was found, in plain words; never claims more than the interval and the
+    test allow.
+    """
     return " ".join(part for part in (_what_ran(summary), _what_was_found(summary)) if part)
 
 
@@ -483,12 +625,24 @@ def _count(value: float | None) -> str:
 
 
 def _what_was_found(summary: Mapping[str, Any]) -> str:
-    finals = {role: final for role, final in summary.get("finals", {}).items() if "autoattack_accuracy" in final}
+    finals = {
+        role: final
+        for role, final in summary.get("finals", {}).items()
+        if "autoattack_accuracy" in final
+    }
     if not finals:
-        return "" if "finals" not in summary else "AutoAttack has not been run, so nothing is known about its test accuracy under attack yet."
+        return (
+            ""
+            if "finals" not in summary
+            else "AutoAttack has not been run, so nothing is known about its test accuracy under "
+            "attack yet."
+        )
     paired = summary.get("paired")
     if paired is None:
-        kept = [f"{LABELS[role]} keeps {_percent(final['autoattack_accuracy'])} of {final['images']}" for role, final in finals.items()]
+        kept = [
+            f"{LABELS[role]} keeps {_percent(final['autoattack_accuracy'])} of {final['images']}"
+            for role, final in finals.items()
+        ]
         return f"{' and '.join(kept)} test images right under AutoAttack."
     dra, baseline = (_percent(finals[role]["autoattack_accuracy"]) for role in ("dra", "baseline"))
     low, high = (f"{100 * edge:+.1f}".replace("-", "−") for edge in paired["interval"])
@@ -498,7 +652,9 @@ def _what_was_found(summary: Mapping[str, Any]) -> str:
         return f"{scores} no difference (McNemar p = {paired['p_value']:.2g})."
     leader = "DRA is ahead" if paired["difference"] > 0 else "the baseline is ahead"
     if paired["p_value"] < 0.05 and paired["interval"][0] * paired["interval"][1] > 0:
-        return f"{scores} {leader} by {test}, more than chance in the choice of test images explains."
+        return (
+            f"{scores} {leader} by {test}, more than chance in the choice of test images explains."
+        )
     return f"{scores} {leader} by {test}, which chance in the choice of test images can explain, so this run shows no difference."
 
 

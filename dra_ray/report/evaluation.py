@@ -1,4 +1,6 @@
-"""Sections on the evaluation of a classifier, beside its verdicts: the radius, corruptions, examples, cost and settings."""
+"""Sections on the evaluation of a classifier, beside its verdicts: the radius, corruptions,
+examples, cost and settings.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from dra_ray.storage import Store
 Finals = Mapping[str, Mapping[str, Any]]
 
 
-def sections(run: Store, summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> list[str]:
+def sections(
+    run: Store, summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]
+) -> list[str]:
     """What the evaluations of a run found, as HTML, "" where one has nothing."""
     finals = _evaluated(summary)
     return [_curve(finals, figures), _corruptions(finals), _examples(run, finals)]
@@ -27,18 +31,39 @@ def how(summary: Mapping[str, Any]) -> str:
     if not finals:
         return ""
     costs = [_cost(final, _title(role, finals)) for role, final in finals.items()]
-    spent = "" if not any(costs) else "<h3>Time per attack</h3>" + html.caption(_COST) + html.grid(*costs)
+    spent = (
+        ""
+        if not any(costs)
+        else "<h3>Time per attack</h3>" + html.caption(_COST) + html.grid(*costs)
+    )
     others = [_others(final, _title(role, finals)) for role, final in finals.items()]
-    return html.section("evaluation", "How it was evaluated", "", spent, "<h3>Settings</h3>", _settings(finals), _source(finals), *others)
+    return html.section(
+        "evaluation",
+        "How it was evaluated",
+        "",
+        spent,
+        "<h3>Settings</h3>",
+        _settings(finals),
+        _source(finals),
+        *others,
+    )
 
 
 def _evaluated(summary: Mapping[str, Any]) -> Finals:
-    return {role: final for role, final in summary.get("finals", {}).items() if "autoattack_accuracy" in final}
+    return {
+        role: final
+        for role, final in summary.get("finals", {}).items()
+        if "autoattack_accuracy" in final
+    }
 
 
 def _source(finals: Finals, *names: str) -> str:
     """Which files the numbers above are from."""
-    files = [f"{final['evaluation']}/{name}".removeprefix("/") for final in finals.values() for name in names or (RESULT,)]
+    files = [
+        f"{final['evaluation']}/{name}".removeprefix("/")
+        for final in finals.values()
+        for name in names or (RESULT,)
+    ]
     return html.caption(f"From {', '.join(files)}.")
 
 
@@ -47,7 +72,7 @@ def _title(role: str, finals: Finals) -> str:
     return f"<h3>{LABELS[role]}</h3>" if len(finals) > 1 else ""
 
 
-# -- what was found ------------------------------------------------------------------------------------------------
+# -- what was found --------------------------------------------------------------------------------
 def _curve(finals: Finals, figures: Mapping[str, plots.Figure]) -> str:
     measured = {role: final for role, final in finals.items() if final.get("curve")}
     if not measured:
@@ -55,27 +80,51 @@ def _curve(finals: Finals, figures: Mapping[str, plots.Figure]) -> str:
     figure = html.plot(
         figures.get("curve"),
         "Accuracy over the radius",
-        "PGD at each radius on its own, with 95 % intervals; the diamond is AutoAttack, which is stronger. With a radius that grows the accuracy "
+        "PGD at each radius on its own, with 95 % intervals; the diamond is AutoAttack, which is "
+        "stronger. With a radius that grows the accuracy "
         "must fall towards 0: where it does not, the attack is at fault, not the classifier good.",
     )
-    head = ["radius (1/255)", *(f"{LABELS[role]} %" if len(measured) > 1 else "PGD %" for role in measured)]
-    found = {role: {row["eps_255"]: row["accuracy"] for row in final["curve"]} for role, final in measured.items()}
+    head = [
+        "radius (1/255)",
+        *(f"{LABELS[role]} %" if len(measured) > 1 else "PGD %" for role in measured),
+    ]
+    found = {
+        role: {row["eps_255"]: row["accuracy"] for row in final["curve"]}
+        for role, final in measured.items()
+    }
     radii = sorted({radius for scores in found.values() for radius in scores})
     rows = [(f"{radius:g}", [scores.get(radius) for scores in found.values()]) for radius in radii]
-    return html.section("curve", "Stronger and weaker attackers", "", html.grid(figure, html.shares(head, rows)), _source(measured))
+    return html.section(
+        "curve",
+        "Stronger and weaker attackers",
+        "",
+        html.grid(figure, html.shares(head, rows)),
+        _source(measured),
+    )
 
 
 def _corruptions(finals: Finals) -> str:
     measured = {role: final for role, final in finals.items() if final.get("corruptions")}
     if not measured:
         return ""
-    tables = (f"<div>{_title(role, measured)}{_grades(final['corruptions'])}</div>" for role, final in measured.items())
+    tables = (
+        f"<div>{_title(role, measured)}{_grades(final['corruptions'])}</div>"
+        for role, final in measured.items()
+    )
     lead = (
-        "Damage that nobody chose with the classifier in mind: noise, blur, weather and compression, each in severities from mild to strong. "
+        "Damage that nobody chose with the classifier in mind: noise, blur, weather and "
+        "compression, each in severities from mild to strong. "
         "Accuracies are in percent, on the test images; darker is better."
     )
     made = any(final["corruptions"].get("source") == "generated" for final in measured.values())
-    return html.section("corruptions", "Accuracy under corruptions", lead, html.grid(*tables), html.caption(_MADE) if made else "", _source(measured))
+    return html.section(
+        "corruptions",
+        "Accuracy under corruptions",
+        lead,
+        html.grid(*tables),
+        html.caption(_MADE) if made else "",
+        _source(measured),
+    )
 
 
 _MADE = "The corruptions were made here from the test images: they compare classifiers with each other, and nothing with published numbers."
@@ -88,9 +137,21 @@ def _grades(corruptions: Mapping[str, Any]) -> str:
         found.setdefault(str(row["name"]), {})[row["severity"]] = row["accuracy"]
     grades = sorted({grade for scores in found.values() for grade in scores})
     rows: list[tuple[str, list[float | None]]] = [
-        (name.replace("_", " "), [*(scores.get(grade) for grade in grades), _mean(scores.values())]) for name, scores in found.items()
+        (name.replace("_", " "), [*(scores.get(grade) for grade in grades), _mean(scores.values())])
+        for name, scores in found.items()
     ]
-    rows.append(("all", [*(_mean(scores[grade] for scores in found.values() if grade in scores) for grade in grades), corruptions["mean"]]))
+    rows.append(
+        (
+            "all",
+            [
+                *(
+                    _mean(scores[grade] for scores in found.values() if grade in scores)
+                    for grade in grades
+                ),
+                corruptions["mean"],
+            ],
+        )
+    )
     return html.shares(["severity", *map(str, grades), "mean"], rows)
 
 
@@ -118,16 +179,16 @@ def _shown(run: Store, final: Mapping[str, Any]) -> str:
     lead = "The first test image of each class that the classifier got right until an attack found a change, within the bounds, that fools it."
     note = f"{lead} The change is amplified {factor} times around grey, which stands for none."
     if found[0].predicted:
-        note += (
-            " The classes that the classifier sees were computed for this page; on another machine an image at the edge may fall to the other side."
-        )
+        note += " The classes that the classifier sees were computed for this page; on another machine an image at the edge may fall to the other side."
     body = "".join(html.pictures(_named(example), _triple(example, factor)) for example in found)
     files = _source({"": final}, "adversarial.npz", "per_sample.npz")
     return f"<div class=examples>{body}</div>{html.caption(note)}{files}"
 
 
 def _training_run(evaluation: Store) -> Store:
-    """Evaluations of a run lie in RUN/evaluation, with other settings in RUN/evaluation/NAME; others lie anywhere."""
+    """Evaluations of a run lie in RUN/evaluation, with other settings in RUN/evaluation/NAME;
+    others lie anywhere.
+    """
     found = re.fullmatch(r"(.+)/evaluation(/[^/]+)?/*", evaluation.resolved().uri)
     return Store(found[1]) if found else evaluation
 
@@ -137,7 +198,9 @@ def _named(example: examples.Example) -> str:
 
 
 def _triple(example: examples.Example, factor: int) -> list[tuple[bytes, str]]:
-    clean, fooled = (f", seen as {name}" for name in example.predicted) if example.predicted else ("", "")
+    clean, fooled = (
+        (f", seen as {name}" for name in example.predicted) if example.predicted else ("", "")
+    )
     return [
         (examples.png(example.clean), f"clean{clean}"),
         (examples.png(example.adversarial), f"attacked{fooled}"),
@@ -146,30 +209,47 @@ def _triple(example: examples.Example, factor: int) -> list[tuple[bytes, str]]:
 
 
 def _others(final: Mapping[str, Any], title: str) -> str:
-    """Evaluations of the same classifier with other settings: their pages are written by themselves."""
+    """Evaluations of the same classifier with other settings: their pages are written by
+    themselves.
+    """
     rows = final.get("others")
     if not rows:
         return ""
     head = ["folder", "AutoAttack %", "95 % interval", "PGD %", "clean %", "images"]
     body = [
-        [f"{final['evaluation']}/{row['name']}".removeprefix("/"), percent(row["autoattack_accuracy"]), html.span(row["interval"] or [])]
+        [
+            f"{final['evaluation']}/{row['name']}".removeprefix("/"),
+            percent(row["autoattack_accuracy"]),
+            html.span(row["interval"] or []),
+        ]
         + [percent(row["pgd_accuracy"]), percent(row["clean_accuracy"]), row["images"]]
         for row in rows
     ]
     return f"<h3>With other settings</h3>{title}{html.table(head, body)}{html.caption('`dra report` writes a page for each of these folders.')}"
 
 
-# -- what it cost, and how it was set ------------------------------------------------------------------------------
-_COST = "Seconds of work, summed over batches; each batch is a task, and several run at the same time."
+# -- what it cost, and how it was set --------------------------------------------------------------
+_COST = (
+    "Seconds of work, summed over batches; each batch is a task, and several run at the same time."
+)
 
 
 def _cost(final: Mapping[str, Any], title: str) -> str:
     spent = final.get("attack_s")
     if not spent:
         return ""
-    order = dict.fromkeys(stage for stage in ("clean", *final["after_attack"], *spent) if stage in spent)
+    order = dict.fromkeys(
+        stage for stage in ("clean", *final["after_attack"], *spent) if stage in spent
+    )
     tasks = final.get("tasks", {})
-    rows = [(_STAGES.get(stage, stage), spent[stage], _number(tasks[stage], "task") if stage in tasks else "") for stage in order]
+    rows = [
+        (
+            _STAGES.get(stage, stage),
+            spent[stage],
+            _number(tasks[stage], "task") if stage in tasks else "",
+        )
+        for stage in order
+    ]
     total = f"Together {html.duration(sum(spent.values()))} of work"
     total += f" in {html.duration(final['elapsed_s'])} of waiting." if "elapsed_s" in final else "."
     resumed = final.get("resumed_batches")
@@ -182,8 +262,17 @@ def _cost(final: Mapping[str, Any], title: str) -> str:
     return f"<div>{title}{html.bars(rows)}{html.caption(total)}</div>"
 
 
-_STAGES = {"clean": "clean images, PGD"} | {attack: plots.ATTACK_LABELS.get(attack, attack.upper()) for attack in ("apgd-ce", "apgd-dlr", "apgd-t")}
-_STAGES |= {"fab": "FAB", "fab-t": "FAB-T", "square": "Square", "curve": "PGD at other radii", "corruptions": "corruptions"}
+_STAGES = {"clean": "clean images, PGD"} | {
+    attack: plots.ATTACK_LABELS.get(attack, attack.upper())
+    for attack in ("apgd-ce", "apgd-dlr", "apgd-t")
+}
+_STAGES |= {
+    "fab": "FAB",
+    "fab-t": "FAB-T",
+    "square": "Square",
+    "curve": "PGD at other radii",
+    "corruptions": "corruptions",
+}
 
 
 def _number(count: int, one: str, many: str = "") -> str:
@@ -215,18 +304,41 @@ def _settings(finals: Finals) -> str:
     columns = {role: _fields(final) for role, final in finals.items()}
     names = dict.fromkeys(name for column in columns.values() for name in column)
     head = ["field", *(LABELS[role] if len(finals) > 1 else "value" for role in finals)]
-    return html.table(head, [[name, *(html.word(column.get(name)) for column in columns.values())] for name in names])
+    return html.table(
+        head,
+        [[name, *(html.word(column.get(name)) for column in columns.values())] for name in names],
+    )
 
 
 def _fields(final: Mapping[str, Any]) -> dict[str, Any]:
     tree = {
         key: final[key]
-        for key in ("threat", "version", "level", "streams", "seed", "batch", "batch_asked", "pgd_steps", "pgd_restarts", "eot")
+        for key in (
+            "threat",
+            "version",
+            "level",
+            "streams",
+            "seed",
+            "batch",
+            "batch_asked",
+            "pgd_steps",
+            "pgd_restarts",
+            "eot",
+        )
         if key in final
     }
     known = dict(flatten(tree))
-    found = {label: _MEANINGS.get(known[field], known[field]) for field, label in _SETTINGS.items() if field in known}
+    found = {
+        label: _MEANINGS.get(known[field], known[field])
+        for field, label in _SETTINGS.items()
+        if field in known
+    }
     found |= {"test images": final["images"]}
-    for key, label in (("effort", "effort"), ("subject", "subject"), ("numerics", "hardware"), ("versions", "version of")):
+    for key, label in (
+        ("effort", "effort"),
+        ("subject", "subject"),
+        ("numerics", "hardware"),
+        ("versions", "version of"),
+    ):
         found |= dict(flatten(final.get(key) or {}, f"{label} "))
     return found

@@ -1,4 +1,6 @@
-"""What fooled a classifier, to be seen: a few test images of an evaluation, clean, attacked, and their difference."""
+"""What fooled a classifier, to be seen: a few test images of an evaluation, clean, attacked, and
+their difference.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,40 @@ from dra_ray.students import checkpoint
 SHOWN = 6
 # Names that the data sets' authors give to their classes, in the order of the labels.
 CLASSES = {
-    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    "fashion-mnist": ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    "cifar10": (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ),
+    "fashion-mnist": (
+        "T-shirt/top",
+        "trouser",
+        "pullover",
+        "dress",
+        "coat",
+        "sandal",
+        "shirt",
+        "sneaker",
+        "bag",
+        "ankle boot",
+    ),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """Test image number `index` of class `label`, and the first attack that fooled the classifier on it.
+    """Test image number `index` of class `label`, and the first attack that fooled the classifier
+    on it.
 
-    clean, adversarial: float [C,H,W] in [0,1]; predicted: the classes of both, None where the classifier cannot be loaded.
+    clean, adversarial: float [C,H,W] in [0,1]; predicted: the classes of both, None where the
+    classifier cannot be loaded.
     """
 
     index: int
@@ -41,15 +67,19 @@ class Example:
 
 
 def find(run: Store, evaluation: Store, threat: Mapping[str, Any]) -> list[Example]:
-    """Examples from the files of `evaluation`, with clean images and predictions by the config and weights of the training run.
+    """Examples from the files of `evaluation`, with clean images and predictions by the config and
+    weights of the training run.
 
-    They are the first fooled image of each class, and then further ones, up to `SHOWN`; none when no attack fooled anyone.
-    `threat` ({"norm", "eps_255"}) tells whether the clean images can be those that were attacked.
-    Raises a `DraError` that says what is missing, or that does not fit.
+    They are the first fooled image of each class, and then further ones, up to `SHOWN`; none when
+    no attack fooled anyone. `threat` ({"norm", "eps_255"}) tells whether the clean images can be
+    those that were attacked. Raises a `DraError` that says what is missing, or that does not fit.
     """
     verdicts = (evaluation / "per_sample.npz").read_npz()
     if not {"first_failure", "labels"} <= set(verdicts):
-        raise DataError(f"'{evaluation / 'per_sample.npz'}' does not say which attack fooled which image; run the evaluation again")
+        raise DataError(
+            f"'{evaluation / 'per_sample.npz'}' does not say which attack fooled which image; run "
+            "the evaluation again"
+        )
     chosen = choose(verdicts["first_failure"], verdicts["labels"])
     adversarial = _adversarial(evaluation / "adversarial.npz", chosen)
     settings = _settings(run).data
@@ -57,18 +87,31 @@ def find(run: Store, evaluation: Store, threat: Mapping[str, Any]) -> list[Examp
     if clean.shape != adversarial.shape or not _within(adversarial - clean, threat):
         raise DataError(_OTHERS.format(settings.name))
     names = [_class(settings.name, int(verdicts["labels"][index])) for index in chosen]
-    seen = [_class(settings.name, label) for label in _predict(run, torch.cat([clean, adversarial]))]
-    pairs = zip(seen[: len(chosen)], seen[len(chosen) :], strict=True) if seen else [None] * len(chosen)
+    seen = [
+        _class(settings.name, label) for label in _predict(run, torch.cat([clean, adversarial]))
+    ]
+    pairs = (
+        zip(seen[: len(chosen)], seen[len(chosen) :], strict=True) if seen else [None] * len(chosen)
+    )
     attacks = [str(verdicts["first_failure"][index]) for index in chosen]
-    return [Example(*facts) for facts in zip(chosen, names, attacks, clean, adversarial, pairs, strict=True)]
+    return [
+        Example(*facts)
+        for facts in zip(chosen, names, attacks, clean, adversarial, pairs, strict=True)
+    ]
 
 
 _OTHERS = "the test images of '{}' found now are not those that were attacked; check data.uri, or whether other images were given to the evaluation"
 
 
 def choose(first_failure: np.ndarray, labels: np.ndarray) -> list[int]:
-    """Positions of the first image of each class that an attack fooled, then of further ones, up to `SHOWN`; ascending."""
-    fooled = [index for index, failure in enumerate(first_failure.tolist()) if failure not in ("", "clean")]
+    """Positions of the first image of each class that an attack fooled, then of further ones, up to
+    `SHOWN`; ascending.
+    """
+    fooled = [
+        index
+        for index, failure in enumerate(first_failure.tolist())
+        if failure not in ("", "clean")
+    ]
     first: dict[int, int] = {}
     for index in fooled:
         first.setdefault(int(labels[index]), index)
@@ -76,7 +119,9 @@ def choose(first_failure: np.ndarray, labels: np.ndarray) -> list[int]:
 
 
 def amplification(examples: list[Example]) -> int:
-    """The largest whole factor at which no shown difference leaves the range of brightness around grey; 1 where there is none."""
+    """The largest whole factor at which no shown difference leaves the range of brightness around
+    grey; 1 where there is none.
+    """
     largest = max(float((example.adversarial - example.clean).abs().max()) for example in examples)
     return max(1, int(0.5 / largest)) if largest else 1
 
@@ -95,18 +140,26 @@ def png(image: Tensor) -> bytes:
 
 
 def _adversarial(file: Store, chosen: list[int]) -> Tensor:
-    """Of a file that lies uncompressed on this machine only the chosen images are read: ImageNet's has 3 GB."""
+    """Of a file that lies uncompressed on this machine only the chosen images are read: ImageNet's
+    has 3 GB.
+    """
     if not file.exists():
         raise DataError(f"'{file}' is not there; run the evaluation again")
     stored = file.npz_arrays() if file.is_local else None
     arrays = {name: array.map() for name, array in stored.items()} if stored else file.read_npz()
-    if "images" not in arrays or arrays["images"].ndim != 4 or len(arrays["images"]) <= max(chosen, default=-1):
+    if (
+        "images" not in arrays
+        or arrays["images"].ndim != 4
+        or len(arrays["images"]) <= max(chosen, default=-1)
+    ):
         raise DataError(f"'{file}' does not hold the attacked images; run the evaluation again")
     return torch.from_numpy(np.array(arrays["images"][chosen], dtype=np.float32))
 
 
 def _clean(settings: config.Data, chosen: list[int], labels: np.ndarray) -> Tensor:
-    """The test images at `chosen`, float [n,C,H,W], if the test set has the `labels` that were attacked."""
+    """The test images at `chosen`, float [n,C,H,W], if the test set has the `labels` that were
+    attacked.
+    """
     test = data.load(settings).test
     if not torch.equal(test.labels, torch.from_numpy(labels.astype(np.int64))):
         raise DataError(_OTHERS.format(settings.name))
@@ -118,18 +171,25 @@ def _within(change: Tensor, threat: Mapping[str, Any]) -> bool:
     if "eps_255" not in threat or not len(change):
         return True
     order = 2.0 if threat.get("norm") == "l2" else float("inf")
-    return bool(torch.linalg.vector_norm(change.flatten(1), order, 1).max() <= 1.001 * threat["eps_255"] / 255 + 1e-5)
+    return bool(
+        torch.linalg.vector_norm(change.flatten(1), order, 1).max()
+        <= 1.001 * threat["eps_255"] / 255 + 1e-5
+    )
 
 
 def _settings(run: Store) -> config.Experiment:
     manifest = runs.read_manifest(run)
     if manifest is None or manifest.get("kind") != "train":
-        raise DataError(f"'{run}' is not a training run, so nothing says which images were attacked")
+        raise DataError(
+            f"'{run}' is not a training run, so nothing says which images were attacked"
+        )
     return config.validate(config.Experiment, manifest["config"], str(run / "manifest.json"))
 
 
 def _predict(run: Store, images: Tensor) -> list[int]:
-    """Classes of images float [n,C,H,W]; none without the classifier, so that a report can be made where its weights are not."""
+    """Classes of images float [n,C,H,W]; none without the classifier, so that a report can be made
+    where its weights are not.
+    """
     try:
         student, _ = checkpoint.load(run)
     except DraError:

@@ -1,4 +1,6 @@
-"""Pieces of a self-contained HTML page: no network, plotly inline once, pictures as data URIs, every given text escaped."""
+"""Pieces of a self-contained HTML page: no network, plotly inline once, pictures as data URIs,
+every given text escaped.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,12 @@ from plotly.utils import PlotlyJSONEncoder
 from dra_ray.report import plots
 
 
-def page(title: str, kind: str, headline: str, sections: Iterable[str], description: str = "") -> str:
-    """A whole page of the `sections` (HTML) that are not empty; plotly is in it only if one of them holds a plot."""
+def page(
+    title: str, kind: str, headline: str, sections: Iterable[str], description: str = ""
+) -> str:
+    """A whole page of the `sections` (HTML) that are not empty; plotly is in it only if one of them
+    holds a plot.
+    """
     body = "\n".join(section for section in sections if section)
     return _PAGE.format(
         title=escape(title),
@@ -29,7 +35,7 @@ def page(title: str, kind: str, headline: str, sections: Iterable[str], descript
     )
 
 
-# -- blocks: each returns HTML, "" where there is nothing to show --------------------------------------------------
+# -- blocks: each returns HTML, "" where there is nothing to show ----------------------------------
 def section(name: str, title: str, lead: str, *parts: str) -> str:
     """A headed part of the page; `lead` is its first paragraph as text, `parts` are HTML."""
     intro = f"<p>{escape(lead)}</p>" if lead else ""
@@ -72,26 +78,36 @@ def picture(png: bytes, name: str, text: str) -> str:
 
 
 def pictures(title: str, cells: Sequence[tuple[bytes, str]]) -> str:
-    """PNG files of equal size side by side, each with its label below; stays within its column however narrow."""
-    shown = "".join(f"<figure>{_image(png, f'{title}: {label}')}<figcaption>{escape(label)}</figcaption></figure>" for png, label in cells)
+    """PNG files of equal size side by side, each with its label below; stays within its column
+    however narrow.
+    """
+    shown = "".join(
+        f"<figure>{_image(png, f'{title}: {label}')}<figcaption>{escape(label)}</figcaption></figure>"
+        for png, label in cells
+    )
     return f"<div class=example><h3>{escape(title)}</h3><div class=triple>{shown}</div></div>"
 
 
 def _image(png: bytes, name: str) -> str:
-    return f'<img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    return (
+        f'<img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    )
 
 
 def cards(facts: Iterable[tuple[str, str, str]]) -> str:
     """Large values, each with what it is and a note."""
     body = "".join(
-        f"<div class=card><div class=what>{escape(what)}</div><div class=value>{escape(value)}</div><div class=note>{escape(note)}</div></div>"
+        f"<div class=card><div class=what>{escape(what)}</div><div "
+        f"class=value>{escape(value)}</div><div class=note>{escape(note)}</div></div>"
         for what, value, note in facts
     )
     return f"<div class=cards>{body}</div>" if body else ""
 
 
 def table(head: Sequence[str], body: Iterable[Iterable[Any]], sortable: bool = False) -> str:
-    """Rows of plain values; numbers stand to the right, None is a dash, and the table scrolls by itself where it is too wide."""
+    """Rows of plain values; numbers stand to the right, None is a dash, and the table scrolls by
+    itself where it is too wide.
+    """
     columns = "".join(f"<th>{escape(str(name))}</th>" for name in head)
     lines = "".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in body)
     return f"<div class=scroll><table{' class=sortable' if sortable else ''}><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table></div>"
@@ -110,9 +126,17 @@ def _plain(value: float) -> str:
 
 
 def shares(head: Sequence[str], rows: Iterable[tuple[str, Sequence[float | None]]]) -> str:
-    """A table of fractions in 0..1 as percent, each cell tinted by its value; `head` names the columns, of which the first holds names."""
-    columns = "".join(f"<th{' class=number' if place else ''}>{escape(name)}</th>" for place, name in enumerate(head))
-    lines = "".join(f"<tr><td>{escape(name)}</td>{''.join(_share(value) for value in values)}</tr>" for name, values in rows)
+    """A table of fractions in 0..1 as percent, each cell tinted by its value; `head` names the
+    columns, of which the first holds names.
+    """
+    columns = "".join(
+        f"<th{' class=number' if place else ''}>{escape(name)}</th>"
+        for place, name in enumerate(head)
+    )
+    lines = "".join(
+        f"<tr><td>{escape(name)}</td>{''.join(_share(value) for value in values)}</tr>"
+        for name, values in rows
+    )
     return f"<div class=scroll><table class=shares><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table></div>"
 
 
@@ -135,10 +159,16 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> str:
     return f"<div class=scroll><table><tbody>{lines}</tbody></table></div>" if rows else ""
 
 
-# -- values in words -----------------------------------------------------------------------------------------------
+# -- values in words -------------------------------------------------------------------------------
 def word(value: Any) -> str | None:
     """A value beside its name: as text, so that it is not set apart to the right."""
-    return None if value is None else count(value) if isinstance(value, int) and not isinstance(value, bool) else plots.show(value)
+    return (
+        None
+        if value is None
+        else count(value)
+        if isinstance(value, int) and not isinstance(value, bool)
+        else plots.show(value)
+    )
 
 
 def fields(changed: Mapping[str, Any]) -> str:

@@ -7,7 +7,15 @@ from typing import Any
 
 from dra_ray.config import flatten
 from dra_ray.report import evaluation, html, plots
-from dra_ray.report.collect import ATTACKS, LABELS, collect, percent, read_metrics, read_pool, read_rungs
+from dra_ray.report.collect import (
+    ATTACKS,
+    LABELS,
+    collect,
+    percent,
+    read_metrics,
+    read_pool,
+    read_rungs,
+)
 from dra_ray.storage import Store
 
 
@@ -39,7 +47,13 @@ def _page(run: Store, summary: Mapping[str, Any]) -> str:
         _words(summary),
         _files(run, summary),
     ]
-    return html.page(str(summary["name"]), _KINDS[summary["kind"]], summary["headline"], sections, str(summary["description"] or ""))
+    return html.page(
+        str(summary["name"]),
+        _KINDS[summary["kind"]],
+        summary["headline"],
+        sections,
+        str(summary["description"] or ""),
+    )
 
 
 _KINDS = {
@@ -53,10 +67,15 @@ _KINDS = {
 
 
 def figures_of(run: Store, summary: Mapping[str, Any]) -> dict[str, plots.Figure]:
-    """Name -> figure (plotly as plain data) of a run and its `collect`ed summary, for those that have data."""
+    """Name -> figure (plotly as plain data) of a run and its `collect`ed summary, for those that
+    have data.
+    """
     folder = run / "sweep" if summary["kind"] == "quickstart" else run
     finals = summary.get("finals", {})
-    curves = {role: read_metrics(run / final["run"] if final["run"] else run) for role, final in finals.items()}
+    curves = {
+        role: read_metrics(run / final["run"] if final["run"] else run)
+        for role, final in finals.items()
+    }
     figures = {
         "attacks": plots.attacks(finals),
         "curve": plots.curve(finals),
@@ -70,7 +89,7 @@ def figures_of(run: Store, summary: Mapping[str, Any]) -> dict[str, plots.Figure
     return {name: figure for name, figure in figures.items() if figure}
 
 
-# -- sections: each returns its HTML, or "" when the run has nothing to show in it -----------------------------------
+# -- sections: each returns its HTML, or "" when the run has nothing to show in it -----------------
 def _missing(summary: Mapping[str, Any]) -> str:
     if not summary["missing"]:
         return ""
@@ -84,15 +103,35 @@ def _cards(summary: Mapping[str, Any]) -> str:
     for role, final in summary.get("finals", {}).items():
         if "autoattack_accuracy" in final:
             note = f"95 % interval {html.span(final['interval'])}; clean {html.percent(final['clean_accuracy'])}"
-            cards.append((f"AutoAttack accuracy, {LABELS[role]}", html.percent(final["autoattack_accuracy"]), note))
+            cards.append(
+                (
+                    f"AutoAttack accuracy, {LABELS[role]}",
+                    html.percent(final["autoattack_accuracy"]),
+                    note,
+                )
+            )
         if corruptions := final.get("corruptions"):
             note = f"mean of {len(corruptions['rows'])} kinds and severities"
-            cards.append((f"Accuracy under corruptions, {LABELS[role]}", html.percent(corruptions["mean"]), note))
+            cards.append(
+                (
+                    f"Accuracy under corruptions, {LABELS[role]}",
+                    html.percent(corruptions["mean"]),
+                    note,
+                )
+            )
     if paired := summary.get("paired"):
         note = f"95 % interval {html.span(paired['interval'], sign='+')}; McNemar p = {paired['p_value']:.2g}"
-        cards.append(("Difference, DRA − baseline", f"{100 * paired['difference']:+.1f} points".replace("-", "−"), note))
+        cards.append(
+            (
+                "Difference, DRA − baseline",
+                f"{100 * paired['difference']:+.1f} points".replace("-", "−"),
+                note,
+            )
+        )
     if asha := summary.get("asha"):
-        cards.append(("Trials", html.count(asha["trials"]), f"{asha['stopped_early']} stopped early"))
+        cards.append(
+            ("Trials", html.count(asha["trials"]), f"{asha['stopped_early']} stopped early")
+        )
     if (train := summary.get("train")) and train["robust_accuracy"] is not None:
         note = f"clean {html.percent(train['clean_accuracy'])}, after epoch {train['epoch']}"
         cards.append(("Robust validation accuracy", html.percent(train["robust_accuracy"]), note))
@@ -100,22 +139,53 @@ def _cards(summary: Mapping[str, Any]) -> str:
         note = f"{html.count(pool['images'])} images in {html.count(pool['requests'])} requests, {html.count(pool['retries'])} retried"
         cards.append(("Most teacher replicas at once", html.count(pool["max_running"]), note))
     if synthetic := summary.get("synthetic"):
-        cards.append(("Synthetic images", html.count(synthetic["images"]), f"{len(synthetic['counts'])} classes"))
+        cards.append(
+            (
+                "Synthetic images",
+                html.count(synthetic["images"]),
+                f"{len(synthetic['counts'])} classes",
+            )
+        )
     if teacher := summary.get("teacher"):
-        cards.append(("Images the teacher saw", html.count(teacher["images_seen"]), f"{html.count(teacher.get('params'))} parameters"))
+        cards.append(
+            (
+                "Images the teacher saw",
+                html.count(teacher["images_seen"]),
+                f"{html.count(teacher.get('params'))} parameters",
+            )
+        )
     if summary["elapsed_s"] is not None:
         cards.append(("Time", html.duration(summary["elapsed_s"]), "from start to end"))
     return f"<section id=figures><h2>Key figures</h2>{html.cards(cards)}</section>" if cards else ""
 
 
 def _verdicts(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> str:
-    finals = {role: final for role, final in summary.get("finals", {}).items() if "autoattack_accuracy" in final}
+    finals = {
+        role: final
+        for role, final in summary.get("finals", {}).items()
+        if "autoattack_accuracy" in final
+    }
     if not finals:
         return ""
     steps = next(iter(finals.values())).get("pgd_steps")
-    head = ["", "trial", "AutoAttack %", "95 % interval", f"PGD-{steps} %" if steps else "PGD %", "clean %", "images", "settings"]
+    head = [
+        "",
+        "trial",
+        "AutoAttack %",
+        "95 % interval",
+        f"PGD-{steps} %" if steps else "PGD %",
+        "clean %",
+        "images",
+        "settings",
+    ]
     body = [
-        [LABELS[role], final["trial"], percent(final["autoattack_accuracy"]), html.span(final["interval"]), percent(final.get("pgd_accuracy"))]
+        [
+            LABELS[role],
+            final["trial"],
+            percent(final["autoattack_accuracy"]),
+            html.span(final["interval"]),
+            percent(final.get("pgd_accuracy")),
+        ]
         + [percent(final["clean_accuracy"]), final["images"], html.fields(final["fields"])]
         for role, final in finals.items()
     ]
@@ -130,7 +200,8 @@ def _verdicts(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -
             figures.get("attacks"),
             "Accuracy after each attack",
             "Each attack goes on with the images that are still right, so bars can only "
-            "fall from left to right. Whiskers are 95 % intervals (Wilson); they stand for the chance in which images were tested.",
+            "fall from left to right. Whiskers are 95 % intervals (Wilson); they stand for the "
+            "chance in which images were tested.",
         ),
     )
 
@@ -139,15 +210,22 @@ def _series(finals: Mapping[str, Mapping[str, Any]]) -> str:
     """What AutoAttack did, as far as the evaluations agree."""
     run = {tuple(final["after_attack"]) for final in finals.values()}
     whole = run == {ATTACKS}
-    named = "" if whole or len(run) > 1 else f" ({', '.join(attack.upper() for attack in run.pop())})"
+    named = (
+        "" if whole or len(run) > 1 else f" ({', '.join(attack.upper() for attack in run.pop())})"
+    )
     return (
-        f"AutoAttack is a fixed series of {'four ' if whole else ''}strong attacks{named}, run without tuning. An image counts as right only if the "
+        f"AutoAttack is a fixed series of {'four ' if whole else ''}strong attacks{named}, run "
+        "without tuning. An image counts as right only if the "
         f"classifier withstands {'all four' if whole else 'all of them'}.{_budget(finals)}"
     )
 
 
 def _budget(finals: Mapping[str, Mapping[str, Any]]) -> str:
-    budgets = {(final["threat"].get("norm", "linf"), final["threat"]["eps_255"]) for final in finals.values() if "eps_255" in final["threat"]}
+    budgets = {
+        (final["threat"].get("norm", "linf"), final["threat"]["eps_255"])
+        for final in finals.values()
+        if "eps_255" in final["threat"]
+    }
     if len(budgets) != 1:
         return ""
     norm, eps = budgets.pop()
@@ -159,8 +237,16 @@ def _budget(finals: Mapping[str, Mapping[str, Any]]) -> str:
 def _warnings(finals: Mapping[str, Mapping[str, Any]]) -> str:
     """Flags as sentences; of a run of its own without its name."""
     named = {role: "" if len(finals) == 1 else f"{LABELS[role]}: " for role in finals}
-    flags = [f"{named[role]}{_sentence(flag)}" for role, final in finals.items() for flag in final["flags"]]
-    return f"<p>AutoAttack raised these warnings:</p>{html.bullets(flags)}" if flags else html.caption(_NO_WARNINGS)
+    flags = [
+        f"{named[role]}{_sentence(flag)}"
+        for role, final in finals.items()
+        for flag in final["flags"]
+    ]
+    return (
+        f"<p>AutoAttack raised these warnings:</p>{html.bullets(flags)}"
+        if flags
+        else html.caption(_NO_WARNINGS)
+    )
 
 
 _NO_WARNINGS = "AutoAttack raised no warnings about the classifier or itself."
@@ -178,9 +264,12 @@ def _paired(summary: Mapping[str, Any]) -> str:
     for trial in summary["sweep"]:
         tried["without" if trial["fields"].get("align.weight") == 0 else "with"] += 1
     return (
-        f"<p>On the same {paired['images']} images, {paired['only_dra']} are right only with DRA and {paired['only_baseline']} only without it; all "
-        f"others agree. McNemar's test asks how often a split at least that uneven comes from a fair coin: p = {paired['p_value']:.2g}. "
-        f"<b>What this does not cover:</b> each finalist is one training run with one seed, and was the best on validation images of "
+        f"<p>On the same {paired['images']} images, {paired['only_dra']} are right only with DRA "
+        f"and {paired['only_baseline']} only without it; all "
+        "others agree. McNemar's test asks how often a split at least that uneven comes from a "
+        f"fair coin: p = {paired['p_value']:.2g}. "
+        "<b>What this does not cover:</b> each finalist is one training run with one seed, and "
+        "was the best on validation images of "
         f"{tried['with']} trials with DRA and {tried['without']} without.</p>"
     )
 
@@ -190,23 +279,52 @@ def _sweep(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> s
     if not trials:
         return ""
     swept = plots.swept(summary)
-    head = ["trial", *(_SHORT.get(field, field) for field in swept), "epochs", "images seen", "clean %", "robust %", "best robust %", "outcome"]
-    groups = {final["trial"]: f"{LABELS[role]} finalist" for role, final in summary.get("finals", {}).items()}
+    head = [
+        "trial",
+        *(_SHORT.get(field, field) for field in swept),
+        "epochs",
+        "images seen",
+        "clean %",
+        "robust %",
+        "best robust %",
+        "outcome",
+    ]
+    groups = {
+        final["trial"]: f"{LABELS[role]} finalist"
+        for role, final in summary.get("finals", {}).items()
+    }
     body = [
-        [trial["trial"], *(trial["fields"].get(field) for field in swept), trial["epoch"], trial["images_seen"], percent(trial["clean_accuracy"])]
-        + [percent(trial["robust_accuracy"]), percent(trial["best_robust_accuracy"]), groups.get(trial["trial"], trial["decision"])]
+        [
+            trial["trial"],
+            *(trial["fields"].get(field) for field in swept),
+            trial["epoch"],
+            trial["images_seen"],
+            percent(trial["clean_accuracy"]),
+        ]
+        + [
+            percent(trial["robust_accuracy"]),
+            percent(trial["best_robust_accuracy"]),
+            groups.get(trial["trial"], trial["decision"]),
+        ]
         for trial in trials
     ]
     effects = [
-        html.plot(figures.get(f"against-{field}"), f"Robust accuracy over {_SHORT.get(field, field)}", _EFFECTS.get(field, "One mark per trial."))
+        html.plot(
+            figures.get(f"against-{field}"),
+            f"Robust accuracy over {_SHORT.get(field, field)}",
+            _EFFECTS.get(field, "One mark per trial."),
+        )
         for field in swept
     ]
     return html.section(
         "sweep",
         "The sweep",
-        "Each trial trains one classifier with other settings. Accuracies in this section are on validation images, which are never trained on; "
-        "robust accuracy is the share still right under a PGD attack. At each rung (a fixed epoch) trials with low robust accuracy stop early, so "
-        "that the time goes to the better ones (ASHA). The finalists, the best with DRA and the best without, are always trained to the end.",
+        "Each trial trains one classifier with other settings. Accuracies in this section are on "
+        "validation images, which are never trained on; "
+        "robust accuracy is the share still right under a PGD attack. At each rung (a fixed epoch) "
+        "trials with low robust accuracy stop early, so "
+        "that the time goes to the better ones (ASHA). The finalists, the best with DRA and the "
+        "best without, are always trained to the end.",
         html.grid(
             html.plot(
                 figures.get("trade-off"),
@@ -217,7 +335,8 @@ def _sweep(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> s
             html.plot(
                 figures.get("rungs"),
                 "Trials over time",
-                "Robust accuracy of each trial; a line ends at its larger mark. Dotted verticals are the rungs.",
+                "Robust accuracy of each trial; a line ends at its larger mark. Dotted verticals "
+                "are the rungs.",
             ),
             *effects,
         ),
@@ -228,8 +347,10 @@ def _sweep(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> s
 
 _SHORT = {"align.weight": "λ", "align.sigma": "σ", "synthetic.images": "synthetic images"}
 _EFFECTS = {
-    "align.weight": "λ is how strongly the classifier's features are pulled towards the teacher's; 0 is training without DRA (the baseline).",
-    "align.sigma": "σ is how much noise the teacher sees on the image: low keeps fine detail, high leaves coarse shape. Trials with λ = 0 ask no "
+    "align.weight": "λ is how strongly the classifier's features are pulled towards the teacher's; "
+    "0 is training without DRA (the baseline).",
+    "align.sigma": "σ is how much noise the teacher sees on the image: low keeps fine detail, high "
+    "leaves coarse shape. Trials with λ = 0 ask no "
     "teacher and are left out.",
     "synthetic.images": "How many images made by the diffusion model were added to the real ones.",
 }
@@ -237,11 +358,16 @@ _EFFECTS = {
 
 def _training(figures: Mapping[str, plots.Figure]) -> str:
     body = html.grid(
-        html.plot(figures.get("training"), "Validation accuracy", "Under attack (solid) and on unchanged images (dashed)."),
+        html.plot(
+            figures.get("training"),
+            "Validation accuracy",
+            "Under attack (solid) and on unchanged images (dashed).",
+        ),
         html.plot(
             figures.get("losses"),
             "Terms of the loss",
-            "What training makes smaller: error on clean images, disagreement between clean and attacked images, "
+            "What training makes smaller: error on clean images, disagreement between clean and "
+            "attacked images, "
             "and distance to the teacher's feature (alignment).",
         ),
     )
@@ -255,9 +381,14 @@ def _pool(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> st
     return html.section(
         "pool",
         "The teacher pool",
-        "While a classifier's attack runs, copies of the frozen teacher (replicas) encode the same images. All trials share them, and their number "
+        "While a classifier's attack runs, copies of the frozen teacher (replicas) encode the same "
+        "images. All trials share them, and their number "
         "follows the demand.",
-        html.plot(figures.get("pool"), "Replicas over time", "Demand is the work that arrives, counted in replicas that it keeps busy."),
+        html.plot(
+            figures.get("pool"),
+            "Replicas over time",
+            "Demand is the work that arrives, counted in replicas that it keeps busy.",
+        ),
         html.caption(f"Running replicas, in order: {path}."),
     )
 
@@ -265,27 +396,58 @@ def _pool(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> st
 def _images(run: Store, summary: Mapping[str, Any]) -> str:
     captions = {
         "synthetic": "Synthetic images, as used for training: one column per class.",
-        "teacher": "Samples of the teacher at the end of its training: their classes should be easy to tell.",
+        "teacher": "Samples of the teacher at the end of its training: their classes should be "
+        "easy to tell.",
     }
     sheets = {part: summary.get(part, {}).get("samples") for part in captions}
-    body = html.grid(*(html.picture((run / name).read_bytes(), f"{part} samples", captions[part]) for part, name in sheets.items() if name))
+    body = html.grid(
+        *(
+            html.picture((run / name).read_bytes(), f"{part} samples", captions[part])
+            for part, name in sheets.items()
+            if name
+        )
+    )
     counts = summary.get("synthetic", {}).get("counts")
-    table = "<h3>Synthetic images per class</h3>" + html.table(list(counts), [[html.count(count) for count in counts.values()]]) if counts else ""
-    return html.section("images", "What the diffusion model makes", "", body, table) if body or table else ""
+    table = (
+        "<h3>Synthetic images per class</h3>"
+        + html.table(list(counts), [[html.count(count) for count in counts.values()]])
+        if counts
+        else ""
+    )
+    return (
+        html.section("images", "What the diffusion model makes", "", body, table)
+        if body or table
+        else ""
+    )
 
 
 def _what_ran(summary: Mapping[str, Any]) -> str:
-    facts: list[tuple[str, Any]] = [("kind", summary["kind"]), ("status", summary["status"]), ("started", summary["created"])]
-    labels = {"images_seen": "images the teacher saw", "params": "teacher parameters", "digest": "teacher digest"}
+    facts: list[tuple[str, Any]] = [
+        ("kind", summary["kind"]),
+        ("status", summary["status"]),
+        ("started", summary["created"]),
+    ]
+    labels = {
+        "images_seen": "images the teacher saw",
+        "params": "teacher parameters",
+        "digest": "teacher digest",
+    }
     facts += [(label, summary.get("teacher", {}).get(key)) for key, label in labels.items()]
     if digest := summary.get("synthetic", {}).get("teacher_digest"):
         facts.append(("synthetic images made by teacher", digest))
     facts += flatten(summary.get("synthetic", {}).get("sampler", {}), "sampler ")
     hardware = summary["hardware"]
-    facts += list(flatten(hardware, "hardware ")) if isinstance(hardware, Mapping) else [("hardware", hardware)]
+    facts += (
+        list(flatten(hardware, "hardware "))
+        if isinstance(hardware, Mapping)
+        else [("hardware", hardware)]
+    )
     facts += [(f"version of {name}", version) for name, version in summary["versions"].items()]
     known = [[what, html.word(value)] for what, value in facts if value is not None]
-    config = html.table(["field", "value"], [[field, html.word(value)] for field, value in flatten(summary["config"])])
+    config = html.table(
+        ["field", "value"],
+        [[field, html.word(value)] for field, value in flatten(summary["config"])],
+    )
     stages = html.bars([(str(stage["name"]), stage["seconds"], "") for stage in summary["stages"]])
     return html.section(
         "ran",
@@ -293,14 +455,20 @@ def _what_ran(summary: Mapping[str, Any]) -> str:
         "",
         "<h3>Time per stage</h3>" + stages if stages else "",
         html.table(["what", "value"], known),
-        f"<details><summary>Full configuration</summary>{config}</details>" if summary["config"] else "",
+        f"<details><summary>Full configuration</summary>{config}</details>"
+        if summary["config"]
+        else "",
     )
 
 
 def _words(summary: Mapping[str, Any]) -> str:
     if not {"sweep", "train", "finals"} & set(summary):
         return ""
-    known = _WORDS if {"sweep", "train"} & set(summary) else [row for row in _WORDS if row[0] in _OF_EVALUATION]
+    known = (
+        _WORDS
+        if {"sweep", "train"} & set(summary)
+        else [row for row in _WORDS if row[0] in _OF_EVALUATION]
+    )
     items = "".join(f"<dt>{word}</dt><dd>{meaning}</dd>" for word, meaning in known)
     return f"<section id=words><h2>Words used here</h2><dl>{items}</dl></section>"
 
@@ -308,21 +476,45 @@ def _words(summary: Mapping[str, Any]) -> str:
 _OF_EVALUATION = ("clean accuracy", "robust accuracy", "PGD", "AutoAttack", "95 % interval")
 _WORDS = (
     ("clean accuracy", "share of images that are classified right when nobody tampers with them"),
-    ("robust accuracy", "share still right after an attacker changed every pixel a little, in the worst way it could find"),
+    (
+        "robust accuracy",
+        "share still right after an attacker changed every pixel a little, in the worst way it "
+        "could find",
+    ),
     ("PGD", "a quick attack (projected gradient descent), used during training and for validation"),
-    ("AutoAttack", "four strong attacks in a row (APGD-CE, APGD-T, FAB-T, Square), the usual yardstick for the final score"),
+    (
+        "AutoAttack",
+        "four strong attacks in a row (APGD-CE, APGD-T, FAB-T, Square), the usual yardstick for "
+        "the final score",
+    ),
     (
         "DRA",
-        "diffusion representation alignment: the classifier's feature of an attacked image is pulled towards a diffusion model's feature of the "
+        "diffusion representation alignment: the classifier's feature of an attacked image is "
+        "pulled towards a diffusion model's feature of the "
         "clean one",
     ),
-    ("λ (lambda)", "weight of that pull in the loss; the field align.weight. With 0 there is none: the baseline"),
+    (
+        "λ (lambda)",
+        "weight of that pull in the loss; the field align.weight. With 0 there is none: the "
+        "baseline",
+    ),
     ("σ (sigma)", "level of noise at which the teacher encodes an image; the field align.sigma"),
-    ("teacher", "the frozen diffusion model that gives those features, and that made the synthetic images"),
-    ("95 % interval", "range of values that fit what was measured; with few test images it is wide"),
+    (
+        "teacher",
+        "the frozen diffusion model that gives those features, and that made the synthetic images",
+    ),
+    (
+        "95 % interval",
+        "range of values that fit what was measured; with few test images it is wide",
+    ),
 )
 
 
 def _files(run: Store, summary: Mapping[str, Any]) -> str:
     files = summary["files"] | {"this report's numbers, with sources": (run / "summary.json").uri}
-    return html.section("files", "Where every file is", "", html.table(["what", "URI"], [[what, uri] for what, uri in sorted(files.items())]))
+    return html.section(
+        "files",
+        "Where every file is",
+        "",
+        html.table(["what", "URI"], [[what, uri] for what, uri in sorted(files.items())]),
+    )

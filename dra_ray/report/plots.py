@@ -1,7 +1,8 @@
-"""The report's figures as plain plotly dictionaries; a figure whose data are missing is None, never empty.
+"""The report's figures as plain plotly dictionaries; a figure whose data are missing is None, never
+empty.
 
-Colours are Okabe and Ito's (safe for the colour-blind); every group also has its own symbol or dash.
-Text and grid colours are set in the page, which knows whether it is shown light or dark.
+Colours are Okabe and Ito's (safe for the colour-blind); every group also has its own symbol or
+dash. Text and grid colours are set in the page, which knows whether it is shown light or dark.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def show(value: Any) -> str:
 
 def trade_off(summary: Mapping[str, Any]) -> Figure | None:
     """Clean against robust validation accuracy, one point per trial."""
-    return _by_group(summary, lambda trial: percent(trial["clean_accuracy"]), {"title": "clean accuracy (%)"})
+    return _by_group(
+        summary, lambda trial: percent(trial["clean_accuracy"]), {"title": "clean accuracy (%)"}
+    )
 
 
 def against(summary: Mapping[str, Any], field: str) -> Figure | None:
@@ -56,14 +59,33 @@ def against(summary: Mapping[str, Any], field: str) -> Figure | None:
     trials = [trial for trial in _scored(summary) if field in trial["fields"]]
     if field == "align.sigma":  # no teacher is asked where lambda is 0
         trials = [trial for trial in trials if trial["fields"].get("align.weight") != 0]
-    values = sorted({trial["fields"][field] for trial in trials}, key=lambda value: (isinstance(value, str), value))
+    values = sorted(
+        {trial["fields"][field] for trial in trials},
+        key=lambda value: (isinstance(value, str), value),
+    )
     if len(values) < 2:
         return None
     order = [show(value) for value in values]
-    axis = {"title": AXES.get(field, html.escape(field)), "type": "category", "categoryorder": "array", "categoryarray": order}
-    figure = _by_group({**summary, "sweep": trials}, lambda trial: show(trial["fields"][field]), axis)
-    best = [max(trial["robust_accuracy"] for trial in trials if trial["fields"][field] == value) for value in values]
-    line = {"x": order, "y": [percent(score) for score in best], "mode": "lines", "name": "best of each value", "hoverinfo": "skip"}
+    axis = {
+        "title": AXES.get(field, html.escape(field)),
+        "type": "category",
+        "categoryorder": "array",
+        "categoryarray": order,
+    }
+    figure = _by_group(
+        {**summary, "sweep": trials}, lambda trial: show(trial["fields"][field]), axis
+    )
+    best = [
+        max(trial["robust_accuracy"] for trial in trials if trial["fields"][field] == value)
+        for value in values
+    ]
+    line = {
+        "x": order,
+        "y": [percent(score) for score in best],
+        "mode": "lines",
+        "name": "best of each value",
+        "hoverinfo": "skip",
+    }
     assert figure is not None
     figure["data"].insert(0, line | {"line": {"color": GREY, "width": 1.5, "dash": "dot"}})
     return figure
@@ -76,7 +98,9 @@ def rungs(summary: Mapping[str, Any], history: Rows) -> Figure | None:
         reports.setdefault(row["trial"], []).append(row)
     traces, named = [], set()
     groups = _groups(summary)
-    for trial in sorted(_scored(summary), key=lambda trial: list(GROUPS).index(groups[trial["trial"]]), reverse=True):  # finalists on top
+    for trial in sorted(
+        _scored(summary), key=lambda trial: list(GROUPS).index(groups[trial["trial"]]), reverse=True
+    ):  # finalists on top
         label, colour, symbol, opacity = GROUPS[groups[trial["trial"]]]
         shown = reports[trial["trial"]]
         traces.append(
@@ -89,8 +113,14 @@ def rungs(summary: Mapping[str, Any], history: Rows) -> Figure | None:
                 "showlegend": label not in named,
                 "opacity": opacity,
                 "line": {"color": colour, "width": 2.5 if "finalist" in label else 1.5},
-                "marker": {"size": [4] * (len(shown) - 1) + [10], "symbol": symbol, "opacity": 1, "line": {"width": 0}},
-                "hovertemplate": f"{_hover(trial)}<br>epoch %{{x}}: robust %{{y:.1f}} %<extra></extra>",
+                "marker": {
+                    "size": [4] * (len(shown) - 1) + [10],
+                    "symbol": symbol,
+                    "opacity": 1,
+                    "line": {"width": 0},
+                },
+                "hovertemplate": f"{_hover(trial)}<br>epoch %{{x}}: robust %{{y:.1f}} "
+                "%<extra></extra>",
             }
         )
         named.add(label)
@@ -100,10 +130,21 @@ def rungs(summary: Mapping[str, Any], history: Rows) -> Figure | None:
     levels = summary.get("asha", {}).get("rungs", [])
     layout["shapes"] = [_line_at(epoch) for epoch in levels]
     layout["annotations"] = [
-        {"x": epoch, "y": 1, "yref": "paper", "yanchor": "bottom", "text": f"rung {i}", "showarrow": False} for i, epoch in enumerate(levels, start=1)
+        {
+            "x": epoch,
+            "y": 1,
+            "yref": "paper",
+            "yanchor": "bottom",
+            "text": f"rung {i}",
+            "showarrow": False,
+        }
+        for i, epoch in enumerate(levels, start=1)
     ]
     layout["margin"] = layout["margin"] | {"t": 52}  # the toolbar lies above the rungs' names
-    return {"data": traces, "layout": layout | {"legend": layout["legend"] | {"traceorder": "reversed"}}}
+    return {
+        "data": traces,
+        "layout": layout | {"legend": layout["legend"] | {"traceorder": "reversed"}},
+    }
 
 
 def pool(history: Rows) -> Figure | None:
@@ -111,21 +152,41 @@ def pool(history: Rows) -> Figure | None:
     if not history:
         return None
     seconds = history[-1]["at"] - history[0]["at"]
-    highest = max(1, *(row.get(key) or 0 for row in history for key in ("running", "target", "demand")))
+    highest = max(
+        1, *(row.get(key) or 0 for row in history for key in ("running", "target", "demand"))
+    )
     unit, name = (60, "minutes") if seconds > 300 else (1, "seconds")
     x = [round((row["at"] - history[0]["at"]) / unit, 3) for row in history]
     series = [
-        ("demand", "demand: replicas' worth of work", {"color": GREY, "width": 1.2}, {"fill": "tozeroy", "fillcolor": "rgba(154,160,168,.22)"}),
-        ("target", "replicas wanted", {"color": VERMILLION, "width": 1.8, "dash": "dash", "shape": "hv"}, {}),
+        (
+            "demand",
+            "demand: replicas' worth of work",
+            {"color": GREY, "width": 1.2},
+            {"fill": "tozeroy", "fillcolor": "rgba(154,160,168,.22)"},
+        ),
+        (
+            "target",
+            "replicas wanted",
+            {"color": VERMILLION, "width": 1.8, "dash": "dash", "shape": "hv"},
+            {},
+        ),
         ("running", "replicas running", {"color": BLUE, "width": 2.8, "shape": "hv"}, {}),
     ]
     traces = [
-        {"x": x, "y": [row.get(key) for row in history], "mode": "lines", "name": label, "line": line} | more
+        {
+            "x": x,
+            "y": [row.get(key) for row in history],
+            "mode": "lines",
+            "name": label,
+            "line": line,
+        }
+        | more
         for key, label, line, more in series
         if any(row.get(key) is not None for row in history)
     ]
     layout = frame(
-        {"title": f"time since the pool started ({name})"}, {"title": "replicas", "range": [0, 1.1 * highest], "dtick": max(1, round(highest / 6))}
+        {"title": f"time since the pool started ({name})"},
+        {"title": "replicas", "range": [0, 1.1 * highest], "dtick": max(1, round(highest / 6))},
     )
     return {"data": traces, "layout": layout | {"hovermode": "x unified"}}
 
@@ -134,20 +195,46 @@ def training(curves: Mapping[str, Rows]) -> Figure | None:
     """Validation accuracy over epochs; solid: under attack, dashed: clean."""
     traces = []
     for role, rows in curves.items():
-        for key, dash, what in (("robust_accuracy", "solid", "robust"), ("clean_accuracy", "dash", "clean")):
-            traces += _curve(rows, key, f"{LABELS[role]}, {what}", {"color": COLOURS[role], "dash": dash, "width": 2}, scale=100)
-    return {"data": traces, "layout": frame(_epochs(traces), {"title": "accuracy (%)"})} if traces else None
+        for key, dash, what in (
+            ("robust_accuracy", "solid", "robust"),
+            ("clean_accuracy", "dash", "clean"),
+        ):
+            traces += _curve(
+                rows,
+                key,
+                f"{LABELS[role]}, {what}",
+                {"color": COLOURS[role], "dash": dash, "width": 2},
+                scale=100,
+            )
+    return (
+        {"data": traces, "layout": frame(_epochs(traces), {"title": "accuracy (%)"})}
+        if traces
+        else None
+    )
 
 
 def losses(curves: Mapping[str, Rows]) -> Figure | None:
     """The terms of the training loss over epochs."""
-    terms = (("loss_clean", "solid", "clean"), ("loss_robust", "dash", "robust"), ("loss_align", "dot", "alignment"))
+    terms = (
+        ("loss_clean", "solid", "clean"),
+        ("loss_robust", "dash", "robust"),
+        ("loss_align", "dot", "alignment"),
+    )
     traces = []
     for role, rows in curves.items():
         for key, dash, what in terms:
             if any(row.get(key) for row in rows):  # the baseline has no alignment term
-                traces += _curve(rows, key, f"{LABELS[role]}, {what}", {"color": COLOURS[role], "dash": dash, "width": 2})
-    return {"data": traces, "layout": frame(_epochs(traces), {"title": "loss (no unit)"})} if traces else None
+                traces += _curve(
+                    rows,
+                    key,
+                    f"{LABELS[role]}, {what}",
+                    {"color": COLOURS[role], "dash": dash, "width": 2},
+                )
+    return (
+        {"data": traces, "layout": frame(_epochs(traces), {"title": "loss (no unit)"})}
+        if traces
+        else None
+    )
 
 
 def attacks(finals: Mapping[str, Mapping[str, Any]]) -> Figure | None:
@@ -161,15 +248,25 @@ def attacks(finals: Mapping[str, Mapping[str, Any]]) -> Figure | None:
             {
                 "type": "bar",
                 "name": LABELS[role],
-                "x": [f"{'+ ' * (place > 1)}{ATTACK_LABELS.get(attack, attack.upper())}" for place, attack in enumerate(scores)],
+                "x": [
+                    f"{'+ ' * (place > 1)}{ATTACK_LABELS.get(attack, attack.upper())}"
+                    for place, attack in enumerate(scores)
+                ],
                 "y": [percent(score) for score in scores.values()],
                 "marker": {"color": COLOURS[role], "pattern": HATCH if role == "baseline" else {}},
-                "error_y": _whiskers(list(scores.values()), [_wilson(score, final["images"]) for score in scores.values()]),
+                "error_y": _whiskers(
+                    list(scores.values()),
+                    [_wilson(score, final["images"]) for score in scores.values()],
+                ),
                 "hovertemplate": f"{LABELS[role]}, %{{x}}: %{{y:.1f}} %<extra></extra>",
             }
         )
-    layout = frame({"title": "attacks so far"}, {"title": "test images still right (%)", "range": [0, 100]})
-    return {"data": traces, "layout": layout | {"barmode": "group", "bargap": 0.3}} if traces else None
+    layout = frame(
+        {"title": "attacks so far"}, {"title": "test images still right (%)", "range": [0, 100]}
+    )
+    return (
+        {"data": traces, "layout": layout | {"barmode": "group", "bargap": 0.3}} if traces else None
+    )
 
 
 def curve(finals: Mapping[str, Mapping[str, Any]]) -> Figure | None:
@@ -181,27 +278,80 @@ def curve(finals: Mapping[str, Mapping[str, Any]]) -> Figure | None:
             continue
         scores = [row["accuracy"] for row in rows]
         edges = [row.get("interval") or _wilson(row["accuracy"], final["images"]) for row in rows]
-        traces.append(_points(f"{LABELS[role]}, PGD", [row["eps_255"] for row in rows], scores, edges, COLOURS[role]) | {"mode": "lines+markers"})
+        traces.append(
+            _points(
+                f"{LABELS[role]}, PGD",
+                [row["eps_255"] for row in rows],
+                scores,
+                edges,
+                COLOURS[role],
+            )
+            | {"mode": "lines+markers"}
+        )
         if "eps_255" in final["threat"]:
             name, radius = f"{LABELS[role]}, AutoAttack", final["threat"]["eps_255"]
-            traces.append(_points(name, [radius], [final["autoattack_accuracy"]], [final["interval"]], COLOURS[role], "diamond-open", 12))
+            traces.append(
+                _points(
+                    name,
+                    [radius],
+                    [final["autoattack_accuracy"]],
+                    [final["interval"]],
+                    COLOURS[role],
+                    "diamond-open",
+                    12,
+                )
+            )
     radius = {"title": "radius ε of the attack (1/255 of full brightness)", "rangemode": "tozero"}
-    return {"data": traces, "layout": frame(radius, {"title": "test images still right (%)", "range": [0, 100]})} if traces else None
+    return (
+        {
+            "data": traces,
+            "layout": frame(radius, {"title": "test images still right (%)", "range": [0, 100]}),
+        }
+        if traces
+        else None
+    )
 
 
-# -- shared pieces -------------------------------------------------------------------------------------------------
+# -- shared pieces ---------------------------------------------------------------------------------
 def frame(x: Figure, y: Figure) -> Figure:
-    """The layout of a figure: both axes with their titles ({"title": text, ...}), room for them, and the legend below."""
+    """The layout of a figure: both axes with their titles ({"title": text, ...}), room for them,
+    and the legend below.
+    """
 
     def axis(settings: Figure) -> Figure:
-        return settings | {"title": {"text": settings["title"], "standoff": 12}, "automargin": True, "zeroline": False}
+        return settings | {
+            "title": {"text": settings["title"], "standoff": 12},
+            "automargin": True,
+            "zeroline": False,
+        }
 
-    # The legend hangs below the axis title, from the bottom of the picture, so it can cover neither.
-    legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"}
-    return {"xaxis": axis(x), "yaxis": axis(y), "legend": legend, "margin": {"l": 60, "r": 16, "t": 34, "b": 60}}
+    # The legend hangs below the axis title, from the bottom of the picture, so it can cover
+    # neither.
+    legend = {
+        "orientation": "h",
+        "x": 0,
+        "xanchor": "left",
+        "y": 0,
+        "yref": "container",
+        "yanchor": "bottom",
+    }
+    return {
+        "xaxis": axis(x),
+        "yaxis": axis(y),
+        "legend": legend,
+        "margin": {"l": 60, "r": 16, "t": 34, "b": 60},
+    }
 
 
-def _points(name: str, x: list[float], scores: list[float], edges: list[Any], colour: str, symbol: str = "circle", size: int = 8) -> Figure:
+def _points(
+    name: str,
+    x: list[float],
+    scores: list[float],
+    edges: list[Any],
+    colour: str,
+    symbol: str = "circle",
+    size: int = 8,
+) -> Figure:
     return {
         "x": x,
         "y": [percent(score) for score in scores],
@@ -223,8 +373,12 @@ def _whiskers(scores: Sequence[float], edges: Sequence[Sequence[float]]) -> Figu
     return {
         "type": "data",
         "symmetric": False,
-        "array": [round(100 * (high - score), 2) for (_, high), score in zip(edges, scores, strict=True)],
-        "arrayminus": [round(100 * (score - low), 2) for (low, _), score in zip(edges, scores, strict=True)],
+        "array": [
+            round(100 * (high - score), 2) for (_, high), score in zip(edges, scores, strict=True)
+        ],
+        "arrayminus": [
+            round(100 * (score - low), 2) for (low, _), score in zip(edges, scores, strict=True)
+        ],
         "thickness": 1.4,
     }
 
@@ -238,7 +392,9 @@ def _groups(summary: Mapping[str, Any]) -> dict[str, str]:
     return groups | {final["trial"]: role for role, final in summary.get("finals", {}).items()}
 
 
-def _by_group(summary: Mapping[str, Any], x: Callable[[Mapping[str, Any]], Any], axis: Figure) -> Figure | None:
+def _by_group(
+    summary: Mapping[str, Any], x: Callable[[Mapping[str, Any]], Any], axis: Figure
+) -> Figure | None:
     groups, traces = _groups(summary), []
     for group, (label, colour, symbol, opacity) in GROUPS.items():
         trials = [trial for trial in _scored(summary) if groups[trial["trial"]] == group]
@@ -253,20 +409,43 @@ def _by_group(summary: Mapping[str, Any], x: Callable[[Mapping[str, Any]], Any],
                     "hovertemplate": [f"{_hover(trial)}<extra></extra>" for trial in trials],
                 }
             )
-    return {"data": traces, "layout": frame(axis, {"title": "robust accuracy (%)"})} if traces else None
+    return (
+        {"data": traces, "layout": frame(axis, {"title": "robust accuracy (%)"})}
+        if traces
+        else None
+    )
 
 
 def _hover(trial: Mapping[str, Any]) -> str:
     """Escaped: plotly reads hover texts as HTML, and `%{` as a template."""
     fields = [f"{field} = {show(value)}" for field, value in trial["fields"].items()]
     scores = f"clean {percent(trial['clean_accuracy'])} %, robust {percent(trial['robust_accuracy'])} % after epoch {trial['epoch']}"
-    return "<br>".join(html.escape(line).replace("%{", "% {") for line in [trial["trial"], *fields, scores, trial["decision"]])
+    return "<br>".join(
+        html.escape(line).replace("%{", "% {")
+        for line in [trial["trial"], *fields, scores, trial["decision"]]
+    )
 
 
 def _curve(rows: Rows, key: str, name: str, line: Figure, scale: float = 1) -> list[Figure]:
-    points = [(row["epoch"], round(scale * row[key], 4)) for row in rows if row.get(key) is not None and row.get("epoch") is not None]
+    points = [
+        (row["epoch"], round(scale * row[key], 4))
+        for row in rows
+        if row.get(key) is not None and row.get("epoch") is not None
+    ]
     mode = "lines" if len(points) > 1 else "markers"
-    return [{"x": [x for x, _ in points], "y": [y for _, y in points], "mode": mode, "name": name, "line": line}] if points else []
+    return (
+        [
+            {
+                "x": [x for x, _ in points],
+                "y": [y for _, y in points],
+                "mode": mode,
+                "name": name,
+                "line": line,
+            }
+        ]
+        if points
+        else []
+    )
 
 
 def _epochs(traces: list[Figure]) -> Figure:

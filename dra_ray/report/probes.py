@@ -14,14 +14,31 @@ COLOURS = (plots.BLUE, plots.VERMILLION, plots.GREEN, plots.PURPLE, plots.GREY)
 DASHES = ("solid", "dash", "dot", "dashdot")
 
 
-def write(page: Store, teacher: str, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """One self-contained .html file with the rows {"layer", "sigma", "width", "accuracy"} as a plot and a table; `facts` say how they were made."""
+def write(
+    page: Store, teacher: str, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """One self-contained .html file with the rows {"layer", "sigma", "width", "accuracy"} as a plot
+    and a table; `facts` say how they were made.
+    """
     best = max(rows, key=lambda row: row["accuracy"])
     shown = [[row["layer"], row["width"], row["sigma"], percent(row["accuracy"])] for row in rows]
     body = [
-        html.plot(figure(rows), "Linear probe accuracy by noise level", "A line per layer; click on a name to hide it."),
-        html.section("table", "Every probe", "", html.table(["layer", "width", "sigma", "accuracy (%)"], shown, sortable=True)),
-        html.section("how", "How it was measured", ", ".join(f"{name} = {value}" for name, value in facts.items())),
+        html.plot(
+            figure(rows),
+            "Linear probe accuracy by noise level",
+            "A line per layer; click on a name to hide it.",
+        ),
+        html.section(
+            "table",
+            "Every probe",
+            "",
+            html.table(["layer", "width", "sigma", "accuracy (%)"], shown, sortable=True),
+        ),
+        html.section(
+            "how",
+            "How it was measured",
+            ", ".join(f"{name} = {value}" for name, value in facts.items()),
+        ),
     ]
     headline = f"Best: {best['layer']} at sigma = {best['sigma']:g}, {percent(best['accuracy'])} %"
     page.write_text(html.page(teacher, "Teacher probes", headline, body))
@@ -38,8 +55,17 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> plots.Figure:
                 "y": [percent(accuracy) for _, accuracy in own],
                 "mode": "lines+markers",
                 "name": escape(layer),
-                "line": {"color": COLOURS[number % len(COLOURS)], "dash": DASHES[number // len(COLOURS) % len(DASHES)], "width": 2},
+                "line": {
+                    "color": COLOURS[number % len(COLOURS)],
+                    "dash": DASHES[number // len(COLOURS) % len(DASHES)],
+                    "width": 2,
+                },
                 "hovertemplate": f"{escape(layer)}, σ = %{{x:.3g}}: %{{y:.1f}} %<extra></extra>",
             }
         )
-    return {"data": traces, "layout": plots.frame({"title": "noise level σ", "type": "log"}, {"title": "linear probe accuracy (%)"})}
+    return {
+        "data": traces,
+        "layout": plots.frame(
+            {"title": "noise level σ", "type": "log"}, {"title": "linear probe accuracy (%)"}
+        ),
+    }

@@ -1,7 +1,9 @@
-"""Every byte in or out: any fsspec URI, atomic writes, and nothing from outside is ever unpickled freely.
+"""Every byte in or out: any fsspec URI, atomic writes, and nothing from outside is ever unpickled
+freely.
 
-A plain path, `file://`, `s3://`, `gs://` or `memory://` all work; credentials come from the environment, as
-fsspec's drivers expect. This is the only module of the package that opens files, calls `torch.load` or reads pickles.
+A plain path, `file://`, `s3://`, `gs://` or `memory://` all work; credentials come from the
+environment, as fsspec's drivers expect. This is the only module of the package that opens files,
+calls `torch.load` or reads pickles.
 """
 
 from __future__ import annotations
@@ -56,15 +58,19 @@ class Store:
         try:
             return fsspec.core.url_to_fs(self.uri)
         except (ValueError, ImportError) as error:
-            raise StorageError(f"storage URI '{self.uri}': {error}; use a path, file://, s3:// or gs://") from None
+            raise StorageError(
+                f"storage URI '{self.uri}': {error}; use a path, file://, s3:// or gs://"
+            ) from None
 
     def resolved(self) -> Store:
-        """The same folder with an absolute local path, so that workers in other directories find it."""
+        """The same folder with an absolute local path, so that workers in other directories find
+        it.
+        """
         if not self.is_local:
             return self
         return Store(os.path.abspath(os.path.expanduser(self.uri.removeprefix("file://"))))
 
-    # -- bytes ---------------------------------------------------------------------------------------------------
+    # -- bytes -------------------------------------------------------------------------------------
     def exists(self) -> bool:
         fs, path = self._open_fs()
         try:
@@ -78,12 +84,16 @@ class Store:
         fs, path = self._open_fs()
         fs.invalidate_cache()
         try:
-            return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+            return sorted(
+                entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False)
+            )
         except FileNotFoundError:
             return []
 
     def files(self) -> dict[str, int]:
-        """Size in bytes of every file below this folder, by its path from here, sorted; empty when the folder does not exist."""
+        """Size in bytes of every file below this folder, by its path from here, sorted; empty when
+        the folder does not exist.
+        """
         if self.is_local:
             return dict(sorted(_local_files(self.resolved().uri)))
         fs, path = self._open_fs()
@@ -95,7 +105,9 @@ class Store:
             return {}
         except OSError as error:
             raise StorageError(_unreachable(self.uri, error)) from None
-        return {name.removeprefix(top): int(info["size"] or 0) for name, info in sorted(found.items())}
+        return {
+            name.removeprefix(top): int(info["size"] or 0) for name, info in sorted(found.items())
+        }
 
     def size(self) -> int:
         """Bytes of this file."""
@@ -114,7 +126,11 @@ class Store:
         """The whole file, or `length` bytes of it from `start`."""
         fs, path = self._open_fs()
         try:
-            return fs.cat_file(path) if length is None else fs.cat_file(path, start=start, end=start + length)
+            return (
+                fs.cat_file(path)
+                if length is None
+                else fs.cat_file(path, start=start, end=start + length)
+            )
         except FileNotFoundError:
             raise StorageError(f"'{self.uri}' does not exist; check the URI") from None
         except OSError as error:
@@ -156,14 +172,23 @@ class Store:
             raise StorageError(_unreachable(self.uri, error)) from None
 
     def local_copy(self) -> Store:
-        """This file on a local disk: itself, or a copy in the node's `cache`, made once however many processes ask for it.
+        """This file on a local disk: itself, or a copy in the node's `cache`, made once however
+        many processes ask for it.
 
-        A file that has changed since is copied again. Raises `StorageError` when the disk is too small.
+        A file that has changed since is copied again. Raises `StorageError` when the disk is too
+        small.
         """
         if self.is_local:
             return self.resolved()
         info = self._info()
-        version = next((info[key] for key in ("ETag", "etag", "mtime", "LastModified", "updated", "created") if info.get(key)), "")
+        version = next(
+            (
+                info[key]
+                for key in ("ETag", "etag", "mtime", "LastModified", "updated", "created")
+                if info.get(key)
+            ),
+            "",
+        )
         key = sha256(f"{self.uri} {info['size']} {version}".encode())
         copy = cache() / f"{key[:16]}-{self.name}"
         try:
@@ -179,13 +204,14 @@ class Store:
         free = shutil.disk_usage(os.path.dirname(copy.uri)).free
         if free < size:
             raise StorageError(
-                f"'{self.uri}' has {size:,} bytes, but '{os.path.dirname(copy.uri)}' has room for {free:,}; set DRA_CACHE to a larger folder"
+                f"'{self.uri}' has {size:,} bytes, but '{os.path.dirname(copy.uri)}' has room for "
+                f"{free:,}; set DRA_CACHE to a larger folder"
             )
         fs, path = self._open_fs()
         fs.get_file(path, f"{copy}.partial")
         os.replace(f"{copy}.partial", copy.uri)
 
-    # -- text, JSON, arrays, tensors -----------------------------------------------------------------------------
+    # -- text, JSON, arrays, tensors ---------------------------------------------------------------
     def read_text(self) -> str:
         return self.read_bytes().decode()
 
@@ -196,7 +222,9 @@ class Store:
         try:
             return json.loads(self.read_bytes())
         except json.JSONDecodeError as error:
-            raise DataError(f"'{self.uri}' is not valid JSON ({error}); restore or delete it") from None
+            raise DataError(
+                f"'{self.uri}' is not valid JSON ({error}); restore or delete it"
+            ) from None
 
     def write_json(self, value: Any) -> None:
         self.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=True) + "\n")
@@ -207,7 +235,9 @@ class Store:
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise DataError(f"'{self.uri}', line {number} is not valid JSON ({error}); restore the file") from None
+                raise DataError(
+                    f"'{self.uri}', line {number} is not valid JSON ({error}); restore the file"
+                ) from None
         return rows
 
     def write_jsonl(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -219,36 +249,57 @@ class Store:
             with np.load(io.BytesIO(self.read_bytes()), allow_pickle=False) as arrays:
                 return {key: arrays[key] for key in arrays.files}
         except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
-            raise DataError(f"'{self.uri}' is not a readable npz file ({error}); fetch or make it again") from None
+            raise DataError(
+                f"'{self.uri}' is not a readable npz file ({error}); fetch or make it again"
+            ) from None
 
     def read_npy(self) -> np.ndarray:
         """The array of an `.npy` file; object arrays (pickles) are refused."""
         try:
             return np.load(io.BytesIO(self.read_bytes()), allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
-            raise DataError(f"'{self.uri}' is not a readable npy file ({error}); fetch or make it again") from None
+            raise DataError(
+                f"'{self.uri}' is not a readable npy file ({error}); fetch or make it again"
+            ) from None
 
     def npz_arrays(self) -> dict[str, StoredArray] | None:
-        """Where the arrays of a local `.npz` file lie, found from its headers; None when they are compressed.
+        """Where the arrays of a local `.npz` file lie, found from its headers; None when they are
+        compressed.
 
         Raises `DataError` for a damaged file, and for object arrays (pickles).
         """
         path = self.resolved().uri
         try:
             with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-                members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+                members = [
+                    member for member in archive.infolist() if member.filename.endswith(".npy")
+                ]
                 if any(member.compress_type != zipfile.ZIP_STORED for member in members):
                     return None
-                return {member.filename.removesuffix(".npy"): stored_array(path, file, archive, member) for member in members}
+                return {
+                    member.filename.removesuffix(".npy"): stored_array(path, file, archive, member)
+                    for member in members
+                }
         except FileNotFoundError:
             raise StorageError(f"'{self.uri}' does not exist; check the URI") from None
-        except (ValueError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, struct.error) as error:
-            raise DataError(f"'{self.uri}' is not a readable npz file ({error}); fetch or make it again") from None
+        except (
+            ValueError,
+            zipfile.BadZipFile,
+            EOFError,
+            OSError,
+            RuntimeError,
+            struct.error,
+        ) as error:
+            raise DataError(
+                f"'{self.uri}' is not a readable npz file ({error}); fetch or make it again"
+            ) from None
 
     def tar_members(self, text: str) -> list[TarMember]:
-        """The files inside a local, uncompressed tar, in order, with the contents of those whose name ends in `text`.
+        """The files inside a local, uncompressed tar, in order, with the contents of those whose
+        name ends in `text`.
 
-        The list is kept in the node's `cache`, because going through the headers of ImageNet takes minutes.
+        The list is kept in the node's `cache`, because going through the headers of ImageNet takes
+        minutes.
         """
         path = self.resolved().uri
         try:
@@ -258,13 +309,20 @@ class Store:
             if kept.exists():
                 return [TarMember(*row) for row in kept.read_json()]
             with tarfile.open(path, "r:") as archive:
-                members = [tar_member(archive, member, text) for member in archive if member.isfile()]
+                members = [
+                    tar_member(archive, member, text) for member in archive if member.isfile()
+                ]
         except FileNotFoundError:
             raise StorageError(f"'{self.uri}' does not exist; check the URI") from None
         except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError) as error:
-            raise DataError(f"'{self.uri}' is not a whole, uncompressed tar file ({error}); fetch or make it again") from None
+            raise DataError(
+                f"'{self.uri}' is not a whole, uncompressed tar file ({error}); fetch or make it "
+                "again"
+            ) from None
         if members and members[-1].offset + members[-1].size > found.st_size:
-            raise DataError(f"'{self.uri}' ends in the middle of '{members[-1].name}'; fetch or make it again")
+            raise DataError(
+                f"'{self.uri}' ends in the middle of '{members[-1].name}'; fetch or make it again"
+            )
         kept.write_json(members)
         return members
 
@@ -287,7 +345,11 @@ class Store:
     def write_tensors(self, tensors: Mapping[str, Any]) -> None:
         import safetensors.torch
 
-        self.write_bytes(safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
+        self.write_bytes(
+            safetensors.torch.save(
+                {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            )
+        )
 
     def read_torch(self) -> Any:
         """A `torch.save` file, weights only: tensors and plain containers, never code."""
@@ -304,7 +366,7 @@ class Store:
         """See `unpickle`."""
         return unpickle(self.read_bytes(), self.uri, stand_ins)
 
-    # -- Ray's own storage ---------------------------------------------------------------------------------------
+    # -- Ray's own storage -------------------------------------------------------------------------
     def for_ray(self) -> dict[str, Any]:
         """`storage_path` and `storage_filesystem` arguments of Ray's RunConfig for this folder."""
         if self.is_local:
@@ -312,7 +374,10 @@ class Store:
         import pyarrow.fs
 
         fs, path = self._open_fs()
-        return {"storage_path": path, "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))}
+        return {
+            "storage_path": path,
+            "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
+        }
 
 
 def _local_files(folder: str, prefix: str = "") -> Iterable[tuple[str, int]]:
@@ -331,19 +396,30 @@ def _local_files(folder: str, prefix: str = "") -> Iterable[tuple[str, int]]:
 
 
 def cache() -> Store:
-    """This node's folder for copies of remote files: DRA_CACHE, or one of the user's own below the temporary folder."""
-    folder = os.environ.get("DRA_CACHE") or os.path.join(tempfile.gettempdir(), f"dra-cache-{os.getuid()}")
+    """This node's folder for copies of remote files: DRA_CACHE, or one of the user's own below the
+    temporary folder.
+    """
+    folder = os.environ.get("DRA_CACHE") or os.path.join(
+        tempfile.gettempdir(), f"dra-cache-{os.getuid()}"
+    )
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         if not os.environ.get("DRA_CACHE") and os.stat(folder).st_uid != os.getuid():
             raise PermissionError("it belongs to another user")
     except OSError as error:
-        raise StorageError(f"cache folder '{folder}' cannot be used ({error}); set DRA_CACHE to a folder that you can write") from None
+        raise StorageError(
+            f"cache folder '{folder}' cannot be used ({error}); set DRA_CACHE to a folder that you "
+            "can write"
+        ) from None
     return Store(os.path.abspath(folder))
 
 
 def _unreachable(uri: str, error: Exception) -> str:
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = (
+        getattr(error, "strerror", None) or str(error).splitlines()[0]
+        if str(error)
+        else type(error).__name__
+    )
     return f"storage '{uri}' cannot be reached or written ({reason}); check the path, permissions and credentials"
 
 

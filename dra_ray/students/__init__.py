@@ -1,4 +1,5 @@
-"""Students: `student(x)` gives logits, `student.with_features(x)` gives (logits, penultimate feature).
+"""Students: `student(x)` gives logits, `student.with_features(x)` gives (logits, penultimate
+feature).
 
 | name | network | features |
 |---|---|---|
@@ -28,7 +29,8 @@ __all__ = ["Student", "build", "initialise"]
 
 
 def build(settings: config.Model, shape: Shape) -> Student:
-    """The student that `settings.name` names, for images of `shape`; its initial weights come from torch's global generator.
+    """The student that `settings.name` names, for images of `shape`; its initial weights come from
+    torch's global generator.
 
     Raises `ConfigError`. Under `torch.device("meta")` it has shapes only.
     """
@@ -36,8 +38,13 @@ def build(settings: config.Model, shape: Shape) -> Student:
     if match := re.fullmatch(r"(relu-)?wrn-(\d+)-(\d+)", name):
         depth, width = int(match[2]), int(match[3])
         if depth < 10 or (depth - 4) % 6 or width < 1:
-            raise ConfigError(f"model.name='{name}': depth must be 6n+4, such as 10, 16, 28 or 34, and width at least 1")
-        return (ReluWideResNet if match[1] else WideResNet)(depth, width, shape.num_classes, mean, std)
+            raise ConfigError(
+                f"model.name='{name}': depth must be 6n+4, such as 10, 16, 28 or 34, and width at "
+                "least 1"
+            )
+        return (ReluWideResNet if match[1] else WideResNet)(
+            depth, width, shape.num_classes, mean, std
+        )
     if name == "rawrn-70-16":
         return RaWRN(shape.num_classes, mean, std)
     if name == "resnet-18":
@@ -54,23 +61,35 @@ def build(settings: config.Model, shape: Shape) -> Student:
     raise ConfigError(f"model.name='{name}' is not known; write {known}")
 
 
-def _normalisation(settings: config.Model, shape: Shape) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalisation(
+    settings: config.Model, shape: Shape
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if not settings.normalise:
         return (0.0,) * shape.channels, (1.0,) * shape.channels
     mean, std = settings.mean or shape.mean, settings.std or shape.std
     for field, values in (("mean", mean), ("std", std)):
         if len(values) != shape.channels:
-            raise ConfigError(f"model.{field} has {len(values)} values, but images have {shape.channels} channels; give one for each")
+            raise ConfigError(
+                f"model.{field} has {len(values)} values, but images have {shape.channels} "
+                "channels; give one for each"
+            )
     return mean, std
 
 
 def initialise(student: Student, settings: config.Model) -> str:
-    """Load `settings.weights`, where there are any, into a student just built; returns a sentence that says what it starts from.
+    """Load `settings.weights`, where there are any, into a student just built; returns a sentence
+    that says what it starts from.
 
-    A timm backbone's classifier may be missing there or have other classes: it then starts anew, and the sentence says so.
-    Raises `CheckpointError` naming whatever else differs.
+    A timm backbone's classifier may be missing there or have other classes: it then starts anew,
+    and the sentence says so. Raises `CheckpointError` naming whatever else differs.
     """
     if settings.weights is None:
         return "random initialisation"
     weights = read_weights(Store(settings.weights))
-    return load_into(student, weights, settings.name, settings.weights, new_classifier=settings.name.startswith("timm/"))
+    return load_into(
+        student,
+        weights,
+        settings.name,
+        settings.weights,
+        new_classifier=settings.name.startswith("timm/"),
+    )

@@ -1,4 +1,6 @@
-"""A trained student in its run directory: `model.safetensors` holds the averaged weights of the best validation so far."""
+"""A trained student in its run directory: `model.safetensors` holds the averaged weights of the
+best validation so far.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,14 @@ def save(run: Store, weights: Mapping[str, Tensor]) -> None:
 def load(run: Store) -> tuple[students.Student, config.Experiment]:
     """The selected student in eval mode, without gradients, and the experiment that it comes from.
 
-    Raises `CheckpointError` when there is none or when its keys or shapes are another architecture's.
+    Raises `CheckpointError` when there is none or when its keys or shapes are another
+    architecture's.
     """
     manifest = runs.read_manifest(run)
     if manifest is None or manifest.get("kind") != "train":
-        raise CheckpointError(f"'{run}' is not a training run; give the folder that `dra train` wrote")
+        raise CheckpointError(
+            f"'{run}' is not a training run; give the folder that `dra train` wrote"
+        )
     if not (run / WEIGHTS).exists():
         raise CheckpointError(f"'{run}' has no trained weights yet; resume it with `dra train`")
     experiment = config.validate(config.Experiment, manifest["config"], str(run / "manifest.json"))

@@ -1,7 +1,8 @@
 """The ReLU Wide ResNet of TRADES (arXiv 1901.08573) and of most WRN-34-10 baselines.
 
-State-dict names are those of the released checkpoints, so they load strictly. Unlike DM-AT's network it pads evenly, has
-BatchNorm's usual momentum of 0.1, and its authors feed it images that are not normalised (`model.normalise: false`).
+State-dict names are those of the released checkpoints, so they load strictly. Unlike DM-AT's
+network it pads evenly, has BatchNorm's usual momentum of 0.1, and its authors feed it images that
+are not normalised (`model.normalise: false`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ class Block(nn.Module):
         self.conv1 = nn.Conv2d(wide_in, wide_out, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(wide_out)
         self.conv2 = nn.Conv2d(wide_out, wide_out, 3, padding=1, bias=False)
-        self.convShortcut = nn.Conv2d(wide_in, wide_out, 1, stride, bias=False) if wide_in != wide_out else None
+        self.convShortcut = (
+            nn.Conv2d(wide_in, wide_out, 1, stride, bias=False) if wide_in != wide_out else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x))
@@ -34,24 +37,34 @@ class Block(nn.Module):
 class Group(nn.Module):
     def __init__(self, blocks: int, wide_in: int, wide_out: int, stride: int) -> None:
         super().__init__()
-        self.layer = nn.Sequential(*(Block(wide_out if i else wide_in, wide_out, 1 if i else stride) for i in range(blocks)))
+        self.layer = nn.Sequential(
+            *(
+                Block(wide_out if i else wide_in, wide_out, 1 if i else stride)
+                for i in range(blocks)
+            )
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x)
 
 
 class ReluWideResNet(Student):
-    """relu-wrn-depth-width: n=(depth-4)/6 blocks in each of three groups of 16w, 32w and 64w channels.
+    """relu-wrn-depth-width: n=(depth-4)/6 blocks in each of three groups of 16w, 32w and 64w
+    channels.
 
     Args:
-        mean, std: of the data per channel, in [0,1] units; their number is the number of image channels.
+        mean, std: of the data per channel, in [0,1] units; their number is the number of image
+        channels.
     """
 
     classifier = "fc."
-    # the authors' class owns a fourth group that its forward never calls; their checkpoints hold its weights
+    # the authors' class owns a fourth group that its forward never calls; their checkpoints hold
+    # its weights
     unused = ("sub_block1.",)
 
-    def __init__(self, depth: int, width: int, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, depth: int, width: int, num_classes: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
         super().__init__()
         blocks = (depth - 4) // 6
         self.feature_dim = 64 * width

@@ -1,7 +1,9 @@
-"""ResNet-18 for small images (He et al., arXiv 1512.03385, with a 3x3 stem and no max-pooling), as CIFAR baselines have it.
+"""ResNet-18 for small images (He et al., arXiv 1512.03385, with a 3x3 stem and no max-pooling), as
+CIFAR baselines have it.
 
-State-dict names are those of the CIFAR-10 weights inside the installed package pyautoattack, `pyautoattack/examples/model_test.pt`:
-a standard, not a robust model, with images that are not normalised (`model.normalise: false`).
+State-dict names are those of the CIFAR-10 weights inside the installed package pyautoattack,
+`pyautoattack/examples/model_test.pt`: a standard, not a robust model, with images that are not
+normalised (`model.normalise: false`).
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(wide_out)
         self.shortcut = nn.Sequential()
         if wide_in != wide_out:
-            self.shortcut = nn.Sequential(nn.Conv2d(wide_in, wide_out, 1, stride, bias=False), nn.BatchNorm2d(wide_out))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(wide_in, wide_out, 1, stride, bias=False), nn.BatchNorm2d(wide_out)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -40,7 +44,8 @@ class ResNet18(Student):
     """Two blocks each of 64, 128, 256 and 512 channels; PyTorch's own initial weights.
 
     Args:
-        mean, std: of the data per channel, in [0,1] units; their number is the number of image channels.
+        mean, std: of the data per channel, in [0,1] units; their number is the number of image
+        channels.
     """
 
     classifier = "linear."

@@ -6,8 +6,9 @@
 | TRADES' Wide ResNet (Zhang 2019, Carmon 2019, ...) | relu-wrn-DEPTH-WIDTH | none, so `model.normalise: false` |
 | networks of timm on ImageNet | timm/NAME | `normalize.mean` and `.std` in the file, or ImageNet's in code |
 
-A file does not tell that its network expects normalised images unless it holds mean and std; those are then compared with the
-student's. Weights are found under `model_state_dict` or `state_dict`, and prefixes that all keys share ("module.", "model.") go.
+A file does not tell that its network expects normalised images unless it holds mean and std; those
+are then compared with the student's. Weights are found under `model_state_dict` or `state_dict`,
+and prefixes that all keys share ("module.", "model.") go.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ from dra_ray.students.weights import load_into, read_weights
 
 
 def load(store: Store, model: config.Model, shape: Shape) -> students.Student:
-    """The student that `model` names for images of `shape`, with the weights of `store`, in eval mode and without gradients.
+    """The student that `model` names for images of `shape`, with the weights of `store`, in eval
+    mode and without gradients.
 
-    Raises `CheckpointError` when the file is damaged, needs code to be read, or holds other keys, shapes or normalisation.
+    Raises `CheckpointError` when the file is damaged, needs code to be read, or holds other keys,
+    shapes or normalisation.
     """
     student = students.build(model, shape)
     try:
         weights = read_weights(store)
     except DataError as error:
-        # old checkpoints often carry a numpy scalar or an optimiser's class, which weights-only reading refuses
+        # old checkpoints often carry a numpy scalar or an optimiser's class, which weights-only
+        # reading refuses
         remedy = "fetch it again or, where you trust its source, load it there and write its state dict anew with torch.save"
         raise CheckpointError(f"{error}; {remedy}") from None
     load_into(student, weights, model.name, str(store))

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 
 class Normalise(nn.Module):
-    """(x - mean) / std per channel, for x [B,C,H,W]; constants of the model that are no part of its state dict."""
+    """(x - mean) / std per channel, for x [B,C,H,W]; constants of the model that are no part of its
+    state dict.
+    """
 
     mean: Tensor
     std: Tensor
@@ -28,8 +30,8 @@ class Normalise(nn.Module):
 class Student(nn.Module, abc.ABC):
     """A classifier: x float [B,C,H,W] in [0,1] -> logits [B,K].
 
-    A subclass sets `feature_dim`, `normalise` and `classifier`, the prefix of its last layer's keys; `unused` are prefixes
-    of keys that its checkpoints may hold in vain.
+    A subclass sets `feature_dim`, `normalise` and `classifier`, the prefix of its last layer's
+    keys; `unused` are prefixes of keys that its checkpoints may hold in vain.
     """
 
     feature_dim: int
@@ -46,7 +48,9 @@ class Student(nn.Module, abc.ABC):
 
 
 def spread_convolutions(net: nn.Module) -> None:
-    """Weights of every convolution from N(0, 2 / (k*k*out)), as Wide ResNets start (He et al., arXiv 1502.01852, fan-out)."""
+    """Weights of every convolution from N(0, 2 / (k*k*out)), as Wide ResNets start (He et al.,
+    arXiv 1502.01852, fan-out).
+    """
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels

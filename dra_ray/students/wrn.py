@@ -1,5 +1,5 @@
-"""Pre-activation Wide ResNets with SiLU and normalisation inside: DM-AT's (arXiv 2302.04638; Gowal et al., arXiv 2010.03593)
-and RaWRN (Peng et al., arXiv 2308.16258).
+"""Pre-activation Wide ResNets with SiLU and normalisation inside: DM-AT's (arXiv 2302.04638; Gowal
+et al., arXiv 2010.03593) and RaWRN (Peng et al., arXiv 2308.16258).
 
 State-dict names are those of the released checkpoints, so they load strictly.
 """
@@ -15,7 +15,9 @@ from dra_ray.students.student import Normalise, Student, spread_convolutions
 
 
 class SqueezeExcitation(nn.Module):
-    """x times a gate per channel: mean over the image, 1x1, ReLU, 1x1, sigmoid (Hu et al., arXiv 1709.01507)."""
+    """x times a gate per channel: mean over the image, 1x1, ReLU, 1x1, sigmoid (Hu et al., arXiv
+    1709.01507).
+    """
 
     def __init__(self, wide: int, squeezed: int) -> None:
         super().__init__()
@@ -27,7 +29,9 @@ class SqueezeExcitation(nn.Module):
 
 
 class Block(nn.Module):
-    """BN, SiLU, 3x3, BN, SiLU, 3x3, squeeze-and-excitation where wanted, add. A stride of 2 pads right and bottom only."""
+    """BN, SiLU, 3x3, BN, SiLU, 3x3, squeeze-and-excitation where wanted, add. A stride of 2 pads
+    right and bottom only.
+    """
 
     def __init__(self, wide_in: int, wide_out: int, stride: int, squeeze: float) -> None:
         super().__init__()
@@ -35,7 +39,9 @@ class Block(nn.Module):
         self.conv_0 = nn.Conv2d(wide_in, wide_out, 3, stride, bias=False)
         self.batchnorm_1 = nn.BatchNorm2d(wide_out, momentum=0.01)
         self.conv_1 = nn.Conv2d(wide_out, wide_out, 3, padding=1, bias=False)
-        self.shortcut = nn.Conv2d(wide_in, wide_out, 1, stride, bias=False) if wide_in != wide_out else None
+        self.shortcut = (
+            nn.Conv2d(wide_in, wide_out, 1, stride, bias=False) if wide_in != wide_out else None
+        )
         self.se = SqueezeExcitation(wide_out, round(squeeze * wide_out)) if squeeze else None
         self.padding = (1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1)
 
@@ -49,34 +55,50 @@ class Block(nn.Module):
 
 
 class Group(nn.Module):
-    def __init__(self, blocks: int, wide_in: int, wide_out: int, stride: int, squeeze: float) -> None:
+    def __init__(
+        self, blocks: int, wide_in: int, wide_out: int, stride: int, squeeze: float
+    ) -> None:
         super().__init__()
-        self.block = nn.Sequential(*(Block(wide_out if i else wide_in, wide_out, 1 if i else stride, squeeze) for i in range(blocks)))
+        self.block = nn.Sequential(
+            *(
+                Block(wide_out if i else wide_in, wide_out, 1 if i else stride, squeeze)
+                for i in range(blocks)
+            )
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block(x)
 
 
 class PreActivationNet(Student):
-    """Stem, three groups of blocks (the last two halve the image), BN, SiLU, mean over the image, linear.
+    """Stem, three groups of blocks (the last two halve the image), BN, SiLU, mean over the image,
+    linear.
 
     Args:
         widths: channels of the stem and of the three groups.
         depths: blocks of the three groups.
-        mean, std: of the data per channel, in [0,1] units; their number is the number of image channels.
-        squeeze: width of squeeze-and-excitation relative to its block's; 0 for none.
+        mean, std: of the data per channel, in [0,1] units; their number is the number of image
+        channels. squeeze: width of squeeze-and-excitation relative to its block's; 0 for none.
     """
 
     classifier = "logits."
 
     def __init__(
-        self, widths: Sequence[int], depths: Sequence[int], num_classes: int, mean: Sequence[float], std: Sequence[float], squeeze: float = 0.0
+        self,
+        widths: Sequence[int],
+        depths: Sequence[int],
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        squeeze: float = 0.0,
     ) -> None:
         super().__init__()
         self.feature_dim = widths[-1]
         self.normalise = Normalise(mean, std)
         self.init_conv = nn.Conv2d(len(mean), widths[0], 3, padding=1, bias=False)
-        self.layer = nn.Sequential(*(Group(depths[i], widths[i], widths[i + 1], 2 if i else 1, squeeze) for i in range(3)))
+        self.layer = nn.Sequential(
+            *(Group(depths[i], widths[i], widths[i + 1], 2 if i else 1, squeeze) for i in range(3))
+        )
         self.batchnorm = nn.BatchNorm2d(self.feature_dim, momentum=0.01)
         self.logits = nn.Linear(self.feature_dim, num_classes)
         spread_convolutions(self)
@@ -89,15 +111,23 @@ class PreActivationNet(Student):
 
 
 class WideResNet(PreActivationNet):
-    """DM-AT's wrn-depth-width: n=(depth-4)/6 blocks in each of three groups of 16w, 32w and 64w channels."""
+    """DM-AT's wrn-depth-width: n=(depth-4)/6 blocks in each of three groups of 16w, 32w and 64w
+    channels.
+    """
 
-    def __init__(self, depth: int, width: int, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, depth: int, width: int, num_classes: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
         blocks = (depth - 4) // 6
-        super().__init__((16, 16 * width, 32 * width, 64 * width), (blocks,) * 3, num_classes, mean, std)
+        super().__init__(
+            (16, 16 * width, 32 * width, 64 * width), (blocks,) * 3, num_classes, mean, std
+        )
 
 
 class RaWRN(PreActivationNet):
-    """RaWRN-70-16: WRN-70-16's budget spent on a wider stem, a deep middle and squeeze-and-excitation (arXiv 2308.16258, CIFAR model)."""
+    """RaWRN-70-16: WRN-70-16's budget spent on a wider stem, a deep middle and
+    squeeze-and-excitation (arXiv 2308.16258, CIFAR model).
+    """
 
     def __init__(self, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__((96, 216, 432, 864), (30, 31, 10), num_classes, mean, std, squeeze=0.25)

@@ -1,1 +1,3 @@
-"""Frozen diffusion encoders: the network, its training maths, its checkpoints, and the protocol that serves features."""
+"""Frozen diffusion encoders: the network, its training maths, its checkpoints, and the protocol
+that serves features.
+"""

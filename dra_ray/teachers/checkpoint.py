@@ -1,4 +1,6 @@
-"""A teacher on disk: `teacher.safetensors` (weights, float32 or float16) and `card.json` (architecture, digest, how it was trained)."""
+"""A teacher on disk: `teacher.safetensors` (weights, float32 or float16) and `card.json`
+(architecture, digest, how it was trained).
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,20 @@ from dra_ray.teachers.network import Network, check_fit
 from dra_ray.teachers.noisy import NoisyClassifier
 
 WEIGHTS, CARD = "teacher.safetensors", "card.json"
-KINDS: dict[str, type[Network]] = {net.kind: net for net in (EDM, NoisyClassifier, LightningDiT, LatentDiT)}
+KINDS: dict[str, type[Network]] = {
+    net.kind: net for net in (EDM, NoisyClassifier, LightningDiT, LatentDiT)
+}
 Net = TypeVar("Net", bound=Network)
 
 
 def save(store: Store, net: Network, extras: Mapping[str, Any]) -> str:
-    """Write the weights, then the card with `extras` (plain data) beside the architecture; returns the digest."""
-    weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in net.state_dict().items()}
+    """Write the weights, then the card with `extras` (plain data) beside the architecture; returns
+    the digest.
+    """
+    weights = {
+        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in net.state_dict().items()
+    }
     digest = _digest(weights, net.architecture)
     (store / WEIGHTS).write_tensors(weights)
     (store / CARD).write_json({**extras, "architecture": net.architecture, "digest": digest})
@@ -38,19 +47,28 @@ def read_card(store: Store) -> dict[str, Any]:
     except StorageError:
         if (store / CARD).exists():
             raise
-        raise CheckpointError(f"no teacher at '{store}' ({CARD} is missing); make one with `dra teacher train` or correct teacher.uri") from None
+        raise CheckpointError(
+            f"no teacher at '{store}' ({CARD} is missing); make one with `dra teacher train` or "
+            "correct teacher.uri"
+        ) from None
     if not isinstance(card, dict) or not {"architecture", "digest"} <= card.keys():
-        raise CheckpointError(f"'{store / CARD}' lacks 'architecture' or 'digest'; train the teacher again")
+        raise CheckpointError(
+            f"'{store / CARD}' lacks 'architecture' or 'digest'; train the teacher again"
+        )
     return card
 
 
 def digest(store: Store) -> str:
-    """SHA-256 of weights and architecture, as the card states it; `load` checks it against the weights."""
+    """SHA-256 of weights and architecture, as the card states it; `load` checks it against the
+    weights.
+    """
     return str(read_card(store)["digest"])
 
 
 def build(card: Mapping[str, Any], path: str) -> Network:
-    """The network that a card describes, with fresh weights; none are made under `torch.device("meta")`. `path` is for errors."""
+    """The network that a card describes, with fresh weights; none are made under
+    `torch.device("meta")`. `path` is for errors.
+    """
     architecture = card["architecture"]
     try:
         kind = architecture.get("kind", EDM.kind)
@@ -58,7 +76,10 @@ def build(card: Mapping[str, Any], path: str) -> Network:
             raise ConfigError(f"kind '{kind}' is unknown; {nearest(str(kind), KINDS)}")
         return KINDS[kind].from_architecture(architecture)
     except (ConfigError, ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"'{path}' does not describe a network ({str(error).splitlines()[0]}); train the teacher again") from None
+        raise CheckpointError(
+            f"'{path}' does not describe a network ({str(error).splitlines()[0]}); train the "
+            "teacher again"
+        ) from None
 
 
 @overload
@@ -66,21 +87,35 @@ def load(store: Store) -> Network: ...
 @overload
 def load(store: Store, wanted: type[Net]) -> Net: ...
 def load(store: Store, wanted: type[Any] = Network) -> Any:
-    """The network in eval mode without gradients. `CheckpointError` names the keys that are missing, unknown or misshapen.
+    """The network in eval mode without gradients. `CheckpointError` names the keys that are
+    missing, unknown or misshapen.
 
-    `wanted` asks for one kind, such as `EDM` where images are to be sampled, and refuses the others.
+    `wanted` asks for one kind, such as `EDM` where images are to be sampled, and refuses the
+    others.
     """
     card = read_card(store)
     net = build(card, str(store / CARD))
     if not isinstance(net, wanted):
-        raise CheckpointError(f"'{store}' holds a network of kind '{net.kind}', but this needs kind '{wanted.kind}'; choose another teacher")
+        raise CheckpointError(
+            f"'{store}' holds a network of kind '{net.kind}', but this needs kind '{wanted.kind}'; "
+            "choose another teacher"
+        )
     if not (store / WEIGHTS).exists():
-        raise CheckpointError(f"'{store / WEIGHTS}' is missing beside its {CARD}; copy it there or train the teacher again")
-    # float16 files are as good as what they round to: the digest is of the float32 values that the network gets
-    weights = {name: tensor.to(torch.float32) for name, tensor in (store / WEIGHTS).read_tensors().items()}
+        raise CheckpointError(
+            f"'{store / WEIGHTS}' is missing beside its {CARD}; copy it there or train the teacher "
+            "again"
+        )
+    # float16 files are as good as what they round to: the digest is of the float32 values that the
+    # network gets
+    weights = {
+        name: tensor.to(torch.float32) for name, tensor in (store / WEIGHTS).read_tensors().items()
+    }
     check_fit(weights, net, f"'{store / WEIGHTS}' does not fit the architecture of its {CARD}")
     if _digest(weights, net.architecture) != card["digest"]:
-        raise CheckpointError(f"'{store / WEIGHTS}' is not what {CARD} describes (digests differ); copy both again or train the teacher again")
+        raise CheckpointError(
+            f"'{store / WEIGHTS}' is not what {CARD} describes (digests differ); copy both again "
+            "or train the teacher again"
+        )
     net.load_state_dict(weights)
     return net.eval().requires_grad_(False)
 

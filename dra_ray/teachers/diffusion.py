@@ -18,7 +18,9 @@ LN_SIGMA_MEAN, LN_SIGMA_STD = -1.2, 1.2  # table 1
 
 
 def draw_sigma(count: int, generator: torch.Generator, precondition: str = "edm") -> Tensor:
-    """Training noise levels float32 [count]: ln sigma ~ N(-1.2, 1.2^2) for "edm"; for "vp" the time is uniform, for "ve" ln sigma (table 1)."""
+    """Training noise levels float32 [count]: ln sigma ~ N(-1.2, 1.2^2) for "edm"; for "vp" the time
+    is uniform, for "ve" ln sigma (table 1).
+    """
     if precondition == "edm":
         return (torch.randn(count, generator=generator) * LN_SIGMA_STD + LN_SIGMA_MEAN).exp()
     draws = torch.rand(count, generator=generator, dtype=torch.float64)
@@ -47,8 +49,9 @@ def edm_loss(
 ) -> Tensor:
     """Weighted denoising error per image [B], summed over pixels (section 5).
 
-    `clean` float32 [B,C,H,W] in [-1,1], `sigma` [B], `noise` standard normal like `clean`, `labels` one-hot [B,K] or None;
-    `augment` [B,9] tells the network what was done to `clean` (`augment.Draws.label`), None where it has no such input.
+    `clean` float32 [B,C,H,W] in [-1,1], `sigma` [B], `noise` standard normal like `clean`, `labels`
+    one-hot [B,K] or None; `augment` [B,9] tells the network what was done to `clean`
+    (`augment.Draws.label`), None where it has no such input.
     """
     told = (labels,) if augment is None else (labels, augment)
     level = sigma.reshape(-1, 1, 1, 1)
@@ -56,8 +59,12 @@ def edm_loss(
     return (weight * (net(clean + level * noise, sigma, *told) - clean) ** 2).sum(dim=(1, 2, 3))
 
 
-def ema_decay(batch: int, images_seen: int, halflife_images: float, ramp: float | None = 0.05) -> float:
-    """Decay of the weight average for one step of `batch` images; the half-life is at most `ramp` of what was seen, if that is not None."""
+def ema_decay(
+    batch: int, images_seen: int, halflife_images: float, ramp: float | None = 0.05
+) -> float:
+    """Decay of the weight average for one step of `batch` images; the half-life is at most `ramp`
+    of what was seen, if that is not None.
+    """
     halflife = halflife_images if ramp is None else min(halflife_images, images_seen * ramp)
     return 0.5 ** (batch / max(halflife, 1e-8))
 
@@ -72,14 +79,23 @@ def update_average(average: nn.Module, net: nn.Module, decay: float) -> None:
 def noise_levels(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
     """Sampling grid float64 [steps+1], from sigma_max to sigma_min and then 0 (equation 5)."""
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-    levels = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    levels = (
+        sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))
+    ) ** rho
     return torch.cat([levels, levels.new_zeros(1)])
 
 
 def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal float64 [len(seeds), *shape]; row i comes from its own CPU generator with seed `seeds[i]`."""
+    """Standard normal float64 [len(seeds), *shape]; row i comes from its own CPU generator with
+    seed `seeds[i]`.
+    """
     generator = torch.Generator()
-    return torch.stack([torch.randn(shape, generator=generator.manual_seed(seed), dtype=torch.float64) for seed in seeds])
+    return torch.stack(
+        [
+            torch.randn(shape, generator=generator.manual_seed(seed), dtype=torch.float64)
+            for seed in seeds
+        ]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,16 +114,26 @@ class Churn:
 
 
 def step_noise(seeds: Sequence[int], step: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal float64 [len(seeds), *shape] for a sampler's step, a pure function of each image's own seed."""
+    """Standard normal float64 [len(seeds), *shape] for a sampler's step, a pure function of each
+    image's own seed.
+    """
     return seeded_noise([derive(seed, step + 1) for seed in seeds], shape)
 
 
 @torch.no_grad()
-def heun(net: EDM, noise: Tensor, labels: Tensor | None, levels: Tensor, churn: Churn | None = None, seeds: Sequence[int] = ()) -> Tensor:
-    """2nd-order sampler: 2*steps-1 network calls. Deterministic (algorithm 1), or with `churn` (algorithm 2) by `seeds`, one per image.
+def heun(
+    net: EDM,
+    noise: Tensor,
+    labels: Tensor | None,
+    levels: Tensor,
+    churn: Churn | None = None,
+    seeds: Sequence[int] = (),
+) -> Tensor:
+    """2nd-order sampler: 2*steps-1 network calls. Deterministic (algorithm 1), or with `churn`
+    (algorithm 2) by `seeds`, one per image.
 
-    `noise` standard normal [B,C,H,W], `labels` one-hot [B,K] or None, `levels` from `noise_levels`. The state is float64, the
-    network float32. Returns float64 [B,C,H,W], about [-1,1].
+    `noise` standard normal [B,C,H,W], `labels` one-hot [B,K] or None, `levels` from `noise_levels`.
+    The state is float64, the network float32. Returns float64 [B,C,H,W], about [-1,1].
     """
 
     def slope(x: Tensor, level: Tensor) -> Tensor:
@@ -126,10 +152,18 @@ def heun(net: EDM, noise: Tensor, labels: Tensor | None, levels: Tensor, churn: 
     return x
 
 
-def sample(net: EDM, seeds: Sequence[int], labels: Tensor | None, levels: Tensor, churn: Churn | None = None) -> Tensor:
-    """Images uint8 [B,C,H,W] on the CPU for `seeds` and class indices `labels` int64 [B]; equal for equal batches.
+def sample(
+    net: EDM,
+    seeds: Sequence[int],
+    labels: Tensor | None,
+    levels: Tensor,
+    churn: Churn | None = None,
+) -> Tensor:
+    """Images uint8 [B,C,H,W] on the CPU for `seeds` and class indices `labels` int64 [B]; equal for
+    equal batches.
 
-    Raises `ConfigError` for levels that the network was not trained on; the last one is the 0 that it need not know.
+    Raises `ConfigError` for levels that the network was not trained on; the last one is the 0 that
+    it need not know.
     """
     net.check_sigma(levels[:-1])
     device = next(net.parameters()).device

@@ -1,8 +1,10 @@
-"""LightningDiT (Yao et al. 2025, arXiv 2501.01423): a diffusion transformer over VA-VAE's latents, as a frozen teacher.
+"""LightningDiT (Yao et al. 2025, arXiv 2501.01423): a diffusion transformer over VA-VAE's latents,
+as a frozen teacher.
 
-Written from the paper and from the published checkpoint's parameter names, so that those load by name. Time t runs from 0 (noise)
-to 1 (clean): x_t = t*clean + (1-t)*noise, and the network predicts the velocity clean - noise. EDM's noise level of such an
-x_t, after division by t, is sigma = (1-t)/t; in those terms this network can stand wherever `EDM` does.
+Written from the paper and from the published checkpoint's parameter names, so that those load by
+name. Time t runs from 0 (noise) to 1 (clean): x_t = t*clean + (1-t)*noise, and the network predicts
+the velocity clean - noise. EDM's noise level of such an x_t, after division by t, is sigma =
+(1-t)/t; in those terms this network can stand wherever `EDM` does.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ ALL_SIGMA = (0.0, math.inf)  # times between clean and pure noise
 
 @dataclasses.dataclass(frozen=True)
 class DiTSizes:
-    """Sizes of a LightningDiT; the defaults are XL/1 on VA-VAE's latents. Raises `ConfigError` for sizes that do not fit together."""
+    """Sizes of a LightningDiT; the defaults are XL/1 on VA-VAE's latents. Raises `ConfigError` for
+    sizes that do not fit together.
+    """
 
     resolution: int = 16  # of the latents, or of the images of a network over pixels
     channels: int = 32
@@ -41,20 +45,28 @@ class DiTSizes:
     heads: int = 16
     num_classes: int = 1000  # class number `num_classes` is the null class
     qk_norm: bool = False
-    massive: tuple[int, ...] = ()  # channels of the stream that features go without; a property of the weights
+    massive: tuple[
+        int, ...
+    ] = ()  # channels of the stream that features go without; a property of the weights
 
     def __post_init__(self) -> None:
         if self.patch < 1 or self.resolution % self.patch:
-            raise ConfigError(f"net.patch={self.patch} does not divide net.resolution={self.resolution}; change either")
+            raise ConfigError(
+                f"net.patch={self.patch} does not divide net.resolution={self.resolution}; change "
+                "either"
+            )
         if self.heads < 1 or self.hidden % (4 * self.heads):
             raise ConfigError(
-                f"net.hidden={self.hidden} is not a multiple of 4 * net.heads={4 * self.heads}, as rotary embedding needs; change either"
+                f"net.hidden={self.hidden} is not a multiple of 4 * net.heads={4 * self.heads}, as "
+                "rotary embedding needs; change either"
             )
         if self.depth < 1:
             raise ConfigError(f"net.depth={self.depth} is no network; set it to at least 1")
         beyond = [channel for channel in self.massive if not 0 <= channel < self.hidden]
         if beyond:
-            raise ConfigError(f"net.massive names channel {beyond[0]}, but net.hidden={self.hidden}; remove it")
+            raise ConfigError(
+                f"net.massive names channel {beyond[0]}, but net.hidden={self.hidden}; remove it"
+            )
 
     @property
     def side(self) -> int:
@@ -62,7 +74,9 @@ class DiTSizes:
         return self.resolution // self.patch
 
 
-XL_1 = DiTSizes(massive=(1053, 259))  # the released checkpoint and its massive channels (arXiv 2602.19931, appendix D)
+XL_1 = DiTSizes(
+    massive=(1053, 259)
+)  # the released checkpoint and its massive channels (arXiv 2602.19931, appendix D)
 
 
 def to_time(sigma: Tensor) -> Tensor:
@@ -80,7 +94,9 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def _sine_positions(side: int, width: int) -> Tensor:
-    """Fixed positions [1,side*side,width]: the first half of the channels tells the column, the second the row (MAE)."""
+    """Fixed positions [1,side*side,width]: the first half of the channels tells the column, the
+    second the row (MAE).
+    """
     frequency = WAVELENGTH ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
     angle = torch.outer(torch.arange(side, dtype=torch.float64), frequency)
     line = torch.cat([angle.sin(), angle.cos()], dim=1)
@@ -90,7 +106,9 @@ def _sine_positions(side: int, width: int) -> Tensor:
 
 
 class Rotary(nn.Module):
-    """Rotates pairs of neighbouring channels of a head: the first half of them by the row, the second by the column."""
+    """Rotates pairs of neighbouring channels of a head: the first half of them by the row, the
+    second by the column.
+    """
 
     freqs_cos: Tensor
     freqs_sin: Tensor
@@ -99,7 +117,9 @@ class Rotary(nn.Module):
         super().__init__()
         half = head_width // 2
         frequency = WAVELENGTH ** -(torch.arange(0, half, 2, dtype=torch.float32) / half)
-        line = torch.outer(torch.arange(side, dtype=torch.float32), frequency).repeat_interleave(2, dim=1)
+        line = torch.outer(torch.arange(side, dtype=torch.float32), frequency).repeat_interleave(
+            2, dim=1
+        )
         rows = line.unsqueeze(1).expand(side, side, half)
         columns = line.unsqueeze(0).expand(side, side, half)
         angle = torch.cat([rows, columns], dim=2).reshape(side * side, head_width)
@@ -141,7 +161,9 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and SwiGLU, each behind an RMSNorm that the condition shifts and scales, and a gate (AdaLN-zero)."""
+    """Attention and SwiGLU, each behind an RMSNorm that the condition shifts and scales, and a gate
+    (AdaLN-zero).
+    """
 
     def __init__(self, sizes: DiTSizes) -> None:
         super().__init__()
@@ -152,7 +174,9 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(sizes.hidden, 6 * sizes.hidden))
 
     def forward(self, x: Tensor, condition: Tensor, rotary: Rotary) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, dim=1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(
+            6, dim=1
+        )
         x = x + gate1.unsqueeze(1) * self.attn(_modulate(self.norm1(x), shift1, scale1), rotary)
         return x + gate2.unsqueeze(1) * self.mlp(_modulate(self.norm2(x), shift2, scale2))
 
@@ -190,16 +214,22 @@ class TimeEmbedder(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(2 * TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
+        )
 
     def forward(self, t: Tensor) -> Tensor:
-        frequency = WAVELENGTH ** -(torch.arange(TIME_FREQUENCIES, dtype=torch.float32, device=t.device) / TIME_FREQUENCIES)
+        frequency = WAVELENGTH ** -(
+            torch.arange(TIME_FREQUENCIES, dtype=torch.float32, device=t.device) / TIME_FREQUENCIES
+        )
         angle = t.unsqueeze(1) * frequency
         return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1))
 
 
 class LabelEmbedder(nn.Module):
-    """One-hot labels [B,K] to [B,D]; rows of zeros are the null class, which training dropped a tenth of the labels to."""
+    """One-hot labels [B,K] to [B,D]; rows of zeros are the null class, which training dropped a
+    tenth of the labels to.
+    """
 
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()
@@ -210,15 +240,19 @@ class LabelEmbedder(nn.Module):
         """[B,D], or [1,D] for labels None."""
         if labels is None:
             return self.embedding_table.weight[self.num_classes :]
-        return self.embedding_table(torch.where(labels.any(dim=1), labels.argmax(dim=1), self.num_classes))
+        return self.embedding_table(
+            torch.where(labels.any(dim=1), labels.argmax(dim=1), self.num_classes)
+        )
 
 
 class LightningDiT(Network):
     """A LightningDiT, over latents or pixels, with the interface of `EDM`.
 
-    Its layers are the points where the stream enters a block, `blocks.0` to `blocks.<depth-1>`, and `final_layer`. As a feature, the
-    stream there goes without its massive channels through the norm and AdaLN at that point (arXiv 2602.19931, appendix D, following
-    Gan et al. 2025), which of the norms and whether "layer 14" counts from 0 being UNVERIFIED; `<layer>.stream` skips norm and AdaLN.
+    Its layers are the points where the stream enters a block, `blocks.0` to `blocks.<depth-1>`, and
+    `final_layer`. As a feature, the stream there goes without its massive channels through the norm
+    and AdaLN at that point (arXiv 2602.19931, appendix D, following Gan et al. 2025), which of the
+    norms and whether "layer 14" counts from 0 being UNVERIFIED; `<layer>.stream` skips norm and
+    AdaLN.
     """
 
     kind = "lightning-dit"
@@ -248,31 +282,50 @@ class LightningDiT(Network):
             if isinstance(part, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(part.weight.view(len(part.weight), -1))
                 nn.init.zeros_(part.bias)  # type: ignore[arg-type]
-        for part in (self.y_embedder.embedding_table, self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
+        for part in (
+            self.y_embedder.embedding_table,
+            self.t_embedder.mlp[0],
+            self.t_embedder.mlp[2],
+        ):
             nn.init.normal_(part.weight, std=0.02)  # type: ignore[arg-type]
-        absent = [part.adaLN_modulation[1] for part in (*self.blocks, self.final_layer)] + [self.final_layer.linear]
+        absent = [part.adaLN_modulation[1] for part in (*self.blocks, self.final_layer)] + [
+            self.final_layer.linear
+        ]
         for parameter in itertools.chain.from_iterable(part.parameters() for part in absent):
             nn.init.zeros_(parameter)
 
-    # -- as a generative model -----------------------------------------------------------------------------------------
+    # -- as a generative model ---------------------------------------------------------------------
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Denoise `x` float32 [B,C,H,W] (clean plus noise of deviation `sigma` [B]), as `EDM` does; `labels` one-hot [B,K] or None."""
+        """Denoise `x` float32 [B,C,H,W] (clean plus noise of deviation `sigma` [B]), as `EDM` does;
+        `labels` one-hot [B,K] or None.
+        """
         t = to_time(sigma)
         x_t = x * t.reshape(-1, 1, 1, 1)
         return x_t + (1 - t).reshape(-1, 1, 1, 1) * self.velocity(x_t, t, labels)
 
     def velocity(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Predicted clean - noise [B,C,H,W] for `x_t` float32 [B,C,H,W] at times `t` float32 [B]; `labels` one-hot [B,K] or None."""
+        """Predicted clean - noise [B,C,H,W] for `x_t` float32 [B,C,H,W] at times `t` float32 [B];
+        `labels` one-hot [B,K] or None.
+        """
         h, condition = self._enter(x_t, t, labels, len(self.blocks))
         return self._to_pixels(self.final_layer(h, condition))
 
     def _to_pixels(self, tokens: Tensor) -> Tensor:
         side, patch = self.sizes.side, self.sizes.patch
         grid = tokens.reshape(len(tokens), side, side, patch, patch, self.channels)
-        return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), self.channels, self.resolution, self.resolution)
+        return grid.permute(0, 5, 1, 3, 2, 4).reshape(
+            len(tokens), self.channels, self.resolution, self.resolution
+        )
 
-    # -- as an encoder -------------------------------------------------------------------------------------------------
-    def features(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, layer: str | None = None, pooled: bool = True) -> Tensor:
+    # -- as an encoder -----------------------------------------------------------------------------
+    def features(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        labels: Tensor | None = None,
+        layer: str | None = None,
+        pooled: bool = True,
+    ) -> Tensor:
         """The feature at `layer` for a noisy `x` [B,C,H,W], as for `forward`; runs no block beyond.
 
         The tokens' average [B,D], or, not `pooled`, all of them as a map [B,D,h,w].
@@ -282,7 +335,11 @@ class LightningDiT(Network):
         h = self._without_massive(h)
         if not name.endswith(".stream"):
             h = self._part(name).entry(h, condition)
-        return h.mean(dim=1) if pooled else h.transpose(1, 2).unflatten(2, (self.sizes.side, self.sizes.side))
+        return (
+            h.mean(dim=1)
+            if pooled
+            else h.transpose(1, 2).unflatten(2, (self.sizes.side, self.sizes.side))
+        )
 
     def _without_massive(self, stream: Tensor) -> Tensor:
         """With them, the norm would spread their energy over all channels."""
@@ -291,16 +348,24 @@ class LightningDiT(Network):
             stream[:, :, channel] = 0
         return stream
 
-    def stream(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, layer: str | None = None) -> Tensor:
-        """The residual stream [B,N,D] that enters `layer`, massive channels and all; arguments as for `features`."""
+    def stream(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, layer: str | None = None
+    ) -> Tensor:
+        """The residual stream [B,N,D] that enters `layer`, massive channels and all; arguments as
+        for `features`.
+        """
         return self._enter_noisy(x, sigma, labels, self.check_layer(layer))[0]
 
-    def _enter_noisy(self, x: Tensor, sigma: Tensor, labels: Tensor | None, layer: str) -> tuple[Tensor, Tensor]:
+    def _enter_noisy(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None, layer: str
+    ) -> tuple[Tensor, Tensor]:
         t = to_time(sigma)
         blocks = len(self.blocks) if layer.startswith("final_layer") else int(layer.split(".")[1])
         return self._enter(x * t.reshape(-1, 1, 1, 1), t, labels, blocks)
 
-    def _enter(self, x_t: Tensor, t: Tensor, labels: Tensor | None, blocks: int) -> tuple[Tensor, Tensor]:
+    def _enter(
+        self, x_t: Tensor, t: Tensor, labels: Tensor | None, blocks: int
+    ) -> tuple[Tensor, Tensor]:
         """The stream [B,N,D] after so many blocks, and the condition [B,D]."""
         condition = self.t_embedder(t) + self.y_embedder(labels)
         h = self.x_embedder(x_t) + self.pos_embed
@@ -309,10 +374,16 @@ class LightningDiT(Network):
         return h, condition
 
     def _part(self, layer: str) -> Any:
-        return self.final_layer if layer.startswith("final_layer") else self.blocks[int(layer.split(".")[1])]
+        return (
+            self.final_layer
+            if layer.startswith("final_layer")
+            else self.blocks[int(layer.split(".")[1])]
+        )
 
     def clean(self, inputs: Tensor) -> Tensor:
-        """What noise is added to: images uint8 [B,C,H,W] in [-1,1]; normalised latents float32 as they are."""
+        """What noise is added to: images uint8 [B,C,H,W] in [-1,1]; normalised latents float32 as
+        they are.
+        """
         return to_signed(inputs) if inputs.dtype == torch.uint8 else inputs
 
     def layers(self) -> dict[str, int]:
@@ -320,23 +391,33 @@ class LightningDiT(Network):
         places = [f"blocks.{index}" for index in range(self.sizes.depth)] + ["final_layer"]
         return {f"{place}{kind}": self.sizes.hidden for place in places for kind in (".stream", "")}
 
-    # -- as a checkpoint -----------------------------------------------------------------------------------------------
+    # -- as a checkpoint ---------------------------------------------------------------------------
     @property
     def architecture(self) -> dict[str, Any]:
         """What, with the weights, makes the function: plain data that `from_architecture` accepts."""
-        return {"kind": self.kind} | dataclasses.asdict(self.sizes) | {"massive": list(self.sizes.massive)}
+        return (
+            {"kind": self.kind}
+            | dataclasses.asdict(self.sizes)
+            | {"massive": list(self.sizes.massive)}
+        )
 
     @classmethod
     def from_architecture(cls, architecture: Mapping[str, Any]) -> LightningDiT:
-        """Build the network of `architecture`; KeyError, TypeError or `ConfigError` if it is not one."""
+        """Build the network of `architecture`; KeyError, TypeError or `ConfigError` if it is not
+        one.
+        """
         fields = {name: value for name, value in architecture.items() if name != "kind"}
         return cls(DiTSizes(**fields | {"massive": tuple(fields["massive"])}))
 
     @classmethod
-    def from_official(cls, checkpoint: Mapping[str, Any], massive: Sequence[int] = XL_1.massive) -> LightningDiT:
-        """A published checkpoint, of any size, as a frozen network; `CheckpointError` names what is missing or misshapen.
+    def from_official(
+        cls, checkpoint: Mapping[str, Any], massive: Sequence[int] = XL_1.massive
+    ) -> LightningDiT:
+        """A published checkpoint, of any size, as a frozen network; `CheckpointError` names what is
+        missing or misshapen.
 
-        `massive` are its massive channels: the default is for the released XL/1, `find_massive` finds those of others.
+        `massive` are its massive channels: the default is for the released XL/1, `find_massive`
+        finds those of others.
         """
         weights = official_keys(checkpoint)
         with torch.device("meta"):
@@ -346,7 +427,8 @@ class LightningDiT(Network):
 
 
 def official_keys(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Weights float32 of a LightningDiT checkpoint by our names: the averaged ones (`ema`) if it has them.
+    """Weights float32 of a LightningDiT checkpoint by our names: the averaged ones (`ema`) if it
+    has them.
 
     Raises `CheckpointError` if there are no weights.
     """
@@ -354,7 +436,9 @@ def official_keys(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def sizes_of(weights: Mapping[str, Tensor]) -> DiTSizes:
-    """Sizes that official weights have, without massive channels; `CheckpointError` if they are of another network."""
+    """Sizes that official weights have, without massive channels; `CheckpointError` if they are of
+    another network.
+    """
     try:
         hidden, channels, patch, _ = weights["x_embedder.proj.weight"].shape
         tokens, head_width = weights["feat_rope.freqs_cos"].shape
@@ -362,7 +446,8 @@ def sizes_of(weights: Mapping[str, Tensor]) -> DiTSizes:
         rows = len(weights["y_embedder.embedding_table.weight"])
     except (KeyError, ValueError) as error:
         raise CheckpointError(
-            f"the checkpoint is not a LightningDiT with RoPE and SwiGLU (at {error}); give one of the authors' XL/1 files"
+            f"the checkpoint is not a LightningDiT with RoPE and SwiGLU (at {error}); give one of "
+            "the authors' XL/1 files"
         ) from None
     depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
     return DiTSizes(
@@ -378,12 +463,14 @@ def sizes_of(weights: Mapping[str, Tensor]) -> DiTSizes:
     )
 
 
-# -- sampling ----------------------------------------------------------------------------------------------------------
+# -- sampling --------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How velocities are integrated; the defaults are the published ones of XL/1 after 800 epochs (FID 1.35).
+    """How velocities are integrated; the defaults are the published ones of XL/1 after 800 epochs
+    (FID 1.35).
 
-    The paper of DRA does not say how its 4 million images were sampled: that it is so is UNVERIFIED.
+    The paper of DRA does not say how its 4 million images were sampled: that it is so is
+    UNVERIFIED.
     """
 
     times: int = 250  # grid points from 0 to 1, so one step fewer
@@ -397,9 +484,14 @@ class Sampling:
         if self.times < 2:
             raise ConfigError(f"sampling.times={self.times} makes no step; set it to at least 2")
         if self.shift <= 0:
-            raise ConfigError(f"sampling.shift={self.shift:g} is not above 0; set it to 1 for equal steps")
+            raise ConfigError(
+                f"sampling.shift={self.shift:g} is not above 0; set it to 1 for equal steps"
+            )
         if self.method not in ("euler", "heun"):
-            raise ConfigError(f"sampling.method='{self.method}' is unknown; {nearest(self.method, ['euler', 'heun'])}")
+            raise ConfigError(
+                f"sampling.method='{self.method}' is unknown; "
+                f"{nearest(self.method, ['euler', 'heun'])}"
+            )
 
     def grid(self) -> Tensor:
         """Times float64 [times], from 0 to 1."""
@@ -407,15 +499,20 @@ class Sampling:
         return self.shift * even / (self.shift * even + (1 - even))
 
 
-def guided_velocity(net: LightningDiT, x_t: Tensor, t: Tensor, labels: Tensor | None, sampling: Sampling) -> Tensor:
-    """Velocity [B,C,H,W] with classifier-free guidance: null + guidance * (conditional - null) in the guided channels.
+def guided_velocity(
+    net: LightningDiT, x_t: Tensor, t: Tensor, labels: Tensor | None, sampling: Sampling
+) -> Tensor:
+    """Velocity [B,C,H,W] with classifier-free guidance: null + guidance * (conditional - null) in
+    the guided channels.
 
     `t` is one time for all, a scalar; `labels` one-hot [B,K], None for no class and no guidance.
     """
     times = t.to(x_t).expand(len(x_t))
     if labels is None or sampling.guidance == 1 or float(t) < sampling.guided_from:
         return net.velocity(x_t, times, labels)
-    both = net.velocity(x_t.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([labels, torch.zeros_like(labels)]))
+    both = net.velocity(
+        x_t.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([labels, torch.zeros_like(labels)])
+    )
     conditional, null = both.chunk(2)
     cut = sampling.guided_channels
     guided = null[:, :cut] + sampling.guidance * (conditional[:, :cut] - null[:, :cut])
@@ -423,8 +520,11 @@ def guided_velocity(net: LightningDiT, x_t: Tensor, t: Tensor, labels: Tensor | 
 
 
 @torch.no_grad()
-def integrate(net: LightningDiT, noise: Tensor, labels: Tensor | None, sampling: Sampling) -> Tensor:
-    """Follow the velocity from `noise` [B,C,H,W] at time 0 to time 1; the state is float64, the network float32.
+def integrate(
+    net: LightningDiT, noise: Tensor, labels: Tensor | None, sampling: Sampling
+) -> Tensor:
+    """Follow the velocity from `noise` [B,C,H,W] at time 0 to time 1; the state is float64, the
+    network float32.
 
     Returns float64 [B,C,H,W]: normalised latents, or images in about [-1,1].
     """
@@ -436,23 +536,33 @@ def integrate(net: LightningDiT, noise: Tensor, labels: Tensor | None, sampling:
     for now, after in itertools.pairwise(sampling.grid()):
         first = slope(x, now)
         ahead = x + (after - now) * first
-        x = ahead if sampling.method == "euler" else x + (after - now) * (first + slope(ahead, after)) / 2
+        x = (
+            ahead
+            if sampling.method == "euler"
+            else x + (after - now) * (first + slope(ahead, after)) / 2
+        )
     return x
 
 
-def sample(net: LightningDiT, seeds: Sequence[int], labels: Tensor | None, sampling: Sampling) -> Tensor:
-    """What `integrate` makes of `seeds` and class indices `labels` int64 [B]; equal for equal batches, on the network's device."""
+def sample(
+    net: LightningDiT, seeds: Sequence[int], labels: Tensor | None, sampling: Sampling
+) -> Tensor:
+    """What `integrate` makes of `seeds` and class indices `labels` int64 [B]; equal for equal
+    batches, on the network's device.
+    """
     device = net.pos_embed.device
     one_hot = None if labels is None else net.one_hot(labels).to(device)
     return integrate(net, seeded_noise(seeds, net.noise_shape).to(device), one_hot, sampling)
 
 
-# -- behind an autoencoder ---------------------------------------------------------------------------------------------
+# -- behind an autoencoder -------------------------------------------------------------------------
 class LatentDiT(Network):
-    """A LightningDiT behind its autoencoder, with the interface of `EDM`: `clean` makes the latents that noise is added to.
+    """A LightningDiT behind its autoencoder, with the interface of `EDM`: `clean` makes the latents
+    that noise is added to.
 
-    `stats` normalise the latents; `resolution` is that of the images, which are resized where the autoencoder wants another (the
-    paper's students see 224 pixels, VA-VAE 256; that it resized is UNVERIFIED). Raises `ConfigError` if the parts do not fit.
+    `stats` normalise the latents; `resolution` is that of the images, which are resized where the
+    autoencoder wants another (the paper's students see 224 pixels, VA-VAE 256; that it resized is
+    UNVERIFIED). Raises `ConfigError` if the parts do not fit.
     """
 
     kind = "latent-dit"
@@ -460,16 +570,20 @@ class LatentDiT(Network):
     latent_mean: Tensor
     latent_std: Tensor
 
-    def __init__(self, dit: LightningDiT, vae: VAE, stats: LatentStats, resolution: int | None = None) -> None:
+    def __init__(
+        self, dit: LightningDiT, vae: VAE, stats: LatentStats, resolution: int | None = None
+    ) -> None:
         super().__init__()
         made = (vae.sizes.latent_channels, vae.sizes.latent_resolution, vae.sizes.latent_resolution)
         if made != dit.noise_shape:
             raise ConfigError(
-                f"the autoencoder makes latents {list(made)}, but the transformer takes {list(dit.noise_shape)}; use parts that belong together"
+                f"the autoencoder makes latents {list(made)}, but the transformer takes "
+                f"{list(dit.noise_shape)}; use parts that belong together"
             )
         if len(stats.mean) != dit.channels:
             raise ConfigError(
-                f"the latent statistics are of {len(stats.mean)} channels, but latents have {dit.channels}; use those of this autoencoder"
+                f"the latent statistics are of {len(stats.mean)} channels, but latents have "
+                f"{dit.channels}; use those of this autoencoder"
             )
         self.dit = dit
         self.vae = vae
@@ -481,9 +595,11 @@ class LatentDiT(Network):
         self.default_layer = dit.default_layer
 
     def clean(self, inputs: Tensor) -> Tensor:
-        """Normalised latents [B,Z,h,w] of `inputs` uint8 [B,C,R,R], by the posterior's mean; float32 latents as they are.
+        """Normalised latents [B,Z,h,w] of `inputs` uint8 [B,C,R,R], by the posterior's mean;
+        float32 latents as they are.
 
-        The mean keeps a feature a pure function of its request; the transformer was trained on samples (UNVERIFIED that it matters not).
+        The mean keeps a feature a pure function of its request; the transformer was trained on
+        samples (UNVERIFIED that it matters not).
         """
         if inputs.dtype != torch.uint8:
             return inputs
@@ -498,7 +614,9 @@ class LatentDiT(Network):
         wanted = self.vae.sizes.resolution
         if x.shape[-1] == wanted:
             return x
-        return F.interpolate(x, size=(wanted, wanted), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
+        return F.interpolate(
+            x, size=(wanted, wanted), mode="bicubic", antialias=True, align_corners=False
+        ).clamp(-1, 1)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images uint8 [B,C,R',R'] of normalised latents, at the autoencoder's resolution."""
@@ -508,11 +626,20 @@ class LatentDiT(Network):
         """Denoised latents; see `LightningDiT.forward`."""
         return self.dit(x, sigma, labels)
 
-    def features(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, layer: str | None = None, pooled: bool = True) -> Tensor:
+    def features(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        labels: Tensor | None = None,
+        layer: str | None = None,
+        pooled: bool = True,
+    ) -> Tensor:
         """Features of noisy latents; see `LightningDiT.features`."""
         return self.dit.features(x, sigma, labels, layer, pooled)
 
-    def stream(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, layer: str | None = None) -> Tensor:
+    def stream(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, layer: str | None = None
+    ) -> Tensor:
         return self.dit.stream(x, sigma, labels, layer)
 
     def layers(self) -> dict[str, int]:
@@ -521,21 +648,43 @@ class LatentDiT(Network):
     @property
     def architecture(self) -> dict[str, Any]:
         """What, with the weights (the latent statistics among them), makes the function."""
-        return {"kind": self.kind, "dit": self.dit.architecture, "vae": self.vae.architecture, "resolution": self.resolution}
+        return {
+            "kind": self.kind,
+            "dit": self.dit.architecture,
+            "vae": self.vae.architecture,
+            "resolution": self.resolution,
+        }
 
     @classmethod
     def from_architecture(cls, architecture: Mapping[str, Any]) -> LatentDiT:
-        """Build the network of `architecture`; KeyError, TypeError or `ConfigError` if it is not one."""
+        """Build the network of `architecture`; KeyError, TypeError or `ConfigError` if it is not
+        one.
+        """
         dit = LightningDiT.from_architecture(architecture["dit"])
         unit = torch.ones(dit.channels)
-        return cls(dit, VAE.from_architecture(architecture["vae"]), LatentStats(0 * unit, unit), int(architecture["resolution"]))
+        return cls(
+            dit,
+            VAE.from_architecture(architecture["vae"]),
+            LatentStats(0 * unit, unit),
+            int(architecture["resolution"]),
+        )
 
 
-def sample_images(net: LatentDiT, seeds: Sequence[int], labels: Tensor | None, sampling: Sampling) -> Tensor:
-    """Images uint8 [B,C,R,R] on the CPU for `seeds` and class indices `labels` int64 [B], at the network's `resolution`; equal for equal batches."""
+def sample_images(
+    net: LatentDiT, seeds: Sequence[int], labels: Tensor | None, sampling: Sampling
+) -> Tensor:
+    """Images uint8 [B,C,R,R] on the CPU for `seeds` and class indices `labels` int64 [B], at the
+    network's `resolution`; equal for equal batches.
+    """
     with torch.no_grad():
         images = net.decode(sample(net.dit, seeds, labels, sampling)).cpu()
         if images.shape[-1] == net.resolution:
             return images
-        resized = F.interpolate(images.float(), size=(net.resolution, net.resolution), mode="bicubic", antialias=True, align_corners=False)
+        resized = F.interpolate(
+            images.float(),
+            size=(net.resolution, net.resolution),
+            mode="bicubic",
+            antialias=True,
+            align_corners=False,
+        )
         return resized.round().clamp(0, 255).to(torch.uint8)

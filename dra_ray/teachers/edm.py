@@ -1,7 +1,9 @@
-"""EDM's DDPM++ and NCSN++ networks with the preconditionings of its table 1 (Karras et al. 2022, arXiv 2206.00364, appendix F).
+"""EDM's DDPM++ and NCSN++ networks with the preconditionings of its table 1 (Karras et al. 2022,
+arXiv 2206.00364, appendix F).
 
-Written from the paper and from the published checkpoints' parameter names, so that those load by name: parameters are
-`model.enc.<block>.*`, `model.dec.<block>.*` and `model.map_*`. A block is named by its output size, such as `8x8_in1`.
+Written from the paper and from the published checkpoints' parameter names, so that those load by
+name: parameters are `model.enc.<block>.*`, `model.dec.<block>.*` and `model.map_*`. A block is
+named by its output size, such as `8x8_in1`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class Style:
     """What sets the two published networks apart (Song et al. 2021, arXiv 2011.13456, appendix H)."""
 
     noise_mult: int  # width of the noise embedding, in model_channels
-    fourier: bool  # random Fourier features of the noise level, instead of sines of fixed frequencies
+    fourier: (
+        bool  # random Fourier features of the noise level, instead of sines of fixed frequencies
+    )
     residual: bool  # the image, resampled, joins the encoder after every down-sampling
     taps: tuple[int, ...]  # of the filter that goes with resampling, along each axis
 
@@ -39,7 +43,7 @@ class Style:
 STYLES = {"ddpmpp": Style(1, False, False, BOX), "ncsnpp": Style(2, True, True, (1, 3, 3, 1))}
 
 
-# -- preconditioning -------------------------------------------------------------------------------------------------
+# -- preconditioning -------------------------------------------------------------------------------
 Factor = Tensor | float
 Scaling = tuple[Factor, Factor, Factor, Tensor]
 VP_STEPS, VP_BETA_D, VP_BETA_MIN, VP_FIRST_T = 1000, 19.9, 0.1, 1e-5
@@ -52,8 +56,11 @@ def _edm_scaling(sigma: Tensor, sigma_data: float) -> Scaling:
 
 
 def _vp_scaling(sigma: Tensor, sigma_data: float) -> Scaling:
-    # log(1 + x), not log1p(x): the published formula, whose rounding at low noise shows in the features
-    time = ((VP_BETA_MIN**2 + 2 * VP_BETA_D * (1 + sigma**2).log()).sqrt() - VP_BETA_MIN) / VP_BETA_D
+    # log(1 + x), not log1p(x): the published formula, whose rounding at low noise shows in the
+    # features
+    time = (
+        (VP_BETA_MIN**2 + 2 * VP_BETA_D * (1 + sigma**2).log()).sqrt() - VP_BETA_MIN
+    ) / VP_BETA_D
     return 1.0, -sigma, (sigma**2 + 1).sqrt(), (VP_STEPS - 1) * time
 
 
@@ -68,9 +75,11 @@ def vp_sigma(time: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Precondition:
-    """How a denoiser is made of a network F: D(x; sigma) = skip * x + out * F(x / divisor; noise level) (table 1).
+    """How a denoiser is made of a network F: D(x; sigma) = skip * x + out * F(x / divisor; noise
+    level) (table 1).
 
-    `scaling(sigma, sigma_data)` gives (skip, out, divisor, noise level); `sigma_range` is what such networks are trained on.
+    `scaling(sigma, sigma_data)` gives (skip, out, divisor, noise level); `sigma_range` is what such
+    networks are trained on.
     """
 
     scaling: Callable[[Tensor, float], Scaling]
@@ -84,7 +93,7 @@ PRECONDITIONS = {
 }
 
 
-# -- layers ----------------------------------------------------------------------------------------------------------
+# -- layers ----------------------------------------------------------------------------------------
 
 
 def _xavier(weight: Tensor, gain: float) -> None:
@@ -102,14 +111,20 @@ class Linear(nn.Linear):
 
 def low_pass(taps: tuple[int, ...]) -> Tensor:
     """The resampling filter [1,1,k,k] whose rows and columns are `taps`; it sums to 1."""
-    total = sum(taps) ** 2  # in plain numbers: on meta tensors, an outer product would first import torch's compiler
-    return torch.tensor([[[[above * beside / total for beside in taps] for above in taps]]], dtype=torch.float32)
+    total = (
+        sum(taps) ** 2
+    )  # in plain numbers: on meta tensors, an outer product would first import torch's compiler
+    return torch.tensor(
+        [[[[above * beside / total for beside in taps] for above in taps]]], dtype=torch.float32
+    )
 
 
 class Conv(nn.Module):
-    """A convolution of odd size that keeps the resolution, after an optional 2x resampling ("down", "up").
+    """A convolution of odd size that keeps the resolution, after an optional 2x resampling ("down",
+    "up").
 
-    With `filter_last`, which is for "down" only, it resamples what it has convolved, without padding in between.
+    With `filter_last`, which is for "down" only, it resamples what it has convolved, without
+    padding in between.
     """
 
     resample_filter: Tensor
@@ -146,7 +161,11 @@ class Conv(nn.Module):
 
     def _filtered(self, x: Tensor, padding: int) -> Tensor:
         if self.taps == BOX:
-            return F.avg_pool2d(x, 2) if self.resample == "down" else F.interpolate(x, scale_factor=2, mode="nearest")
+            return (
+                F.avg_pool2d(x, 2)
+                if self.resample == "down"
+                else F.interpolate(x, scale_factor=2, mode="nearest")
+            )
         channels = x.shape[1]
         filters = self.resample_filter.expand(channels, 1, -1, -1)
         if self.resample == "down":
@@ -170,7 +189,10 @@ class Fourier(nn.Module):
 def _norm(channels: int) -> nn.GroupNorm:
     groups = min(32, channels // 4)
     if not groups or channels % groups:
-        raise ConfigError(f"net.model_channels gives a group norm of {channels} channels, which {groups} groups do not divide; use 32, 64 or 128")
+        raise ConfigError(
+            f"net.model_channels gives a group norm of {channels} channels, which {groups} groups "
+            "do not divide; use 32, 64 or 128"
+        )
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
@@ -197,7 +219,9 @@ class Block(nn.Module):
         self.norm1 = _norm(out_channels)
         self.conv1 = Conv(out_channels, out_channels, 3, gain=NEAR_ZERO)
         reshapes = bool(resample) or in_channels != out_channels
-        self.skip = Conv(in_channels, out_channels, 1, resample=resample, taps=taps) if reshapes else None
+        self.skip = (
+            Conv(in_channels, out_channels, 1, resample=resample, taps=taps) if reshapes else None
+        )
         self.attention = attention
         if attention:
             self.norm2 = _norm(out_channels)
@@ -213,30 +237,40 @@ class Block(nn.Module):
 
     def _attend(self, y: Tensor) -> Tensor:
         batch, channels, height, width = y.shape
-        qkv = self.qkv(self.norm2(y)).reshape(batch, channels, 3, height * width)  # checkpoints interleave q, k, v per channel
+        qkv = self.qkv(self.norm2(y)).reshape(
+            batch, channels, 3, height * width
+        )  # checkpoints interleave q, k, v per channel
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.proj(mixed.transpose(1, 2).reshape(batch, channels, height, width))
 
 
 class SongUNet(nn.Module):
-    """The raw network F: the noise level's embedding, an encoder, and a decoder that joins skips by concatenation.
+    """The raw network F: the noise level's embedding, an encoder, and a decoder that joins skips by
+    concatenation.
 
     `style` names one of `STYLES`.
     """
 
-    def __init__(self, config: UNet, resolution: int, channels: int, num_classes: int, style: str = "ddpmpp") -> None:
+    def __init__(
+        self, config: UNet, resolution: int, channels: int, num_classes: int, style: str = "ddpmpp"
+    ) -> None:
         super().__init__()
         kind = STYLES[style]
         levels = len(config.channel_mult)
         if not levels or resolution % 2 ** (levels - 1):
-            raise ConfigError(f"net.channel_mult has {levels} levels, which halve a resolution of {resolution} unevenly; use fewer levels")
+            raise ConfigError(
+                f"net.channel_mult has {levels} levels, which halve a resolution of {resolution} "
+                "unevenly; use fewer levels"
+            )
         width = config.model_channels
         noise_width, hidden = kind.noise_mult * width, EMBEDDING_MULT * width
         self.num_classes = num_classes
         self.map_noise = Fourier(noise_width) if kind.fourier else None
         self.map_label = Linear(num_classes, noise_width) if num_classes else None
-        self.map_augment = Linear(config.augment_dim, noise_width, bias=False) if config.augment_dim else None
+        self.map_augment = (
+            Linear(config.augment_dim, noise_width, bias=False) if config.augment_dim else None
+        )
         self.map_layer0 = Linear(noise_width, hidden)
         self.map_layer1 = Linear(hidden, hidden)
         self.enc = nn.ModuleDict()
@@ -255,10 +289,14 @@ class SongUNet(nn.Module):
                 self.enc[f"{side}x{side}_down"] = block(now, now, resample="down")
                 skips.append(now)
                 if kind.residual:
-                    self.enc[f"{side}x{side}_aux_residual"] = Conv(joined, now, 3, resample="down", taps=kind.taps, filter_last=True)
+                    self.enc[f"{side}x{side}_aux_residual"] = Conv(
+                        joined, now, 3, resample="down", taps=kind.taps, filter_last=True
+                    )
                     joined = now
             for index in range(config.num_blocks):
-                self.enc[f"{side}x{side}_block{index}"] = block(now, width * mult, attention=side in config.attn_resolutions)
+                self.enc[f"{side}x{side}_block{index}"] = block(
+                    now, width * mult, attention=side in config.attn_resolutions
+                )
                 now = width * mult
                 skips.append(now)
 
@@ -273,15 +311,25 @@ class SongUNet(nn.Module):
                 self.dec[f"{side}x{side}_up"] = block(now, now, resample="up")
             for index in range(config.num_blocks + 1):
                 attention = index == config.num_blocks and side in config.attn_resolutions
-                self.dec[f"{side}x{side}_block{index}"] = block(now + skips.pop(), outputs, attention=attention)
+                self.dec[f"{side}x{side}_block{index}"] = block(
+                    now + skips.pop(), outputs, attention=attention
+                )
                 now = outputs
         self.dec[f"{resolution}x{resolution}_aux_norm"] = _norm(now)
         self.dec[f"{resolution}x{resolution}_aux_conv"] = Conv(now, channels, 3, gain=NEAR_ZERO)
 
     def layers(self) -> dict[str, int]:
-        """Names of the layers whose output can be a feature, in the order of computation, with their widths."""
-        named = {f"enc.{name}": part for name, part in self.enc.items()} | {f"dec.{name}": part for name, part in self.dec.items()}
-        return {name: part.out_channels for name, part in named.items() if isinstance(part, Block | Conv) and not name.endswith("_aux_conv")}
+        """Names of the layers whose output can be a feature, in the order of computation, with
+        their widths.
+        """
+        named = {f"enc.{name}": part for name, part in self.enc.items()} | {
+            f"dec.{name}": part for name, part in self.dec.items()
+        }
+        return {
+            name: part.out_channels
+            for name, part in named.items()
+            if isinstance(part, Block | Conv) and not name.endswith("_aux_conv")
+        }
 
     def cut_after(self, layer: str) -> None:
         """Drop every part that is computed after `layer`, which becomes the default and the output."""
@@ -294,8 +342,17 @@ class SongUNet(nn.Module):
             del parts[later]
         self.default_layer = layer
 
-    def forward(self, x: Tensor, noise_level: Tensor, labels: Tensor | None, augment: Tensor | None, stop_at: str | None = None) -> Tensor:
-        """F(x; c_noise, labels) [B,C,H,W], or the output of layer `stop_at`, after which nothing is computed."""
+    def forward(
+        self,
+        x: Tensor,
+        noise_level: Tensor,
+        labels: Tensor | None,
+        augment: Tensor | None,
+        stop_at: str | None = None,
+    ) -> Tensor:
+        """F(x; c_noise, labels) [B,C,H,W], or the output of layer `stop_at`, after which nothing is
+        computed.
+        """
         embedding = self._embed(noise_level, labels, augment)
         skips: list[Tensor] = []
         joined = x
@@ -321,7 +378,9 @@ class SongUNet(nn.Module):
             angle = self.map_noise(noise_level)
         else:
             half = self.map_layer0.in_features // 2
-            frequency = 10_000.0 ** -(torch.arange(half, dtype=torch.float32, device=noise_level.device) / (half - 1))
+            frequency = 10_000.0 ** -(
+                torch.arange(half, dtype=torch.float32, device=noise_level.device) / (half - 1)
+            )
             angle = noise_level[:, None] * frequency
         embedding = torch.cat([angle.sin(), angle.cos()], dim=1)
         if self.map_label is not None:
@@ -333,17 +392,23 @@ class SongUNet(nn.Module):
         return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 
 
-# -- encoders of noisy images ----------------------------------------------------------------------------------------
+# -- encoders of noisy images ----------------------------------------------------------------------
 class UNetEncoder(Network):
-    """A U-Net over noisy images, from whose layers features are taken; what it was trained for is up to its subclass.
+    """A U-Net over noisy images, from whose layers features are taken; what it was trained for is
+    up to its subclass.
 
-    `resolution` in pixels a side, `channels` of the images, `num_classes` of the labels that it takes as input (0 for none),
-    `sigma_data` the standard deviation of the training data in [-1,1] ("edm" only), `precondition` one of `PRECONDITIONS`,
-    `style` one of `STYLES`, `sigma_range` the noise levels it was trained on where they are not the precondition's.
-    Raises `ConfigError` for sizes that do not divide and for unknown names.
+    `resolution` in pixels a side, `channels` of the images, `num_classes` of the labels that it
+    takes as input (0 for none), `sigma_data` the standard deviation of the training data in [-1,1]
+    ("edm" only), `precondition` one of `PRECONDITIONS`, `style` one of `STYLES`, `sigma_range` the
+    noise levels it was trained on where they are not the precondition's. Raises `ConfigError` for
+    sizes that do not divide and for unknown names.
     """
 
-    optional: ClassVar[tuple[str, ...]] = ("precondition", "style", "sigma_range")  # fields that an architecture may leave out
+    optional: ClassVar[tuple[str, ...]] = (
+        "precondition",
+        "style",
+        "sigma_range",
+    )  # fields that an architecture may leave out
 
     def __init__(
         self,
@@ -358,9 +423,15 @@ class UNetEncoder(Network):
         sigma_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
-        for field, value, known in (("precondition", precondition, PRECONDITIONS), ("style", style, STYLES)):
+        for field, value, known in (
+            ("precondition", precondition, PRECONDITIONS),
+            ("style", style, STYLES),
+        ):
             if value not in known:
-                raise ConfigError(f"{field}='{value}' is not a kind of diffusion network; {nearest(str(value), known)}")
+                raise ConfigError(
+                    f"{field}='{value}' is not a kind of diffusion network; "
+                    f"{nearest(str(value), known)}"
+                )
         self.config = config
         self.resolution = resolution
         self.channels = channels
@@ -372,12 +443,21 @@ class UNetEncoder(Network):
         self.model = SongUNet(config, resolution, channels, num_classes, style)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # about 4 times faster on a CPU
 
-    def features(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, layer: str | None = None, pooled: bool = True) -> Tensor:
-        """Output of `layer` for a noisy `x` [B,C,H,W], averaged over space [B,D] or, not `pooled`, whole [B,D,h,w].
+    def features(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        labels: Tensor | None = None,
+        layer: str | None = None,
+        pooled: bool = True,
+    ) -> Tensor:
+        """Output of `layer` for a noisy `x` [B,C,H,W], averaged over space [B,D] or, not `pooled`,
+        whole [B,D,h,w].
 
-        Computes nothing after that layer. The default is the block before the decoder's first up-sampling (arXiv
-        2602.19931, appendix D). `sigma` [B]; `labels` one-hot [B,K], None for no class. Raises `ConfigError` for an unknown
-        layer, `DataError` for labels of another number of classes.
+        Computes nothing after that layer. The default is the block before the decoder's first
+        up-sampling (arXiv 2602.19931, appendix D). `sigma` [B]; `labels` one-hot [B,K], None for no
+        class. Raises `ConfigError` for an unknown layer, `DataError` for labels of another number
+        of classes.
         """
         _, _, divisor, noise_level = self._scaling(sigma)
         output = self._run(x / divisor, noise_level, labels, None, self.check_layer(layer))
@@ -386,10 +466,26 @@ class UNetEncoder(Network):
     def _scaling(self, sigma: Tensor) -> Scaling:
         return PRECONDITIONS[self.precondition].scaling(sigma.reshape(-1, 1, 1, 1), self.sigma_data)
 
-    def _run(self, scaled: Tensor, noise_level: Tensor, labels: Tensor | None, augment: Tensor | None, stop_at: str | None) -> Tensor:
+    def _run(
+        self,
+        scaled: Tensor,
+        noise_level: Tensor,
+        labels: Tensor | None,
+        augment: Tensor | None,
+        stop_at: str | None,
+    ) -> Tensor:
         if labels is not None and self.num_classes and labels.shape[1:] != (self.num_classes,):
-            raise DataError(f"labels are {list(labels.shape)}, but the teacher takes {self.num_classes} classes; use a teacher of this data")
-        return self.model(scaled.contiguous(memory_format=torch.channels_last), noise_level.flatten(), labels, augment, stop_at)
+            raise DataError(
+                f"labels are {list(labels.shape)}, but the teacher takes {self.num_classes} "
+                "classes; use a teacher of this data"
+            )
+        return self.model(
+            scaled.contiguous(memory_format=torch.channels_last),
+            noise_level.flatten(),
+            labels,
+            augment,
+            stop_at,
+        )
 
     def layers(self) -> dict[str, int]:
         return self.model.layers()
@@ -401,9 +497,27 @@ class UNetEncoder(Network):
     @property
     def architecture(self) -> dict[str, Any]:
         """As `Network` has it; usual values, the kind "edm" among them, are left out."""
-        fields = self.config.model_dump(mode="json", include={"model_channels", "channel_mult", "num_blocks", "attn_resolutions", "augment_dim"})
-        fields |= {"resolution": self.resolution, "channels": self.channels, "num_classes": self.num_classes, "sigma_data": self.sigma_data}
-        named = {"kind": (self.kind, "edm"), "precondition": (self.precondition, "edm"), "style": (self.style, "ddpmpp")}
+        fields = self.config.model_dump(
+            mode="json",
+            include={
+                "model_channels",
+                "channel_mult",
+                "num_blocks",
+                "attn_resolutions",
+                "augment_dim",
+            },
+        )
+        fields |= {
+            "resolution": self.resolution,
+            "channels": self.channels,
+            "num_classes": self.num_classes,
+            "sigma_data": self.sigma_data,
+        }
+        named = {
+            "kind": (self.kind, "edm"),
+            "precondition": (self.precondition, "edm"),
+            "style": (self.style, "ddpmpp"),
+        }
         fields |= {name: value for name, (value, usual) in named.items() if value != usual}
         if self.sigma_range != PRECONDITIONS[self.precondition].sigma_range:
             fields["sigma_range"] = list(self.sigma_range)
@@ -412,7 +526,9 @@ class UNetEncoder(Network):
     @classmethod
     def from_architecture(cls, architecture: Mapping[str, Any]) -> Self:
         fields = {name: value for name, value in architecture.items() if name != "kind"}
-        resolution, channels, num_classes = (int(fields.pop(name)) for name in ("resolution", "channels", "num_classes"))
+        resolution, channels, num_classes = (
+            int(fields.pop(name)) for name in ("resolution", "channels", "num_classes")
+        )
         sigma_data = float(fields.pop("sigma_data"))
         options = {name: fields.pop(name) for name in cls.optional if name in fields}
         if "sigma_range" in options:
@@ -426,10 +542,14 @@ class EDM(UNetEncoder):
 
     kind = "edm"
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
-        """Denoise `x` float32 [B,C,H,W] (clean image in [-1,1] plus noise of deviation `sigma` [B]).
+    def forward(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        """Denoise `x` float32 [B,C,H,W] (clean image in [-1,1] plus noise of deviation `sigma`
+        [B]).
 
-        `labels` one-hot float32 [B,K], zeros or None for no class; `augment` float32 [B,augment_dim], None for not augmented.
+        `labels` one-hot float32 [B,K], zeros or None for no class; `augment` float32
+        [B,augment_dim], None for not augmented.
         """
         skip, out, divisor, noise_level = self._scaling(sigma)
         return skip * x + out * self._run(x / divisor, noise_level, labels, augment, None)

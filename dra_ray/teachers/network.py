@@ -1,4 +1,6 @@
-"""What every teacher is: a network over noisy inputs, from whose layers features are taken, and that a card describes."""
+"""What every teacher is: a network over noisy inputs, from whose layers features are taken, and
+that a card describes.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,9 @@ from dra_ray.teachers.pixels import to_signed
 class Network(nn.Module, abc.ABC):
     """A frozen encoder of noisy images.
 
-    A subclass sets `resolution` in pixels a side and `channels` of the images, `num_classes` of the labels that it takes as
-    input (0 for none), `sigma_range`, the noise levels it was trained on, and `default_layer`.
+    A subclass sets `resolution` in pixels a side and `channels` of the images, `num_classes` of the
+    labels that it takes as input (0 for none), `sigma_range`, the noise levels it was trained on,
+    and `default_layer`.
     """
 
     kind: ClassVar[str]  # in the architecture on a checkpoint's card
@@ -30,12 +33,23 @@ class Network(nn.Module, abc.ABC):
     default_layer: str
 
     @abc.abstractmethod
-    def features(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, layer: str | None = None, pooled: bool = True) -> Tensor:
-        """The feature at `layer` of a noisy `x` (`clean` plus noise of deviation `sigma` [B]): [B,D], or a map [B,D,h,w]."""
+    def features(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        labels: Tensor | None = None,
+        layer: str | None = None,
+        pooled: bool = True,
+    ) -> Tensor:
+        """The feature at `layer` of a noisy `x` (`clean` plus noise of deviation `sigma` [B]):
+        [B,D], or a map [B,D,h,w].
+        """
 
     @abc.abstractmethod
     def layers(self) -> dict[str, int]:
-        """Names of the layers whose output can be a feature, in the order of computation, with their widths."""
+        """Names of the layers whose output can be a feature, in the order of computation, with
+        their widths.
+        """
 
     @property
     @abc.abstractmethod
@@ -45,7 +59,9 @@ class Network(nn.Module, abc.ABC):
     @classmethod
     @abc.abstractmethod
     def from_architecture(cls, architecture: Mapping[str, Any]) -> Self:
-        """Build the network of `architecture`; KeyError, TypeError, ValueError or `ConfigError` if it is not one."""
+        """Build the network of `architecture`; KeyError, TypeError, ValueError or `ConfigError` if
+        it is not one.
+        """
 
     def clean(self, images: Tensor) -> Tensor:
         """What noise is added to: images uint8 [B,C,H,W] as float32 in [-1,1]."""
@@ -60,21 +76,32 @@ class Network(nn.Module, abc.ABC):
         """The layer's full name; `ConfigError` with the nearest name if there is no such layer."""
         name = layer or self.default_layer
         if name not in self.layers():
-            raise ConfigError(f"teacher.layer='{name}' is not a layer of this network; {nearest(name, self.layers())}")
+            raise ConfigError(
+                f"teacher.layer='{name}' is not a layer of this network; "
+                f"{nearest(name, self.layers())}"
+            )
         return name
 
     def check_sigma(self, sigma: Tensor) -> None:
-        """`ConfigError` unless every noise level, on the CPU, is one that the network was trained on; rounding is forgiven."""
+        """`ConfigError` unless every noise level, on the CPU, is one that the network was trained
+        on; rounding is forgiven.
+        """
         low, high = self.sigma_range
         for value in (float(sigma.min()), float(sigma.max())) if sigma.numel() else ():
             if not (0 < value < math.inf and low * (1 - 1e-6) <= value <= high * (1 + 1e-6)):
-                raise ConfigError(f"sigma={value:g} is outside of what the teacher knows, {low:.4g} to {high:.4g}; choose a noise level inside")
+                raise ConfigError(
+                    f"sigma={value:g} is outside of what the teacher knows, {low:.4g} to "
+                    f"{high:.4g}; choose a noise level inside"
+                )
 
     def check_classes(self, num_classes: int) -> None:
-        """`ConfigError` unless labels of `num_classes` classes are what the network takes; one without labels takes any data."""
+        """`ConfigError` unless labels of `num_classes` classes are what the network takes; one
+        without labels takes any data.
+        """
         if self.num_classes not in (0, num_classes):
             raise ConfigError(
-                f"teacher.uri: the teacher knows {self.num_classes} classes, but the data has {num_classes}; "
+                f"teacher.uri: the teacher knows {self.num_classes} classes, but the data has "
+                f"{num_classes}; "
                 "use a teacher of this data, or one without classes"
             )
 
@@ -87,13 +114,20 @@ class Network(nn.Module, abc.ABC):
 
 
 def check_fit(weights: Mapping[str, Tensor], net: nn.Module, complaint: str) -> None:
-    """`CheckpointError` that begins with `complaint` and names keys, unless names and shapes are exactly those of `net`."""
+    """`CheckpointError` that begins with `complaint` and names keys, unless names and shapes are
+    exactly those of `net`.
+    """
     wanted = net.state_dict()
     problems = [f"missing {name}" for name in wanted.keys() - weights.keys()]
     problems += [f"unknown {name}" for name in weights.keys() - wanted.keys()]
     shared = wanted.keys() & weights.keys()
     misshapen = [name for name in shared if weights[name].shape != wanted[name].shape]
-    problems += [f"{name} is {list(weights[name].shape)} instead of {list(wanted[name].shape)}" for name in misshapen]
+    problems += [
+        f"{name} is {list(weights[name].shape)} instead of {list(wanted[name].shape)}"
+        for name in misshapen
+    ]
     if problems:
-        shown = "; ".join(sorted(problems)[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+        shown = "; ".join(sorted(problems)[:4]) + (
+            f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        )
         raise CheckpointError(f"{complaint}: {shown}")

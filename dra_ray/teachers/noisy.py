@@ -1,7 +1,9 @@
-"""The control for diffusion features: a classifier of noisy images with a diffusion teacher's encoder (arXiv 2602.19931, section 5.6).
+"""The control for diffusion features: a classifier of noisy images with a diffusion teacher's
+encoder (arXiv 2602.19931, section 5.6).
 
-Same layers, same noisy inputs and same preconditioning of the input as the teacher, but trained with cross-entropy, and
-without labels as input, which would leak the answer. Its pooled feature is a target like any other teacher's.
+Same layers, same noisy inputs and same preconditioning of the input as the teacher, but trained
+with cross-entropy, and without labels as input, which would leak the answer. Its pooled feature is
+a target like any other teacher's.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from dra_ray.teachers.edm import Linear, UNetEncoder
 
 
 class NoisyClassifier(UNetEncoder):
-    """The U-Net up to and with `layer` (default: the usual feature layer), its spatial average, and a linear head.
+    """The U-Net up to and with `layer` (default: the usual feature layer), its spatial average, and
+    a linear head.
 
-    `num_classes` is of the head; the attribute of that name is 0, as of every network that takes no labels. The other
-    arguments, and what is raised, are `UNetEncoder`'s.
+    `num_classes` is of the head; the attribute of that name is 0, as of every network that takes no
+    labels. The other arguments, and what is raised, are `UNetEncoder`'s.
     """
 
     kind = "noisy-classifier"
@@ -48,22 +51,39 @@ class NoisyClassifier(UNetEncoder):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        return super().architecture | {"num_classes": self.head.out_features, "layer": self.model.default_layer}
+        return super().architecture | {
+            "num_classes": self.head.out_features,
+            "layer": self.model.default_layer,
+        }
 
 
-def noisy_loss(net: nn.Module, clean: Tensor, sigma: Tensor, noise: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def noisy_loss(
+    net: nn.Module,
+    clean: Tensor,
+    sigma: Tensor,
+    noise: Tensor,
+    labels: Tensor,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """Cross-entropy per image [B].
 
-    `clean` float32 [B,C,H,W] in [-1,1], `sigma` [B] (one value for all, or drawn as `diffusion.draw_sigma` does), `noise`
-    standard normal like `clean`, `labels` int64 [B].
+    `clean` float32 [B,C,H,W] in [-1,1], `sigma` [B] (one value for all, or drawn as
+    `diffusion.draw_sigma` does), `noise` standard normal like `clean`, `labels` int64 [B].
     """
     logits = net(clean + sigma.reshape(-1, 1, 1, 1) * noise, sigma)
     return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
 
 
 @torch.no_grad()
-def noisy_accuracy(net: nn.Module, clean: Tensor, sigma: Tensor, noise: Tensor, labels: Tensor, batch: int = 256) -> float:
-    """Part of the images whose class is found under noise; the control stops training where this reaches the teacher's probe."""
+def noisy_accuracy(
+    net: nn.Module, clean: Tensor, sigma: Tensor, noise: Tensor, labels: Tensor, batch: int = 256
+) -> float:
+    """Part of the images whose class is found under noise; the control stops training where this
+    reaches the teacher's probe.
+    """
     parts = zip(*(tensor.split(batch) for tensor in (clean, sigma, noise, labels)), strict=True)
-    right = [net(x + level.reshape(-1, 1, 1, 1) * draw, level).argmax(1) == truth for x, level, draw, truth in parts]
+    right = [
+        net(x + level.reshape(-1, 1, 1, 1) * draw, level).argmax(1) == truth
+        for x, level, draw, truth in parts
+    ]
     return float(torch.cat(right).double().mean())

@@ -14,12 +14,18 @@ BACKGROUND = 128
 
 
 def sheet(images: Tensor, columns: int) -> bytes:
-    """PNG bytes of uint8 `images` [N,C,H,W] (C 1 or 3), row by row in `columns` columns, each enlarged to about 48 pixels."""
+    """PNG bytes of uint8 `images` [N,C,H,W] (C 1 or 3), row by row in `columns` columns, each
+    enlarged to about 48 pixels.
+    """
     zoom = max(1, CELL_PIXELS // images.shape[-1])
     large = images.repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3)
     count, channels, height, width = large.shape
     rows = -(-count // columns)
-    canvas = torch.full((channels, rows * (height + GAP_PIXELS), columns * (width + GAP_PIXELS)), BACKGROUND, dtype=torch.uint8)
+    canvas = torch.full(
+        (channels, rows * (height + GAP_PIXELS), columns * (width + GAP_PIXELS)),
+        BACKGROUND,
+        dtype=torch.uint8,
+    )
     for index, image in enumerate(large):
         top, left = index // columns * (height + GAP_PIXELS), index % columns * (width + GAP_PIXELS)
         canvas[:, top : top + height, left : left + width] = image

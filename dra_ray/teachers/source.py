@@ -30,7 +30,9 @@ class FeatureSource(Protocol):
     def feature_dim(self) -> int: ...
 
     def submit(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int) -> Pending:
-        """`images` uint8 [B,C,H,W]; `labels` int64 [B]; `sigma` float32 [B]; position p's noise has seed `noise_seed + p`."""
+        """`images` uint8 [B,C,H,W]; `labels` int64 [B]; `sigma` float32 [B]; position p's noise has
+        seed `noise_seed + p`.
+        """
         ...
 
     def close(self) -> None: ...
@@ -47,13 +49,17 @@ class Ready:
 
 
 class LocalTeacher:
-    """A `FeatureSource` in this process, and the pure function that every replica of the pool calls.
+    """A `FeatureSource` in this process, and the pure function that every replica of the pool
+    calls.
 
-    It runs the network at one batch size only, `config.micro_batch`, because kernels round differently at different shapes;
-    so a feature depends on nothing but its own request. Raises `ConfigError` for an unknown `config.layer`.
+    It runs the network at one batch size only, `config.micro_batch`, because kernels round
+    differently at different shapes; so a feature depends on nothing but its own request. Raises
+    `ConfigError` for an unknown `config.layer`.
     """
 
-    def __init__(self, net: Network, config: Teacher, threads: int = 1, device: str = "cpu") -> None:
+    def __init__(
+        self, net: Network, config: Teacher, threads: int = 1, device: str = "cpu"
+    ) -> None:
         self.net = net.to(device).eval().requires_grad_(False)
         self.config = config
         self.threads = threads
@@ -72,10 +78,20 @@ class LocalTeacher:
         """A micro-batch of made-up arguments of `encode_each`."""
         count, net = self.micro_batch, self.net
         draws = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (count, net.channels, net.resolution, net.resolution), dtype=torch.uint8, generator=draws)
+        images = torch.randint(
+            256,
+            (count, net.channels, net.resolution, net.resolution),
+            dtype=torch.uint8,
+            generator=draws,
+        )
         labels = torch.randint(max(net.num_classes, 1), (count,), generator=draws)
         low, high = net.sigma_range
-        return images, labels, torch.linspace(0.05, 0.5, count).clamp(low, high), torch.arange(count)
+        return (
+            images,
+            labels,
+            torch.linspace(0.05, 0.5, count).clamp(low, high),
+            torch.arange(count),
+        )
 
     def submit(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int) -> Pending:
         return Ready(self.encode(images, labels, sigma, noise_seed))
@@ -84,23 +100,42 @@ class LocalTeacher:
         """Nothing to release."""
 
     def encode(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int) -> Tensor:
-        """Features float32 [B,D] on the CPU; position p's noise has seed `noise_seed + p`. See `FeatureSource.submit`."""
+        """Features float32 [B,D] on the CPU; position p's noise has seed `noise_seed + p`. See
+        `FeatureSource.submit`.
+        """
         return self.encode_each(images, labels, sigma, noise_seed + torch.arange(len(images)))
 
     @torch.no_grad()
-    def encode_each(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seeds: Tensor) -> Tensor:
-        """`encode` with a noise seed per image, int64 [B]: what lets equal-shaped requests be merged."""
+    def encode_each(
+        self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seeds: Tensor
+    ) -> Tensor:
+        """`encode` with a noise seed per image, int64 [B]: what lets equal-shaped requests be
+        merged.
+        """
         self.check(images, labels, sigma)
-        parts = zip(*(tensor.split(self.config.micro_batch) for tensor in (images, labels, sigma, noise_seeds)), strict=True)
+        parts = zip(
+            *(
+                tensor.split(self.config.micro_batch)
+                for tensor in (images, labels, sigma, noise_seeds)
+            ),
+            strict=True,
+        )
         with _threads(self.threads):
             features = [self._encode_part(*part) for part in parts]
         return torch.cat(features) if features else torch.empty(0, self.feature_dim)
 
-    def _encode_part(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seeds: Tensor) -> Tensor:
+    def _encode_part(
+        self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seeds: Tensor
+    ) -> Tensor:
         count, size = len(images), self.config.micro_batch
-        noise = _padded(noise_of(noise_seeds.tolist(), self.net.noise_shape), size, 0.0).to(self.device)
+        noise = _padded(noise_of(noise_seeds.tolist(), self.net.noise_shape), size, 0.0).to(
+            self.device
+        )
         sigma = _padded(sigma.to(torch.float32), size, 1.0).to(self.device)
-        noisy = self.net.clean(_padded(images, size, 0)).to(self.device) + sigma.reshape(-1, 1, 1, 1) * noise
+        noisy = (
+            self.net.clean(_padded(images, size, 0)).to(self.device)
+            + sigma.reshape(-1, 1, 1, 1) * noise
+        )
         one_hot = None
         if self.net.num_classes and self.config.label == "true":
             one_hot = _padded(self.net.one_hot(labels), size, 0.0).to(self.device)
@@ -111,27 +146,40 @@ class LocalTeacher:
         wanted = (self.net.channels, self.net.resolution, self.net.resolution)
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != wanted:
             raise DataError(
-                f"images are {images.dtype} {list(images.shape)}, but the teacher encodes torch.uint8 [B, {', '.join(map(str, wanted))}]; "
+                f"images are {images.dtype} {list(images.shape)}, but the teacher encodes "
+                f"torch.uint8 [B, {', '.join(map(str, wanted))}]; "
                 "use a teacher that was trained on this data"
             )
         if not len(images) == len(labels) == len(sigma):
-            raise DataError(f"{len(images)} images came with {len(labels)} labels and {len(sigma)} sigmas; send one of each per image")
+            raise DataError(
+                f"{len(images)} images came with {len(labels)} labels and {len(sigma)} sigmas; "
+                "send one of each per image"
+            )
         self.net.check_sigma(sigma)
         known = self.net.num_classes if self.config.label == "true" else 0
         if known and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < known:
-            raise DataError(f"labels run from {int(labels.min())} to {int(labels.max())}, but the teacher knows classes 0 to {known - 1}")
+            raise DataError(
+                f"labels run from {int(labels.min())} to {int(labels.max())}, but the teacher "
+                f"knows classes 0 to {known - 1}"
+            )
 
 
 def noise_of(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
     """Standard normal float32 [len(seeds), *shape]; each row depends on its own seed only."""
     generator = torch.Generator()
-    return torch.stack([torch.randn(shape, generator=generator.manual_seed(derive(seed, 0))) for seed in seeds])
+    return torch.stack(
+        [torch.randn(shape, generator=generator.manual_seed(derive(seed, 0))) for seed in seeds]
+    )
 
 
 def _padded(tensor: Tensor, size: int, value: float) -> Tensor:
     """`tensor` with rows of `value` added up to `size` rows."""
     missing = size - len(tensor)
-    return torch.cat([tensor, tensor.new_full((missing, *tensor.shape[1:]), value)]) if missing else tensor
+    return (
+        torch.cat([tensor, tensor.new_full((missing, *tensor.shape[1:]), value)])
+        if missing
+        else tensor
+    )
 
 
 @contextmanager

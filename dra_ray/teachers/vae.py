@@ -1,7 +1,9 @@
-"""VA-VAE f16d32 (Yao et al. 2025, arXiv 2501.01423): the autoencoder whose latents LightningDiT was trained on.
+"""VA-VAE f16d32 (Yao et al. 2025, arXiv 2501.01423): the autoencoder whose latents LightningDiT was
+trained on.
 
-Its network is latent diffusion's AutoencoderKL (Rombach et al. 2022, arXiv 2112.10752). Written from the papers and from the
-published checkpoint's parameter names, so that it loads by name: `encoder.*`, `quant_conv.*`, `post_quant_conv.*`, `decoder.*`.
+Its network is latent diffusion's AutoencoderKL (Rombach et al. 2022, arXiv 2112.10752). Written
+from the papers and from the published checkpoint's parameter names, so that it loads by name:
+`encoder.*`, `quant_conv.*`, `post_quant_conv.*`, `decoder.*`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ WRAPPERS = ("module", "_orig_mod")  # of DistributedDataParallel and torch.compi
 
 @dataclasses.dataclass(frozen=True)
 class VAESizes:
-    """Sizes of the autoencoder; the defaults are VA-VAE f16d32. Raises `ConfigError` for sizes that do not divide."""
+    """Sizes of the autoencoder; the defaults are VA-VAE f16d32. Raises `ConfigError` for sizes that
+    do not divide.
+    """
 
     resolution: int = 256
     channels: int = 3
@@ -41,9 +45,15 @@ class VAESizes:
 
     def __post_init__(self) -> None:
         if not self.width_mult or self.resolution % self.factor:
-            raise ConfigError(f"vae.resolution={self.resolution} does not halve {len(self.width_mult) - 1} times; change it or vae.width_mult")
+            raise ConfigError(
+                f"vae.resolution={self.resolution} does not halve {len(self.width_mult) - 1} "
+                "times; change it or vae.width_mult"
+            )
         if self.width <= 0 or self.width % GROUPS:
-            raise ConfigError(f"vae.width={self.width} is not a multiple of {GROUPS}, the groups of its norms; use 32, 64 or 128")
+            raise ConfigError(
+                f"vae.width={self.width} is not a multiple of {GROUPS}, the groups of its norms; "
+                "use 32, 64 or 128"
+            )
 
     @property
     def factor(self) -> int:
@@ -60,7 +70,9 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class Residual(nn.Module):
-    """Two norm-SiLU-convolution layers beside a skip, which is a 1x1 convolution where the width changes."""
+    """Two norm-SiLU-convolution layers beside a skip, which is a 1x1 convolution where the width
+    changes.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -68,7 +80,9 @@ class Residual(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = _norm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        self.nin_shortcut = (
+            nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -86,7 +100,9 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        q, k, v = (part(h).flatten(2).transpose(1, 2).unsqueeze(1) for part in (self.q, self.k, self.v))
+        q, k, v = (
+            part(h).flatten(2).transpose(1, 2).unsqueeze(1) for part in (self.q, self.k, self.v)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v)
         return x + self.proj_out(mixed.squeeze(1).transpose(1, 2).reshape(x.shape))
 
@@ -114,12 +130,27 @@ class Double(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks at one resolution, each followed by attention if asked for, and the way to the next resolution."""
+    """The blocks at one resolution, each followed by attention if asked for, and the way to the
+    next resolution.
+    """
 
-    def __init__(self, in_channels: int, out_channels: int, blocks: int, *, attention: bool, resample: str | None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        blocks: int,
+        *,
+        attention: bool,
+        resample: str | None,
+    ) -> None:
         super().__init__()
-        self.block = nn.ModuleList(Residual(in_channels if index == 0 else out_channels, out_channels) for index in range(blocks))
-        self.attn = nn.ModuleList(SpatialAttention(out_channels) for _ in range(blocks if attention else 0))
+        self.block = nn.ModuleList(
+            Residual(in_channels if index == 0 else out_channels, out_channels)
+            for index in range(blocks)
+        )
+        self.attn = nn.ModuleList(
+            SpatialAttention(out_channels) for _ in range(blocks if attention else 0)
+        )
         self.downsample = Halve(out_channels) if resample == "down" else None
         self.upsample = Double(out_channels) if resample == "up" else None
 
@@ -155,7 +186,9 @@ class Encoder(nn.Module):
             attention = sizes.resolution >> level in sizes.attn_resolutions
             resample = "down" if level < len(widths) - 1 else None
             before = widths[level - 1] if level else sizes.width
-            self.down.append(Level(before, width, sizes.num_blocks, attention=attention, resample=resample))
+            self.down.append(
+                Level(before, width, sizes.num_blocks, attention=attention, resample=resample)
+            )
         self.mid = Middle(widths[-1])
         self.norm_out = _norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 2 * sizes.latent_channels, 3, padding=1)
@@ -179,7 +212,15 @@ class Decoder(nn.Module):
         for level, width in enumerate(widths):
             attention = sizes.resolution >> level in sizes.attn_resolutions
             before = widths[level + 1] if level < len(widths) - 1 else width
-            self.up.append(Level(before, width, sizes.num_blocks + 1, attention=attention, resample="up" if level else None))
+            self.up.append(
+                Level(
+                    before,
+                    width,
+                    sizes.num_blocks + 1,
+                    attention=attention,
+                    resample="up" if level else None,
+                )
+            )
         self.norm_out = _norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], sizes.channels, 3, padding=1)
 
@@ -191,7 +232,9 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """The autoencoder: uint8 images to latents, latents to uint8 images. Latents are raw: `LatentStats` normalises them."""
+    """The autoencoder: uint8 images to latents, latents to uint8 images. Latents are raw:
+    `LatentStats` normalises them.
+    """
 
     def __init__(self, sizes: VAESizes) -> None:
         super().__init__()
@@ -203,19 +246,26 @@ class VAE(nn.Module):
         self.post_quant_conv = nn.Conv2d(latent, latent, 1) if sizes.decoder else None
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation [B,Z,R/f,R/f] of the latents of `x` float32 [B,C,R,R] in [-1,1]."""
+        """Mean and standard deviation [B,Z,R/f,R/f] of the latents of `x` float32 [B,C,R,R] in
+        [-1,1].
+        """
         mean, log_variance = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
         return mean, (log_variance.clamp(*LOG_VARIANCE) / 2).exp()
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents of `images` uint8 [B,C,R,R]: the posterior's mean, or with standard normal `noise`, shaped like it, a sample."""
+        """Latents of `images` uint8 [B,C,R,R]: the posterior's mean, or with standard normal
+        `noise`, shaped like it, a sample.
+        """
         mean, std = self.posterior(to_signed(images))
         return mean if noise is None else mean + std * noise
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images float32 [B,C,R,R], about [-1,1]. Raises `ConfigError` if there is no decoder."""
         if self.decoder is None or self.post_quant_conv is None:
-            raise ConfigError("vae.decoder=False, but images are asked of this autoencoder; import it again with its decoder")
+            raise ConfigError(
+                "vae.decoder=False, but images are asked of this autoencoder; import it again with "
+                "its decoder"
+            )
         return self.decoder(self.post_quant_conv(latents))
 
     def decode_uint8(self, latents: Tensor) -> Tensor:
@@ -224,44 +274,68 @@ class VAE(nn.Module):
     @property
     def architecture(self) -> dict[str, Any]:
         """What, with the weights, makes the function: plain data that `from_architecture` accepts."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self.sizes).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self.sizes).items()
+        }
 
     @classmethod
     def from_architecture(cls, architecture: Mapping[str, Any]) -> VAE:
         """Build the network of `architecture`; TypeError or `ConfigError` if it is not one."""
-        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in architecture.items()}
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in architecture.items()
+        }
         return cls(VAESizes(**fields))
 
     @classmethod
     def from_official(cls, checkpoint: Mapping[str, Any], sizes: VAESizes | None = None) -> VAE:
-        """The published checkpoint as a frozen network; `CheckpointError` names what is missing or misshapen."""
+        """The published checkpoint as a frozen network; `CheckpointError` names what is missing or
+        misshapen.
+        """
         with torch.device("meta"):
             net = cls(sizes or VAESizes())
         load_strictly(net, official_keys(checkpoint, net.sizes.decoder), "VA-VAE")
         return net.eval().requires_grad_(False)
 
 
-# -- official checkpoints ----------------------------------------------------------------------------------------------
+# -- official checkpoints --------------------------------------------------------------------------
 def official_keys(checkpoint: Mapping[str, Any], decoder: bool = True) -> dict[str, Tensor]:
-    """Weights float32 of a VA-VAE checkpoint by our names, without what only its training needed (losses, DINOv2, its projection)."""
+    """Weights float32 of a VA-VAE checkpoint by our names, without what only its training needed
+    (losses, DINOv2, its projection).
+    """
     kept = PARTS if decoder else tuple(part for part in PARTS if part not in DECODER_PARTS)
-    return {name: tensor for name, tensor in unwrapped(checkpoint, ("state_dict",)).items() if name.startswith(kept)}
+    return {
+        name: tensor
+        for name, tensor in unwrapped(checkpoint, ("state_dict",)).items()
+        if name.startswith(kept)
+    }
 
 
 def unwrapped(checkpoint: Mapping[str, Any], parts: Iterable[str]) -> dict[str, Tensor]:
-    """The tensors, as float32, of the first of `parts` that `checkpoint` has, else of itself; names lose wrappers' prefixes.
+    """The tensors, as float32, of the first of `parts` that `checkpoint` has, else of itself; names
+    lose wrappers' prefixes.
 
     Raises `CheckpointError` if there are none.
     """
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(
-            f"the checkpoint is a {type(checkpoint).__name__}, not a dictionary of weights; give the file that the authors published"
+            f"the checkpoint is a {type(checkpoint).__name__}, not a dictionary of weights; give "
+            "the file that the authors published"
         )
-    weights = next((checkpoint[part] for part in parts if isinstance(checkpoint.get(part), Mapping)), checkpoint)
-    named = {_plain(name): tensor.to(torch.float32) for name, tensor in weights.items() if isinstance(tensor, Tensor)}
+    weights = next(
+        (checkpoint[part] for part in parts if isinstance(checkpoint.get(part), Mapping)),
+        checkpoint,
+    )
+    named = {
+        _plain(name): tensor.to(torch.float32)
+        for name, tensor in weights.items()
+        if isinstance(tensor, Tensor)
+    }
     if not named:
         raise CheckpointError(
-            f"the checkpoint holds no weights (found: {', '.join(map(str, list(weights)[:4]))}); give the file that the authors published"
+            f"the checkpoint holds no weights (found: {', '.join(map(str, list(weights)[:4]))}); "
+            "give the file that the authors published"
         )
     return named
 
@@ -271,42 +345,60 @@ def _plain(name: str) -> str:
 
 
 def load_strictly(net: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
-    """Make `weights` those of `net`, which may be on the meta device; `CheckpointError` unless names and shapes are exactly its own."""
+    """Make `weights` those of `net`, which may be on the meta device; `CheckpointError` unless
+    names and shapes are exactly its own.
+    """
     check_fit(weights, net, f"check the file and the sizes: the checkpoint is not of this {what}")
     net.load_state_dict(weights, assign=True)
 
 
-# -- statistics of the latents -----------------------------------------------------------------------------------------
+# -- statistics of the latents ---------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True, eq=False)
 class LatentStats:
-    """Mean and standard deviation float32 [Z] of raw latents, per channel. Raises `DataError` if they are not."""
+    """Mean and standard deviation float32 [Z] of raw latents, per channel. Raises `DataError` if
+    they are not.
+    """
 
     mean: Tensor
     std: Tensor
 
     def __post_init__(self) -> None:
         if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
-            raise DataError(f"latent statistics are {list(self.mean.shape)} and {list(self.std.shape)}; give a mean and a std per channel")
+            raise DataError(
+                f"latent statistics are {list(self.mean.shape)} and {list(self.std.shape)}; give a "
+                "mean and a std per channel"
+            )
         if self.mean.is_meta:  # of a network that is only being planned
             return
-        if not bool(self.mean.isfinite().all() and self.std.isfinite().all() and (self.std > 0).all()):
-            raise DataError("latent statistics must be finite, and every std above 0; measure them again")
+        if not bool(
+            self.mean.isfinite().all() and self.std.isfinite().all() and (self.std > 0).all()
+        ):
+            raise DataError(
+                "latent statistics must be finite, and every std above 0; measure them again"
+            )
 
 
 def read_stats(store: Store) -> LatentStats:
-    """`latents_stats.pt` as published, or a .safetensors file, with tensors `mean` and `std` of one value per channel.
+    """`latents_stats.pt` as published, or a .safetensors file, with tensors `mean` and `std` of one
+    value per channel.
 
     Raises `DataError` if it lacks them, `StorageError` if it is not there.
     """
     tensors = store.read_tensors() if store.name.endswith(".safetensors") else store.read_torch()
-    if not isinstance(tensors, Mapping) or not all(isinstance(tensors.get(name), Tensor) for name in ("mean", "std")):
-        raise DataError(f"'{store}' lacks the tensors 'mean' and 'std'; give the latents_stats.pt of the published model")
+    if not isinstance(tensors, Mapping) or not all(
+        isinstance(tensors.get(name), Tensor) for name in ("mean", "std")
+    ):
+        raise DataError(
+            f"'{store}' lacks the tensors 'mean' and 'std'; give the latents_stats.pt of the "
+            "published model"
+        )
     return LatentStats(*(tensors[name].to(torch.float32).flatten() for name in ("mean", "std")))
 
 
 @torch.no_grad()
 def measure_stats(vae: VAE, batches: Iterable[Tensor]) -> LatentStats:
-    """Statistics of the posterior's samples over `batches` of images uint8 [B,C,R,R]; no sampling, but the law of total variance.
+    """Statistics of the posterior's samples over `batches` of images uint8 [B,C,R,R]; no sampling,
+    but the law of total variance.
 
     The published ones are of 10,000 training images. Raises `DataError` for no images.
     """
@@ -320,4 +412,6 @@ def measure_stats(vae: VAE, batches: Iterable[Tensor]) -> LatentStats:
     if not count:
         raise DataError("no images to measure latent statistics on; give at least one batch")
     centre = total / count
-    return LatentStats(centre.to(torch.float32), (square / count - centre**2).sqrt().to(torch.float32))
+    return LatentStats(
+        centre.to(torch.float32), (square / count - centre**2).sqrt().to(torch.float32)
+    )

@@ -17,7 +17,9 @@ def prepare(compute: config.Compute, threads: int) -> None:
     """Settings of this process: CPU threads, and what cuDNN and cuBLAS may do with float32."""
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = torch.cuda.is_available()
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = compute.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
+        compute.precision == "tf32"
+    )
 
 
 def arranged(student: Any, compute: config.Compute) -> Any:
@@ -34,7 +36,9 @@ def arranged(student: Any, compute: config.Compute) -> Any:
 
 
 def _in_bf16(forward: WithFeatures) -> WithFeatures:
-    """Convolutions and matrix products in bfloat16; what comes out is float32, so losses are computed in float32."""
+    """Convolutions and matrix products in bfloat16; what comes out is float32, so losses are
+    computed in float32.
+    """
 
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, torch.bfloat16):
@@ -46,7 +50,11 @@ def _in_bf16(forward: WithFeatures) -> WithFeatures:
 
 def facts(device: torch.device) -> dict[str, Any]:
     """What rounding depends on, for a manifest."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability()
+    )
     return {
         "device": device.type,
         "name": name,

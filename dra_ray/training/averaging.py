@@ -1,5 +1,6 @@
-"""Weight averaging: after every step as DM-AT does it (Gowal et al., arXiv 2010.03593, section 4.3), or after every epoch
-(IKL, arXiv 2305.13948)."""
+"""Weight averaging: after every step as DM-AT does it (Gowal et al., arXiv 2010.03593, section
+4.3), or after every epoch (IKL, arXiv 2305.13948).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from torch import nn
 
 
 def decay(step: int, warmup_steps: float, limit: float, ramp: bool = True) -> float:
-    """Decay after update number `step` (from 1): 0 during the warm-up, then min(limit, (1+d)/(10+d)) with d steps since.
+    """Decay after update number `step` (from 1): 0 during the warm-up, then min(limit,
+    (1+d)/(10+d)) with d steps since.
 
     Without the ramp it is `limit` from the end of the warm-up on.
     """
@@ -28,7 +30,9 @@ def update(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 @torch.no_grad()
 def update_all(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """As `update`, BatchNorm's running statistics included; its counts are copied (IKL averages an epoch's end so)."""
+    """As `update`, BatchNorm's running statistics included; its counts are copied (IKL averages an
+    epoch's end so).
+    """
     update(average, model, decay)
     for kept, live in zip(average.buffers(), model.buffers(), strict=True):
         if kept.is_floating_point():
@@ -39,6 +43,8 @@ def update_all(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 @torch.no_grad()
 def copy_buffers(average: nn.Module, model: nn.Module) -> None:
-    """BatchNorm statistics of the live model, taken over once an epoch: neither averaged nor estimated anew."""
+    """BatchNorm statistics of the live model, taken over once an epoch: neither averaged nor
+    estimated anew.
+    """
     for kept, live in zip(average.buffers(), model.buffers(), strict=True):
         kept.copy_(live)

@@ -9,10 +9,14 @@ from torch.nn import functional as F
 from dra_ray.training import workers
 
 
-def trades(clean: Tensor, adversarial: Tensor, labels: Tensor, beta: float, label_smoothing: float) -> tuple[Tensor, Tensor]:
-    """TRADES (Zhang et al. 2019, equation 5) in DM-AT's form: returns (cross-entropy, beta * KL(clean || adversarial)).
+def trades(
+    clean: Tensor, adversarial: Tensor, labels: Tensor, beta: float, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """TRADES (Zhang et al. 2019, equation 5) in DM-AT's form: returns (cross-entropy, beta *
+    KL(clean || adversarial)).
 
-    clean, adversarial: logits [B,K], both receive gradient; smoothing applies to the cross-entropy only.
+    clean, adversarial: logits [B,K], both receive gradient; smoothing applies to the cross-entropy
+    only.
     """
     cross_entropy = F.cross_entropy(clean, labels, label_smoothing=label_smoothing)
     divergence = F.kl_div(F.log_softmax(adversarial, 1), F.softmax(clean, 1), reduction="batchmean")
@@ -20,20 +24,29 @@ def trades(clean: Tensor, adversarial: Tensor, labels: Tensor, beta: float, labe
 
 
 def ikl(
-    clean: Tensor, adversarial: Tensor, labels: Tensor, weights: Tensor, alpha: float, beta: float, label_smoothing: float = 0.0
+    clean: Tensor,
+    adversarial: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    alpha: float,
+    beta: float,
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Improved KL (Cui et al., arXiv 2305.13948, the first version's form): returns (cross-entropy of the clean logits, robust part).
+    """Improved KL (Cui et al., arXiv 2305.13948, the first version's form): returns (cross-entropy
+    of the clean logits, robust part).
 
     The robust part is alpha * H(softmax z_n, softmax z_a), whose target is a constant, plus
-    beta/(4B) * sum_i sum_jk w_ij w_ik ((z_nj - z_nk) - (z_aj - z_ak))^2, whose gradient reaches both logits.
+    beta/(4B) * sum_i sum_jk w_ij w_ik ((z_nj - z_nk) - (z_aj - z_ak))^2, whose gradient reaches
+    both logits.
 
     Args:
-        clean, adversarial: logits z_n, z_a [B,K].
-        weights: w [B,K], the row of each label in the class means of the previous epoch (`ClassMeans.weights`).
+        clean, adversarial: logits z_n, z_a [B,K]. weights: w [B,K], the row of each label in the
+        class means of the previous epoch (`ClassMeans.weights`).
     """
     cross_entropy = F.cross_entropy(clean, labels, label_smoothing=label_smoothing)
     soft = -(F.softmax(clean, 1).detach() * F.log_softmax(adversarial, 1)).sum(1).mean()
-    # the sum over pairs is twice the weighted variance of z_n - z_a times (sum w)^2: K terms instead of K^2
+    # the sum over pairs is twice the weighted variance of z_n - z_a times (sum w)^2: K terms
+    # instead of K^2
     total = weights.sum(1, keepdim=True)
     difference = clean - adversarial
     centred = difference - (weights * difference).sum(1, keepdim=True) / total
@@ -42,7 +55,8 @@ def ikl(
 
 
 class ClassMeans(nn.Module):
-    """Mean distribution of every class over an epoch; the means of the epoch before weight IKL's pairs.
+    """Mean distribution of every class over an epoch; the means of the epoch before weight IKL's
+    pairs.
 
     Sums go over all workers at every step, so the state of any worker is that of all.
     """
@@ -52,8 +66,12 @@ class ClassMeans(nn.Module):
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         super().__init__()
-        self.register_buffer("means", torch.full((num_classes, num_classes), 1 / num_classes, device=device))
-        self.register_buffer("totals", torch.zeros((num_classes, num_classes + 1), device=device))  # sums, and counts in the last column
+        self.register_buffer(
+            "means", torch.full((num_classes, num_classes), 1 / num_classes, device=device)
+        )
+        self.register_buffer(
+            "totals", torch.zeros((num_classes, num_classes + 1), device=device)
+        )  # sums, and counts in the last column
 
     def weights(self, labels: Tensor) -> Tensor:
         """Rows of the means, float32 [B,K], for labels int64 [B]; 1/K in the first epoch."""
@@ -64,7 +82,9 @@ class ClassMeans(nn.Module):
         """Count a batch in: distributions [B,K], softmax(z_n/T), and their labels int64 [B]."""
         members = F.one_hot(labels, len(self.means)).to(self.totals)
         # a product, since scattered additions on a GPU have no fixed order
-        part = members.T @ torch.cat([distributions.to(self.totals), members.new_ones(len(labels), 1)], 1)
+        part = members.T @ torch.cat(
+            [distributions.to(self.totals), members.new_ones(len(labels), 1)], 1
+        )
         self.totals += workers.total(part)
 
     @torch.no_grad()
@@ -76,5 +96,7 @@ class ClassMeans(nn.Module):
 
 
 def alignment(projected: Tensor, teacher: Tensor) -> Tensor:
-    """DRA (arXiv 2602.19931, equation 3): mean over the batch of 1 - cos(projected, teacher), both [B,D]."""
+    """DRA (arXiv 2602.19931, equation 3): mean over the batch of 1 - cos(projected, teacher), both
+    [B,D].
+    """
     return (1 - F.cosine_similarity(projected, teacher, dim=1)).mean()

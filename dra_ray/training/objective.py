@@ -1,4 +1,5 @@
-"""One batch's attack and losses: what recipes differ in, as one call. Section numbers are those of the papers named.
+"""One batch's attack and losses: what recipes differ in, as one call. Section numbers are those of
+the papers named.
 
 with attacked(student, x, labels, noise, loss, threat, class_means, epoch) as found:
     clean, robust, features = found.losses()
@@ -33,12 +34,18 @@ class Attacked:
     labels: Tensor
     loss: config.Loss
     class_means: losses.ClassMeans
-    clean: Tensor | None = None  # logits of x with their graph, where the attack's target came from the very forward that trains
+    clean: Tensor | None = (
+        # logits of x with their graph, where the attack's target came from the very forward that
+        # trains
+        None
+    )
 
     def losses(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss on clean images, robust loss, features [B,F] of the adversarial images); the first two are scalars.
+        """(loss on clean images, robust loss, features [B,F] of the adversarial images); the first
+        two are scalars.
 
-        BatchNorm sees the clean batch first, then the adversarial one (DM-AT). IKL's class means take the clean logits in.
+        BatchNorm sees the clean batch first, then the adversarial one (DM-AT). IKL's class means
+        take the clean logits in.
         """
         clean, logits, features = self._forward()
         if self.loss.name == "ikl" and clean is not None:
@@ -60,10 +67,14 @@ class Attacked:
     def _parts(self, clean: Tensor | None, logits: Tensor) -> tuple[Tensor, Tensor]:
         loss = self.loss
         if clean is None:
-            return logits.new_zeros(()), F.cross_entropy(logits, self.labels, label_smoothing=loss.label_smoothing)
+            return logits.new_zeros(()), F.cross_entropy(
+                logits, self.labels, label_smoothing=loss.label_smoothing
+            )
         if loss.name == "ikl":
             weights = self.class_means.weights(self.labels)
-            return losses.ikl(clean, logits, self.labels, weights, loss.alpha, loss.beta, loss.label_smoothing)
+            return losses.ikl(
+                clean, logits, self.labels, weights, loss.alpha, loss.beta, loss.label_smoothing
+            )
         return losses.trades(clean, logits, self.labels, loss.beta, loss.label_smoothing)
 
 
@@ -78,14 +89,17 @@ def attacked(
     class_means: losses.ClassMeans,
     epoch: int,
 ) -> Iterator[Attacked]:
-    """Attack a batch as training does; where the recipe perturbs weights (AWP), they are perturbed until the block ends."""
+    """Attack a batch as training does; where the recipe perturbs weights (AWP), they are perturbed
+    until the block ends.
+    """
     perturb = bool(loss.awp) and epoch >= loss.awp_from_epoch
     clean = None
     if loss.name in ONE_VIEW:
         adversarial = pgd.adversarial(student, x, labels, threat, noise.to(x.device))
     else:
         if threat.mode == "train" and not perturb:
-            # the target of the attack is this very forward: same weights, mode and batch give the same logits
+            # the target of the attack is this very forward: same weights, mode and batch give the
+            # same logits
             clean = student(x)
             target = F.softmax(clean.detach(), 1)
         else:
@@ -93,5 +107,9 @@ def attacked(
                 target = F.softmax(student(x), 1)
         adversarial = pgd.trades(student, x, target, threat, noise.to(x.device))
     found = Attacked(student, x, adversarial, labels, loss, class_means, clean)
-    with perturbation.perturbed(student, loss.awp, found.total) if perturb else contextlib.nullcontext():
+    with (
+        perturbation.perturbed(student, loss.awp, found.total)
+        if perturb
+        else contextlib.nullcontext()
+    ):
         yield found

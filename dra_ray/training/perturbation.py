@@ -14,13 +14,20 @@ from dra_ray.training import workers
 
 @contextmanager
 def perturbed(student: nn.Module, gamma: float, loss_fn: Callable[[], Tensor]) -> Iterator[None]:
-    """The student with weights a step up the slope of `loss_fn` (section 3.2, one step); afterwards its own weights, to the bit.
+    """The student with weights a step up the slope of `loss_fn` (section 3.2, one step); afterwards
+    its own weights, to the bit.
 
-    Every weight w with two or more dimensions, and gradient g of the loss, becomes w + gamma * |w|/|g| * g: biases, norms and
-    embeddings stay. `loss_fn` is a scalar of the student's outputs at fixed adversarial images; BatchNorm's buffers do not see it.
-    Forward and backward belong inside the block, the optimiser's step after it. Workers move alike: gradients are summed over them.
+    Every weight w with two or more dimensions, and gradient g of the loss, becomes w + gamma *
+    |w|/|g| * g: biases, norms and embeddings stay. `loss_fn` is a scalar of the student's outputs
+    at fixed adversarial images; BatchNorm's buffers do not see it. Forward and backward belong
+    inside the block, the optimiser's step after it. Workers move alike: gradients are summed over
+    them.
     """
-    weights = [p for name, p in student.named_parameters() if p.dim() > 1 and "weight" in name and p.requires_grad]
+    weights = [
+        p
+        for name, p in student.named_parameters()
+        if p.dim() > 1 and "weight" in name and p.requires_grad
+    ]
     with torch.enable_grad(), untracked(student):
         slopes = torch.autograd.grad(loss_fn(), weights, allow_unused=True, materialize_grads=True)
     gradients = workers.totals(slopes)  # only directions matter, so the sum does for the mean
@@ -28,7 +35,9 @@ def perturbed(student: nn.Module, gamma: float, loss_fn: Callable[[], Tensor]) -
     try:
         with torch.no_grad():
             for weight, gradient in zip(weights, gradients, strict=True):
-                weight.add_(gradient * (gamma * weight.norm() / (gradient.norm() + 1e-20)))  # 1e-20: where there is no slope
+                weight.add_(
+                    gradient * (gamma * weight.norm() / (gradient.norm() + 1e-20))
+                )  # 1e-20: where there is no slope
         yield
     finally:
         with torch.no_grad():

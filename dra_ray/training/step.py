@@ -1,4 +1,6 @@
-"""One adversarial training step: the batch with its requested features, the loss, and the state that a checkpoint holds."""
+"""One adversarial training step: the batch with its requested features, the loss, and the state
+that a checkpoint holds.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ _AUGMENT, ATTACK, _TEACHER, VALIDATION, _EXTRA, _EXTRA_SIGMA = 3, 4, 5, 6, 7, 8
 PARTS = ("loss", "loss_clean", "loss_robust", "loss_align")
 
 
-# -- inside a worker ---------------------------------------------------------------------------------------------------
+# -- inside a worker -------------------------------------------------------------------------------
 @dataclasses.dataclass
 class State:
     """All that a checkpoint holds, and the student as its steps call it."""
@@ -51,7 +53,9 @@ class State:
 
     def save(self, folder: Store) -> None:
         (folder / "state.pt").write_torch(self.tensors())
-        (folder / "state.json").write_json({"step": self.step, "best": self.best, "rows": self.rows})
+        (folder / "state.json").write_json(
+            {"step": self.step, "best": self.best, "rows": self.rows}
+        )
 
     def load(self, folder: Store) -> None:
         tensors, facts = (folder / "state.pt").read_torch(), (folder / "state.json").read_json()
@@ -70,23 +74,37 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """A worker's slice of a batch: augmented images uint8 [b,C,H,W], labels int64 [b], and (weight, feature under way) of each alignment."""
+    """A worker's slice of a batch: augmented images uint8 [b,C,H,W], labels int64 [b], and (weight,
+    feature under way) of each alignment.
+    """
 
     images: Tensor
     labels: Tensor
     targets: list[tuple[float, Pending]]
 
 
-def prepare(experiment: config.Experiment, images: Tensor, labels: Tensor, number: int, mine: slice, source: FeatureSource | None) -> Batch:
+def prepare(
+    experiment: config.Experiment,
+    images: Tensor,
+    labels: Tensor,
+    number: int,
+    mine: slice,
+    source: FeatureSource | None,
+) -> Batch:
     """Step `number`'s batch, from images as the data set has them; its features are asked for."""
-    changes = augment.parameters(experiment.optim.batch, experiment.data, random.generator(experiment.seed, _AUGMENT, number))
+    changes = augment.parameters(
+        experiment.optim.batch, experiment.data, random.generator(experiment.seed, _AUGMENT, number)
+    )
     images = augment.apply(images, experiment.data, changes[mine])
-    return Batch(images, labels, _ask(source, experiment, images, labels, number, mine) if source else [])
+    return Batch(
+        images, labels, _ask(source, experiment, images, labels, number, mine) if source else []
+    )
 
 
 class Feed:
-    """The batches of coming steps. Their features are asked for `pool.ahead` steps before the step that needs them, so that
-    attacks hide the round trip and a pool that is busy for a while delays nobody.
+    """The batches of coming steps. Their features are asked for `pool.ahead` steps before the step
+    that needs them, so that attacks hide the round trip and a pool that is busy for a while delays
+    nobody.
 
     Args:
         get: step -> (images uint8 [b,C,H,W], labels int64 [b]) of this worker.
@@ -94,9 +112,20 @@ class Feed:
     """
 
     def __init__(
-        self, experiment: config.Experiment, get: Callable[[int], tuple[Tensor, Tensor]], mine: slice, source: FeatureSource | None, last: int
+        self,
+        experiment: config.Experiment,
+        get: Callable[[int], tuple[Tensor, Tensor]],
+        mine: slice,
+        source: FeatureSource | None,
+        last: int,
     ) -> None:
-        self._experiment, self._get, self._mine, self._source, self._last = experiment, get, mine, source, last
+        self._experiment, self._get, self._mine, self._source, self._last = (
+            experiment,
+            get,
+            mine,
+            source,
+            last,
+        )
         self._ahead = experiment.pool.ahead if source else 0
         self._ready: dict[int, Batch] = {}
 
@@ -104,49 +133,83 @@ class Feed:
         """The batch of step `number`; steps are to be taken one after the other."""
         for coming in range(number, min(number + self._ahead + 1, self._last)):
             if coming not in self._ready:
-                self._ready[coming] = prepare(self._experiment, *self._get(coming), coming, self._mine, self._source)
+                self._ready[coming] = prepare(
+                    self._experiment, *self._get(coming), coming, self._mine, self._source
+                )
         return self._ready.pop(number)
 
 
-def step(state: State, experiment: config.Experiment, asked: Batch, mine: slice, epoch: int = 0) -> Tensor:
+def step(
+    state: State, experiment: config.Experiment, asked: Batch, mine: slice, epoch: int = 0
+) -> Tensor:
     """One adversarial step on this worker's slice of the batch, gradients averaged over workers.
 
     Returns float32 [4]: loss and its clean, robust and alignment parts.
     """
     batch, seed = experiment.optim.batch, experiment.seed
     images, labels = asked.images, asked.labels
-    noise = pgd.noise_like((batch, *images.shape[1:]), experiment.threat, random.generator(seed, ATTACK, state.step))[mine]
+    noise = pgd.noise_like(
+        (batch, *images.shape[1:]), experiment.threat, random.generator(seed, ATTACK, state.step)
+    )[mine]
 
     memory = torch.channels_last if experiment.compute.channels_last else torch.contiguous_format
     x = data.to_float(images).contiguous(memory_format=memory)
     student, head = state.student, state.head
     student.train()
-    _set_norm_momentum(student, 1.0 if state.step == 0 else 0.01)  # the first batch sets the running statistics
+    _set_norm_momentum(
+        student, 1.0 if state.step == 0 else 0.01
+    )  # the first batch sets the running statistics
     threat = pgd.threat_at(experiment.threat, epoch)
     state.optimizer.zero_grad()
-    with objective.attacked(student, x, labels, noise, experiment.loss, threat, state.class_means, epoch) as found:
+    with objective.attacked(
+        student, x, labels, noise, experiment.loss, threat, state.class_means, epoch
+    ) as found:
         loss_clean, loss_robust, features = found.losses()
         loss_align = torch.zeros((), device=x.device)
         for weight, pending in asked.targets:
             assert head is not None
-            loss_align = loss_align + weight * losses.alignment(head(features), pending.result().to(x.device))
+            loss_align = loss_align + weight * losses.alignment(
+                head(features), pending.result().to(x.device)
+            )
         loss = loss_clean + loss_robust + experiment.align.weight * loss_align
         (loss * _share(mine, batch)).backward()
     # in one message: the attack is nine tenths of a step, so there is nothing to overlap it with
-    workers.average_([p.grad for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None])
+    workers.average_(
+        [
+            p.grad
+            for group in state.optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
+    )
     optimisers.clip(state.optimizer, experiment.optim.clip_norm)
     state.optimizer.step()
-    # everyone takes over worker 0's BatchNorm statistics, which checkpoints hold: a run goes on alike after a restart
+    # everyone takes over worker 0's BatchNorm statistics, which checkpoints hold: a run goes on
+    # alike after a restart
     workers.share_([buffer for buffer in student.buffers() if buffer.is_floating_point()])
     return torch.stack([loss, loss_clean, loss_robust, loss_align]).detach()
 
 
-def _ask(source: FeatureSource, experiment: config.Experiment, images: Tensor, labels: Tensor, step: int, mine: slice) -> list[tuple[float, Pending]]:
+def _ask(
+    source: FeatureSource,
+    experiment: config.Experiment,
+    images: Tensor,
+    labels: Tensor,
+    step: int,
+    mine: slice,
+) -> list[tuple[float, Pending]]:
     """(weight, feature under way) of every alignment of this step."""
     align, batch, seed = experiment.align, experiment.optim.batch, experiment.seed
     sigma = torch.full((len(images),), align.sigma)
     # the seed of position p is seed + p: each worker's slice continues the batch's
-    asked: list[tuple[float, Pending]] = [(1.0, source.submit(images, labels, sigma, random.derive(seed, _TEACHER, step) // 2 + mine.start))]
+    asked: list[tuple[float, Pending]] = [
+        (
+            1.0,
+            source.submit(
+                images, labels, sigma, random.derive(seed, _TEACHER, step) // 2 + mine.start
+            ),
+        )
+    ]
     if align.extra_weight:
         drawn = draw_sigma(batch, random.generator(seed, _EXTRA_SIGMA, step))[mine]
         noise_seed = random.derive(seed, _EXTRA, step) // 2 + mine.start
@@ -154,14 +217,24 @@ def _ask(source: FeatureSource, experiment: config.Experiment, images: Tensor, l
     return asked
 
 
-def initial_state(experiment: config.Experiment, shape: data.Shape, source: FeatureSource | None, device: torch.device) -> tuple[State, str]:
+def initial_state(
+    experiment: config.Experiment,
+    shape: data.Shape,
+    source: FeatureSource | None,
+    device: torch.device,
+) -> tuple[State, str]:
     """The state before the first step, and a sentence on where the student's weights come from."""
     torch.manual_seed(experiment.seed)  # student first: it starts alike with and without alignment
     student: Any = students.build(experiment.model, shape)
     origin = students.initialise(student, experiment.model)
     head = None
     if source:
-        head = projector(student.feature_dim, source.feature_dim, experiment.align.hidden, experiment.align.activation).to(device)
+        head = projector(
+            student.feature_dim,
+            source.feature_dim,
+            experiment.align.hidden,
+            experiment.align.activation,
+        ).to(device)
     average = copy.deepcopy(student).requires_grad_(False).to(device)
     if experiment.compute.sync_batchnorm:
         student = syncnorm.synchronised(student)
@@ -170,7 +243,9 @@ def initial_state(experiment: config.Experiment, shape: data.Shape, source: Feat
         average = average.to(memory_format=torch.channels_last)
     optimizer = optimisers.build(student, head, experiment.optim)
     class_means = losses.ClassMeans(shape.num_classes, device)
-    return State(student, average, head, optimizer, 0, -1.0, torch.zeros(4, device=device), class_means, []), origin
+    return State(
+        student, average, head, optimizer, 0, -1.0, torch.zeros(4, device=device), class_means, []
+    ), origin
 
 
 def _mean(values: Tensor, mine: slice, batch: int) -> Tensor:

@@ -1,4 +1,6 @@
-"""BatchNorm over the images of all workers, on any device and backend (torch's own SyncBatchNorm refuses the CPU)."""
+"""BatchNorm over the images of all workers, on any device and backend (torch's own SyncBatchNorm
+refuses the CPU).
+"""
 
 from __future__ import annotations
 
@@ -17,22 +19,30 @@ IMAGE = (0, 2, 3)
 
 
 def synchronised(net: Net) -> Net:
-    """`net` itself, its BatchNorm layers replaced by synchronised ones with the same parameters, buffers and names.
+    """`net` itself, its BatchNorm layers replaced by synchronised ones with the same parameters,
+    buffers and names.
 
-    With one worker nothing changes. Raises `ConfigError` where a layer is of a kind that cannot be replaced.
+    With one worker nothing changes. Raises `ConfigError` where a layer is of a kind that cannot be
+    replaced.
     """
     for parent in list(net.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.BatchNorm2d:
                 setattr(parent, name, _synchronised(child))
-            elif isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, SynchronisedBatchNorm2d):
+            elif isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(
+                child, SynchronisedBatchNorm2d
+            ):
                 kind = type(child).__name__
-                raise ConfigError(f"compute.sync_batchnorm=true: this student has {kind}, which cannot be synchronised; set it to false")
+                raise ConfigError(
+                    f"compute.sync_batchnorm=true: this student has {kind}, which cannot be "
+                    "synchronised; set it to false"
+                )
     return net
 
 
 class SynchronisedBatchNorm2d(nn.SyncBatchNorm, nn.BatchNorm2d):
-    """In train mode: mean and variance over the images of all workers, whose numbers may differ. Otherwise `nn.BatchNorm2d`.
+    """In train mode: mean and variance over the images of all workers, whose numbers may differ.
+    Otherwise `nn.BatchNorm2d`.
 
     All workers must call it, and differentiate it, in the same order.
     """
@@ -48,7 +58,11 @@ class SynchronisedBatchNorm2d(nn.SyncBatchNorm, nn.BatchNorm2d):
         return out
 
     def _track(self, mean: Tensor, var: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert (
+            self.running_mean is not None
+            and self.running_var is not None
+            and self.num_batches_tracked is not None
+        )
         self.num_batches_tracked.add_(1)
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)
@@ -56,20 +70,35 @@ class SynchronisedBatchNorm2d(nn.SyncBatchNorm, nn.BatchNorm2d):
 
 
 def _synchronised(norm: nn.BatchNorm2d) -> SynchronisedBatchNorm2d:
-    made = SynchronisedBatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta")
+    made = SynchronisedBatchNorm2d(
+        norm.num_features,
+        norm.eps,
+        norm.momentum,
+        norm.affine,
+        norm.track_running_stats,
+        device="meta",
+    )
     made.weight, made.bias = norm.weight, norm.bias
-    made.running_mean, made.running_var, made.num_batches_tracked = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    made.running_mean, made.running_var, made.num_batches_tracked = (
+        norm.running_mean,
+        norm.running_var,
+        norm.num_batches_tracked,
+    )
     return made.train(norm.training)
 
 
 class _OverAllWorkers(torch.autograd.Function):
-    """(x [B,C,H,W], weight, bias, eps) -> (normalised x, mean [C], biased variance [C], values per channel [1]), of all workers.
+    """(x [B,C,H,W], weight, bias, eps) -> (normalised x, mean [C], biased variance [C], values per
+    channel [1]), of all workers.
 
-    Its gradient of x is that of the sum of all workers' losses; those of weight and bias are this worker's share of it.
+    Its gradient of x is that of the sum of all workers' losses; those of weight and bias are this
+    worker's share of it.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, ...]:
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
         var, mean = torch.var_mean(exact, IMAGE, correction=0)
         means, variances, counts = _gather(mean, var, mean.new_tensor([x.numel() // x.shape[1]]))
@@ -94,8 +123,15 @@ class _OverAllWorkers(torch.autograd.Function):
             sums = workers.total(torch.cat([grad_bias, grad_weight]))
             mean_grad, mean_product = (sums / total).view(2, 1, -1, 1, 1)
             scale = (var + ctx.eps).rsqrt() if weight is None else weight * (var + ctx.eps).rsqrt()
-            grad_x = ((grad - mean_grad - normalised * mean_product) * scale.view(1, -1, 1, 1)).to(x.dtype)
-        return grad_x, grad_weight if ctx.needs_input_grad[1] else None, grad_bias if ctx.needs_input_grad[2] else None, None
+            grad_x = ((grad - mean_grad - normalised * mean_product) * scale.view(1, -1, 1, 1)).to(
+                x.dtype
+            )
+        return (
+            grad_x,
+            grad_weight if ctx.needs_input_grad[1] else None,
+            grad_bias if ctx.needs_input_grad[2] else None,
+            None,
+        )
 
 
 def _gather(mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, ...]:

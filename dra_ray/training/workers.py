@@ -1,6 +1,8 @@
-"""What the workers of one run tell each other, over torch.distributed. A process without fellows keeps what it has.
+"""What the workers of one run tell each other, over torch.distributed. A process without fellows
+keeps what it has.
 
-All workers must call the same function with tensors of the same shapes, in the same order; several tensors travel as one message.
+All workers must call the same function with tensors of the same shapes, in the same order; several
+tensors travel as one message.
 """
 
 from __future__ import annotations
@@ -14,7 +16,11 @@ from torch import Tensor
 
 def count() -> int:
     """How many workers there are."""
-    return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
+    return (
+        torch.distributed.get_world_size()
+        if torch.distributed.is_available() and torch.distributed.is_initialized()
+        else 1
+    )
 
 
 def total(tensor: Tensor) -> Tensor:
@@ -52,7 +58,9 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 def _exchanged(tensors: Sequence[Tensor], exchange: Callable[[Tensor], object]) -> list[Tensor]:
-    """What `exchange` makes in place of all tensors in a row; the tensors themselves where there is nobody to exchange with."""
+    """What `exchange` makes in place of all tensors in a row; the tensors themselves where there is
+    nobody to exchange with.
+    """
     if count() == 1 or not tensors:
         return list(tensors)
     flat = torch.cat([tensor.flatten() for tensor in tensors])

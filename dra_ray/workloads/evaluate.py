@@ -1,13 +1,15 @@
-"""Clean, PGD and AutoAttack accuracy of any classifier: every batch of every attack is a Ray task and a checkpoint.
+"""Clean, PGD and AutoAttack accuracy of any classifier: every batch of every attack is a Ray task
+and a checkpoint.
 
-The verdicts are those of one AutoAttack process with the same seed and batch, to the bit (see robust/autoattack.py),
-whatever the number of workers, and however often the evaluation was killed and started again. In the subject's folder,
-which is `<run>/evaluation` for a run:
+The verdicts are those of one AutoAttack process with the same seed and batch, to the bit (see
+robust/autoattack.py), whatever the number of workers, and however often the evaluation was killed
+and started again. In the subject's folder, which is `<run>/evaluation` for a run:
 
-    chunks/<stage>-<k>.npz    one batch each, with a digest of all it depends on; in batch-<n>/ where the batch had to shrink
-    autoattack.json           the result, as `evaluate` returns it
-    per_sample.npz            clean_correct, pgd_correct, robust, after_<attack> (bool [N]); first_failure ("" for robust); labels
-    adversarial.npz           images float32 [N,C,H,W]: what fooled the student, else the clean image
+    chunks/<stage>-<k>.npz    one batch each, with a digest of all it depends on; in batch-<n>/
+    where the batch had to shrink autoattack.json           the result, as `evaluate` returns it
+    per_sample.npz            clean_correct, pgd_correct, robust, after_<attack> (bool [N]);
+    first_failure ("" for robust); labels adversarial.npz           images float32 [N,C,H,W]: what
+    fooled the student, else the clean image
 """
 
 from __future__ import annotations
@@ -53,11 +55,18 @@ SHRUNK = (
 
 Progress = Callable[[dict[str, Any]], None]
 Batch = Callable[[nn.Module, Work, Store, str], Arrays]
-Pictures = tuple[str, int, Tensor]  # corruption, severity, images uint8 [n,C,H,W] (clean where the worker corrupts them)
+Pictures = tuple[
+    str, int, Tensor
+]  # corruption, severity, images uint8 [n,C,H,W] (clean where the worker corrupts them)
 table = verdicts.table
 
 
-def evaluate(subject: Store | Subject, workers: int | None = None, progress: Progress | None = None, effort: Effort = STANDARD) -> dict[str, Any]:
+def evaluate(
+    subject: Store | Subject,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    effort: Effort = STANDARD,
+) -> dict[str, Any]:
     """Evaluate one training run or other subject; see `evaluate_many`."""
     return evaluate_many([subject], workers, progress, effort)[0]
 
@@ -69,24 +78,33 @@ def evaluate_many(
     effort: Effort = STANDARD,
     batch: Batch = batches.run,
 ) -> list[dict[str, Any]]:
-    """Evaluate training runs and other subjects at the same time on the Ray cluster that the caller has joined.
+    """Evaluate training runs and other subjects at the same time on the Ray cluster that the caller
+    has joined.
 
-    The models share the workers, so that none idles while the last batch of one model's attack is running. A finished
-    evaluation of the same weights and settings is returned as stored; an interrupted one goes on where it was. A model
-    whose batch does not fit a GPU starts over with half of it, and its result says so.
+    The models share the workers, so that none idles while the last batch of one model's attack is
+    running. A finished evaluation of the same weights and settings is returned as stored; an
+    interrupted one goes on where it was. A model whose batch does not fit a GPU starts over with
+    half of it, and its result says so.
 
     Args:
-        workers: batches attacked at the same time; default: the largest `evaluation.workers` of the subjects.
-        progress: called with {"run", "attack", "done", "of" (batches), "robust", "images", "seconds", "stages"} after each
-            batch; "robust" counts the images not fooled so far, "stages" names all that there may be.
-        effort: anything but the default is quicker, is no standard AutoAttack, and is flagged as such.
-        batch: what a task does with a batch; anything else than the default is for measuring the driver.
+        workers: batches attacked at the same time; default: the largest `evaluation.workers` of the
+            subjects.
+        progress: called with {"run", "attack", "done", "of" (batches), "robust", "images",
+            "seconds", "stages"} after each batch; "robust" counts the images not fooled so far,
+            "stages" names all that there may be.
+        effort: anything but the default is quicker, is no standard AutoAttack, and is flagged as
+            such.
+        batch: what a task does with a batch; anything else than the default is for measuring the
+            driver.
 
     Raises:
         CheckpointError, ConfigError, DataError: for what cannot be evaluated.
         RunError: when a batch failed for good; the same call goes on with the missing batches.
     """
-    jobs = [_Job(subjects.of_run(one) if isinstance(one, Store) else one, effort, batch) for one in found]
+    jobs = [
+        _Job(subjects.of_run(one) if isinstance(one, Store) else one, effort, batch)
+        for one in found
+    ]
     missing = [job for job in jobs if job.result is None]
     if missing:
         wanted = max(job.evaluation.workers for job in missing) if workers is None else workers
@@ -94,7 +112,7 @@ def evaluate_many(
     return [job.finish() for job in jobs]
 
 
-# -- the driver: one loop over all models --------------------------------------------------------------------------
+# -- the driver: one loop over all models ----------------------------------------------------------
 def _drive(jobs: list[_Job], workers: int, progress: Progress) -> None:
     if workers < 1:
         raise ConfigError(f"workers={workers}: an evaluation needs at least 1")
@@ -125,7 +143,11 @@ def _next(jobs: list[_Job]) -> _Job | None:
     """The model with the most left to do among those that have a batch ready."""
     for job in jobs:
         job.advance()
-    return min((job for job in jobs if job.ready), key=lambda job: (job.stages_done, -job.ready), default=None)
+    return min(
+        (job for job in jobs if job.ready),
+        key=lambda job: (job.stages_done, -job.ready),
+        default=None,
+    )
 
 
 def _cancel(running: dict[ray.ObjectRef, tuple[_Job, Chunk]], only: _Job | None = None) -> None:
@@ -140,20 +162,28 @@ def _outcome(ref: ray.ObjectRef, job: _Job, chunk: Chunk) -> Arrays:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, DraError | torch.OutOfMemoryError):
             raise error.cause from None
-        raise RunError(f"evaluation of '{job.name}': {chunk.name} failed ({error.cause!r}); {AGAIN}") from error
+        raise RunError(
+            f"evaluation of '{job.name}': {chunk.name} failed ({error.cause!r}); {AGAIN}"
+        ) from error
     except ray.exceptions.RayError as error:
         reason = str(error).splitlines()[0]
-        raise RunError(f"evaluation of '{job.name}': {chunk.name} was lost ({reason}); {AGAIN}") from error
+        raise RunError(
+            f"evaluation of '{job.name}': {chunk.name} was lost ({reason}); {AGAIN}"
+        ) from error
 
 
 @ray.remote(num_cpus=1, max_retries=MAX_RETRIES)
 def _attack(batch: Batch, student: nn.Module, work: Work, file: Store, digest: str) -> Arrays:
-    return batch(student, work, file, digest)  # by reference: Ray pickles a remote function's own globals by value
+    return batch(
+        student, work, file, digest
+    )  # by reference: Ray pickles a remote function's own globals by value
 
 
 @contextmanager
 def _by_value(code: tuple[ModuleType, ...]) -> Iterator[None]:
-    """Meanwhile, these modules' classes are pickled with their code, since other machines may not have the files."""
+    """Meanwhile, these modules' classes are pickled with their code, since other machines may not
+    have the files.
+    """
     for module in code:
         ray.cloudpickle.register_pickle_by_value(module)
     try:
@@ -164,7 +194,9 @@ def _by_value(code: tuple[ModuleType, ...]) -> Iterator[None]:
 
 
 class _Job:
-    """One model's way through clean images, PGD and the attacks, with further radii and corruptions to fill the gaps."""
+    """One model's way through clean images, PGD and the attacks, with further radii and corruptions
+    to fill the gaps.
+    """
 
     def __init__(self, subject: Subject, effort: Effort, batch: Batch) -> None:
         self.subject, self.effort, self._do = subject, effort, batch
@@ -201,7 +233,10 @@ class _Job:
         if isinstance(stored, dict) and stored.get("digest") == self.digest:
             return stored
         if self.subject.keep:
-            raise ConfigError(f"--to '{self.folder}' holds the result of another model or of other settings; give another folder")
+            raise ConfigError(
+                f"--to '{self.folder}' holds the result of another model or of other settings; "
+                "give another folder"
+            )
         return None
 
     def _begin(self, batch: int) -> None:
@@ -221,10 +256,13 @@ class _Job:
     def start_over(self) -> None:
         """With half the batch, after one did not fit."""
         if self.batch == 1:
-            raise RunError(f"evaluation of '{self.name}': not even one image fits the GPU's memory; take a larger GPU")
+            raise RunError(
+                f"evaluation of '{self.name}': not even one image fits the GPU's memory; take a "
+                "larger GPU"
+            )
         self._begin(self.batch // 2)
 
-    # -- what can be done now ---------------------------------------------------------------------------------------
+    # -- what can be done now ----------------------------------------------------------------------
     @property
     def ready(self) -> int:
         """Batches that can start now."""
@@ -238,7 +276,9 @@ class _Job:
         return (self._main or self._beside).pop(0)
 
     def advance(self) -> None:
-        """At a barrier, make the next batches ready and take those that are already stored; after the last, finish."""
+        """At a barrier, make the next batches ready and take those that are already stored; after
+        the last, finish.
+        """
         while not self._over and self._done[self._stage] == self._of[self._stage]:
             chunks = self._next_stage()
             self._over = not chunks
@@ -266,10 +306,16 @@ class _Job:
         """Whatever has to be read is read one file after the other; what is made, the workers make."""
         pictures = (self.images * 255).round().to(torch.uint8)
         if source == corruptions.MADE:
-            return ((name, severity, pictures) for name in corruptions.GENERATED for severity in corruptions.SEVERITIES)
+            return (
+                (name, severity, pictures)
+                for name in corruptions.GENERATED
+                for severity in corruptions.SEVERITIES
+            )
         sets = corruptions.sets(source, pictures, self.labels, self.evaluation.seed)
         first = next(sets)  # fail now rather than after hours of attacks
-        return ((name, severity, images) for name, severity, images, _ in itertools.chain([first], sets))
+        return (
+            (name, severity, images) for name, severity, images, _ in itertools.chain([first], sets)
+        )
 
     def _corruption(self, pictures: Pictures) -> Chunk:
         k = self._of[CORRUPTIONS]
@@ -286,7 +332,7 @@ class _Job:
                 self.resumed += 1
                 self._absorb(chunk, stored)
 
-    # -- one batch --------------------------------------------------------------------------------------------------
+    # -- one batch ---------------------------------------------------------------------------------
     def _stored_chunk(self, chunk: Chunk) -> Arrays | None:
         key = self._key(chunk)
         for folder in (self.folder, self.subject.beside):
@@ -310,7 +356,12 @@ class _Job:
         what: dict[str, Any] = {}
         if chunk.attack == CORRUPTIONS:
             name, severity, images = self._pictures[chunk.k]
-            what = {"corruption": name, "severity": severity, "made": self.evaluation.corruptions == corruptions.MADE, "pictures": _hash(images)}
+            what = {
+                "corruption": name,
+                "severity": severity,
+                "made": self.evaluation.corruptions == corruptions.MADE,
+                "pictures": _hash(images),
+            }
             used += ["batch"]
         elif chunk.attack in (CLEAN, CURVE):
             used += ["pgd_steps", "pgd_restarts", "pgd_start", "eot", "version", "threat"]
@@ -318,13 +369,19 @@ class _Job:
         else:
             used += ["threat", "effort", "version", "level", "streams"]
         settings = {name: self.settings[name] for name in used}
-        return _sha256(settings | what | {"attack": chunk.attack, "indices": chunk.indices.tolist(), "bits": self._bits})
+        return _sha256(
+            settings
+            | what
+            | {"attack": chunk.attack, "indices": chunk.indices.tolist(), "bits": self._bits}
+        )
 
     @functools.cached_property
     def _bits(self) -> dict[str, str]:
         """What decides the last bits, as far as the driver can know it."""
         found = versions()
-        return {name: found[name] for name in ("dra-ray", "torch", "pyautoattack", "machine")} | {"device": self.device}
+        return {name: found[name] for name in ("dra-ray", "torch", "pyautoattack", "machine")} | {
+            "device": self.device
+        }
 
     def _threat(self, chunk: Chunk) -> config.Threat:
         """That of the batch: a radius of the curve has its own."""
@@ -344,14 +401,30 @@ class _Job:
         if self._ref is None:
             with _by_value(self.subject.code):
                 self._ref = ray.put(self.subject.student)
-        task = _attack.options(**cluster.placed(self.subject.experiment.resources), name=f"{self.name}:{chunk.name}")
-        return task.remote(self._do, self._ref, self._work(chunk), self._file(self.folder, chunk), self._key(chunk))
+        task = _attack.options(
+            **cluster.placed(self.subject.experiment.resources), name=f"{self.name}:{chunk.name}"
+        )
+        return task.remote(
+            self._do, self._ref, self._work(chunk), self._file(self.folder, chunk), self._key(chunk)
+        )
 
     def _work(self, chunk: Chunk) -> Work:
         at = chunk.indices
-        kind: Kind = {CLEAN: "clean", CURVE: "radius", CORRUPTIONS: "corrupted"}.get(chunk.attack, "attack")  # type: ignore[assignment]
+        kind: Kind = {CLEAN: "clean", CURVE: "radius", CORRUPTIONS: "corrupted"}.get(
+            chunk.attack, "attack"
+        )  # type: ignore[assignment]
         evaluation = self.evaluation.model_copy(update={"batch": self.batch})
-        work = Work(self.images[at], self.labels[at], kind, chunk.attack, self._threat(chunk), evaluation, self.effort, self.device, numbers=at)
+        work = Work(
+            self.images[at],
+            self.labels[at],
+            kind,
+            chunk.attack,
+            self._threat(chunk),
+            evaluation,
+            self.effort,
+            self.device,
+            numbers=at,
+        )
         if kind == "corrupted":
             name, severity, images = self._pictures[chunk.k]
             return dataclasses.replace(work, images=images, corruption=(name, severity))
@@ -363,7 +436,12 @@ class _Job:
     def _noise(self) -> Tensor:
         """Of PGD's starts: float [restarts,N,C,H,W], each as one process draws it for all images."""
         generator = torch.Generator().manual_seed(self.evaluation.seed)
-        return torch.stack([noise_like(self.images.shape, self.threat, generator) for _ in range(self.evaluation.pgd_restarts)])
+        return torch.stack(
+            [
+                noise_like(self.images.shape, self.threat, generator)
+                for _ in range(self.evaluation.pgd_restarts)
+            ]
+        )
 
     def absorb(self, chunk: Chunk, outcome: Arrays) -> None:
         """Take what a task found."""
@@ -386,24 +464,55 @@ class _Job:
     def row(self, chunk: Chunk) -> dict[str, Any]:
         """What `progress` is told after a batch."""
         stage = chunk.attack
-        done = {"done": self._done[stage], "of": self._of[stage], "robust": self.found.standing, "images": len(self.labels)}
-        return {"run": self.name, "attack": stage, **done, "seconds": self.found.seconds[stage], "stages": self._stages()}
+        done = {
+            "done": self._done[stage],
+            "of": self._of[stage],
+            "robust": self.found.standing,
+            "images": len(self.labels),
+        }
+        return {
+            "run": self.name,
+            "attack": stage,
+            **done,
+            "seconds": self.found.seconds[stage],
+            "stages": self._stages(),
+        }
 
     def _stages(self) -> list[str]:
         """All that there may be; attacks are left out once nobody is left."""
-        named = [CLEAN, *plan.attacks(self.found.num_classes or 10, self.evaluation.version, self.threat.norm, self.evaluation.level)]
-        return named + [CURVE] * bool(self.found.curve) + [CORRUPTIONS] * bool(self.evaluation.corruptions)
+        named = [
+            CLEAN,
+            *plan.attacks(
+                self.found.num_classes or 10,
+                self.evaluation.version,
+                self.threat.norm,
+                self.evaluation.level,
+            ),
+        ]
+        return (
+            named
+            + [CURVE] * bool(self.found.curve)
+            + [CORRUPTIONS] * bool(self.evaluation.corruptions)
+        )
 
-    # -- the result -------------------------------------------------------------------------------------------------
+    # -- the result --------------------------------------------------------------------------------
     def finish(self) -> dict[str, Any]:
         """The result; written once, the JSON file last."""
         if self.result is None:
             assert self.found.plan
-            self.result = self.found.summary(self.evaluation, self.threat, self.effort) | self._facts()
+            self.result = (
+                self.found.summary(self.evaluation, self.threat, self.effort) | self._facts()
+            )
             if self.batch != self.evaluation.batch:
-                self.result["flags"].append(SHRUNK.format(asked=self.evaluation.batch, batch=self.batch))
-            (self.folder / "adversarial.npz").write_npz(images=self.found.plan.adversarial.numpy(), labels=self.labels.numpy())
-            (self.folder / "per_sample.npz").write_npz(**self.found.per_sample(), labels=self.labels.numpy())
+                self.result["flags"].append(
+                    SHRUNK.format(asked=self.evaluation.batch, batch=self.batch)
+                )
+            (self.folder / "adversarial.npz").write_npz(
+                images=self.found.plan.adversarial.numpy(), labels=self.labels.numpy()
+            )
+            (self.folder / "per_sample.npz").write_npz(
+                **self.found.per_sample(), labels=self.labels.numpy()
+            )
             (self.folder / "autoattack.json").write_json(self.result)
         return self.result
 
@@ -424,14 +533,22 @@ class _Job:
         }
 
 
-# -- digests --------------------------------------------------------------------------------------------------------
+# -- digests ---------------------------------------------------------------------------------------
 def _digest(student: nn.Module) -> str:
-    """SHA-256 of a student: its modules' settings and every parameter and buffer, saved in checkpoints or not."""
-    settings = re.sub(r" at 0x[0-9a-f]+", "", repr(student))  # addresses of functions, other in every process
+    """SHA-256 of a student: its modules' settings and every parameter and buffer, saved in
+    checkpoints or not.
+    """
+    settings = re.sub(
+        r" at 0x[0-9a-f]+", "", repr(student)
+    )  # addresses of functions, other in every process
     digest = hashlib.sha256(settings.encode())
-    for name, tensor in sorted([*student.named_parameters(), *student.named_buffers()], key=lambda pair: pair[0]):
+    for name, tensor in sorted(
+        [*student.named_parameters(), *student.named_buffers()], key=lambda pair: pair[0]
+    ):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 

@@ -1,4 +1,6 @@
-"""From real images to a report: teacher, synthetic images, sweep, AutoAttack. Every stage is a run that resumes by itself."""
+"""From real images to a report: teacher, synthetic images, sweep, AutoAttack. Every stage is a run
+that resumes by itself.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,17 @@ STAGES = ("teacher", "synthetic", "sweep", "autoattack", "report")
 
 
 def run(settings: config.Quickstart, store: Store, progress: Progress | None = None) -> Store:
-    """Run every stage that is not done yet below `store`; returns the report's place. Ray must be initialised."""
+    """Run every stage that is not done yet below `store`; returns the report's place. Ray must be
+    initialised.
+    """
     store = store.resolved()
-    manifest = run_folder.begin_run(store, "quickstart", settings.model_dump(mode="json"), settings.digest(), hardware=hardware())
+    manifest = run_folder.begin_run(
+        store,
+        "quickstart",
+        settings.model_dump(mode="json"),
+        settings.digest(),
+        hardware=hardware(),
+    )
     if manifest["status"] == "done" and (store / "report.html").exists():
         return store / "report.html"
 
@@ -36,11 +46,18 @@ def run(settings: config.Quickstart, store: Store, progress: Progress | None = N
     with _timed(store, "synthetic"):
         wanted = config.override(settings.synthesis, {"teacher": (store / "teacher").uri})
         synthesize.run(wanted, store / "synthetic", rows("synthetic"))
-    sources = {"base.teacher.uri": (store / "teacher").uri, "base.synthetic.uri": (store / "synthetic").uri}
+    sources = {
+        "base.teacher.uri": (store / "teacher").uri,
+        "base.synthetic.uri": (store / "synthetic").uri,
+    }
     wide = config.override(settings.sweep, sources)
     with contextlib.ExitStack() as stack:
-        if wide.base.pool.kind == "pool" and not _is_done(store / "sweep"):  # up until the end of AutoAttack, so that its log also shows it shrink
-            app = stack.enter_context(service.serving(wide.base.teacher, wide.base.pool, store / "sweep" / "pool.jsonl"))
+        if wide.base.pool.kind == "pool" and not _is_done(
+            store / "sweep"
+        ):  # up until the end of AutoAttack, so that its log also shows it shrink
+            app = stack.enter_context(
+                service.serving(wide.base.teacher, wide.base.pool, store / "sweep" / "pool.jsonl")
+            )
             stack.callback(_until_shrunk, app, wide.base.pool)
         with _timed(store, "sweep"):
             finals = sweep.run(wide, store / "sweep", rows("sweep"))["finals"]
@@ -52,10 +69,14 @@ def run(settings: config.Quickstart, store: Store, progress: Progress | None = N
 
 
 def _until_shrunk(app: str, settings: config.Pool) -> None:
-    """AutoAttack usually takes longer than an idle replica is kept; where it does not, wait for the rest of that time."""
+    """AutoAttack usually takes longer than an idle replica is kept; where it does not, wait for the
+    rest of that time.
+    """
     patience_s = settings.downscale_delay_s + settings.look_back_period_s + 10
     with contextlib.suppress(KeyError):
-        cluster.wait_until(lambda: service.replicas(app).get("RUNNING", 0) <= settings.min_replicas, patience_s)
+        cluster.wait_until(
+            lambda: service.replicas(app).get("RUNNING", 0) <= settings.min_replicas, patience_s
+        )
 
 
 def _is_done(run: Store) -> bool:
@@ -79,4 +100,6 @@ def _timed(store: Store, stage: str) -> Iterator[None]:
         assert manifest is not None
         seconds = {entry["name"]: entry["seconds"] for entry in manifest.get("stages", [])}
         seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 1)
-        run_folder.update_manifest(store, stages=[{"name": name, "seconds": s} for name, s in seconds.items()])
+        run_folder.update_manifest(
+            store, stages=[{"name": name, "seconds": s} for name, s in seconds.items()]
+        )

@@ -1,7 +1,8 @@
-"""Many runs under Ray Tune and ASHA, sharing one teacher pool; rung scores are ours, so a killed sweep goes on with them.
+"""Many runs under Ray Tune and ASHA, sharing one teacher pool; rung scores are ours, so a killed
+sweep goes on with them.
 
-A trial is one Ray Train run with a stable name: interrupted, it resumes from its own checkpoints. The objective is the
-robust accuracy on held-out images; the fidelity clock is `images_seen`.
+A trial is one Ray Train run with a stable name: interrupted, it resumes from its own checkpoints.
+The objective is the robust accuracy on held-out images; the fidelity clock is `images_seen`.
 """
 
 from __future__ import annotations
@@ -28,16 +29,30 @@ Progress = Callable[[dict[str, Any]], None]
 
 
 def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> dict[str, Any]:
-    """Run every trial under ASHA, then bring the best trial with and without alignment to the full budget.
+    """Run every trial under ASHA, then bring the best trial with and without alignment to the full
+    budget.
 
-    Returns the manifest, with `finals`: {"dra": trial, "baseline": trial} (those that the sweep has).
-    Raises `ConfigError` before anything starts, `RunError` when trials failed; the same call resumes.
+    Returns the manifest, with `finals`: {"dra": trial, "baseline": trial} (those that the sweep
+    has). Raises `ConfigError` before anything starts, `RunError` when trials failed; the same call
+    resumes.
     """
     store = store.resolved()
-    experiments = {name: experiment.with_sources() for name, experiment in sweep.experiments().items()}
+    experiments = {
+        name: experiment.with_sources() for name, experiment in sweep.experiments().items()
+    }
     _check(experiments)
-    changed = {name: {field: _field(experiment, field) for field in sweep.space} for name, experiment in experiments.items()}
-    manifest = runs.begin_run(store, "sweep", sweep.model_dump(mode="json"), sweep.digest(), trials=changed, seed=sweep.seed)
+    changed = {
+        name: {field: _field(experiment, field) for field in sweep.space}
+        for name, experiment in experiments.items()
+    }
+    manifest = runs.begin_run(
+        store,
+        "sweep",
+        sweep.model_dump(mode="json"),
+        sweep.digest(),
+        trials=changed,
+        seed=sweep.seed,
+    )
     if manifest["status"] == "done":
         return manifest
     with contextlib.ExitStack() as stack:
@@ -46,20 +61,35 @@ def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> 
         at_once = min(sweep.asha.max_concurrent, _slots(experiments))
         _tune(store, experiments, scores.unfinished(experiments), scores, at_once)
         finals = finalists(experiments, scores.rows)
-        behind = [name for name in finals.values() if scores.last(name)["epoch"] < experiments[name].optim.epochs]
+        behind = [
+            name
+            for name in finals.values()
+            if scores.last(name)["epoch"] < experiments[name].optim.epochs
+        ]
         if behind:
             scores.racing = False
             _tune(store, experiments, behind, scores, at_once)
     return runs.update_manifest(store, status="done", finals=finals)
 
 
-def finalists(experiments: dict[str, config.Experiment], rows: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """The best trial with alignment and the best without: of those that got furthest, the most robust at that rung."""
+def finalists(
+    experiments: dict[str, config.Experiment], rows: Iterable[dict[str, Any]]
+) -> dict[str, str]:
+    """The best trial with alignment and the best without: of those that got furthest, the most
+    robust at that rung.
+    """
     last: dict[str, dict[str, Any]] = {}
     for row in rows:
         last[row["trial"]] = row
-    kinds = {"dra": [n for n in last if experiments[n].align.weight > 0], "baseline": [n for n in last if experiments[n].align.weight == 0]}
-    return {kind: max(names, key=lambda n: (last[n][CLOCK], last[n][OBJECTIVE], n)) for kind, names in kinds.items() if names}
+    kinds = {
+        "dra": [n for n in last if experiments[n].align.weight > 0],
+        "baseline": [n for n in last if experiments[n].align.weight == 0],
+    }
+    return {
+        kind: max(names, key=lambda n: (last[n][CLOCK], last[n][OBJECTIVE], n))
+        for kind, names in kinds.items()
+        if names
+    }
 
 
 def _check(experiments: dict[str, config.Experiment]) -> None:
@@ -69,10 +99,13 @@ def _check(experiments: dict[str, config.Experiment]) -> None:
     train.load_synthetic(largest, images)
     for experiment in experiments.values():
         train.check_teacher(experiment, images.num_classes)
-    clocks = {(e.optim.epochs, e.optim.batch, e.selection.every_epochs) for e in experiments.values()}
+    clocks = {
+        (e.optim.epochs, e.optim.batch, e.selection.every_epochs) for e in experiments.values()
+    }
     if len(clocks) > 1:
         raise ConfigError(
-            "space changes optim.epochs, optim.batch or selection.every_epochs: ASHA compares trials of one length; sweep those one by one"
+            "space changes optim.epochs, optim.batch or selection.every_epochs: ASHA compares "
+            "trials of one length; sweep those one by one"
         )
 
 
@@ -80,61 +113,109 @@ def _field(experiment: config.Experiment, field: str) -> Any:
     return dict(config.flatten(experiment.model_dump(mode="json")))[field]
 
 
-def _pools(stack: contextlib.ExitStack, experiments: dict[str, config.Experiment], store: Store) -> None:
+def _pools(
+    stack: contextlib.ExitStack, experiments: dict[str, config.Experiment], store: Store
+) -> None:
     """One pool per different teacher, up before the first trial and shared by all."""
-    pooled = {service.app_name(e.teacher): e for e in experiments.values() if e.align.weight and e.pool.kind == "pool"}
+    pooled = {
+        service.app_name(e.teacher): e
+        for e in experiments.values()
+        if e.align.weight and e.pool.kind == "pool"
+    }
     for number, experiment in enumerate(pooled.values()):
         log = store / (f"pool-{number}.jsonl" if number else "pool.jsonl")
         stack.enter_context(service.serving(experiment.teacher, experiment.pool, log))
 
 
 def _slots(experiments: dict[str, config.Experiment]) -> int:
-    """Trials that fit at once beside the pools: more would take each other's resources and none would start."""
-    kept = {service.app_name(e.teacher): client.reserved(e) for e in experiments.values() if e.align.weight}
+    """Trials that fit at once beside the pools: more would take each other's resources and none
+    would start.
+    """
+    kept = {
+        service.app_name(e.teacher): client.reserved(e)
+        for e in experiments.values()
+        if e.align.weight
+    }
     beside = (sum(cpus for cpus, _ in kept.values()), sum(gpus for _, gpus in kept.values()))
-    needs = [(e.resources.workers, e.resources.cpus_per_worker + DRIVER_CPUS, e.resources.gpus_per_worker) for e in experiments.values()]
+    needs = [
+        (
+            e.resources.workers,
+            e.resources.cpus_per_worker + DRIVER_CPUS,
+            e.resources.gpus_per_worker,
+        )
+        for e in experiments.values()
+    ]
     return min(cluster.require(*need, "a trial", beside) for need in needs)
 
 
-# -- Ray Tune ----------------------------------------------------------------------------------------------------------
-def _tune(store: Store, experiments: dict[str, config.Experiment], names: list[str], scores: Rungs, max_concurrent: int) -> None:
+# -- Ray Tune --------------------------------------------------------------------------------------
+def _tune(
+    store: Store,
+    experiments: dict[str, config.Experiment],
+    names: list[str],
+    scores: Rungs,
+    max_concurrent: int,
+) -> None:
     if not names:
         return
     trees = {name: experiments[name].model_dump(mode="json") for name in names}
 
     def trial(job: dict[str, Any]) -> None:
         name = job["trial"]
-        train.fit(config.Experiment.model_validate(trees[name]), store / "trials" / name, callbacks=[_Validations()])
+        train.fit(
+            config.Experiment.model_validate(trees[name]),
+            store / "trials" / name,
+            callbacks=[_Validations()],
+        )
 
     tuner = tune.Tuner(
         tune.with_resources(trial, {"cpu": DRIVER_CPUS}),
         param_space={"trial": tune.grid_search(names)},
-        tune_config=tune.TuneConfig(metric=OBJECTIVE, mode="max", scheduler=scores.scheduler(), max_concurrent_trials=max_concurrent),
-        run_config=tune.RunConfig(name="tune", verbose=0, failure_config=tune.FailureConfig(max_failures=0), **store.for_ray()),
+        tune_config=tune.TuneConfig(
+            metric=OBJECTIVE,
+            mode="max",
+            scheduler=scores.scheduler(),
+            max_concurrent_trials=max_concurrent,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+            **store.for_ray(),
+        ),
     )
     results = tuner.fit()
     if results.num_errors:
         first = str(results.errors[0]).strip().splitlines()[-1]
-        raise RunError(f"{results.num_errors} of {len(names)} trials of '{store}' failed ({first}); start the same command again to resume them")
+        raise RunError(
+            f"{results.num_errors} of {len(names)} trials of '{store}' failed ({first}); start the "
+            "same command again to resume them"
+        )
 
 
 class _Validations(TuneReportCallback):
     """Hands Tune what a validation reports, and not the checkpoints between validations."""
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
         if OBJECTIVE in metrics[0]:
             super().after_report(run_context, metrics, checkpoint)
 
 
 @dataclasses.dataclass
 class _Named:
-    """What ASHA needs of a trial: an identity, here our own name, the same before and after a restart."""
+    """What ASHA needs of a trial: an identity, here our own name, the same before and after a
+    restart.
+    """
 
     trial_id: str
 
 
 class Rungs:
-    """Every score that a trial reported and what was decided, in `rungs.jsonl`; feeds ASHA after a restart."""
+    """Every score that a trial reported and what was decided, in `rungs.jsonl`; feeds ASHA after a
+    restart.
+    """
 
     def __init__(self, sweep: config.Sweep, file: Store, progress: Progress | None) -> None:
         self.sweep, self.file, self.progress = sweep, file, progress
@@ -142,7 +223,9 @@ class Rungs:
         self.racing = True  # ASHA decides; off for the finals, which nothing stops
 
     def __getstate__(self) -> dict[str, Any]:
-        """Ray Tune pickles its scheduler beside its state; a progress bar cannot go along, and nothing reads it back."""
+        """Ray Tune pickles its scheduler beside its state; a progress bar cannot go along, and
+        nothing reads it back.
+        """
         return self.__dict__ | {"progress": None}
 
     def last(self, trial: str) -> dict[str, Any]:
@@ -155,7 +238,11 @@ class Rungs:
     def add(self, trial: str, result: dict[str, Any], stop: bool) -> None:
         done = result["epoch"] >= self.sweep.base.optim.epochs
         row = {key: result[key] for key in ("epoch", CLOCK, OBJECTIVE, "clean_accuracy")}
-        row |= {"trial": trial, "decision": "stop" if stop else "done" if done else "continue", "at": time.time()}
+        row |= {
+            "trial": trial,
+            "decision": "stop" if stop else "done" if done else "continue",
+            "at": time.time(),
+        }
         if any(r["trial"] == trial and r[CLOCK] >= row[CLOCK] for r in self.rows):
             return  # an epoch that was repeated after a restart: the same score, already there
         self.rows.append(row)
@@ -173,13 +260,17 @@ class _Asha(ASHAScheduler):
 
     def __init__(self, rungs: Rungs) -> None:
         base, asha = rungs.sweep.base, rungs.sweep.asha
-        per_epoch = data.batch_plan(base, data.outline(base.data).train, 0).steps_per_epoch * base.optim.batch
+        per_epoch = (
+            data.batch_plan(base, data.outline(base.data).train, 0).steps_per_epoch
+            * base.optim.batch
+        )
         super().__init__(
             time_attr=CLOCK,
             max_t=base.optim.epochs * per_epoch,
             grace_period=asha.grace_epochs * per_epoch,
             reduction_factor=asha.reduction_factor,
-            stop_last_trials=False,  # a trial that reaches the end finishes by itself, checkpoints and all
+            # a trial that reaches the end finishes by itself, checkpoints and all
+            stop_last_trials=False,
         )
         self._record = rungs
         self.set_search_properties(OBJECTIVE, "max")

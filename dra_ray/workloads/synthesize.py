@@ -1,8 +1,9 @@
 """Sample a class-balanced image set from a teacher, one Ray task per shard.
 
-Image i has class i % K and is made from seed + i in a fixed batch, whoever makes it; so the shards are the same to the
-byte for any number of workers, and a job that was killed goes on where it stopped. With `select`, the images so made are
-candidates, in a folder of their own with their scores; the set is what is kept of them, class by class.
+Image i has class i % K and is made from seed + i in a fixed batch, whoever makes it; so the shards
+are the same to the byte for any number of workers, and a job that was killed goes on where it
+stopped. With `select`, the images so made are candidates, in a folder of their own with their
+scores; the set is what is kept of them, class by class.
 """
 
 from __future__ import annotations
@@ -40,20 +41,32 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.npz"
 
 
-def run(config: Synthesis, store: Store, progress: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-    """Write `config.images` images to `store` and return its manifest; what is there already is kept.
+def run(
+    config: Synthesis, store: Store, progress: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
+    """Write `config.images` images to `store` and return its manifest; what is there already is
+    kept.
 
-    Ray must have been initialised. `progress` gets {"images", "images_total", "elapsed_s"} after every shard. Raises
-    `ConfigError` when `store` holds another set or the teacher makes no labelled images, `RunError` when a shard cannot be made.
+    Ray must have been initialised. `progress` gets {"images", "images_total", "elapsed_s"} after
+    every shard. Raises `ConfigError` when `store` holds another set or the teacher makes no
+    labelled images, `RunError` when a shard cannot be made.
     """
     if config.teacher is None:
-        raise ConfigError("teacher is not set; make one with `dra teacher train` and pass --set teacher=URI")
+        raise ConfigError(
+            "teacher is not set; make one with `dra teacher train` and pass --set teacher=URI"
+        )
     store, teacher = store.resolved(), Store(config.teacher).resolved()
     net = checkpoint.load(teacher)
     teacher_digest = checkpoint.digest(teacher)
     _check(config, net)
     if config.select:
-        config = config.model_copy(update={"select": config.select.model_copy(update={"run": Store(config.select.run).resolved().uri})})
+        config = config.model_copy(
+            update={
+                "select": config.select.model_copy(
+                    update={"run": Store(config.select.run).resolved().uri}
+                )
+            }
+        )
     digest = _digest(config, teacher_digest, net)
     described = config.model_dump(mode="json") | {"teacher_digest": teacher_digest}
     manifest = runs.begin_run(store, "synthetic", described, digest, teacher_digest=teacher_digest)
@@ -64,7 +77,12 @@ def run(config: Synthesis, store: Store, progress: Callable[[dict[str, Any]], No
     made = _make_all(config, store, teacher, net.num_classes, started, progress)
     hashes = [found for found, _ in made]
     if config.select:
-        hashes = _keep(config, store, net.num_classes, np.concatenate([scores for _, scores in made if scores is not None]))
+        hashes = _keep(
+            config,
+            store,
+            net.num_classes,
+            np.concatenate([scores for _, scores in made if scores is not None]),
+        )
     counts = np.bincount(np.arange(config.images) % net.num_classes, minlength=net.num_classes)
     (store / "samples.png").write_bytes(_samples(store, net.num_classes))
     return runs.update_manifest(
@@ -81,11 +99,20 @@ def run(config: Synthesis, store: Store, progress: Callable[[dict[str, Any]], No
 def _check(config: Synthesis, net: Network) -> None:
     """`ConfigError` unless `net` makes images with labels."""
     if not isinstance(net, EDM | LightningDiT | LatentDiT):
-        raise ConfigError(f"teacher='{config.teacher}' is of kind '{net.kind}', which makes no images; give the folder of an EDM or a LightningDiT")
+        raise ConfigError(
+            f"teacher='{config.teacher}' is of kind '{net.kind}', which makes no images; give the "
+            "folder of an EDM or a LightningDiT"
+        )
     if not net.num_classes:
-        raise ConfigError(f"teacher='{config.teacher}' knows no classes; images need labels, so train it with classes")
+        raise ConfigError(
+            f"teacher='{config.teacher}' knows no classes; images need labels, so train it with "
+            "classes"
+        )
     if isinstance(net, LatentDiT) and net.vae.decoder is None:
-        raise ConfigError(f"teacher='{config.teacher}' has no decoder; import it again with `dra teacher import-dit --decoder`")
+        raise ConfigError(
+            f"teacher='{config.teacher}' has no decoder; import it again with `dra teacher "
+            "import-dit --decoder`"
+        )
     if isinstance(net, EDM):
         net.check_sigma(torch.tensor([config.sigma_min, config.sigma_max]))
 
@@ -96,10 +123,19 @@ def _digest(config: Synthesis, teacher_digest: str, net: Network) -> str:
     if config.select:
         _, experiment = student_checkpoint.load(Store(config.select.run))
         shape = data.outline(experiment.data).shape
-        if (shape.num_classes, shape.channels, shape.resolution) != (net.num_classes, net.channels, net.resolution):
-            raise ConfigError(f"select.run='{config.select.run}' was trained on other classes or sizes than the teacher; give a run on its data")
+        if (shape.num_classes, shape.channels, shape.resolution) != (
+            net.num_classes,
+            net.channels,
+            net.resolution,
+        ):
+            raise ConfigError(
+                f"select.run='{config.select.run}' was trained on other classes or sizes than the "
+                "teacher; give a run on its data"
+            )
         weights = sha256((Store(config.select.run) / student_checkpoint.WEIGHTS).read_bytes())
-        found = found.model_copy(update={"select": config.select.model_copy(update={"run": weights})})
+        found = found.model_copy(
+            update={"select": config.select.model_copy(update={"run": weights})}
+        )
     return found.digest()
 
 
@@ -114,7 +150,9 @@ def _sampler(config: Synthesis, net: Network) -> dict[str, Any]:
     common = config.model_dump(mode="json", include={"batch", "seed"})
     if not isinstance(net, EDM):
         return {"name": "flow"} | config.flow.model_dump(mode="json") | common
-    fields = {"steps", "sigma_min", "sigma_max", "rho"} | ({"churn", "churn_min", "churn_max", "churn_noise"} if config.churn else set())
+    fields = {"steps", "sigma_min", "sigma_max", "rho"} | (
+        {"churn", "churn_min", "churn_max", "churn_noise"} if config.churn else set()
+    )
     return {"name": "heun"} | config.model_dump(include=fields) | common
 
 
@@ -122,29 +160,47 @@ Made = tuple[str, np.ndarray | None]  # SHA-256 of a shard, and its images' scor
 
 
 def _make_all(
-    config: Synthesis, store: Store, teacher: Store, num_classes: int, started: float, progress: Callable[[dict[str, Any]], None] | None
+    config: Synthesis,
+    store: Store,
+    teacher: Store,
+    num_classes: int,
+    started: float,
+    progress: Callable[[dict[str, Any]], None] | None,
 ) -> list[Made]:
     """Every shard; at most `config.workers` are being made at the same time."""
     total = _made(config, num_classes)
     waiting = list(range(-(-total // config.shard_images)))
-    task = ray.remote(_make).options(num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker, max_retries=3)
+    task = ray.remote(_make).options(
+        num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker, max_retries=3
+    )
     running: dict[Any, int] = {}
     made: dict[int, Made] = {}
     try:
         while waiting or running:
             while waiting and len(running) < config.workers:
                 index = waiting.pop(0)
-                running[task.remote(config.model_dump(mode="json"), store.uri, teacher.uri, index)] = index
+                running[
+                    task.remote(config.model_dump(mode="json"), store.uri, teacher.uri, index)
+                ] = index
             for ref in ray.wait(list(running), num_returns=1)[0]:
                 made[running.pop(ref)] = ray.get(ref)
             if progress:
                 done = min(len(made) * config.shard_images, total)
-                progress({"images": done, "images_total": total, "elapsed_s": round(time.monotonic() - started, 3)})
+                progress(
+                    {
+                        "images": done,
+                        "images_total": total,
+                        "elapsed_s": round(time.monotonic() - started, 3),
+                    }
+                )
     except RayError as error:
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, DraError):
             raise cause from None
-        raise RunError(f"synthesis '{store.name}' failed ({str(cause).strip().splitlines()[-1]}); repeat the command to go on in {store}") from error
+        raise RunError(
+            f"synthesis '{store.name}' failed ({str(cause).strip().splitlines()[-1]}); repeat the "
+            f"command to go on in {store}"
+        ) from error
     finally:
         for ref in running:
             ray.cancel(ref, force=True)
@@ -155,20 +211,31 @@ def _make(settings: dict[str, Any], store_uri: str, teacher_uri: str, index: int
     """Ray task: make shard `index` unless it is there and whole."""
     torch.set_num_threads(1)
     config = Synthesis(**settings)
-    file = (Store(store_uri) / CANDIDATES if config.select else Store(store_uri)) / shard_name(index)
+    file = (Store(store_uri) / CANDIDATES if config.select else Store(store_uri)) / shard_name(
+        index
+    )
     net = checkpoint.load(Store(teacher_uri))
-    first, last = index * config.shard_images, min((index + 1) * config.shard_images, _made(config, net.num_classes))
+    first, last = (
+        index * config.shard_images,
+        min((index + 1) * config.shard_images, _made(config, net.num_classes)),
+    )
     numbers = np.arange(first, last)
     wanted = {"label": numbers % net.num_classes, "seed": numbers + config.seed}
     picture = (net.resolution, net.resolution, net.channels)
     if not _is_whole(file, wanted, picture, scored=bool(config.select)):
         device = "cuda" if config.gpus_per_worker else "cpu"
-        judge = student_checkpoint.load(Store(config.select.run))[0].to(device) if config.select else None
+        judge = (
+            student_checkpoint.load(Store(config.select.run))[0].to(device)
+            if config.select
+            else None
+        )
         file.write_npz(**_sample(config, net.to(device), judge, first, last), **wanted)
     return sha256(file.read_bytes()), file.read_npz()["score"] if config.select else None
 
 
-def _sample(config: Synthesis, net: Network, judge: Student | None, first: int, last: int) -> dict[str, np.ndarray]:
+def _sample(
+    config: Synthesis, net: Network, judge: Student | None, first: int, last: int
+) -> dict[str, np.ndarray]:
     """`image` uint8 [last-first,H,W,C], and `score` float32 [last-first] if there is a judge.
 
     A short last batch is made in full and cut, so that no image depends on how many there are.
@@ -187,8 +254,16 @@ def _sample(config: Synthesis, net: Network, judge: Student | None, first: int, 
 def _batch(config: Synthesis, net: Network, seeds: list[int], labels: Tensor) -> Tensor:
     """Images uint8 [B,C,H,W] on the CPU."""
     if isinstance(net, EDM):
-        levels = diffusion.noise_levels(config.steps, config.sigma_min, config.sigma_max, config.rho)
-        churn = diffusion.Churn(config.churn, config.churn_min, config.churn_max or math.inf, config.churn_noise) if config.churn else None
+        levels = diffusion.noise_levels(
+            config.steps, config.sigma_min, config.sigma_max, config.rho
+        )
+        churn = (
+            diffusion.Churn(
+                config.churn, config.churn_min, config.churn_max or math.inf, config.churn_noise
+            )
+            if config.churn
+            else None
+        )
         return diffusion.sample(net, seeds, labels, levels, churn)
     sampling = dit.Sampling(**config.flow.model_dump())
     if isinstance(net, LatentDiT):
@@ -204,46 +279,67 @@ def confidence(judge: Student, images: Tensor, labels: Tensor) -> Tensor:
     return judge(data.to_float(images.to(device))).softmax(1).cpu().gather(1, labels[:, None])[:, 0]
 
 
-# -- selection -------------------------------------------------------------------------------------------------------
+# -- selection -------------------------------------------------------------------------------------
 def best(scores: np.ndarray, num_classes: int, images: int) -> np.ndarray:
-    """Positions int64 [images] of the candidates that are kept, given `scores` [N] of candidates whose classes are i % K.
+    """Positions int64 [images] of the candidates that are kept, given `scores` [N] of candidates
+    whose classes are i % K.
 
-    Of every class those with the highest scores (of equal ones the first), in the candidates' order; classes alternate again.
+    Of every class those with the highest scores (of equal ones the first), in the candidates'
+    order; classes alternate again.
     """
     positions = np.empty(images, dtype=np.int64)
     for label in range(min(num_classes, images)):
         own = np.arange(label, len(scores), num_classes)
         wanted = len(range(label, images, num_classes))
-        positions[label::num_classes] = own[np.sort(np.argsort(-scores[own], kind="stable")[:wanted])]
+        positions[label::num_classes] = own[
+            np.sort(np.argsort(-scores[own], kind="stable")[:wanted])
+        ]
     return positions
 
 
 def _keep(config: Synthesis, store: Store, num_classes: int, scores: np.ndarray) -> list[str]:
     """Write the set from the candidates; SHA-256 of every shard."""
     kept, hashes = best(scores, num_classes, config.images), []
-    read = functools.lru_cache(maxsize=16)(lambda index: (store / CANDIDATES / shard_name(index)).read_npz()["image"])
+    read = functools.lru_cache(maxsize=16)(
+        lambda index: (store / CANDIDATES / shard_name(index)).read_npz()["image"]
+    )
     for start in range(0, config.images, config.shard_images):
-        mine, file = kept[start : start + config.shard_images], store / shard_name(start // config.shard_images)
+        mine, file = (
+            kept[start : start + config.shard_images],
+            store / shard_name(start // config.shard_images),
+        )
         wanted = {"label": mine % num_classes, "seed": mine + config.seed, "score": scores[mine]}
         picture = read(int(mine[0]) // config.shard_images).shape[1:]
         if not _is_whole(file, wanted, picture):
-            image = np.stack([read(int(at) // config.shard_images)[at % config.shard_images] for at in mine])
+            image = np.stack(
+                [read(int(at) // config.shard_images)[at % config.shard_images] for at in mine]
+            )
             file.write_npz(image=image, **wanted)
         hashes.append(sha256(file.read_bytes()))
     return hashes
 
 
-def _is_whole(file: Store, wanted: dict[str, np.ndarray], picture: tuple[int, ...], scored: bool = False) -> bool:
-    """The file holds `wanted` and as many images [H,W,C] of shape `picture`, and if `scored` a score for each."""
+def _is_whole(
+    file: Store, wanted: dict[str, np.ndarray], picture: tuple[int, ...], scored: bool = False
+) -> bool:
+    """The file holds `wanted` and as many images [H,W,C] of shape `picture`, and if `scored` a
+    score for each.
+    """
     try:
         arrays = file.read_npz()
     except (DataError, StorageError):
         return False
     keys = {"image", *wanted} | ({"score"} if scored else set())
-    if arrays.keys() != keys or not all(np.array_equal(arrays[key], value) for key, value in wanted.items()):
+    if arrays.keys() != keys or not all(
+        np.array_equal(arrays[key], value) for key, value in wanted.items()
+    ):
         return False
     count = len(wanted["label"])
-    return arrays["image"].shape == (count, *picture) and arrays["image"].dtype == np.uint8 and (not scored or arrays["score"].shape == (count,))
+    return (
+        arrays["image"].shape == (count, *picture)
+        and arrays["image"].dtype == np.uint8
+        and (not scored or arrays["score"].shape == (count,))
+    )
 
 
 def _samples(store: Store, num_classes: int) -> bytes:

@@ -1,8 +1,9 @@
 """Train one student with TRADES and Diffusion Representation Alignment on Ray Train.
 
-`fit` is what a user calls; `train_worker` is the loop that every Ray Train worker runs. A worker's step is a pure
-function of (config, step, weights): batches, crops, attack noise and teacher noise are drawn from (seed, step) for
-the whole batch, and each worker takes its slice. So a run that lost a worker repeats a step to the bit.
+`fit` is what a user calls; `train_worker` is the loop that every Ray Train worker runs. A worker's
+step is a pure function of (config, step, weights): batches, crops, attack noise and teacher noise
+are drawn from (seed, step) for the whole batch, and each worker takes its slice. So a run that lost
+a worker repeats a step to the bit.
 """
 
 from __future__ import annotations
@@ -45,36 +46,61 @@ PREEMPTION_STEPS = 10
 
 
 def fit(
-    experiment: config.Experiment, run: Store, progress: Callable[[dict[str, Any]], None] | None = None, callbacks: list[Any] | None = None
+    experiment: config.Experiment,
+    run: Store,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+    callbacks: list[Any] | None = None,
 ) -> dict[str, Any]:
-    """Train `experiment` into the run directory, or go on where it stopped; returns the last row of its metrics.
+    """Train `experiment` into the run directory, or go on where it stopped; returns the last row of
+    its metrics.
 
     Args:
         progress: receives every new row of metrics.jsonl and of steps.jsonl.
         callbacks: of Ray Train, such as Tune's.
 
     Raises:
-        ConfigError: the directory holds another config, or the experiment lacks a teacher or images.
+        ConfigError: the directory holds another config, or the experiment lacks a teacher or
+            images.
         RunError: training failed; the run can be resumed by the same call.
     """
     experiment = experiment.with_sources()
     run = run.resolved()
     images = data.load(experiment.data)
-    load_synthetic(experiment, images)  # a missing or wrong set is found here, before Ray Train starts
+    load_synthetic(
+        experiment, images
+    )  # a missing or wrong set is found here, before Ray Train starts
     check_teacher(experiment, images.num_classes)
-    manifest = runs.begin_run(run, "train", experiment.model_dump(mode="json"), experiment.digest(), data=images.facts(), seed=experiment.seed)
+    manifest = runs.begin_run(
+        run,
+        "train",
+        experiment.model_dump(mode="json"),
+        experiment.digest(),
+        data=images.facts(),
+        seed=experiment.seed,
+    )
     if manifest["status"] == "done":
         return (run / "metrics.jsonl").read_jsonl()[-1]
     if experiment.align.weight and experiment.pool.kind == "pool":
-        with service.serving(experiment.teacher, experiment.pool, log=None if callbacks else run / "pool.jsonl"):
+        with service.serving(
+            experiment.teacher, experiment.pool, log=None if callbacks else run / "pool.jsonl"
+        ):
             return _fit(experiment, run, progress, callbacks or [])
     return _fit(experiment, run, progress, callbacks or [])
 
 
-def _fit(experiment: config.Experiment, run: Store, progress: Callable[[dict[str, Any]], None] | None, callbacks: list[Any]) -> dict[str, Any]:
+def _fit(
+    experiment: config.Experiment,
+    run: Store,
+    progress: Callable[[dict[str, Any]], None] | None,
+    callbacks: list[Any],
+) -> dict[str, Any]:
     resources = experiment.resources
     cluster.require(
-        cluster.least_workers(resources), resources.cpus_per_worker, resources.gpus_per_worker, f"training '{run.name}'", client.reserved(experiment)
+        cluster.least_workers(resources),
+        resources.cpus_per_worker,
+        resources.gpus_per_worker,
+        f"training '{run.name}'",
+        client.reserved(experiment),
     )
     trainer = TorchTrainer(
         train_worker,
@@ -90,8 +116,13 @@ def _fit(experiment: config.Experiment, run: Store, progress: Callable[[dict[str
         ),
     )
     runs.update_manifest(run, started_at=None, stopped=None)
-    with cluster.following(run / "metrics.jsonl", progress), cluster.following(run / "steps.jsonl", progress):
-        cluster.fit(trainer, f"training '{run}'", resources, lambda: bool(_manifest(run).get("started_at")))
+    with (
+        cluster.following(run / "metrics.jsonl", progress),
+        cluster.following(run / "steps.jsonl", progress),
+    ):
+        cluster.fit(
+            trainer, f"training '{run}'", resources, lambda: bool(_manifest(run).get("started_at"))
+        )
     if stopped := _manifest(run).get("stopped"):
         raise RunError(f"training '{run}' stopped: {stopped}")
     runs.update_manifest(run, status="done")
@@ -106,10 +137,12 @@ def _manifest(run: Store) -> dict[str, Any]:
 
 
 def check_teacher(experiment: config.Experiment, num_classes: int | None = None) -> None:
-    """Raise `CheckpointError` where there is no teacher, `ConfigError` where it does not fit the experiment, or its data's `num_classes` if given.
+    """Raise `CheckpointError` where there is no teacher, `ConfigError` where it does not fit the
+    experiment, or its data's `num_classes` if given.
 
-    It must know the noise levels and, unless it goes without them, the classes. One that was trained on another split of the same
-    data may have seen our validation images; where the data has no official test images, also those.
+    It must know the noise levels and, unless it goes without them, the classes. One that was
+    trained on another split of the same data may have seen our validation images; where the data
+    has no official test images, also those.
     """
     if not experiment.align.weight:
         return
@@ -122,17 +155,24 @@ def check_teacher(experiment: config.Experiment, num_classes: int | None = None)
     net.check_sigma(torch.tensor([experiment.align.sigma]))
     if experiment.align.extra_weight and net.sigma_range != (0.0, math.inf):
         raise ConfigError(
-            f"align.extra_weight={experiment.align.extra_weight:g} draws noise levels of any size, but the teacher knows only "
-            f"{net.sigma_range[0]:.4g} to {net.sigma_range[1]:.4g}; set it to 0 or use another teacher"
+            f"align.extra_weight={experiment.align.extra_weight:g} draws noise levels of any size, "
+            "but the teacher knows only "
+            f"{net.sigma_range[0]:.4g} to {net.sigma_range[1]:.4g}; set it to 0 or use another "
+            "teacher"
         )
     theirs = card.get("data", {})
     if theirs.get("name") != experiment.data.name:
         return
-    for field in ("split_seed", "test_images", "validation_images") if experiment.data.name == "digits" else ("split_seed", "validation_images"):
+    for field in (
+        ("split_seed", "test_images", "validation_images")
+        if experiment.data.name == "digits"
+        else ("split_seed", "validation_images")
+    ):
         ours = getattr(experiment.data, field)
         if theirs.get(field) != ours:
             raise ConfigError(
-                f"data.{field}={ours}, but the teacher '{experiment.teacher.uri}' was trained with {theirs.get(field)}, so it may have seen your "
+                f"data.{field}={ours}, but the teacher '{experiment.teacher.uri}' was trained with "
+                f"{theirs.get(field)}, so it may have seen your "
                 f"held-out images; set data.{field}={theirs.get(field)} or train another teacher"
             )
 
@@ -172,10 +212,18 @@ def train_worker(job: dict[str, Any]) -> None:
     if rank == 0:
         _record_start(run, state.step, world, device, origin)
     with contextlib.ExitStack() as stack:
-        loader = stack.enter_context(contextlib.closing(Batches(images.train, extra, batches, device, place.mine)))
+        loader = stack.enter_context(
+            contextlib.closing(Batches(images.train, extra, batches, device, place.mine))
+        )
         if source:
             stack.enter_context(contextlib.closing(source))
-        feed = Feed(experiment, loader.get, place.mine, source, experiment.optim.epochs * batches.steps_per_epoch)
+        feed = Feed(
+            experiment,
+            loader.get,
+            place.mine,
+            source,
+            experiment.optim.epochs * batches.steps_per_epoch,
+        )
         _train(experiment, run, place, state, feed, images.validation, batches.steps_per_epoch)
 
 
@@ -192,7 +240,9 @@ def _train(
     optim, resources, selection = experiment.optim, experiment.resources, experiment.selection
     total_steps = optim.epochs * epoch_steps
     log = StepLog(run, state.step, optim.batch, epoch_steps) if place.rank == 0 else None
-    gauge = metrics.Gauge("dra_train_robust_accuracy", METRICS["dra_train_robust_accuracy"], tag_keys=("run",))
+    gauge = metrics.Gauge(
+        "dra_train_robust_accuracy", METRICS["dra_train_robust_accuracy"], tag_keys=("run",)
+    )
     counter = metrics.Counter("dra_train_images", METRICS["dra_train_images"])
     start, already_s = time.monotonic(), state.rows[-1]["elapsed_s"] if state.rows else 0.0
     told = None
@@ -204,7 +254,12 @@ def _train(
         state.sums += parts
         state.step += 1
         if optim.averaging == "step":
-            decay = averaging.decay(state.step, optim.averaging_warmup * total_steps, optim.averaging_decay, optim.averaging_ramp)
+            decay = averaging.decay(
+                state.step,
+                optim.averaging_warmup * total_steps,
+                optim.averaging_decay,
+                optim.averaging_ramp,
+            )
             averaging.update(state.average, state.student, decay)
         counter.inc(place.mine.stop - place.mine.start)
 
@@ -222,8 +277,15 @@ def _train(
                 since = (epoch % selection.every_epochs + 1) * epoch_steps
                 losses_mean = (_mean(state.sums, place.mine, optim.batch) / since).tolist()
                 if not all(map(math.isfinite, losses_mean)) or not state.finite():
-                    return _stop(run, state, place.rank, f"the loss or a weight is not finite at step {state.step}")
-                clean, robust = validate(state.average, experiment, validation, place.rank, place.world, place.device)
+                    return _stop(
+                        run,
+                        state,
+                        place.rank,
+                        f"the loss or a weight is not finite at step {state.step}",
+                    )
+                clean, robust = validate(
+                    state.average, experiment, validation, place.rank, place.world, place.device
+                )
                 row = {
                     "step": state.step,
                     "epoch": epoch + 1,
@@ -246,11 +308,20 @@ def _train(
                 _report(state, row, place.rank, at_once=notice)
                 continue
         if due or notice:
-            state.sums.copy_(_mean(state.sums, place.mine, optim.batch))  # a checkpoint is worker 0's, so all must hold the same
+            state.sums.copy_(
+                _mean(state.sums, place.mine, optim.batch)
+            )  # a checkpoint is worker 0's, so all must hold the same
             _report(state, {"step": state.step}, place.rank, at_once=notice)
 
 
-def validate(student: nn.Module, experiment: config.Experiment, split: Pictures, rank: int, world: int, device: torch.device) -> tuple[float, float]:
+def validate(
+    student: nn.Module,
+    experiment: config.Experiment,
+    split: Pictures,
+    rank: int,
+    world: int,
+    device: torch.device,
+) -> tuple[float, float]:
     """(clean, PGD-k) accuracy of the averaged weights on held-out images, shared among the workers.
 
     Every image's noise is its own and chunks are the same for any number of workers.
@@ -263,17 +334,23 @@ def validate(student: nn.Module, experiment: config.Experiment, split: Pictures,
             continue
         pixels, classes = split.take(chunk)
         x, labels = data.to_float(pixels.to(device)), classes.to(device)
-        noise = pgd.noise_like(pixels.shape, threat, random.generator(experiment.seed, VALIDATION, number))
+        noise = pgd.noise_like(
+            pixels.shape, threat, random.generator(experiment.seed, VALIDATION, number)
+        )
         with torch.no_grad():
             correct[0] += (student(x).argmax(1) == labels).sum()
         size = selection.step_255 / 255 if selection.step_255 else None
-        correct[1] += pgd.evaluate_pgd(student, x, labels, threat, noise.to(device), selection.steps, selection.loss, size).sum()
+        correct[1] += pgd.evaluate_pgd(
+            student, x, labels, threat, noise.to(device), selection.steps, selection.loss, size
+        ).sum()
     clean, robust = (workers.total(correct) / max(1, len(split))).tolist()
     return clean, robust
 
 
 def _end_epoch(state: State, optim: config.Optim, epoch: int) -> None:
-    """What happens once an epoch: the average takes the BatchNorm statistics over, and IKL's class means change."""
+    """What happens once an epoch: the average takes the BatchNorm statistics over, and IKL's class
+    means change.
+    """
     if optim.averaging == "epoch":
         averaging.update_all(state.average, state.student, optim.averaging_decay if epoch else 0.0)
     else:
@@ -284,11 +361,17 @@ def _end_epoch(state: State, optim: config.Optim, epoch: int) -> None:
 
 
 class StepLog:
-    """`steps.jsonl`: loss, rate and speed at every k-th step; a resumed run keeps the rows up to its checkpoint."""
+    """`steps.jsonl`: loss, rate and speed at every k-th step; a resumed run keeps the rows up to
+    its checkpoint.
+    """
 
     def __init__(self, run: Store, step: int, batch: int, epoch_steps: int) -> None:
         self.file, self.batch, self.epoch_steps = run / "steps.jsonl", batch, epoch_steps
-        self.rows = [row for row in self.file.read_jsonl() if row["step"] <= step] if step and self.file.exists() else []
+        self.rows = (
+            [row for row in self.file.read_jsonl() if row["step"] <= step]
+            if step and self.file.exists()
+            else []
+        )
         self.last = (step, time.monotonic())
 
     def write(self, step: int, parts: list[float], rate: float) -> None:
@@ -296,7 +379,11 @@ class StepLog:
         self.last = (step, now)
         speed = (step - before) * self.batch / max(now - then, 1e-9)
         done = {"step": step, "epoch": round(step / self.epoch_steps, 3)}
-        self.rows.append(done | dict(zip(PARTS, parts, strict=True)) | {"lr": rate, "images_per_s": round(speed, 2), "at": time.time()})
+        self.rows.append(
+            done
+            | dict(zip(PARTS, parts, strict=True))
+            | {"lr": rate, "images_per_s": round(speed, 2), "at": time.time()}
+        )
         self.file.write_jsonl(self.rows)
 
 
@@ -304,7 +391,8 @@ def _stop(run: Store, state: State, rank: int, why: str) -> None:
     """End the run without a retry, which would end alike: the driver turns this into an error."""
     if rank == 0:
         good = (
-            f"the last good checkpoint, of step {state.rows[-1]['step']}, is in '{run / 'checkpoints'}'"
+            f"the last good checkpoint, of step {state.rows[-1]['step']}, is in "
+            f"'{run / 'checkpoints'}'"
             if state.rows
             else "no checkpoint was written yet"
         )
@@ -312,7 +400,9 @@ def _stop(run: Store, state: State, rank: int, why: str) -> None:
 
 
 def _preempted(step: int, told: Any) -> tuple[Any, bool]:
-    """(the newest notice, whether it is a new one) that nodes of this run will be taken away; asked every few steps by all workers."""
+    """(the newest notice, whether it is a new one) that nodes of this run will be taken away; asked
+    every few steps by all workers.
+    """
     if step % PREEMPTION_STEPS or os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
         return told, False
     info = ray.train.get_preemption_info()
@@ -321,14 +411,23 @@ def _preempted(step: int, told: Any) -> tuple[Any, bool]:
 
 
 def _record_start(run: Store, at_step: int, world: int, device: torch.device, origin: str) -> None:
-    """Every start: BatchNorm sees the per-worker batch, so the number of workers is part of what a run did; so is the device."""
+    """Every start: BatchNorm sees the per-worker batch, so the number of workers is part of what a
+    run did; so is the device.
+    """
     now = runs.utc_now()
-    history = [*_manifest(run).get("world_sizes", []), {"step": at_step, "workers": world, "at": now}]
-    runs.update_manifest(run, world_sizes=history, started_at=now, weights=origin, device=arithmetic.facts(device))
+    history = [
+        *_manifest(run).get("world_sizes", []),
+        {"step": at_step, "workers": world, "at": now},
+    ]
+    runs.update_manifest(
+        run, world_sizes=history, started_at=now, weights=origin, device=arithmetic.facts(device)
+    )
 
 
 def _report(state: State, row: dict[str, Any], rank: int, at_once: bool = False) -> None:
-    """A barrier over the workers; rank 0 hands its checkpoint over and, unless `at_once`, goes on while it is uploaded."""
+    """A barrier over the workers; rank 0 hands its checkpoint over and, unless `at_once`, goes on
+    while it is uploaded.
+    """
     folder = None
     if rank == 0:
         folder = tempfile.mkdtemp(prefix="dra-")

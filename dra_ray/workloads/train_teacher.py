@@ -1,7 +1,9 @@
-"""Train a class-conditional EDM teacher, or its control, with Ray Train (arXiv 2206.00364; arXiv 2602.19931, section 5.6).
+"""Train a class-conditional EDM teacher, or its control, with Ray Train (arXiv 2206.00364; arXiv
+2602.19931, section 5.6).
 
-Step t is a pure function of (configuration, t) and the state before it, and workers take slices of one global batch; so a
-run that was killed goes on from its last checkpoint to the same weights, to the bit on one kind of machine.
+Step t is a pure function of (configuration, t) and the state before it, and workers take slices of
+one global batch; so a run that was killed goes on from its last checkpoint to the same weights, to
+the bit on one kind of machine.
 """
 
 from __future__ import annotations
@@ -35,16 +37,25 @@ from dra_ray.training import workers
 ROWS_PER_RUN = 100
 VALIDATION_IMAGES = 1024
 SHEET_CLASSES, SHEET_ROWS, SHEET_STEPS = 10, 8, 12
-INIT, NOISE, DROPOUT, AUGMENT, VALIDATE = 10, 11, 12, 13, 14  # purposes of random numbers, for `generator`
+INIT, NOISE, DROPOUT, AUGMENT, VALIDATE = (
+    10,
+    11,
+    12,
+    13,
+    14,
+)  # purposes of random numbers, for `generator`
 
 
 class Training:
-    """Network, average and optimiser after `step` steps, and how to take the next one. No Ray in here.
+    """Network, average and optimiser after `step` steps, and how to take the next one. No Ray in
+    here.
 
     `images` are the real data; `sigma_data` is measured on its training part.
     """
 
-    def __init__(self, config: TeacherTraining, images: data.Images, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, config: TeacherTraining, images: data.Images, device: torch.device | str = "cpu"
+    ) -> None:
         self.config = config
         self.device = torch.device(device)
         train = data.in_memory(images.train)
@@ -58,7 +69,11 @@ class Training:
         self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
         self.step = 0
-        self.validation = data.in_memory(images.validation[:VALIDATION_IMAGES]) if len(images.validation) else None
+        self.validation = (
+            data.in_memory(images.validation[:VALIDATION_IMAGES])
+            if len(images.validation)
+            else None
+        )
 
     @property
     def steps(self) -> int:
@@ -70,48 +85,72 @@ class Training:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the next step: a linear rise, then constant or a cosine to 0 at the end of the last step."""
+        """Learning rate of the next step: a linear rise, then constant or a cosine to 0 at the end
+        of the last step.
+        """
         config, after = self.config, self.images_seen + self.config.batch
         if after < config.warmup_images or config.schedule == "constant":
             return config.lr * min(1.0, after / max(config.warmup_images, 1))
-        part = (self.images_seen - config.warmup_images) / max(self.steps * config.batch - config.warmup_images, 1)
+        part = (self.images_seen - config.warmup_images) / max(
+            self.steps * config.batch - config.warmup_images, 1
+        )
         return config.lr * (1 + math.cos(math.pi * max(part, 0.0))) / 2
 
     def advance(self, forward: nn.Module, rank: int = 0, world: int = 1) -> Tensor:
-        """One step on this worker's slice of the batch; `forward` is the network or its parallel wrapper. Returns the slice's mean loss."""
+        """One step on this worker's slice of the batch; `forward` is the network or its parallel
+        wrapper. Returns the slice's mean loss.
+        """
         config = self.config
         mine = part_of(config.batch, rank, world)
         chosen = self.plan.indices(self.step)[mine].to(self.device)
-        draws = generator(config.seed, NOISE, self.step)  # for the whole batch, so that the number of workers changes nothing
+        draws = generator(
+            config.seed, NOISE, self.step
+        )  # for the whole batch, so that the number of workers changes nothing
         sigma = self._sigma(config.batch, draws)[mine].to(self.device)
-        noise = torch.randn((config.batch, *self.clean.shape[1:]), generator=draws)[mine].to(self.device)
-        labelled = (torch.rand(config.batch, 1, generator=draws) >= config.net.label_dropout)[mine].to(self.device)
+        noise = torch.randn((config.batch, *self.clean.shape[1:]), generator=draws)[mine].to(
+            self.device
+        )
+        labelled = (torch.rand(config.batch, 1, generator=draws) >= config.net.label_dropout)[
+            mine
+        ].to(self.device)
         if config.net.dropout:
             torch.manual_seed(derive(config.seed, DROPOUT, self.step, rank))
         self.net.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         if config.objective == "classify":
-            changes = augment.parameters(config.batch, config.data, generator(config.seed, AUGMENT, self.step))[mine]
+            changes = augment.parameters(
+                config.batch, config.data, generator(config.seed, AUGMENT, self.step)
+            )[mine]
             seen = pixels.to_signed(augment.apply(self.images[chosen], config.data, changes))
             loss = noisy_loss(forward, seen, sigma, noise, self.labels[chosen]).mean()
         else:
-            one_hot = self.net.one_hot(self.labels[chosen]) * labelled if self.net.num_classes else None
+            one_hot = (
+                self.net.one_hot(self.labels[chosen]) * labelled if self.net.num_classes else None
+            )
             clean, told = self._augmented(self.clean[chosen], mine)
-            loss = diffusion.edm_loss(forward, clean, sigma, noise, one_hot, self.sigma_data, config.preconditioning, told).mean()
+            loss = diffusion.edm_loss(
+                forward, clean, sigma, noise, one_hot, self.sigma_data, config.preconditioning, told
+            ).mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         self.step += 1
-        decay = diffusion.ema_decay(config.batch, self.images_seen, config.ema_halflife_images, config.ema_ramp)
+        decay = diffusion.ema_decay(
+            config.batch, self.images_seen, config.ema_halflife_images, config.ema_ramp
+        )
         diffusion.update_average(self.average, self.net, decay)
         return loss.detach()
 
     def _augmented(self, clean: Tensor, mine: slice) -> tuple[Tensor, Tensor | None]:
-        """This worker's images as the step changes them, and the label that tells the network; (the same images, None) without augmentation."""
+        """This worker's images as the step changes them, and the label that tells the network; (the
+        same images, None) without augmentation.
+        """
         if not self.config.augment:
             return clean, None
-        draws = edm_augment.parameters(self.config.batch, self.config.augment, generator(self.config.seed, AUGMENT, self.step))[mine]
+        draws = edm_augment.parameters(
+            self.config.batch, self.config.augment, generator(self.config.seed, AUGMENT, self.step)
+        )[mine]
         return edm_augment.apply(clean, draws), draws.label.to(self.device)
 
     def _sigma(self, count: int, draws: torch.Generator) -> Tensor:
@@ -134,24 +173,32 @@ class Training:
         self.step = state["step"]
 
     def validation_accuracy(self) -> float | None:
-        """Of the control's average, on noisy validation images: always the same noise. None for a denoiser, or without such images."""
+        """Of the control's average, on noisy validation images: always the same noise. None for a
+        denoiser, or without such images.
+        """
         if not isinstance(self.average, NoisyClassifier) or self.validation is None:
             return None
         draws = generator(self.config.seed, VALIDATE)
         clean = pixels.to_signed(self.validation.images)
         sigma, noise = self._sigma(len(clean), draws), torch.randn(clean.shape, generator=draws)
-        clean, sigma, noise, labels = (part.to(self.device) for part in (clean, sigma, noise, self.validation.labels))
+        clean, sigma, noise, labels = (
+            part.to(self.device) for part in (clean, sigma, noise, self.validation.labels)
+        )
         return noisy_accuracy(self.average, clean, sigma, noise, labels)
 
     def samples(self) -> bytes | None:
-        """PNG of 8 samples for each of the first classes, a column each, from the average. None for the control, which makes no images."""
+        """PNG of 8 samples for each of the first classes, a column each, from the average. None for
+        the control, which makes no images.
+        """
         if not isinstance(self.average, EDM):
             return None
         classes = min(self.net.num_classes, SHEET_CLASSES)
         labels = torch.arange(SHEET_ROWS * classes) % classes
         low, high = self.average.sigma_range
         levels = diffusion.noise_levels(SHEET_STEPS, max(0.002, low), min(80.0, high), 7.0)
-        return sheet(diffusion.sample(self.average, range(len(labels)), labels, levels), columns=classes)
+        return sheet(
+            diffusion.sample(self.average, range(len(labels)), labels, levels), columns=classes
+        )
 
     def card(self) -> dict[str, Any]:
         return {
@@ -162,7 +209,9 @@ class Training:
         }
 
 
-def network(config: TeacherTraining, shape: data.Shape, sigma_data: float = 0.5) -> EDM | NoisyClassifier:
+def network(
+    config: TeacherTraining, shape: data.Shape, sigma_data: float = 0.5
+) -> EDM | NoisyClassifier:
     """What `config` trains, with fresh weights. Raises `ConfigError` for sizes that do not divide."""
     kind = NoisyClassifier if config.objective == "classify" else EDM
     sizes = (shape.resolution, shape.channels, shape.num_classes, sigma_data)
@@ -170,35 +219,66 @@ def network(config: TeacherTraining, shape: data.Shape, sigma_data: float = 0.5)
 
 
 class Log:
-    """`metrics.jsonl`, written whole and atomically; a resumed run keeps the rows up to its checkpoint."""
+    """`metrics.jsonl`, written whole and atomically; a resumed run keeps the rows up to its
+    checkpoint.
+    """
 
     def __init__(self, file: Store, images_seen: int) -> None:
         self.file = file
-        self.rows = [row for row in file.read_jsonl() if row["images_seen"] <= images_seen] if file.exists() and images_seen else []
+        self.rows = (
+            [row for row in file.read_jsonl() if row["images_seen"] <= images_seen]
+            if file.exists() and images_seen
+            else []
+        )
         self.started = time.monotonic() - (self.rows[-1]["elapsed_s"] if self.rows else 0.0)
 
     def write(self, images_seen: int, loss: float, lr: float, **more: float) -> None:
-        row = {"images_seen": images_seen, "loss": loss, "lr": lr, **more, "elapsed_s": round(time.monotonic() - self.started, 3), "at": time.time()}
+        row = {
+            "images_seen": images_seen,
+            "loss": loss,
+            "lr": lr,
+            **more,
+            "elapsed_s": round(time.monotonic() - self.started, 3),
+            "at": time.time(),
+        }
         self.rows.append(row)
         self.file.write_jsonl(self.rows)
 
 
-def fit(config: TeacherTraining, store: Store, progress: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-    """Train the teacher in `store` and return its manifest; an unfinished run goes on, a finished one is returned at once.
+def fit(
+    config: TeacherTraining, store: Store, progress: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
+    """Train the teacher in `store` and return its manifest; an unfinished run goes on, a finished
+    one is returned at once.
 
-    Ray must have been initialised. `progress` gets every new row of `metrics.jsonl`, in a thread. Raises `ConfigError` when
-    `store` holds another run, `RunError` when training fails for good.
+    Ray must have been initialised. `progress` gets every new row of `metrics.jsonl`, in a thread.
+    Raises `ConfigError` when `store` holds another run, `RunError` when training fails for good.
     """
     store = store.resolved()
     resources = config.resources
     _check(config)
     images = data.load(config.data)
-    manifest = runs.begin_run(store, "teacher", config.model_dump(mode="json"), config.digest(), data=images.facts(), world_sizes=[])
+    manifest = runs.begin_run(
+        store,
+        "teacher",
+        config.model_dump(mode="json"),
+        config.digest(),
+        data=images.facts(),
+        world_sizes=[],
+    )
     if manifest["status"] == "done":
         return manifest
     Training(config, images)  # a network that cannot be built fails here, in one line
-    cluster.require(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker, f"teacher run '{store.name}'")
-    world_sizes = [*manifest["world_sizes"], {"at_images_seen": _last_seen(store), "workers": resources.workers}]
+    cluster.require(
+        resources.workers,
+        resources.cpus_per_worker,
+        resources.gpus_per_worker,
+        f"teacher run '{store.name}'",
+    )
+    world_sizes = [
+        *manifest["world_sizes"],
+        {"at_images_seen": _last_seen(store), "workers": resources.workers},
+    ]
     runs.update_manifest(store, world_sizes=world_sizes)
     with cluster.following(store / "metrics.jsonl", progress):
         _train(config, store)
@@ -216,14 +296,26 @@ def fit(config: TeacherTraining, store: Store, progress: Callable[[dict[str, Any
 
 def _check(config: TeacherTraining) -> None:
     if config.batch % config.resources.workers:
-        raise ConfigError(f"batch={config.batch} is not divisible by resources.workers={config.resources.workers}; change one of them")
+        raise ConfigError(
+            f"batch={config.batch} is not divisible by "
+            f"resources.workers={config.resources.workers}; change one of them"
+        )
     told, length = config.net.augment_dim, edm_augment.LABEL_DIM
     if config.objective == "classify" and (config.augment or told):
-        raise ConfigError(f"augment={config.augment:g} and net.augment_dim={told}, but objective='classify' augments as `data` says; set both to 0")
+        raise ConfigError(
+            f"augment={config.augment:g} and net.augment_dim={told}, but objective='classify' "
+            "augments as `data` says; set both to 0"
+        )
     if config.augment and told != length:
-        raise ConfigError(f"augment={config.augment:g} tells the network {length} numbers, but net.augment_dim={told}; set it to {length}")
+        raise ConfigError(
+            f"augment={config.augment:g} tells the network {length} numbers, but "
+            f"net.augment_dim={told}; set it to {length}"
+        )
     if told and not config.augment:
-        raise ConfigError(f"net.augment_dim={told}, but augment=0 leaves that input untrained; set augment (published: 0.12) or net.augment_dim=0")
+        raise ConfigError(
+            f"net.augment_dim={told}, but augment=0 leaves that input untrained; set augment "
+            "(published: 0.12) or net.augment_dim=0"
+        )
 
 
 def _last_seen(store: Store) -> int:
@@ -247,7 +339,12 @@ def _train(config: TeacherTraining, store: Store) -> None:
         ),
     )
     runs.update_manifest(store, started_at=None)
-    cluster.fit(trainer, f"teacher run '{store}'", resources, lambda: bool((runs.read_manifest(store) or {}).get("started_at")))
+    cluster.fit(
+        trainer,
+        f"teacher run '{store}'",
+        resources,
+        lambda: bool((runs.read_manifest(store) or {}).get("started_at")),
+    )
 
 
 def _work(settings: dict[str, Any]) -> None:
@@ -259,8 +356,12 @@ def _work(settings: dict[str, Any]) -> None:
     if last := ray.train.get_checkpoint():
         with last.as_directory() as folder:
             training.load_state((Store(folder) / "state.pt").read_torch())
-    # the only buffers are constant filters and frequencies, equal by their seed: nothing to broadcast
-    forward = prepare_model(training.net, parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True})
+    # the only buffers are constant filters and frequencies, equal by their seed: nothing to
+    # broadcast
+    forward = prepare_model(
+        training.net,
+        parallel_strategy_kwargs={"broadcast_buffers": False, "gradient_as_bucket_view": True},
+    )
     log = None
     if rank == 0:
         log = Log(store / "metrics.jsonl", training.images_seen)
@@ -271,13 +372,21 @@ def _work(settings: dict[str, Any]) -> None:
         lr = training.lr
         losses.append(training.advance(forward, rank, world))
         # the first step at or past a multiple of checkpoint_images, and the last step
-        save = training.images_seen % config.checkpoint_images < config.batch or training.step == training.steps
+        save = (
+            training.images_seen % config.checkpoint_images < config.batch
+            or training.step == training.steps
+        )
         if save or training.step % row_steps == 0:
             loss = _mean(losses)
             losses.clear()
             if log:
                 accuracy = training.validation_accuracy() if save else None
-                log.write(training.images_seen, loss, lr, **({} if accuracy is None else {"validation_accuracy": accuracy}))
+                log.write(
+                    training.images_seen,
+                    loss,
+                    lr,
+                    **({} if accuracy is None else {"validation_accuracy": accuracy}),
+                )
         if save:
             _save(training, store, rank)
     if rank == 0:
@@ -302,4 +411,7 @@ def _save(training: Training, store: Store, rank: int) -> None:
         (store / f"samples-{training.images_seen}.png").write_bytes(sheet_png)
     with tempfile.TemporaryDirectory() as folder:
         (Store(folder) / "state.pt").write_torch(training.state())
-        ray.train.report({"images_seen": training.images_seen}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        ray.train.report(
+            {"images_seen": training.images_seen},
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+        )

@@ -1,4 +1,6 @@
-"""Every version, norm and level against one process of the package itself; at level reference with the same images, to the bit."""
+"""Every version, norm and level against one process of the package itself; at level reference with
+the same images, to the bit.
+"""
 
 import copy
 import logging
@@ -35,13 +37,21 @@ def digits(count, classes=10):
 def net(classes=10, channels=1):
     torch.manual_seed(0)
     return nn.Sequential(
-        *(nn.Conv2d(channels, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.SiLU(), nn.Conv2d(12, 24, 3, stride=2, padding=1), nn.SiLU()),
+        *(
+            nn.Conv2d(channels, 12, 3, padding=1, bias=False),
+            nn.BatchNorm2d(12),
+            nn.SiLU(),
+            nn.Conv2d(12, 24, 3, stride=2, padding=1),
+            nn.SiLU(),
+        ),
         *(nn.Flatten(), nn.Linear(24 * 16, classes)),
     )
 
 
 def trained(classes=10):
-    """A small net after a few seconds of one-step adversarial training: some images survive, some do not."""
+    """A small net after a few seconds of one-step adversarial training: some images survive, some
+    do not.
+    """
     student = net(classes)
     bunch = load_digits(n_class=classes)
     images, labels = digits(len(bunch.target), classes)
@@ -52,7 +62,9 @@ def trained(classes=10):
         x, y = images[index].requires_grad_(True), labels[index]
         (gradient,) = torch.autograd.grad(F.cross_entropy(student(x), y), x)
         optim.zero_grad()
-        F.cross_entropy(student((x + THREAT.eps * gradient.sign()).clamp(0, 1).detach()), y).backward()
+        F.cross_entropy(
+            student((x + THREAT.eps * gradient.sign()).clamp(0, 1).detach()), y
+        ).backward()
         optim.step()
     return student.eval()
 
@@ -71,29 +83,61 @@ def student():
 
 
 def package(student, images, labels, effort, targets=9, seed=SEED, batch=BATCH):
-    """The package's own loop over batches and attacks, with less effort. Parameters need gradients, as users have them."""
+    """The package's own loop over batches and attacks, with less effort. Parameters need gradients,
+    as users have them.
+    """
     single = AutoAttack(student, norm="Linf", eps=THREAT.eps, seed=seed, version="standard")
-    common = {"n_iter": effort.apgd_steps, "eps": THREAT.eps, "norm": "Linf", "n_restarts": 1, "seed": seed, "device": "cpu", "logger": single.logger}
+    common = {
+        "n_iter": effort.apgd_steps,
+        "eps": THREAT.eps,
+        "norm": "Linf",
+        "n_restarts": 1,
+        "seed": seed,
+        "device": "cpu",
+        "logger": single.logger,
+    }
     single.apgd = APGDAttack(student, **common)
     single.apgd_targeted = APGDAttack_targeted(student, n_target_classes=targets, **common)
-    single.fab.n_iter, single.fab.n_target_classes, single.square.n_queries = effort.fab_steps, targets, effort.square_queries
+    single.fab.n_iter, single.fab.n_target_classes, single.square.n_queries = (
+        effort.fab_steps,
+        targets,
+        effort.square_queries,
+    )
     adversarial, predicted = single.run_standard_evaluation(images, labels, batch_size=batch)
     return adversarial, predicted == labels
 
 
 def planned(student, images, labels, effort, backwards=False, seed=SEED):
-    plan = Plan(clean_correct(student, images, labels, BATCH), images, BATCH, num_classes=student(images[:1]).shape[1])
+    plan = Plan(
+        clean_correct(student, images, labels, BATCH),
+        images,
+        BATCH,
+        num_classes=student(images[:1]).shape[1],
+    )
     while chunks := plan.chunks():
         for chunk in reversed(chunks) if backwards else chunks:
             torch.rand(5)  # whatever ran before in this process must not matter
-            plan.merge(chunk, *attack_chunk(student, images[chunk.indices], labels[chunk.indices], chunk.attack, THREAT, seed, effort))
+            plan.merge(
+                chunk,
+                *attack_chunk(
+                    student,
+                    images[chunk.indices],
+                    labels[chunk.indices],
+                    chunk.attack,
+                    THREAT,
+                    seed,
+                    effort,
+                ),
+            )
     return plan
 
 
 @pytest.fixture(scope="module")
 def both(student):
     images, labels = digits(IMAGES)
-    return package(student, images, labels, EFFORT), planned(student, images, labels, EFFORT, backwards=True)
+    return package(student, images, labels, EFFORT), planned(
+        student, images, labels, EFFORT, backwards=True
+    )
 
 
 def test_chunks_give_what_a_single_process_gives(both):
@@ -101,7 +145,9 @@ def test_chunks_give_what_a_single_process_gives(both):
     assert torch.equal(plan.alive, robust)
     assert torch.equal(plan.adversarial, adversarial)
     fooled = [name for name in plan.first_failure if name]
-    assert 8 < len(fooled) < IMAGES - 8 and plan.first_failure.count("apgd-ce") > 3, "the net must be worth attacking"
+    assert 8 < len(fooled) < IMAGES - 8 and plan.first_failure.count("apgd-ce") > 3, (
+        "the net must be worth attacking"
+    )
 
 
 def test_the_books_add_up(both):
@@ -117,7 +163,10 @@ def test_the_books_add_up(both):
 
 def test_the_seed_matters(student):
     images, labels = digits(16)
-    one, other = (attack_chunk(student, images, labels, "apgd-ce", THREAT, seed, Effort(5, 5, 5)) for seed in (SEED, SEED + 1))
+    one, other = (
+        attack_chunk(student, images, labels, "apgd-ce", THREAT, seed, Effort(5, 5, 5))
+        for seed in (SEED, SEED + 1)
+    )
     assert not torch.equal(one[1], other[1])
 
 
@@ -125,13 +174,20 @@ QUICK = Effort(apgd_steps=8, fab_steps=3, square_queries=100)
 L2 = Threat(norm="l2", eps_255=90, step_255=22, start="normal")
 
 
-@pytest.mark.parametrize(("version", "threat"), [("standard", L2), ("plus", THREAT), ("plus", L2), ("rand", THREAT), ("rand", L2)])
+@pytest.mark.parametrize(
+    ("version", "threat"),
+    [("standard", L2), ("plus", THREAT), ("plus", L2), ("rand", THREAT), ("rand", L2)],
+)
 def test_every_version_and_norm_is_the_packages_to_the_bit(student, version, threat):
     images, labels = digits(24)
     adversarial, robust = stock(student, images, labels, threat, SEED, 16, QUICK, version)
     plan = single_process(student, images, labels, threat, SEED, 16, QUICK, version=version)
     assert torch.equal(plan.alive, robust) and torch.equal(plan.adversarial, adversarial)
-    assert 0 < int(robust.sum()) < plan.first_failure.count("") + sum(name != "clean" for name in plan.first_failure)
+    assert (
+        0
+        < int(robust.sum())
+        < plan.first_failure.count("") + sum(name != "clean" for name in plan.first_failure)
+    )
 
 
 @pytest.mark.parametrize("attack", ["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"])
@@ -141,11 +197,17 @@ def test_our_loop_of_an_attack_is_the_packages_to_the_bit(student, attack, threa
     images, labels = digits(20)
     alive = clean_correct(student, images, labels, 20)
     images, labels = images[alive], labels[alive]
-    case = attack_plan.Case(student, images, labels, threat, SEED, Effort(24, 4, 260), "plus", "reference", 10, True)
+    case = attack_plan.Case(
+        student, images, labels, threat, SEED, Effort(24, 4, 260), "plus", "reference", 10, True
+    )
     with torch.no_grad(), torch.random.fork_rng():
         theirs = autoattack._package(case, attack)
-    broken, ours = attack_chunk(student, images, labels, attack, threat, SEED, case.effort, version="plus")
-    assert torch.equal(ours[broken], theirs[broken]) and torch.equal(broken, student(theirs).argmax(1) != labels)
+    broken, ours = attack_chunk(
+        student, images, labels, attack, threat, SEED, case.effort, version="plus"
+    )
+    assert torch.equal(ours[broken], theirs[broken]) and torch.equal(
+        broken, student(theirs).argmax(1) != labels
+    )
     assert broken.any() and not broken.all()
 
 
@@ -153,33 +215,51 @@ def test_a_randomised_student_gets_the_packages_own_order_of_draws(student):
     images, labels = digits(24)
     noisy = Noisy(student).eval()
     for version in ("rand", "standard"):
-        case = attack_plan.Case(noisy, images, labels, THREAT, SEED, QUICK, version, "reference", 10, False)
+        case = attack_plan.Case(
+            noisy, images, labels, THREAT, SEED, QUICK, version, "reference", 10, False
+        )
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(1)
             theirs = autoattack._package(case, "apgd-ce")
             wrong = noisy(theirs).argmax(1) != labels
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            broken, ours = attack_chunk(noisy, images, labels, "apgd-ce", THREAT, SEED, QUICK, version=version)
+            broken, ours = attack_chunk(
+                noisy, images, labels, "apgd-ce", THREAT, SEED, QUICK, version=version
+            )
         assert torch.equal(broken, wrong) and torch.equal(ours[broken], theirs[broken])
 
 
 @pytest.mark.parametrize("threat", [THREAT, L2], ids=["linf", "l2"])
 def test_fast_gives_the_same_verdicts(student, threat):
     images, labels = digits(48)
-    reference, fast = (single_process(student, images, labels, threat, SEED, 32, QUICK, level=level) for level in ("reference", "fast"))
+    reference, fast = (
+        single_process(student, images, labels, threat, SEED, 32, QUICK, level=level)
+        for level in ("reference", "fast")
+    )
     assert torch.equal(fast.alive, reference.alive) and fast.robust_after == reference.robust_after
     distance = (fast.adversarial - images).flatten(1)
-    assert float((distance.abs().amax(1) if threat is THREAT else distance.norm(dim=1)).max()) <= threat.eps + 1e-6
+    assert (
+        float((distance.abs().amax(1) if threat is THREAT else distance.norm(dim=1)).max())
+        <= threat.eps + 1e-6
+    )
     with torch.no_grad():
-        assert not (student(fast.adversarial).argmax(1) == labels)[~fast.alive].any(), "each success holds for the student as it is"
+        assert not (student(fast.adversarial).argmax(1) == labels)[~fast.alive].any(), (
+            "each success holds for the student as it is"
+        )
 
 
 def test_screening_is_an_upper_bound(student):
     images, labels = digits(48)
-    reference, screen = (single_process(student, images, labels, THREAT, SEED, 32, QUICK, level=level) for level in ("reference", "screen"))
+    reference, screen = (
+        single_process(student, images, labels, THREAT, SEED, 32, QUICK, level=level)
+        for level in ("reference", "screen")
+    )
     assert list(screen.robust_after) == ["apgd-ce", "apgd-t"]
-    assert bool((screen.alive | ~reference.alive).all()) and int(screen.alive.sum() - reference.alive.sum()) <= 2
+    assert (
+        bool((screen.alive | ~reference.alive).all())
+        and int(screen.alive.sum() - reference.alive.sum()) <= 2
+    )
 
 
 def test_square_asks_only_what_it_does_not_know(student):
@@ -192,7 +272,7 @@ def test_square_asks_only_what_it_does_not_know(student):
     assert rows.computed < 0.4 * 1500 * len(images)
 
 
-# -- streams of random numbers per image ------------------------------------------------------------------------------
+# -- streams of random numbers per image -----------------------------------------------------------
 @pytest.mark.parametrize("threat", [THREAT, L2], ids=["linf", "l2"])
 def test_with_its_own_stream_an_image_depends_on_no_batch(student, threat):
     """In float64, where rounding that depends on the batch's size decides nothing."""
@@ -207,7 +287,9 @@ def test_with_its_own_stream_an_image_depends_on_no_batch(student, threat):
             broken, adversarial = torch.zeros(14, dtype=torch.bool), images.clone()
             for part in rows.split(batch):
                 given = {"version": "plus", "streams": "sample", "numbers": numbers[part]}
-                broken[part], adversarial[part] = attack_chunk(exact, images[part], labels[part], attack, threat, SEED, effort, **given)
+                broken[part], adversarial[part] = attack_chunk(
+                    exact, images[part], labels[part], attack, threat, SEED, effort, **given
+                )
             found.append((broken, adversarial))
         assert all(torch.equal(broken, found[0][0]) for broken, _ in found), attack
         assert all(torch.allclose(images, found[0][1], atol=1e-9) for _, images in found), attack
@@ -218,12 +300,28 @@ def test_with_its_own_stream_an_image_depends_on_no_batch(student, threat):
 def test_streams_per_image_break_about_as_many(student, threat):
     images, labels = digits(48)
     effort = Effort(10, 3, 200)
-    plain, own = (single_process(student, images, labels, threat, SEED, 48, effort, streams=streams) for streams in ("batch", "sample"))
+    plain, own = (
+        single_process(student, images, labels, threat, SEED, 48, effort, streams=streams)
+        for streams in ("batch", "sample")
+    )
     assert abs(int(plain.alive.sum()) - int(own.alive.sum())) <= 2
     alone = [
-        attack_chunk(student, images, labels, "square", threat, SEED, effort, streams=s, numbers=torch.arange(48))[0] for s in ("batch", "sample")
+        attack_chunk(
+            student,
+            images,
+            labels,
+            "square",
+            threat,
+            SEED,
+            effort,
+            streams=s,
+            numbers=torch.arange(48),
+        )[0]
+        for s in ("batch", "sample")
     ]
-    assert abs(int(alone[0].sum()) - int(alone[1].sum())) <= 6, "Square with own windows is as strong as with shared ones"
+    assert abs(int(alone[0].sum()) - int(alone[1].sum())) <= 6, (
+        "Square with own windows is as strong as with shared ones"
+    )
 
 
 def test_streams_per_image_need_numbers(student):
@@ -267,7 +365,9 @@ def test_an_attack_leaves_no_trace(caplog):
         for attack in attack_plan.ATTACKS:
             attack_chunk(student, images, labels, attack, THREAT, SEED, Effort(3, 3, 3))
     assert torch.equal(torch.rand(4), expected) and torch.equal(images, before)
-    assert all(parameter.requires_grad and parameter.grad is None for parameter in student.parameters())
+    assert all(
+        parameter.requires_grad and parameter.grad is None for parameter in student.parameters()
+    )
     assert not logging.getLogger("auto-attack").disabled
 
 
@@ -366,22 +466,34 @@ def test_every_version_with_few_classes(classes):
     student = net(classes).eval()
     images, labels = digits(12, classes=classes)
     for version in ("standard", "plus", "rand"):
-        plan = single_process(student, images, labels, THREAT, SEED, 8, Effort(4, 2, 20), version=version)
+        plan = single_process(
+            student, images, labels, THREAT, SEED, 8, Effort(4, 2, 20), version=version
+        )
         assert list(plan.robust_after) == list(attack_plan.attacks(classes, version))
         assert ("apgd-dlr" in plan.robust_after) == (classes > 2 and version != "standard")
         flags = check(student, images, labels, version=version)
-        assert any("left out" in flag for flag in flags) == (attack_plan.attacks(classes, version) != attack_plan.VERSIONS[version])
+        assert any("left out" in flag for flag in flags) == (
+            attack_plan.attacks(classes, version) != attack_plan.VERSIONS[version]
+        )
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (3, 5, 5)])
 @pytest.mark.parametrize("streams", ["batch", "sample"])
 def test_tiny_images(shape, streams):
     torch.manual_seed(1)
-    student = nn.Sequential(nn.Conv2d(shape[0], 6, 3, padding=1), nn.BatchNorm2d(6), nn.SiLU(), nn.Flatten(), nn.Linear(6 * shape[1] ** 2, 5)).eval()
+    student = nn.Sequential(
+        nn.Conv2d(shape[0], 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.Linear(6 * shape[1] ** 2, 5),
+    ).eval()
     images = torch.rand(6, *shape)
     labels = student(images).argmax(1)
     for level in ("reference", "fast", "screen"):
-        plan = single_process(student, images, labels, THREAT, SEED, 4, Effort(6, 3, 60), level=level, streams=streams)
+        plan = single_process(
+            student, images, labels, THREAT, SEED, 4, Effort(6, 3, 60), level=level, streams=streams
+        )
         assert len(plan.robust_after) == (2 if level == "screen" else 4)
     if shape[1] >= 5 or streams == "sample":  # the package divides by h//5
         single_process(student, images, labels, L2, SEED, 4, Effort(6, 3, 60), streams=streams)
@@ -389,7 +501,9 @@ def test_tiny_images(shape, streams):
 
 def test_rand_takes_randomness_for_granted(student):
     noisy = Noisy(student).eval()
-    assert check(noisy, *digits(16), version="rand") == [] and checks.is_randomised(noisy, *digits(16))
+    assert check(noisy, *digits(16), version="rand") == [] and checks.is_randomised(
+        noisy, *digits(16)
+    )
     assert not checks.is_randomised(student, *digits(16))
 
 
@@ -412,8 +526,18 @@ def test_masked_gradients_are_caught(student):
     words = " ".join(check(masked, *digits(16)))
     assert "probabilities, not logits" in words and "16 of 16 images have a zero gradient" in words
     images, labels = digits(48)
-    plan = single_process(nn.Sequential(student, Rounded()).eval(), images, labels, THREAT, SEED, 48, Effort(5, 2, 300))
-    assert any("Square lowered" in flag for flag in checks.square_flags(plan.robust_after, 48)), "gradient attacks fail, Square does not"
+    plan = single_process(
+        nn.Sequential(student, Rounded()).eval(),
+        images,
+        labels,
+        THREAT,
+        SEED,
+        48,
+        Effort(5, 2, 300),
+    )
+    assert any("Square lowered" in flag for flag in checks.square_flags(plan.robust_after, 48)), (
+        "gradient attacks fail, Square does not"
+    )
 
 
 def test_what_must_stand_beside_a_result():
@@ -427,4 +551,8 @@ def test_what_must_stand_beside_a_result():
     ):
         (note,) = checks.notes(*arguments)
         assert words in note
-    assert checks.square_flags({"apgd-ce": 5, "apgd-dlr": 5}, 10) == [] == checks.square_flags({"square": 5}, 10)
+    assert (
+        checks.square_flags({"apgd-ce": 5, "apgd-dlr": 5}, 10)
+        == []
+        == checks.square_flags({"square": 5}, 10)
+    )

@@ -1,4 +1,6 @@
-"""A folded, rearranged student computes the plain one's function; rows without their batch have the batch's bits."""
+"""A folded, rearranged student computes the plain one's function; rows without their batch have the
+batch's bits.
+"""
 
 import pytest
 import torch
@@ -29,8 +31,16 @@ def shaken(student):
 @pytest.mark.parametrize(
     ("name", "side", "folded"),
     [
-        ("wrn-10-1", 16, 3),  # conv_0 before batchnorm_1 in each block; the stem's output is also the first block's residual
-        ("wrn-10-2", 16, 4),  # here the first block has a shortcut, and the stem feeds one BatchNorm only
+        (
+            "wrn-10-1",
+            16,
+            3,
+        ),  # conv_0 before batchnorm_1 in each block; the stem's output is also the first block's residual
+        (
+            "wrn-10-2",
+            16,
+            4,
+        ),  # here the first block has a shortcut, and the stem feeds one BatchNorm only
         ("relu-wrn-10-2", 16, 4),
         ("resnet-18", 8, 20),
         ("vit-t-4", 8, 0),
@@ -48,8 +58,12 @@ def test_every_student_computes_the_same_function(name, side, folded):
         ours = prepare(student, "fast", "cpu")
         assert float((ours(x) - plain).abs().max()) <= 1e-5 * max(1, float(plain.abs().max()))
     assert fold(prepare(student, "reference", "cpu")) == folded
-    assert not any(parameter.requires_grad for parameter in ours.parameters()) and all(parameter.requires_grad for parameter in student.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True)) and torch.equal(student(x), plain)
+    assert not any(parameter.requires_grad for parameter in ours.parameters()) and all(
+        parameter.requires_grad for parameter in student.parameters()
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True)
+    ) and torch.equal(student(x), plain)
     assert torch.equal(prepare(student, "reference", "cpu")(x), plain)
 
 
@@ -57,19 +71,32 @@ def test_a_train_mode_student_is_prepared_in_eval_mode():
     student = shaken(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).train()
     x = torch.rand(2, 3, 6, 6)
     ours = prepare(student, "fast", "cpu")
-    assert student.training and not ours.training and torch.allclose(ours(x), student.eval()(x), atol=1e-6)
+    assert (
+        student.training
+        and not ours.training
+        and torch.allclose(ours(x), student.eval()(x), atol=1e-6)
+    )
 
 
 class Twice(nn.Module):
-    """The convolution's output is used twice, and one BatchNorm serves two convolutions: neither may be folded."""
+    """The convolution's output is used twice, and one BatchNorm serves two convolutions: neither
+    may be folded.
+    """
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.norm, self.other = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.a, self.b, self.norm, self.other = (
+            nn.Conv2d(3, 3, 3, padding=1),
+            nn.Conv2d(3, 3, 3, padding=1),
+            nn.BatchNorm2d(3),
+            nn.BatchNorm2d(3),
+        )
 
     def forward(self, x):
         out = self.b(x)
-        return (self.norm(self.a(x)) + self.norm(self.a(x + 1)) + out + self.other(out)).mean((2, 3))
+        return (self.norm(self.a(x)) + self.norm(self.a(x + 1)) + out + self.other(out)).mean(
+            (2, 3)
+        )
 
 
 class Branching(nn.Module):
@@ -100,12 +127,16 @@ def test_a_rearranged_student_is_prepared_by_itself():
         expected = student(x)
         for parameter in student.parameters():
             parameter.zero_()
-        assert torch.allclose(ours(x), expected, atol=1e-5), "what is prepared is a copy, not the student again"
+        assert torch.allclose(ours(x), expected, atol=1e-5), (
+            "what is prepared is a copy, not the student again"
+        )
 
 
 def test_bfloat16_gives_float32_logits_near_the_plain_ones():
     torch.manual_seed(0)
-    student = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Flatten(), nn.Linear(8 * 16, 10)).eval()
+    student = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Flatten(), nn.Linear(8 * 16, 10)
+    ).eval()
     student.requires_grad_(False)
     x = torch.rand(2, 3, 6, 6)
     logits = levels.InBfloat16(student, torch.device("cpu"))(x)
@@ -114,7 +145,9 @@ def test_bfloat16_gives_float32_logits_near_the_plain_ones():
 
 def test_rows_give_the_batchs_bits_and_compute_fewer():
     torch.manual_seed(0)
-    student = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Flatten(), nn.Linear(8 * 16, 10)).eval()
+    student = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Flatten(), nn.Linear(8 * 16, 10)
+    ).eval()
     rows = Rows(student, exact=True)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

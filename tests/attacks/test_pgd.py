@@ -1,4 +1,6 @@
-"""Attacks against a plain implementation written from the papers, and the invariants that every attack keeps."""
+"""Attacks against a plain implementation written from the papers, and the invariants that every
+attack keeps.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def plain_trades_attack(student: nn.Module, x: Tensor, noise: Tensor) -> Tensor:
 
 
 def plain_l2_attack(student: nn.Module, x: Tensor, noise: Tensor) -> Tensor:
-    """DM-AT's l2 form: SGD without momentum on delta, each sample's gradient of length 1, [0,1] first and then the ball."""
+    """DM-AT's l2 form: SGD without momentum on delta, each sample's gradient of length 1, [0,1]
+    first and then the ball.
+    """
     student = copy.deepcopy(student).train()
     with torch.no_grad():
         p = F.softmax(copy.deepcopy(student)(x), dim=1)
@@ -74,8 +78,12 @@ def plain_l2_attack(student: nn.Module, x: Tensor, noise: Tensor) -> Tensor:
     return (x + delta).detach().clamp(0, 1)
 
 
-def out_of_place(loss: Callable[[Tensor], Tensor], x: Tensor, z: Tensor, eps: float, step: float, steps: int) -> Tensor:
-    """The l-infinity loop with a fresh tensor for every operation; what the in-place loop must equal to the bit."""
+def out_of_place(
+    loss: Callable[[Tensor], Tensor], x: Tensor, z: Tensor, eps: float, step: float, steps: int
+) -> Tensor:
+    """The l-infinity loop with a fresh tensor for every operation; what the in-place loop must
+    equal to the bit.
+    """
     for _ in range(steps):
         z = z.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(loss(z), z)
@@ -92,7 +100,9 @@ def test_the_training_attack_is_that_of_dm_at(student: nn.Module, batch) -> None
     before = {name: buffer.clone() for name, buffer in student.named_buffers()}
     ours = pgd.trades(student, x, target, LINF, noise)
     torch.testing.assert_close(ours, plain_trades_attack(student, x, noise), rtol=0, atol=1e-6)
-    assert all(torch.equal(buffer, before[name]) for name, buffer in student.named_buffers()), "the attack moved BatchNorm's statistics"
+    assert all(torch.equal(buffer, before[name]) for name, buffer in student.named_buffers()), (
+        "the attack moved BatchNorm's statistics"
+    )
     assert all(p.requires_grad and p.grad is None for p in student.parameters())
     assert all(m.track_running_stats for m in student.modules() if isinstance(m, nn.BatchNorm2d))
 
@@ -110,23 +120,45 @@ def test_the_l2_attack_is_that_of_dm_at(student: nn.Module, batch) -> None:
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 def test_the_loop_in_place_changes_no_bit(memory: torch.memory_format) -> None:
     torch.manual_seed(1)
-    student = students.build(config.Model(name="wrn-10-1"), Shape(10, 3, 8, (0.5,) * 3, (0.25,) * 3)).to(memory_format=memory).train()
+    student = (
+        students.build(config.Model(name="wrn-10-1"), Shape(10, 3, 8, (0.5,) * 3, (0.25,) * 3))
+        .to(memory_format=memory)
+        .train()
+    )
     x = torch.rand(6, 3, 8, 8).contiguous(memory_format=memory)
     noise, labels, before = torch.rand(6, 3, 8, 8), torch.arange(6), x.clone()
     target = F.softmax(copy.deepcopy(student)(x).detach(), 1)
     begin = pgd.random_start(x, LINF.eps, noise)
     ours = pgd.trades(student, x, target, LINF, noise)
     with pgd.untracked(student):
-        plain = out_of_place(lambda z: F.kl_div(F.log_softmax(student(z), 1), target, reduction="sum"), x, begin, LINF.eps, LINF.step, 5)
+        plain = out_of_place(
+            lambda z: F.kl_div(F.log_softmax(student(z), 1), target, reduction="sum"),
+            x,
+            begin,
+            LINF.eps,
+            LINF.step,
+            5,
+        )
         assert torch.equal(ours, plain)
-        cross_entropy = out_of_place(lambda z: F.cross_entropy(student(z), labels, reduction="sum"), x, begin, LINF.eps, LINF.step, 5)
+        cross_entropy = out_of_place(
+            lambda z: F.cross_entropy(student(z), labels, reduction="sum"),
+            x,
+            begin,
+            LINF.eps,
+            LINF.step,
+            5,
+        )
     assert torch.equal(pgd.adversarial(student, x, labels, LINF, noise), cross_entropy)
-    assert torch.equal(x, before) and torch.equal(begin, pgd.random_start(x, LINF.eps, noise)), "an input was written to"
+    assert torch.equal(x, before) and torch.equal(begin, pgd.random_start(x, LINF.eps, noise)), (
+        "an input was written to"
+    )
     assert ours.is_contiguous(memory_format=memory) and not ours.requires_grad
 
 
 @pytest.mark.parametrize("threat", EVERY, ids=lambda t: f"{t.norm}-{t.start}-{t.mode}")
-def test_adversarial_images_stay_in_the_ball_and_the_student_as_it_was(student: nn.Module, batch, threat: config.Threat) -> None:
+def test_adversarial_images_stay_in_the_ball_and_the_student_as_it_was(
+    student: nn.Module, batch, threat: config.Threat
+) -> None:
     x, labels = batch
     x = x.clone()
     x[0] = 0
@@ -137,8 +169,15 @@ def test_adversarial_images_stay_in_the_ball_and_the_student_as_it_was(student: 
     noise = noise_for(x, threat)
     with torch.no_grad(), pgd.as_attacked(student, threat):
         target = F.softmax(student(x), 1)
-    for z in (pgd.trades(student, x, target, threat, noise), pgd.adversarial(student, x, labels, threat, noise, 0.1)):
-        size = (z - x).abs().amax((1, 2, 3)) if threat.norm == "linf" else (z - x).flatten(1).norm(dim=1)
+    for z in (
+        pgd.trades(student, x, target, threat, noise),
+        pgd.adversarial(student, x, labels, threat, noise, 0.1),
+    ):
+        size = (
+            (z - x).abs().amax((1, 2, 3))
+            if threat.norm == "linf"
+            else (z - x).flatten(1).norm(dim=1)
+        )
         assert size.max() <= threat.eps + 1e-6 and size.min() > 0
         assert z.min() >= 0 and z.max() <= 1
     assert modes == [m.training for m in student.modules()]
@@ -149,7 +188,9 @@ def test_adversarial_images_stay_in_the_ball_and_the_student_as_it_was(student: 
 def test_the_mode_decides_which_statistics_the_attack_sees(student: nn.Module, batch) -> None:
     x, labels = batch
     seen = []
-    handle = student.logits.register_forward_hook(lambda module, args, out: seen.append((student.training, module.training)))
+    handle = student.logits.register_forward_hook(
+        lambda module, args, out: seen.append((student.training, module.training))
+    )
     for mode in ("train", "eval"):
         student.train()
         pgd.adversarial(student, x, labels, config.Threat(steps=1, mode=mode), noise_for(x, LINF))
@@ -159,9 +200,16 @@ def test_the_mode_decides_which_statistics_the_attack_sees(student: nn.Module, b
 
 def test_modes_come_back_after_an_error(student: nn.Module) -> None:
     student.train()
-    with pytest.raises(RuntimeError), pgd.frozen(student), pgd.untracked(student), pgd.evaluating(student):
+    with (
+        pytest.raises(RuntimeError),
+        pgd.frozen(student),
+        pgd.untracked(student),
+        pgd.evaluating(student),
+    ):
         student(torch.rand(2, 7, 8, 8))
-    assert all(m.training for m in student.modules()) and all(p.requires_grad for p in student.parameters())
+    assert all(m.training for m in student.modules()) and all(
+        p.requires_grad for p in student.parameters()
+    )
     assert all(m.track_running_stats for m in student.modules() if isinstance(m, nn.BatchNorm2d))
 
 
@@ -175,11 +223,16 @@ def test_one_step_from_a_uniform_start_is_fgsm_rs(student: nn.Module, batch) -> 
     delta = torch.max(torch.min((2 * noise - 1) * threat.eps, 1 - x), 0 - x).requires_grad_()
     (gradient,) = torch.autograd.grad(F.cross_entropy(plain(x + delta), labels), delta)
     delta = (delta.detach() + threat.step * gradient.sign()).clamp(-threat.eps, threat.eps)
-    torch.testing.assert_close(ours, x + torch.max(torch.min(delta, 1 - x), 0 - x), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        ours, x + torch.max(torch.min(delta, 1 - x), 0 - x), rtol=0, atol=1e-6
+    )
 
 
 def test_an_l2_sample_without_gradient_moves_by_its_noise() -> None:
-    x, escape = torch.full((2, 1, 2, 2), 0.5), torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    x, escape = (
+        torch.full((2, 1, 2, 2), 0.5),
+        torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0)),
+    )
     threat = config.Threat(norm="l2", start="normal", eps_255=25.5, step_255=5.1)
 
     def flat_for_the_first(z: Tensor) -> Tensor:
@@ -194,8 +247,12 @@ def test_an_l2_sample_without_gradient_moves_by_its_noise() -> None:
 
 def test_noise_is_drawn_as_the_start_wants_it() -> None:
     uniform, normal = (noise_for(torch.empty(64, 3, 8, 8), threat) for threat in (LINF, L2))
-    assert uniform.min() >= 0 and uniform.max() < 1 and uniform.mean() == pytest.approx(0.5, abs=0.02)
-    assert normal.mean() == pytest.approx(0, abs=0.05) and normal.std() == pytest.approx(1, abs=0.05)
+    assert (
+        uniform.min() >= 0 and uniform.max() < 1 and uniform.mean() == pytest.approx(0.5, abs=0.02)
+    )
+    assert normal.mean() == pytest.approx(0, abs=0.05) and normal.std() == pytest.approx(
+        1, abs=0.05
+    )
     assert torch.equal(uniform, torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
     x = torch.full((64, 3, 8, 8), 0.5)
     torch.testing.assert_close(pgd.start(x, L2, normal) - x, 0.001 * normal, rtol=0, atol=1e-7)
@@ -210,7 +267,11 @@ def test_projection_is_the_nearest_point_of_both_sets() -> None:
     inside = pgd.project(far, x, LINF)
     assert torch.equal(inside, torch.min(torch.max(far, x - LINF.eps), x + LINF.eps).clamp(0, 1))
     ball = pgd.project(far, x, L2)
-    assert ((ball - x).flatten(1).norm(dim=1) - L2.eps).abs().max() < 1e-6 and ball.min() >= 0 and ball.max() <= 1
+    assert (
+        ((ball - x).flatten(1).norm(dim=1) - L2.eps).abs().max() < 1e-6
+        and ball.min() >= 0
+        and ball.max() <= 1
+    )
     near = x + 0.01 * (0.5 - x)
     torch.testing.assert_close(pgd.project(near, x, L2), near, rtol=0, atol=1e-6)
     assert ball.is_contiguous(memory_format=torch.channels_last)
@@ -218,18 +279,24 @@ def test_projection_is_the_nearest_point_of_both_sets() -> None:
 
 def test_eps_and_step_ramp_over_epochs() -> None:
     ramped = LINF.model_copy(update={"ramp_epochs": 8})
-    sizes = [(pgd.threat_at(ramped, epoch).eps_255, pgd.threat_at(ramped, epoch).step_255) for epoch in (0, 3, 6, 7, 50)]
+    sizes = [
+        (pgd.threat_at(ramped, epoch).eps_255, pgd.threat_at(ramped, epoch).step_255)
+        for epoch in (0, 3, 6, 7, 50)
+    ]
     assert sizes == [(4, 1), (16, 4), (28, 7), (32, 8), (32, 8)]
     assert pgd.threat_at(LINF, 0) == LINF
 
 
-# -- validation ------------------------------------------------------------------------------------------------------
+# -- validation ------------------------------------------------------------------------------------
 def test_more_steps_break_more(student: nn.Module, batch) -> None:
     x, _ = batch
     student.eval()
     y = student(x).argmax(1)  # what it says is right, so that clean accuracy is 1
     for loss in ("cross-entropy", "margin"):
-        right = [int(pgd.evaluate_pgd(student, x, y, LINF, noise_for(x, LINF, 2), steps, loss).sum()) for steps in (0, 20)]
+        right = [
+            int(pgd.evaluate_pgd(student, x, y, LINF, noise_for(x, LINF, 2), steps, loss).sum())
+            for steps in (0, 20)
+        ]
         assert right[1] < right[0], loss
 
 
@@ -240,14 +307,23 @@ def test_validation_uses_eval_mode_and_its_own_step(student: nn.Module, batch) -
     noise, still = noise_for(x, LINF), copy.deepcopy(student).eval()
     begin = pgd.random_start(x, LINF.eps, noise)
     for step in (None, 1 / 255):
-        plain = out_of_place(lambda z: F.cross_entropy(still(z), labels, reduction="sum"), x, begin, LINF.eps, step or LINF.eps_255 / 4 / 255, 3)
+        plain = out_of_place(
+            lambda z: F.cross_entropy(still(z), labels, reduction="sum"),
+            x,
+            begin,
+            LINF.eps,
+            step or LINF.eps_255 / 4 / 255,
+            3,
+        )
         right = pgd.evaluate_pgd(student, x, labels, LINF, noise, 3, step=step)
         assert torch.equal(right, still(plain).argmax(1) == labels)
     assert all(m.training for m in student.modules())
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=["linf", "l2"])
-def test_the_margin_loss_leaves_alone_what_it_broke(student: nn.Module, batch, threat: config.Threat) -> None:
+def test_the_margin_loss_leaves_alone_what_it_broke(
+    student: nn.Module, batch, threat: config.Threat
+) -> None:
     x, _ = batch
     student.eval()
     y = student(x).argmax(1)

@@ -1,4 +1,6 @@
-"""The simulator against what must hold: work is conserved, known cases come out as computed by hand, equal seeds equal results."""
+"""The simulator against what must hold: work is conserved, known cases come out as computed by
+hand, equal seeds equal results.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def test_every_request_is_answered_once_whatever_is_lost(name: str, inflight: in
     [row] = policy.run(workload, {name: POLICIES[name]})
     assert row["requests"] == REQUESTS
     assert row["retries"] > 0 and row["lost_work_s"] > 0
-    assert row["busy_share"] * row["replica_hours"] * 3600 == pytest.approx(REQUESTS * workload.service_s, rel=2e-3), "lost work is not counted"
+    assert row["busy_share"] * row["replica_hours"] * 3600 == pytest.approx(
+        REQUESTS * workload.service_s, rel=2e-3
+    ), "lost work is not counted"
 
 
 def test_asha_stops_most_trials_at_the_first_rung() -> None:
@@ -67,7 +71,14 @@ def test_nobody_waits_where_there_is_a_replica_for_each() -> None:
 def test_one_replica_is_as_busy_as_the_load_that_is_offered() -> None:
     """8 GPUs from the first second to the last, each asking for a twentieth of a replica."""
     workload = changed(
-        trials=8, sweeps_at_h=(0.0,), rung_epochs=(40,), trial_start_s=0, hours=0.1, jitter=0, losses_per_replica_hour=0, teacher_gflop_per_image=14
+        trials=8,
+        sweeps_at_h=(0.0,),
+        rung_epochs=(40,),
+        trial_start_s=0,
+        hours=0.1,
+        jitter=0,
+        losses_per_replica_hour=0,
+        teacher_gflop_per_image=14,
     )
     [row] = policy.run(workload, {"one": Fixed(1)})
     offered = 8 * workload.service_s / workload.step_s
@@ -77,7 +88,15 @@ def test_one_replica_is_as_busy_as_the_load_that_is_offered() -> None:
 
 
 def test_a_saturated_pool_slows_training_down_as_much_as_it_lacks() -> None:
-    workload = changed(trials=8, sweeps_at_h=(0.0,), rung_epochs=(40,), trial_start_s=0, hours=0.1, jitter=0, losses_per_replica_hour=0)
+    workload = changed(
+        trials=8,
+        sweeps_at_h=(0.0,),
+        rung_epochs=(40,),
+        trial_start_s=0,
+        hours=0.1,
+        jitter=0,
+        losses_per_replica_hour=0,
+    )
     assert workload.gpus * workload.service_s / workload.step_s == pytest.approx(1.696, abs=1e-3)
     [row] = policy.run(workload, {"one": Fixed(1)})
     assert row["busy_share"] == pytest.approx(1, abs=0.01)
@@ -86,7 +105,9 @@ def test_a_saturated_pool_slows_training_down_as_much_as_it_lacks() -> None:
 
 
 def test_a_larger_fixed_pool_waits_less() -> None:
-    rows = policy.run(changed(losses_per_replica_hour=0), {str(size): Fixed(size) for size in (1, 2, 3, 4)})
+    rows = policy.run(
+        changed(losses_per_replica_hour=0), {str(size): Fixed(size) for size in (1, 2, 3, 4)}
+    )
     waits = [row["mean_wait_s"] for row in rows]
     assert waits == sorted(waits, reverse=True) and waits[0] > 1 > waits[-1]
 
@@ -109,7 +130,14 @@ def test_the_pool_follows_the_sweeps() -> None:
 
 def test_nodes_are_paid_for_from_the_order_until_they_are_gone() -> None:
     """One burst of 100 s: a pool that comes up with it and goes after a minute."""
-    workload = changed(sweeps_at_h=(0.05,), trials=1, rung_epochs=(2,), trial_start_s=0, jitter=0, losses_per_replica_hour=0)
+    workload = changed(
+        sweeps_at_h=(0.05,),
+        trials=1,
+        rung_epochs=(2,),
+        trial_start_s=0,
+        jitter=0,
+        losses_per_replica_hour=0,
+    )
     [row] = policy.run(workload, {"used": FixedWhileUsed(1, idle_s=60)})
     start_s = workload.node_start_s + workload.load_s
     first_wait_s = start_s + workload.service_s - workload.attack_share * workload.step_s
@@ -119,14 +147,22 @@ def test_nodes_are_paid_for_from_the_order_until_they_are_gone() -> None:
 
 
 def test_serve_orders_one_and_no_more_while_none_runs() -> None:
-    alone, inside = (policy.play(changed(node_start_s=300), "", POLICIES[name]) for name in ("demand", "in Serve"))
-    before = [max(row["target"] for row in outcome.history if not row["running"] and row["at"] < 300) for outcome in (alone, inside)]
+    alone, inside = (
+        policy.play(changed(node_start_s=300), "", POLICIES[name])
+        for name in ("demand", "in Serve")
+    )
+    before = [
+        max(row["target"] for row in outcome.history if not row["running"] and row["at"] < 300)
+        for outcome in (alone, inside)
+    ]
     assert before[0] > 1 == before[1]
     assert inside.row["mean_wait_s"] > alone.row["mean_wait_s"]
 
 
 def test_serves_default_decides_as_ray_does() -> None:
-    """Against the functions of the installed Ray, on a random walk of ongoing requests with losses and pauses."""
+    """Against the functions of the installed Ray, on a random walk of ongoing requests with losses
+    and pauses.
+    """
     from ray.serve import autoscaling_policy as rays
     from ray.serve.config import AutoscalingConfig
 
@@ -137,14 +173,23 @@ def test_serves_default_decides_as_ray_does() -> None:
         if draws.random() < 1 / 500:
             ongoing = draws.choice([0.0, 0.0, draws.uniform(0, 4), draws.uniform(0, 30)])
         running = 0 if draws.random() < 0.01 else min(target, running + (draws.random() < 0.1))
-        ctx: Any = SimpleNamespace(current_num_replicas=running, target_num_replicas=target, total_num_requests=ongoing, config=settings)
+        ctx: Any = SimpleNamespace(
+            current_num_replicas=running,
+            target_num_replicas=target,
+            total_num_requests=ongoing,
+            config=settings,
+        )
         cold = rays._get_cold_start_scale_up_replicas(ctx)
         if cold is not None:
             target = cold
         else:
-            wanted = rays._apply_scaling_factors(rays._core_replica_queue_length_policy(ctx)[0], running, settings)
+            wanted = rays._apply_scaling_factors(
+                rays._core_replica_queue_length_policy(ctx)[0], running, settings
+            )
             if running or not wanted:
-                wanted, state = rays._apply_delay_logic(max(0, wanted), target, settings, state, _now=float(second))
+                wanted, state = rays._apply_delay_logic(
+                    max(0, wanted), target, settings, state, _now=float(second)
+                )
             target = wanted
         target = min(12, max(0, math.ceil(target)))
         assert ours.decide(float(second), Observation(running, waiting=ongoing)) == target
@@ -154,8 +199,18 @@ def test_serves_default_decides_as_ray_does() -> None:
 
 def test_the_comparison_names_the_fixed_pool_that_waits_as_long() -> None:
     workload = changed(losses_per_replica_hour=0, node_start_s=4, load_s=1)
-    rows = {outcome.name: outcome.row for outcome in policy.compare(workload, policy.suited(workload))}
-    assert {"demand", "demand, inside Serve", "Serve's default", "fixed 2 while used", "fixed 1", "fixed 2", "fixed 3"} == set(rows)
+    rows = {
+        outcome.name: outcome.row for outcome in policy.compare(workload, policy.suited(workload))
+    }
+    assert {
+        "demand",
+        "demand, inside Serve",
+        "Serve's default",
+        "fixed 2 while used",
+        "fixed 1",
+        "fixed 2",
+        "fixed 3",
+    } == set(rows)
     row = rows["demand"]
     assert row["of_fixed"] == pytest.approx(row["replica_hours"] / row["fixed_hours"], rel=0.01)
     assert rows["fixed 1"]["replica_hours"] < row["fixed_hours"] < rows["fixed 2"]["replica_hours"]
@@ -163,18 +218,26 @@ def test_the_comparison_names_the_fixed_pool_that_waits_as_long() -> None:
 
 
 def test_the_page_holds_its_data(tmp_path: Any) -> None:
-    outcomes = [policy.play(SMALL, "a <b>", Fixed(1)), policy.play(SMALL, "c", policy.suited(SMALL))]
+    outcomes = [
+        policy.play(SMALL, "a <b>", Fixed(1)),
+        policy.play(SMALL, "c", policy.suited(SMALL)),
+    ]
     outcomes[1].row["of_fixed"] = 0.5
     page = Store(str(tmp_path)) / "page.html"
     policy.write(page, SMALL, outcomes)
     text = page.read_text()
     assert "a &lt;b&gt;" in text and "<b>" not in text.split("<script>")[0]
-    figures = [json.loads(part.split("</script>")[0]) for part in text.split("<script type='application/json'>")[1:]]
+    figures = [
+        json.loads(part.split("</script>")[0])
+        for part in text.split("<script type='application/json'>")[1:]
+    ]
     assert figures == list(json.loads(json.dumps(policy.plot(outcomes))).values())
     assert len(figures) == 2
 
 
-@pytest.mark.parametrize("fields", [{"gpus": 0}, {"tick_s": 0.0}, {"reduction": 1}, {"rung_epochs": (4, 2)}])
+@pytest.mark.parametrize(
+    "fields", [{"gpus": 0}, {"tick_s": 0.0}, {"reduction": 1}, {"rung_epochs": (4, 2)}]
+)
 def test_wrong_fields_are_named(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(fields))):
         changed(**fields)
@@ -183,5 +246,7 @@ def test_wrong_fields_are_named(fields: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_half_the_replica_hours_at_equal_waiting_on_the_default_day() -> None:
     workload = Workload()
-    rows = {outcome.name: outcome.row for outcome in policy.compare(workload, policy.suited(workload))}
+    rows = {
+        outcome.name: outcome.row for outcome in policy.compare(workload, policy.suited(workload))
+    }
     assert rows["demand"]["of_fixed"] <= 0.5 < rows["Serve's default"]["of_fixed"]

@@ -1,4 +1,6 @@
-"""What a user types: bad input is one line on stderr and exit code 2, before torch and Ray are imported."""
+"""What a user types: bad input is one line on stderr and exit code 2, before torch and Ray are
+imported.
+"""
 
 from __future__ import annotations
 
@@ -13,31 +15,57 @@ from dra_ray import config
 
 
 def dra(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "dra_ray", *arguments], cwd=cwd, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-m", "dra_ray", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["train", "digit-dra"], ["unknown recipe 'digit-dra'", "did you mean 'digits-dra'"]),
-        (["train", "digits-dra", "--set", "optim.epoch=3"], ["optim.epoch", "did you mean 'epochs'"]),
+        (
+            ["train", "digits-dra", "--set", "optim.epoch=3"],
+            ["optim.epoch", "did you mean 'epochs'"],
+        ),
         (["train", "digits-dm-at", "--set", "optim.lr=-1"], ["optim.lr=-1", "greater than 0"]),
         (["train", "digits-dra"], ["teacher.uri", "dra teacher train digits-edm"]),
-        (["train", "digits-dm-at", "--storage", "/proc/none"], ["storage '/proc/none/digits-dm-at'", "permissions"]),
-        (["train", "digits-dm-at", "--storage", "s4://bucket"], ["storage URI 's4://bucket", "s3://"]),
+        (
+            ["train", "digits-dm-at", "--storage", "/proc/none"],
+            ["storage '/proc/none/digits-dm-at'", "permissions"],
+        ),
+        (
+            ["train", "digits-dm-at", "--storage", "s4://bucket"],
+            ["storage URI 's4://bucket", "s3://"],
+        ),
         (["sweep", "digits-dra"], ["kind 'experiment'", "kind 'sweep'"]),
         (["quickstart", "--set", "sweep.asha.grace_epochs=99"], ["grace_epochs=99"]),
         (["evaluate", "nowhere"], ["'nowhere' is not a training run"]),
         (["report", "nowhere"], ["'nowhere' is not a run"]),
         (["train"], ["RECIPE|FILE"]),
         (["synthesize", "--fast"], ["--fast"]),
-        (["teacher", "probe", "package:fashion-edn"], ["'package:fashion-edn'", "did you mean 'fashion-edm'"]),
-        (["teacher", "probe", "package:fashion-edm", "--sigmas", "low"], ["--sigmas low", "commas"]),
-        (["teacher", "import-dit", "a", "b", "c", "--to", "d", "--massive", "x"], ["--massive x", "commas"]),
+        (
+            ["teacher", "probe", "package:fashion-edn"],
+            ["'package:fashion-edn'", "did you mean 'fashion-edm'"],
+        ),
+        (
+            ["teacher", "probe", "package:fashion-edm", "--sigmas", "low"],
+            ["--sigmas low", "commas"],
+        ),
+        (
+            ["teacher", "import-dit", "a", "b", "c", "--to", "d", "--massive", "x"],
+            ["--massive x", "commas"],
+        ),
         (["teacher", "quality", "nowhere", "--set", "nam=digits"], ["nam", "did you mean 'name'"]),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], words: list[str], tmp_path: Path
+) -> None:
     done = dra(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
@@ -51,7 +79,12 @@ def test_a_name_that_is_taken_by_another_config_is_refused(tmp_path: Path) -> No
     from dra_ray.storage import Store
 
     experiment = config.load("digits-dm-at", config.Experiment)
-    runs.begin_run(Store(str(tmp_path / "runs" / "mine")), "train", experiment.model_dump(mode="json"), experiment.digest())
+    runs.begin_run(
+        Store(str(tmp_path / "runs" / "mine")),
+        "train",
+        experiment.model_dump(mode="json"),
+        experiment.digest(),
+    )
     done = dra("train", "digits-dm-at", "--name", "mine", "--set", "optim.lr=0.05", cwd=tmp_path)
     assert done.returncode == 2
     assert "optim.lr is 0.2 there and 0.05 now" in done.stderr and "--name" in done.stderr
@@ -59,11 +92,14 @@ def test_a_name_that_is_taken_by_another_config_is_refused(tmp_path: Path) -> No
 
 def test_arguments_are_checked_without_torch_or_ray(tmp_path: Path) -> None:
     code = (
-        "import sys; from dra_ray import cli; sys.argv = ['dra', 'train', 'digits-dra', '--set', 'optim.epoch=3']\n"
+        "import sys; from dra_ray import cli; sys.argv = ['dra', 'train', 'digits-dra', '--set', "
+        "'optim.epoch=3']\n"
         "try: cli.main()\nexcept SystemExit as e: assert e.code == 2, e.code\n"
         "assert not {'torch', 'ray'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -78,13 +114,35 @@ def test_tables_are_also_json(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "plan.json").read_text())
 
 
-COMMANDS = ["quickstart", "train", "sweep", "evaluate", "compare", "synthesize", "report", "plan", "recipes"]
+COMMANDS = [
+    "quickstart",
+    "train",
+    "sweep",
+    "evaluate",
+    "compare",
+    "synthesize",
+    "report",
+    "plan",
+    "recipes",
+]
 POOL_COMMANDS = ["up", "status", "down"]
-TEACHER_COMMANDS = ["train", "import", "import-dit", "latents", "list", "probe", "quality", "massive"]
+TEACHER_COMMANDS = [
+    "train",
+    "import",
+    "import-dit",
+    "latents",
+    "list",
+    "probe",
+    "quality",
+    "massive",
+]
 
 
 @pytest.mark.parametrize(
-    "command", COMMANDS + [f"teacher {name}" for name in TEACHER_COMMANDS] + [f"pool {name}" for name in ("up", "status", "down")]
+    "command",
+    COMMANDS
+    + [f"teacher {name}" for name in TEACHER_COMMANDS]
+    + [f"pool {name}" for name in ("up", "status", "down")],
 )
 def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     done = dra(*command.split(), "--help", cwd=tmp_path)

@@ -1,6 +1,8 @@
-"""A cluster of three nodes in a process of its own, and what happens to a run when one of them goes: `python -m tests.cluster.nodes FOLDER`.
+"""A cluster of three nodes in a process of its own, and what happens to a run when one of them
+goes: `python -m tests.cluster.nodes FOLDER`.
 
-Prints one JSON line: what was seen. Run by test_nodes.py, since a second Ray in the tests' own process would meet theirs.
+Prints one JSON line: what was seen. Run by test_nodes.py, since a second Ray in the tests' own
+process would meet theirs.
 """
 
 from __future__ import annotations
@@ -29,15 +31,43 @@ def main(root: Store) -> None:
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
     workers = [nodes.add_node(**NODE), nodes.add_node(**NODE)]
     ray.init(nodes.address, log_to_driver=False)
-    command = [sys.executable, "-m", "dra_ray", "train", (root / "wanted.json").uri, "--storage", root.uri, "--name", "run"]
+    command = [
+        sys.executable,
+        "-m",
+        "dra_ray",
+        "train",
+        (root / "wanted.json").uri,
+        "--storage",
+        root.uri,
+        "--name",
+        "run",
+    ]
     driver = subprocess.Popen(command, env=os.environ | {"RAY_ADDRESS": nodes.address})
     run = root / "run"
     _until(lambda: len(_rows(run / "steps.jsonl")) >= 3, 120)
     node = _node_of_a_worker(workers)
-    notice = ["drain-node", "--address", nodes.address, "--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    notice = [
+        "drain-node",
+        "--address",
+        nodes.address,
+        "--node-id",
+        node.node_id,
+        "--reason",
+        "DRAIN_NODE_REASON_PREEMPTION",
+    ]
     before = _starts(run)
     subprocess.run(
-        [sys.executable, "-m", "ray.scripts.scripts", *notice, "--reason-message", "spot", "--deadline-remaining-seconds", "20"], check=True
+        [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            *notice,
+            "--reason-message",
+            "spot",
+            "--deadline-remaining-seconds",
+            "20",
+        ],
+        check=True,
     )
     _until(lambda: bool(_between(run)), 30)
     checkpoints = _between(run)
@@ -57,7 +87,11 @@ def _rows(file: Store) -> list[dict[str, Any]]:
 def _between(run: Store) -> list[int]:
     """Steps of the checkpoints that lie between validations."""
     folder = run / "checkpoints" / run.name
-    names = [name for name in folder.names() if name.startswith("checkpoint_2")] if folder.exists() else []
+    names = (
+        [name for name in folder.names() if name.startswith("checkpoint_2")]
+        if folder.exists()
+        else []
+    )
     states = [folder / name / "state.json" for name in names]
     steps = [state.read_json() for state in states if state.exists()]
     validated = {row["step"] for state in steps for row in state["rows"]}

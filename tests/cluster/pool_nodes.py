@@ -1,7 +1,9 @@
-"""The pool on clusters of several nodes, each in a process of its own: `python -m tests.cluster.pool_nodes lost|grown FOLDER`.
+"""The pool on clusters of several nodes, each in a process of its own: `python -m
+tests.cluster.pool_nodes lost|grown FOLDER`.
 
-`lost`: the node that holds the replicas is killed with requests in flight. `grown`: an autoscaling cluster of fake nodes gets a
-sweep. Both print one JSON line. Run by test_pool_nodes.py, since a second Ray in the tests' own process would meet theirs.
+`lost`: the node that holds the replicas is killed with requests in flight. `grown`: an autoscaling
+cluster of fake nodes gets a sweep. Both print one JSON line. Run by test_pool_nodes.py, since a
+second Ray in the tests' own process would meet theirs.
 """
 
 from __future__ import annotations
@@ -33,16 +35,26 @@ from tests.cluster.small import experiment
 from tests.cluster.teachers import Sums, expected, request
 
 ON_TEACHERS = {"resources": {"teacher": 1.0}, "cpus_per_replica": 0.0}
-QUICK = {"look_back_period_s": 2.0, "upscale_delay_s": 0.0, "downscale_delay_s": 3.0, "backlog_s": 1.0}
+QUICK = {
+    "look_back_period_s": 2.0,
+    "upscale_delay_s": 0.0,
+    "downscale_delay_s": 3.0,
+    "backlog_s": 1.0,
+}
 
 
 def lost() -> dict[str, Any]:
     """Two teacher nodes, both replicas on them; one node is killed with requests in flight."""
     ray.cloudpickle.register_pickle_by_value(teachers)
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    nodes = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+    )
     workers = [nodes.add_node(num_cpus=1, resources={"teacher": 1}) for _ in range(2)]
     ray.init(nodes.address, log_to_driver=False)
-    app, settings = f"{service.PREFIX}lost", config.Pool(min_replicas=2, max_replicas=2, **ON_TEACHERS, **QUICK)
+    app, settings = (
+        f"{service.PREFIX}lost",
+        config.Pool(min_replicas=2, max_replicas=2, **ON_TEACHERS, **QUICK),
+    )
     service.deploy(app, functools.partial(Sums, 0.1), settings, {"uri": "lost"})
     with service.held(app):
         assert cluster.wait_until(lambda: service.replicas(app).get("RUNNING", 0) == 2, 60)
@@ -51,20 +63,27 @@ def lost() -> dict[str, Any]:
         time.sleep(0.3)
         nodes.remove_node(workers[0], allow_graceful=False)
         calls += [client.submit(*request(number, 160)) for number in range(6, 8)]
-        wrong = [number for number, call in enumerate(calls) if not torch.equal(call.result(), expected(number, 160))]
+        wrong = [
+            number
+            for number, call in enumerate(calls)
+            if not torch.equal(call.result(), expected(number, 160))
+        ]
         return {"wrong": wrong, **client.totals, "left": service.replicas(app)}
 
 
-# -- an autoscaling cluster whose nodes are processes of this machine -----------------------------------------------
+# -- an autoscaling cluster whose nodes are processes of this machine ------------------------------
 KINDS = {"teacher": {"CPU": 1, "teacher": 1}, "student": {"CPU": 1, "student": 1}}
 LISTS = (
-    "setup_commands initialization_commands cluster_synced_files head_setup_commands worker_setup_commands head_start_ray_commands "
+    "setup_commands initialization_commands cluster_synced_files head_setup_commands "
+    "worker_setup_commands head_start_ray_commands "
     "worker_start_ray_commands rsync_exclude rsync_filter"
 )
 
 
 def autoscaling(port: int, folder: Path) -> subprocess.Popen[bytes]:
-    """The head of such a cluster; it has the students' room, and may order nodes of both kinds. Ray's own class needs a file that its wheel lacks."""
+    """The head of such a cluster; it has the students' room, and may order nodes of both kinds.
+    Ray's own class needs a file that its wheel lacks.
+    """
     provider = {
         "type": "external",
         "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
@@ -72,13 +91,17 @@ def autoscaling(port: int, folder: Path) -> subprocess.Popen[bytes]:
         "launch_multiple": True,
         "head_node_id": FAKE_HEAD_NODE_ID,
     }
-    kinds = {name: {"resources": have, "node_config": {}, "min_workers": 0, "max_workers": 2} for name, have in KINDS.items()}
+    kinds = {
+        name: {"resources": have, "node_config": {}, "min_workers": 0, "max_workers": 2}
+        for name, have in KINDS.items()
+    }
     head = {"CPU": 4, "student": 4}
     wanted = {
         "cluster_name": "fake",
         "max_workers": 4,
         "provider": provider,
-        "available_node_types": kinds | {"ray.head.default": {"resources": head, "node_config": {}, "max_workers": 0}},
+        "available_node_types": kinds
+        | {"ray.head.default": {"resources": head, "node_config": {}, "max_workers": 0}},
         "head_node_type": "ray.head.default",  # as Ray's provider of fake nodes calls it
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": 0.1,
@@ -89,13 +112,44 @@ def autoscaling(port: int, folder: Path) -> subprocess.Popen[bytes]:
         **{name: [] for name in LISTS.split()},
     }
     (folder / "autoscaling.json").write_text(json.dumps(wanted))
-    options = {"port": port, "num-cpus": head["CPU"], "resources": json.dumps({"student": head["student"]}), "object-store-memory": 2**28}
-    options |= {"autoscaling-config": folder / "autoscaling.json", "include-dashboard": "true", "dashboard-host": "127.0.0.1", "dashboard-port": 0}
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())]
-    more = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1"}
-    more |= {"RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID}
+    options = {
+        "port": port,
+        "num-cpus": head["CPU"],
+        "resources": json.dumps({"student": head["student"]}),
+        "object-store-memory": 2**28,
+    }
+    options |= {
+        "autoscaling-config": folder / "autoscaling.json",
+        "include-dashboard": "true",
+        "dashboard-host": "127.0.0.1",
+        "dashboard-port": 0,
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        *(f"--{name}={value}" for name, value in options.items()),
+    ]
+    more = {
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+    }
+    more |= {
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+    }
     with (folder / "head.log").open("w") as log:
-        return subprocess.Popen(command, env=os.environ | more, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            command,
+            env=os.environ | more,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def grown(root: Path) -> dict[str, Any]:
@@ -105,7 +159,9 @@ def grown(root: Path) -> dict[str, Any]:
         port = probe.getsockname()[1]
     head = autoscaling(port, root)
     try:
-        assert cluster.wait_until(lambda: "Ray runtime started" in (root / "head.log").read_text(), 60), (root / "head.log").read_text()
+        assert cluster.wait_until(
+            lambda: "Ray runtime started" in (root / "head.log").read_text(), 60
+        ), (root / "head.log").read_text()
         os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
         with cluster.connect():
             return _sweep(root)
@@ -121,7 +177,11 @@ def _sweep(root: Path) -> dict[str, Any]:
     base = experiment(Store(str(root / "teacher")), resources__custom={"student": 1})
     ours = {**ON_TEACHERS, **QUICK, "min_replicas": 0, "max_replicas": 2, "timeout_s": 300.0}
     base = config.override(base, {f"pool.{name}": value for name, value in ours.items()})
-    wanted = config.Sweep(base=base, space={"align.weight": [0.5, 1.0]}, asha=config.Asha(grace_epochs=2, max_concurrent=2))
+    wanted = config.Sweep(
+        base=base,
+        space={"align.weight": [0.5, 1.0]},
+        asha=config.Asha(grace_epochs=2, max_concurrent=2),
+    )
     seen: list[tuple[float, dict[str, int]]] = []
     stop = threading.Event()
     watch = threading.Thread(target=_watch, args=(seen, stop))

@@ -1,6 +1,8 @@
-"""Three clients, and a replica killed every so often, for as long as asked: `python -m tests.cluster.soak MINUTES`.
+"""Three clients, and a replica killed every so often, for as long as asked: `python -m
+tests.cluster.soak MINUTES`.
 
-Prints one JSON line: requests sent and answered, answers that differ, retries, kills, and the memory of Ray's processes.
+Prints one JSON line: requests sent and answered, answers that differ, retries, kills, and the
+memory of Ray's processes.
 """
 
 from __future__ import annotations
@@ -29,7 +31,13 @@ from tests.cluster.teachers import Sums, expected, request
 
 KILL_EVERY_S = 30.0
 SETTINGS = config.Pool(
-    min_replicas=2, max_replicas=3, cpus_per_replica=0.1, look_back_period_s=2, upscale_delay_s=0, downscale_delay_s=5, backlog_s=1
+    min_replicas=2,
+    max_replicas=3,
+    cpus_per_replica=0.1,
+    look_back_period_s=2,
+    upscale_delay_s=0,
+    downscale_delay_s=5,
+    backlog_s=1,
 )
 
 
@@ -55,7 +63,9 @@ def _play(app: str, minutes: float) -> dict[str, Any]:
                 if time.monotonic() > end_s:
                     return
                 sent[index] += 1
-                mismatches[index] += not torch.equal(clients[index].submit(*request(number, size)).result(), expected(number, size))
+                mismatches[index] += not torch.equal(
+                    clients[index].submit(*request(number, size)).result(), expected(number, size)
+                )
         except Exception as error:
             errors.append(repr(error))
 
@@ -91,7 +101,9 @@ def _play(app: str, minutes: float) -> dict[str, Any]:
 
 def _memory_mb() -> float:
     """Memory of this process and of all below it that is not shared, which Ray's are."""
-    parents = {int(entry.name): _parent(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+    parents = {
+        int(entry.name): _parent(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit()
+    }
     family = {os.getpid()}
     for _ in range(10):  # generations
         family |= {pid for pid, parent in parents.items() if parent in family}

@@ -1,4 +1,6 @@
-"""Teachers of a few lines that do to a replica what goes wrong in life. They travel to replicas by value."""
+"""Teachers of a few lines that do to a replica what goes wrong in life. They travel to replicas by
+value.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ class Sums:
 
     feature_dim = 4
 
-    def __init__(self, service_s: float = 0.0, micro_batch: int = 16, once: str | None = None) -> None:
+    def __init__(
+        self, service_s: float = 0.0, micro_batch: int = 16, once: str | None = None
+    ) -> None:
         self.service_s, self.micro_batch, self.once = service_s, micro_batch, once
 
     def check(self, images: Tensor, labels: Tensor, sigma: Tensor) -> None:
@@ -29,7 +33,9 @@ class Sums:
         if images.shape[1:] != (1, 4, 4) or not sigma.isfinite().all():
             raise DataError(f"images {list(images.shape)} or sigma are not what the teacher takes")
 
-    def encode_each(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seeds: Tensor) -> Tensor:
+    def encode_each(
+        self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seeds: Tensor
+    ) -> Tensor:
         if self.service_s:
             time.sleep(self.service_s)
         if (labels == FATAL).any() and self._first():
@@ -37,7 +43,10 @@ class Sums:
         if (labels == ENDLESS).any() and self._first():
             time.sleep(3600)
         flat = images.double().flatten(1)
-        return torch.stack([flat.sum(1), flat @ torch.arange(16.0).double(), labels * sigma, noise_seeds.double()], 1).float()
+        return torch.stack(
+            [flat.sum(1), flat @ torch.arange(16.0).double(), labels * sigma, noise_seeds.double()],
+            1,
+        ).float()
 
     def _first(self) -> bool:
         if self.once is None:
@@ -62,4 +71,6 @@ def expected(number: int, count: int, label: int = 1) -> Tensor:
     images, labels, sigma, seed = request(number, count, label)
     flat = images.double().flatten(1)
     seeds = (seed + torch.arange(count)).double()
-    return torch.stack([flat.sum(1), flat @ torch.arange(16.0).double(), labels * sigma, seeds], 1).float()
+    return torch.stack(
+        [flat.sum(1), flat @ torch.arange(16.0).double(), labels * sigma, seeds], 1
+    ).float()

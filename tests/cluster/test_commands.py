@@ -1,4 +1,6 @@
-"""The commands of the README, typed one after the other with small settings, and Ctrl-C in the middle of one."""
+"""The commands of the README, typed one after the other with small settings, and Ctrl-C in the
+middle of one.
+"""
 
 from __future__ import annotations
 
@@ -27,24 +29,59 @@ def environment() -> dict[str, str]:
 
 
 def dra(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*DRA, *arguments], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=400)
+    done = subprocess.run(
+        [*DRA, *arguments], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=400
+    )
     assert done.returncode == 0, done.stderr
     return done
 
 
 def settings(changes: dict[str, object], prefix: str = "") -> list[str]:
-    return [part for field, value in changes.items() for part in ("--set", f"{prefix}{field}={value}")]
+    return [
+        part for field, value in changes.items() for part in ("--set", f"{prefix}{field}={value}")
+    ]
 
 
 def test_from_a_teacher_to_a_report(tmp_path: Path) -> None:
-    dra("teacher", "train", "digits-edm", *settings({"images_seen": 2560, "checkpoint_images": 1280, "data.test_images": 40}), cwd=tmp_path)
-    dra("synthesize", *settings({"teacher": "runs/digits-edm", "images": 200, "steps": 3, "batch": 50, "shard_images": 100}), cwd=tmp_path)
-    sources = {"teacher.uri": "runs/digits-edm", "synthetic.uri": "runs/digits-synthesis", "synthetic.images": 200}
-    done = dra("train", "digits-dra", *settings(SMALL | sources | {"data.test_images": 40}), "--json", "row.json", cwd=tmp_path)
+    dra(
+        "teacher",
+        "train",
+        "digits-edm",
+        *settings({"images_seen": 2560, "checkpoint_images": 1280, "data.test_images": 40}),
+        cwd=tmp_path,
+    )
+    dra(
+        "synthesize",
+        *settings(
+            {
+                "teacher": "runs/digits-edm",
+                "images": 200,
+                "steps": 3,
+                "batch": 50,
+                "shard_images": 100,
+            }
+        ),
+        cwd=tmp_path,
+    )
+    sources = {
+        "teacher.uri": "runs/digits-edm",
+        "synthetic.uri": "runs/digits-synthesis",
+        "synthetic.images": 200,
+    }
+    done = dra(
+        "train",
+        "digits-dra",
+        *settings(SMALL | sources | {"data.test_images": 40}),
+        "--json",
+        "row.json",
+        cwd=tmp_path,
+    )
     assert json.loads((tmp_path / "row.json").read_text())[0]["epoch"] == 2
     assert "last epoch of runs/digits-dra" in done.stdout
 
-    again = dra("train", "digits-dra", *settings(SMALL | sources | {"data.test_images": 40}), cwd=tmp_path)
+    again = dra(
+        "train", "digits-dra", *settings(SMALL | sources | {"data.test_images": 40}), cwd=tmp_path
+    )
     assert "already done" in again.stderr
     dra("evaluate", "runs/digits-dra", "--json", "aa.json", cwd=tmp_path)
     rows = {row["what"]: row["accuracy"] for row in json.loads((tmp_path / "aa.json").read_text())}
@@ -52,7 +89,15 @@ def test_from_a_teacher_to_a_report(tmp_path: Path) -> None:
 
     sweep = SMALL | {"teacher.uri": "runs/digits-edm", "data.test_images": 40}
     space = ["--set", "space={align.weight: [0.0, 1.0]}", "--set", "asha.grace_epochs=1"]
-    dra("sweep", "digits-sweep", *settings(sweep, "base."), *space, "--json", "trials.json", cwd=tmp_path)
+    dra(
+        "sweep",
+        "digits-sweep",
+        *settings(sweep, "base."),
+        *space,
+        "--json",
+        "trials.json",
+        cwd=tmp_path,
+    )
     assert len(json.loads((tmp_path / "trials.json").read_text())) == 2
     printed = dra("report", "runs/digits-sweep", cwd=tmp_path).stdout.splitlines()[-1]
     assert Path(printed).exists() and Path(printed).name == "report.html"
@@ -62,7 +107,12 @@ def test_ctrl_c_leaves_no_process_and_a_run_that_resumes(tmp_path: Path) -> None
     arguments = ["train", "digits-dm-at", *settings(SMALL | {"optim.epochs": 30})]
     marker = {"DRA_TEST_MARK": tmp_path.name}  # inherited by every process that Ray starts
     process = subprocess.Popen(
-        [*DRA, *arguments], cwd=tmp_path, env=environment() | marker, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*DRA, *arguments],
+        cwd=tmp_path,
+        env=environment() | marker,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     metrics = Store(str(tmp_path / "runs" / "digits-dm-at")) / "metrics.jsonl"
     assert wait_until(metrics.exists, 120)
@@ -79,7 +129,8 @@ def test_ctrl_c_leaves_no_process_and_a_run_that_resumes(tmp_path: Path) -> None
     rows = metrics.read_jsonl()
     assert [row["epoch"] for row in rows] == list(range(1, 31))
     assert rows[0] == before[0], "it began anew instead of resuming"
-    # the last epochs before the interrupt may not have been committed; computed again, they give the same
+    # the last epochs before the interrupt may not have been committed; computed again, they give
+    # the same
     for row, earlier in zip(rows, before, strict=False):
         assert all(row[key] == earlier[key] for key in row if key not in ("at", "elapsed_s"))
     assert time.monotonic() - start < 300
@@ -90,7 +141,10 @@ def _marked(mark: str) -> list[str]:
     found = []
     for folder in Path("/proc").iterdir():
         try:
-            if folder.name.isdigit() and f"DRA_TEST_MARK={mark}".encode() in (folder / "environ").read_bytes():
+            if (
+                folder.name.isdigit()
+                and f"DRA_TEST_MARK={mark}".encode() in (folder / "environ").read_bytes()
+            ):
                 found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
         except OSError:
             continue  # it is gone, or not ours

@@ -1,4 +1,6 @@
-"""Sharded over Ray tasks, interrupted or not: the verdicts and images of one AutoAttack process, to the bit."""
+"""Sharded over Ray tasks, interrupted or not: the verdicts and images of one AutoAttack process, to
+the bit.
+"""
 
 import contextlib
 import dataclasses
@@ -60,11 +62,18 @@ def trained(experiment, images, steps):
     student = students.build(experiment.model, images.shape)
     optim = torch.optim.Adam(student.parameters(), 3e-3)
     for step in range(steps):
-        index = torch.randint(len(images.train), (128,), generator=torch.Generator().manual_seed(step))
-        x, y = data.to_float(images.train.images[index]).requires_grad_(True), images.train.labels[index]
+        index = torch.randint(
+            len(images.train), (128,), generator=torch.Generator().manual_seed(step)
+        )
+        x, y = (
+            data.to_float(images.train.images[index]).requires_grad_(True),
+            images.train.labels[index],
+        )
         (gradient,) = torch.autograd.grad(F.cross_entropy(student(x), y), x)
         optim.zero_grad()
-        F.cross_entropy(student((x + experiment.threat.eps * gradient.sign()).clamp(0, 1).detach()), y).backward()
+        F.cross_entropy(
+            student((x + experiment.threat.eps * gradient.sign()).clamp(0, 1).detach()), y
+        ).backward()
         optim.step()
     return student.state_dict()
 
@@ -83,7 +92,9 @@ def trained_run(path, weights, experiment=EXPERIMENT):
 
 @pytest.fixture(scope="module")
 def single(images, weights):
-    """What one process of the package finds: clean and PGD verdicts, adversarial images, robust flags."""
+    """What one process of the package finds: clean and PGD verdicts, adversarial images, robust
+    flags.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     student = students.build(EXPERIMENT.model, images.shape).eval()
@@ -96,7 +107,12 @@ def single(images, weights):
     with torch.no_grad():
         clean = student(x).argmax(1) == y
     torch.set_num_threads(threads)
-    return {"clean": clean.numpy(), "pgd": pgd.numpy(), "adversarial": adversarial, "robust": robust}
+    return {
+        "clean": clean.numpy(),
+        "pgd": pgd.numpy(),
+        "adversarial": adversarial,
+        "robust": robust,
+    }
 
 
 def stock(student, x, y, eps_255, seed, batch, effort):
@@ -105,8 +121,19 @@ def stock(student, x, y, eps_255, seed, batch, effort):
     torch.set_num_threads(1)
     eps = eps_255 / 255
     run = AutoAttack(student, norm="Linf", eps=eps, seed=seed, version="standard")
-    common = {"n_iter": effort.apgd_steps, "eps": eps, "norm": "Linf", "n_restarts": 1, "seed": seed, "device": "cpu", "logger": run.logger}
-    run.apgd, run.apgd_targeted = APGDAttack(student, **common), APGDAttack_targeted(student, n_target_classes=9, **common)
+    common = {
+        "n_iter": effort.apgd_steps,
+        "eps": eps,
+        "norm": "Linf",
+        "n_restarts": 1,
+        "seed": seed,
+        "device": "cpu",
+        "logger": run.logger,
+    }
+    run.apgd, run.apgd_targeted = (
+        APGDAttack(student, **common),
+        APGDAttack_targeted(student, n_target_classes=9, **common),
+    )
     run.fab.n_iter, run.square.n_queries = effort.fab_steps, effort.square_queries
     adversarial, predicted = run.run_standard_evaluation(x, y, batch_size=batch)
     torch.set_num_threads(threads)
@@ -115,17 +142,26 @@ def stock(student, x, y, eps_255, seed, batch, effort):
 
 def check_against(single, run, result):
     sample = (run / "evaluation" / "per_sample.npz").read_npz()
-    assert np.array_equal((run / "evaluation" / "adversarial.npz").read_npz()["images"], single["adversarial"])
+    assert np.array_equal(
+        (run / "evaluation" / "adversarial.npz").read_npz()["images"], single["adversarial"]
+    )
     assert np.array_equal(sample["robust"], single["robust"])
-    assert np.array_equal(sample["clean_correct"], single["clean"]) and np.array_equal(sample["pgd_correct"], single["pgd"])
+    assert np.array_equal(sample["clean_correct"], single["clean"]) and np.array_equal(
+        sample["pgd_correct"], single["pgd"]
+    )
     assert np.array_equal(sample["first_failure"] == "", single["robust"])
     assert np.array_equal(sample["first_failure"] == "clean", ~single["clean"])
-    assert result["autoattack_accuracy"] == single["robust"].mean() and result["clean_accuracy"] == single["clean"].mean()
+    assert (
+        result["autoattack_accuracy"] == single["robust"].mean()
+        and result["clean_accuracy"] == single["clean"].mean()
+    )
 
 
 def same_but_for_time(one, other):
     changing = {"elapsed_s", "attack_s", "resumed_batches", "tasks_run", "subject"}
-    return {k: v for k, v in one.items() if k not in changing} == {k: v for k, v in other.items() if k not in changing}
+    return {k: v for k, v in one.items() if k not in changing} == {
+        k: v for k, v in other.items() if k not in changing
+    }
 
 
 @pytest.mark.parametrize("workers", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
@@ -133,19 +169,38 @@ def test_sharded_is_single(ray_cluster, run, single, workers):
     rows = []
     result = evaluate(run, workers=workers, progress=rows.append, effort=EFFORT)
     check_against(single, run, result)
-    assert 0.05 < result["autoattack_accuracy"] < single["clean"].mean() - 0.1, "the net must be worth attacking"
+    assert 0.05 < result["autoattack_accuracy"] < single["clean"].mean() - 0.1, (
+        "the net must be worth attacking"
+    )
     assert result == (run / "evaluation" / "autoattack.json").read_json()
     assert result["interval"] == pytest.approx(wilson(int(single["robust"].sum()), 44))
     assert list(result["after_attack"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert "not standard AutoAttack" in result["flags"][0]
-    assert (result["version"], result["level"], result["streams"], result["batch"]) == ("standard", "reference", "batch", 12)
+    assert (result["version"], result["level"], result["streams"], result["batch"]) == (
+        "standard",
+        "reference",
+        "batch",
+        12,
+    )
     assert result["score"] == "autoattack_accuracy" and not result["randomised"]
-    assert result["numerics"]["threads"] == 1 and result["threat"] == {"norm": "linf", "eps_255": 20.0}
-    assert [row["attack"] for row in rows[:4]] == ["clean"] * 4 and rows[-1]["attack"] == "square" and rows[-1]["done"] == rows[-1]["of"]
+    assert result["numerics"]["threads"] == 1 and result["threat"] == {
+        "norm": "linf",
+        "eps_255": 20.0,
+    }
+    assert (
+        [row["attack"] for row in rows[:4]] == ["clean"] * 4
+        and rows[-1]["attack"] == "square"
+        and rows[-1]["done"] == rows[-1]["of"]
+    )
     assert rows[-1]["robust"] == single["robust"].sum()
-    assert result["tasks_run"] == len(rows) == sum(result["tasks"].values()) and result["resumed_batches"] == 0
+    assert (
+        result["tasks_run"] == len(rows) == sum(result["tasks"].values())
+        and result["resumed_batches"] == 0
+    )
     sample = (run / "evaluation" / "per_sample.npz").read_npz()
-    assert {attack: sample[f"after_{attack}"].mean() for attack in result["after_attack"]} == result["after_attack"]
+    assert {
+        attack: sample[f"after_{attack}"].mean() for attack in result["after_attack"]
+    } == result["after_attack"]
     assert np.array_equal(sample["after_square"], sample["robust"])
     again = []
     assert evaluate(run, workers=2, progress=again.append, effort=EFFORT) == result
@@ -160,31 +215,53 @@ def test_an_interrupted_evaluation_goes_on(ray_cluster, run, single):
     with pytest.raises(KeyboardInterrupt):
         evaluate(run, workers=1, progress=interrupt, effort=EFFORT)
     assert not (run / "evaluation" / "autoattack.json").exists()
-    finished = [name for name in (run / "evaluation" / "chunks").names() if name.startswith(("clean", "apgd-ce"))]
+    finished = [
+        name
+        for name in (run / "evaluation" / "chunks").names()
+        if name.startswith(("clean", "apgd-ce"))
+    ]
     rows = []
     result = evaluate(run, workers=1, progress=rows.append, effort=EFFORT)
     check_against(single, run, result)
-    assert result["resumed_batches"] >= len(finished) and {row["attack"] for row in rows} <= {"apgd-t", "fab-t", "square"}
+    assert result["resumed_batches"] >= len(finished) and {row["attack"] for row in rows} <= {
+        "apgd-t",
+        "fab-t",
+        "square",
+    }
 
 
-def test_lost_damaged_and_foreign_batches_are_made_again(ray_cluster, run, single, tmp_path, weights):
+def test_lost_damaged_and_foreign_batches_are_made_again(
+    ray_cluster, run, single, tmp_path, weights
+):
     first = evaluate(run, effort=EFFORT)
     chunks = run / "evaluation" / "chunks"
     os.remove(f"{run}/evaluation/autoattack.json")
     os.remove(f"{chunks}/apgd-t-00000.npz")
     (chunks / "fab-t-00000.npz").write_bytes((chunks / "fab-t-00000.npz").read_bytes()[:100])
     stale = (chunks / "square-00000.npz").read_npz()
-    (chunks / "square-00000.npz").write_npz(**{**stale, "broken": ~stale["broken"], "digest": np.array("of another model")})
+    (chunks / "square-00000.npz").write_npz(
+        **{**stale, "broken": ~stale["broken"], "digest": np.array("of another model")}
+    )
     rows = []
     second = evaluate(run, progress=rows.append, effort=EFFORT)
     check_against(single, run, second)
     assert same_but_for_time(first, second)
-    assert [(row["attack"], row["done"]) for row in rows] == [("apgd-t", rows[0]["of"]), ("fab-t", rows[1]["of"]), ("square", rows[2]["of"])]
+    assert [(row["attack"], row["done"]) for row in rows] == [
+        ("apgd-t", rows[0]["of"]),
+        ("fab-t", rows[1]["of"]),
+        ("square", rows[2]["of"]),
+    ]
 
 
 def test_other_weights_or_settings_are_evaluated_anew(ray_cluster, run, weights):
     first = evaluate(run, effort=Effort(2, 1, 4))
-    checkpoint.save(run, {name: tensor * (0.5 if name == "logits.weight" else 1) for name, tensor in weights.items()})
+    checkpoint.save(
+        run,
+        {
+            name: tensor * (0.5 if name == "logits.weight" else 1)
+            for name, tensor in weights.items()
+        },
+    )
     second = evaluate(run, effort=Effort(2, 1, 4))
     assert second["digest"] != first["digest"] and second["resumed_batches"] == 0
     third = evaluate(run, effort=Effort(2, 1, 5))
@@ -192,7 +269,9 @@ def test_other_weights_or_settings_are_evaluated_anew(ray_cluster, run, weights)
 
 
 def test_two_models_share_the_workers(ray_cluster, tmp_path, weights, single):
-    other = {name: tensor * (0.9 if name == "logits.weight" else 1) for name, tensor in weights.items()}
+    other = {
+        name: tensor * (0.9 if name == "logits.weight" else 1) for name, tensor in weights.items()
+    }
     runs = [trained_run(tmp_path / "one", weights), trained_run(tmp_path / "two", other)]
     rows = []
     results = evaluate_many(runs, workers=2, progress=rows.append, effort=EFFORT)
@@ -207,7 +286,11 @@ def test_a_killed_worker_changes_nothing(ray_cluster, run, single):
     killed = []
 
     def kill(row):
-        for task in list_tasks(ray_cluster.address_info["gcs_address"], filters=[("state", "=", "RUNNING")], detail=True):
+        for task in list_tasks(
+            ray_cluster.address_info["gcs_address"],
+            filters=[("state", "=", "RUNNING")],
+            detail=True,
+        ):
             if not killed and task.worker_pid and task.func_or_class_name.endswith("_attack"):
                 os.kill(task.worker_pid, signal.SIGKILL)
                 killed.append(task.worker_pid)
@@ -220,7 +303,14 @@ def test_a_killed_worker_changes_nothing(ray_cluster, run, single):
 def test_a_table_for_people(ray_cluster, run, single):
     result = evaluate(run, effort=Effort(2, 1, 4))
     rows = table(result)
-    assert [row["what"] for row in rows] == ["Clean", "PGD-6", "after apgd-ce", "after apgd-t", "after fab-t", "AutoAttack"]
+    assert [row["what"] for row in rows] == [
+        "Clean",
+        "PGD-6",
+        "after apgd-ce",
+        "after apgd-t",
+        "after fab-t",
+        "AutoAttack",
+    ]
     assert rows[-1]["interval"] == pytest.approx(result["interval"])
     assert all(row["interval"][0] <= row["accuracy"] <= row["interval"][1] for row in rows)
 
@@ -230,12 +320,15 @@ def test_what_cannot_be_evaluated_is_said(ray_cluster, tmp_path, run, weights):
         evaluate(Store(str(tmp_path / "nothing")))
     with pytest.raises(ConfigError, match="workers=0"):
         evaluate(run, workers=0)
-    diverged = {name: tensor * (float("nan") if name == "logits.weight" else 1) for name, tensor in weights.items()}
+    diverged = {
+        name: tensor * (float("nan") if name == "logits.weight" else 1)
+        for name, tensor in weights.items()
+    }
     with pytest.raises(DataError, match="12 of 12 images have logits that are NaN"):
         evaluate(trained_run(tmp_path / "diverged", diverged), effort=EFFORT)
 
 
-# -- beside AutoAttack -----------------------------------------------------------------------------------------------
+# -- beside AutoAttack -----------------------------------------------------------------------------
 MORE = {"curve_255": (0.0, 10.0, 40.0), "corruptions": "generated", "pgd_restarts": 2}
 
 
@@ -244,44 +337,84 @@ def test_further_radii_and_corruptions(ray_cluster, run, images, weights, single
     settings = {f"evaluation.{field}": value for field, value in MORE.items()}
     subject = subjects.read(run.uri, Options(settings))
     result = evaluate(subject, workers=3, effort=EFFORT)
-    assert result["resumed_batches"] == sum(plain["tasks"].values()) - plain["tasks"]["clean"], "AutoAttack's batches are the run's own"
-    assert result["tasks_run"] == 4 + 3 * 4 + 45 and (run / "evaluation" / "autoattack.json").read_json() == plain
-    assert result["autoattack_accuracy"] == plain["autoattack_accuracy"] and result["pgd_accuracy"] <= plain["pgd_accuracy"]
+    assert result["resumed_batches"] == sum(plain["tasks"].values()) - plain["tasks"]["clean"], (
+        "AutoAttack's batches are the run's own"
+    )
+    assert (
+        result["tasks_run"] == 4 + 3 * 4 + 45
+        and (run / "evaluation" / "autoattack.json").read_json() == plain
+    )
+    assert (
+        result["autoattack_accuracy"] == plain["autoattack_accuracy"]
+        and result["pgd_accuracy"] <= plain["pgd_accuracy"]
+    )
 
     student = students.build(EXPERIMENT.model, images.shape).eval()
     student.load_state_dict(weights)
     x, y = data.to_float(images.test.images), images.test.labels
     points = {point["eps_255"]: point for point in result["curve"]}
-    assert list(points) == [0.0, 10.0, 40.0] and points[0.0]["accuracy"] == single["clean"].mean() > points[40.0]["accuracy"]
-    assert all(point["interval"][0] <= point["accuracy"] <= point["interval"][1] for point in points.values())
-    noise, threat = torch.rand((2, *x.shape), generator=torch.Generator().manual_seed(5)), Threat(eps_255=10, step_255=2.5)
-    withstood = [evaluate_pgd(student, x, y, threat, start, EXPERIMENT.evaluation.pgd_steps) for start in noise]
-    assert points[10.0]["accuracy"] == pytest.approx((withstood[0] & withstood[1]).float().mean().item())
+    assert (
+        list(points) == [0.0, 10.0, 40.0]
+        and points[0.0]["accuracy"] == single["clean"].mean() > points[40.0]["accuracy"]
+    )
+    assert all(
+        point["interval"][0] <= point["accuracy"] <= point["interval"][1]
+        for point in points.values()
+    )
+    noise, threat = (
+        torch.rand((2, *x.shape), generator=torch.Generator().manual_seed(5)),
+        Threat(eps_255=10, step_255=2.5),
+    )
+    withstood = [
+        evaluate_pgd(student, x, y, threat, start, EXPERIMENT.evaluation.pgd_steps)
+        for start in noise
+    ]
+    assert points[10.0]["accuracy"] == pytest.approx(
+        (withstood[0] & withstood[1]).float().mean().item()
+    )
 
-    found = {(row["name"], row["severity"]): row["accuracy"] for row in result["corruptions"]["rows"]}
-    fog = data.to_float(corruptions.generated(images.test.images, "contrast", 5, EXPERIMENT.evaluation.seed))
+    found = {
+        (row["name"], row["severity"]): row["accuracy"] for row in result["corruptions"]["rows"]
+    }
+    fog = data.to_float(
+        corruptions.generated(images.test.images, "contrast", 5, EXPERIMENT.evaluation.seed)
+    )
     with torch.no_grad():
-        assert found["contrast", 5] == pytest.approx((student(fog).argmax(1) == y).float().mean().item())
-    assert len(found) == 45 and result["corruptions"]["mean"] == pytest.approx(np.mean(list(found.values())))
-    assert [row["what"] for row in table(result)][-4:] == ["PGD-6 at 0/255", "PGD-6 at 10/255", "PGD-6 at 40/255", "corruptions"]
+        assert found["contrast", 5] == pytest.approx(
+            (student(fog).argmax(1) == y).float().mean().item()
+        )
+    assert len(found) == 45 and result["corruptions"]["mean"] == pytest.approx(
+        np.mean(list(found.values()))
+    )
+    assert [row["what"] for row in table(result)][-4:] == [
+        "PGD-6 at 0/255",
+        "PGD-6 at 10/255",
+        "PGD-6 at 40/255",
+        "corruptions",
+    ]
 
     (subject.folder / "autoattack.json").write_json({})
     again = evaluate(subject, effort=EFFORT)
-    assert same_but_for_time(result, again) and again["tasks_run"] == 0, "nothing finished is done again"
+    assert same_but_for_time(result, again) and again["tasks_run"] == 0, (
+        "nothing finished is done again"
+    )
 
 
 @pytest.mark.parametrize(
-    ("version", "level", "streams"), [("plus", "fast", "sample"), ("standard", "screen", "batch"), ("rand", "reference", "batch")]
+    ("version", "level", "streams"),
+    [("plus", "fast", "sample"), ("standard", "screen", "batch"), ("rand", "reference", "batch")],
 )
 def test_other_versions_levels_and_streams(ray_cluster, run, version, level, streams):
-    subject = subjects.read(run.uri, Options({"test_images": 16}, version=version, level=level, streams=streams))
+    subject = subjects.read(
+        run.uri, Options({"test_images": 16}, version=version, level=level, streams=streams)
+    )
     result = evaluate(subject, workers=2, effort=Effort(2, 1, 4))
     assert (result["version"], result["level"], result["streams"]) == (version, level, streams)
     assert list(result["after_attack"]) == list(attacks(10, version, "linf", level))
     assert result["flags"] and not (run / "evaluation" / "autoattack.json").exists()
 
 
-# -- what is not ours ------------------------------------------------------------------------------------------------
+# -- what is not ours ------------------------------------------------------------------------------
 MODULE = """
 import torch
 
@@ -329,15 +462,21 @@ def few():
 
 @pytest.fixture
 def user(tmp_path):
-    """The options of someone with a module of their own in the current directory, and images in a file."""
+    """The options of someone with a module of their own in the current directory, and images in a
+    file.
+    """
     before, path = os.getcwd(), list(sys.path)
     (tmp_path / "my_nets.py").write_text(MODULE)
     drawn = np.random.default_rng(0)
-    (Store(str(tmp_path)) / "mine.npz").write_npz(image=drawn.integers(0, 256, (30, 8, 8, 1), np.uint8), label=drawn.integers(0, 10, 30))
+    (Store(str(tmp_path)) / "mine.npz").write_npz(
+        image=drawn.integers(0, 256, (30, 8, 8, 1), np.uint8), label=drawn.integers(0, 10, 30)
+    )
     os.chdir(tmp_path)
 
     def options(to="results", **settings):
-        chosen = {"evaluation.batch": 12, "evaluation.pgd_steps": 3} | {field.replace("__", "."): value for field, value in settings.items()}
+        chosen = {"evaluation.batch": 12, "evaluation.pgd_steps": 3} | {
+            field.replace("__", "."): value for field, value in settings.items()
+        }
         return Options(chosen, eps_255=16, images="mine.npz", to=Store(to))
 
     yield options
@@ -351,7 +490,9 @@ def test_a_function_of_the_users(ray_cluster, user):
     result = evaluate(subject, workers=2, effort=EFFORT)
     adversarial, robust = stock(subject.student, subject.images, subject.labels, 16, 0, 12, EFFORT)
     assert np.array_equal((Store("results") / "adversarial.npz").read_npz()["images"], adversarial)
-    assert result["autoattack_accuracy"] == robust.mean() and result["subject"]["kind"] == "function"
+    assert (
+        result["autoattack_accuracy"] == robust.mean() and result["subject"]["kind"] == "function"
+    )
     assert evaluate(subjects.read("my_nets:net", user()), effort=EFFORT) == result
     with pytest.raises(ConfigError, match="holds the result of another model"):
         evaluate(subjects.read("my_nets:few", user()), effort=EFFORT)
@@ -359,10 +500,17 @@ def test_a_function_of_the_users(ray_cluster, user):
 
 def test_a_batch_that_does_not_fit_starts_over_with_half(ray_cluster, user):
     result = evaluate(subjects.read("my_nets:large", user()), workers=2, effort=EFFORT)
-    asked = evaluate(subjects.read("my_nets:net", user("other", evaluation__batch=6)), effort=EFFORT)
-    assert (result["batch"], result["batch_asked"]) == (6, 12) and "another reference configuration" in result["flags"][-1]
+    asked = evaluate(
+        subjects.read("my_nets:net", user("other", evaluation__batch=6)), effort=EFFORT
+    )
+    assert (result["batch"], result["batch_asked"]) == (
+        6,
+        12,
+    ) and "another reference configuration" in result["flags"][-1]
     assert result["after_attack"] == asked["after_attack"]
-    ours, theirs = ((Store(folder) / "adversarial.npz").read_npz()["images"] for folder in ("results", "other"))
+    ours, theirs = (
+        (Store(folder) / "adversarial.npz").read_npz()["images"] for folder in ("results", "other")
+    )
     assert np.array_equal(ours, theirs)
     assert evaluate(subjects.read("my_nets:large", user()), effort=EFFORT) == result
     os.remove("results/autoattack.json")
@@ -371,14 +519,23 @@ def test_a_batch_that_does_not_fit_starts_over_with_half(ray_cluster, user):
 
 
 def test_a_randomised_student_is_told(ray_cluster, user):
-    result = evaluate(subjects.read("my_nets:noisy", user(evaluation__eot=4)), workers=2, effort=EFFORT)
+    result = evaluate(
+        subjects.read("my_nets:noisy", user(evaluation__eot=4)), workers=2, effort=EFFORT
+    )
     assert result["randomised"] and result["score"] == "pgd_accuracy" and result["eot"] == 4
     assert any("the score that counts is PGD's" in flag for flag in result["flags"])
     assert result["pgd_worst_accuracy"] < result["pgd_accuracy"], "ten passes judge each image"
-    again = evaluate(subjects.read("my_nets:noisy", user("other", evaluation__eot=4)), workers=1, effort=EFFORT)
-    assert again["pgd_accuracy"] == result["pgd_accuracy"] and again["after_attack"] == result["after_attack"]
+    again = evaluate(
+        subjects.read("my_nets:noisy", user("other", evaluation__eot=4)), workers=1, effort=EFFORT
+    )
+    assert (
+        again["pgd_accuracy"] == result["pgd_accuracy"]
+        and again["after_attack"] == result["after_attack"]
+    )
     single = evaluate(subjects.read("my_nets:noisy", user("third")), effort=EFFORT)
-    assert single["score"] == "autoattack_accuracy" and any("set evaluation.eot" in flag for flag in single["flags"])
+    assert single["score"] == "autoattack_accuracy" and any(
+        "set evaluation.eot" in flag for flag in single["flags"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -404,14 +561,16 @@ def test_probabilities_instead_of_logits_are_told(ray_cluster, user):
 def test_the_driver_keeps_its_workers_busy(ray_cluster, tmp_path):
     (row,) = driver.efficiency(Store(str(tmp_path)), workers=(4,), chunks=4, chunk_s=1)
     assert (row["workers"], row["chunks"], row["ideal_s"]) == (4, 20, 5)
-    assert 0.6 < row["efficiency"] <= 1, row  # `dra bench evaluate` measures it; here the machine has other things to do too
+    assert 0.6 < row["efficiency"] <= 1, (
+        row
+    )  # `dra bench evaluate` measures it; here the machine has other things to do too
 
 
 def test_nothing_to_evaluate():
     assert evaluate_many([]) == []
 
 
-# -- the full form: two models, any number of workers, whatever is killed ------------------------------------------------
+# -- the full form: two models, any number of workers, whatever is killed --------------------------
 SMALL = Effort(apgd_steps=3, fab_steps=1, square_queries=25)
 FASHION = Experiment(
     data=Data(name="fashion-mnist", validation_images=8, train_images=4000, test_images=256),
@@ -443,16 +602,30 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Arguments of EVALUATE; a Fashion-MNIST student of a few steps, and the ResNet-18 and photographs that packages bring along."""
+    """Arguments of EVALUATE; a Fashion-MNIST student of a few steps, and the ResNet-18 and
+    photographs that packages bring along.
+    """
     folder = Store(str(tmp_path_factory.mktemp("two")))
-    fashion = trained_run(folder.uri + "/run", trained(FASHION, data.load(FASHION.data), 60), FASHION)
-    packages = {name: Store(importlib.util.find_spec(name).submodule_search_locations[0]) for name in ("foolbox", "pyautoattack")}
+    fashion = trained_run(
+        folder.uri + "/run", trained(FASHION, data.load(FASHION.data), 60), FASHION
+    )
+    packages = {
+        name: Store(importlib.util.find_spec(name).submodule_search_locations[0])
+        for name in ("foolbox", "pyautoattack")
+    }
     photographs = packages["foolbox"] / "data"
     names = [name for name in photographs.names() if name.startswith("cifar10_")]
-    images = np.stack([np.array(Image.open(io.BytesIO((photographs / name).read_bytes()))) for name in names])
+    images = np.stack(
+        [np.array(Image.open(io.BytesIO((photographs / name).read_bytes()))) for name in names]
+    )
     labels = np.array([int(name.removesuffix(".png").rsplit("_", 1)[1]) for name in names])
     (folder / "pictures.npz").write_npz(image=images, label=labels)
-    return [fashion.uri, f"{packages['pyautoattack']}/examples/model_test.pt", f"{folder}/pictures.npz", f"{folder}/results"]
+    return [
+        fashion.uri,
+        f"{packages['pyautoattack']}/examples/model_test.pt",
+        f"{folder}/pictures.npz",
+        f"{folder}/results",
+    ]
 
 
 def chosen(two, to):
@@ -469,7 +642,13 @@ def alone(two):
     """What pyautoattack finds: adversarial images and who is robust, of both models."""
     return [
         stock(
-            one.student, one.images, one.labels, one.experiment.threat.eps_255, one.experiment.evaluation.seed, one.experiment.evaluation.batch, SMALL
+            one.student,
+            one.images,
+            one.labels,
+            one.experiment.threat.eps_255,
+            one.experiment.evaluation.seed,
+            one.experiment.evaluation.batch,
+            SMALL,
         )
         for one in chosen(two, "alone")
     ]
@@ -477,8 +656,12 @@ def alone(two):
 
 def check_both(alone, subjects_):
     for (adversarial, robust), subject in zip(alone, subjects_, strict=True):
-        assert np.array_equal((subject.folder / "adversarial.npz").read_npz()["images"], adversarial), subject.name
-        assert np.array_equal((subject.folder / "per_sample.npz").read_npz()["robust"], robust), subject.name
+        assert np.array_equal(
+            (subject.folder / "adversarial.npz").read_npz()["images"], adversarial
+        ), subject.name
+        assert np.array_equal((subject.folder / "per_sample.npz").read_npz()["robust"], robust), (
+            subject.name
+        )
         assert 0 < robust.mean() < 1, "the model must be worth attacking"
 
 
@@ -492,13 +675,30 @@ def test_two_models_are_single_with_any_number_of_workers(ray_cluster, two, alon
 
 @pytest.mark.slow
 def test_workers_killed_at_random_change_nothing(ray_cluster, two, alone):
-    both, over, killed, chance = chosen(two, "workers-killed"), threading.Event(), [], random.Random(0)
+    both, over, killed, chance = (
+        chosen(two, "workers-killed"),
+        threading.Event(),
+        [],
+        random.Random(0),
+    )
 
     def kill():
         while len(killed) < 6 and not over.wait(chance.uniform(0.5, 4)):
-            tasks = list_tasks(ray_cluster.address_info["gcs_address"], filters=[("state", "=", "RUNNING")], detail=True)
-            pids = sorted({task.worker_pid for task in tasks if task.worker_pid and task.func_or_class_name.endswith("_attack")})
-            with contextlib.suppress(ProcessLookupError, IndexError):  # it ended by itself, or there is none just now
+            tasks = list_tasks(
+                ray_cluster.address_info["gcs_address"],
+                filters=[("state", "=", "RUNNING")],
+                detail=True,
+            )
+            pids = sorted(
+                {
+                    task.worker_pid
+                    for task in tasks
+                    if task.worker_pid and task.func_or_class_name.endswith("_attack")
+                }
+            )
+            with contextlib.suppress(
+                ProcessLookupError, IndexError
+            ):  # it ended by itself, or there is none just now
                 os.kill(pid := chance.choice(pids), signal.SIGKILL)
                 killed.append(pid)
 
@@ -526,7 +726,11 @@ def test_a_killed_driver_goes_on_where_it_was(ray_cluster, two, alone, tmp_path)
     stages = []
     for wanted in (3, 8):  # killed twice, after so many batches
         process = subprocess.Popen(
-            [sys.executable, str(tmp_path / "driver.py"), *two, *effort], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, str(tmp_path / "driver.py"), *two, *effort],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert process.stdout
         for _ in range(wanted):
@@ -538,4 +742,7 @@ def test_a_killed_driver_goes_on_where_it_was(ray_cluster, two, alone, tmp_path)
     results = evaluate_many(both, 3, effort=SMALL)
     check_both(alone, both)
     assert sum(result["resumed_batches"] for result in results) >= len(stages)
-    assert all(result["tasks_run"] + result["resumed_batches"] == sum(result["tasks"].values()) for result in results)
+    assert all(
+        result["tasks_run"] + result["resumed_batches"] == sum(result["tasks"].values())
+        for result in results
+    )

@@ -23,15 +23,20 @@ class Head:
 
     def __init__(self, ray_context: Any) -> None:
         self.client = JobSubmissionClient(f"http://{ray_context.dashboard_url}")
-        # Ray tells a job the address of some cluster on the machine, which is ours only if there is no other: say which
+        # Ray tells a job the address of some cluster on the machine, which is ours only if there is
+        # no other: say which
         self.environment = ["env", f"RAY_ADDRESS={ray_context.address_info['gcs_address']}"]
 
     def submit(self, script: str, *arguments: str) -> str:
-        """A new job's id; right after the head's start its job agent may not be there yet, which is HTTP 500."""
+        """A new job's id; right after the head's start its job agent may not be there yet, which is
+        HTTP 500.
+        """
         entrypoint = shlex.join([*self.environment, sys.executable, script, *arguments])
         for _ in range(20):
             try:
-                return self.client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(JOBS)})
+                return self.client.submit_job(
+                    entrypoint=entrypoint, runtime_env={"working_dir": str(JOBS)}
+                )
             except RuntimeError as error:
                 if "No available agent" not in str(error):
                     raise
@@ -53,12 +58,26 @@ def head(ray_cluster: Any) -> Head:
 
 
 def test_synthesis_as_a_job(head: Head, teacher: Store, tmp_path: Path) -> None:
-    """Two shards from a tiny teacher: the job succeeds, prints its manifest as one JSON line, and leaves the images."""
-    (tmp_path / "synthesis.yaml").write_text("kind: synthesis\nimages: 40\nshard_images: 20\nbatch: 20\nsteps: 2\n")
-    arguments = (str(tmp_path / "synthesis.yaml"), "--storage", str(tmp_path), "--name", "images", "--set", f"teacher={teacher.uri}")
+    """Two shards from a tiny teacher: the job succeeds, prints its manifest as one JSON line, and
+    leaves the images.
+    """
+    (tmp_path / "synthesis.yaml").write_text(
+        "kind: synthesis\nimages: 40\nshard_images: 20\nbatch: 20\nsteps: 2\n"
+    )
+    arguments = (
+        str(tmp_path / "synthesis.yaml"),
+        "--storage",
+        str(tmp_path),
+        "--name",
+        "images",
+        "--set",
+        f"teacher={teacher.uri}",
+    )
     status, log = head.finish(head.submit("synthesize.py", *arguments))
     assert status == JobStatus.SUCCEEDED, log
-    results = [json.loads(line) for line in log.splitlines() if line.startswith("{") and '"status"' in line]
+    results = [
+        json.loads(line) for line in log.splitlines() if line.startswith("{") and '"status"' in line
+    ]
     assert [(result["status"], result["images"]) for result in results] == [("done", 40)]
     assert '"images_total": 40' in log  # progress on the way
     run = Store(str(tmp_path / "images"))

@@ -27,7 +27,11 @@ def _play(root: Store, changes: dict[str, Any]) -> dict[str, Any]:
     wanted = config.override(config.Experiment(), SETTINGS | changes)
     (root / "wanted.json").write_json(wanted.model_dump(mode="json"))
     command = [sys.executable, "-m", "tests.cluster.nodes", root.uri]
-    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_GCS_SERVER_PORT", "DRA_RAY_LOCAL")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("RAY_ADDRESS", "RAY_GCS_SERVER_PORT", "DRA_RAY_LOCAL")
+    }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -35,7 +39,9 @@ def _play(root: Store, changes: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_notice_leads_to_a_checkpoint(tmp_path) -> None:
-    """The node's notice comes between two validations; the run goes on elsewhere from a checkpoint of that moment."""
+    """The node's notice comes between two validations; the run goes on elsewhere from a checkpoint
+    of that moment.
+    """
     seen = _play(Store(str(tmp_path)), {"optim.epochs": 12, "selection.every_epochs": 12})
     assert seen["rc"] == 0
     assert seen["checkpoints"], "no checkpoint was written after the notice"

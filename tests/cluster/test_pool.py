@@ -1,4 +1,6 @@
-"""The pool answers what the teacher would answer in process, to the bit, whatever happens to its replicas."""
+"""The pool answers what the teacher would answer in process, to the bit, whatever happens to its
+replicas.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,12 @@ SETTINGS = config.Pool(
 def request(index: int, count: int = 96) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
     draws = torch.Generator().manual_seed(index)
     images = torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=draws)
-    return images, torch.randint(10, (count,), generator=draws), 0.05 + torch.rand(count, generator=draws), 1000 * index
+    return (
+        images,
+        torch.randint(10, (count,), generator=draws),
+        0.05 + torch.rand(count, generator=draws),
+        1000 * index,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,18 +71,30 @@ def test_pool_equals_local_to_the_bit(app: str, local: LocalTeacher) -> None:
     client = pool_client.PoolClient(app, SETTINGS)
     assert client.feature_dim == local.feature_dim
     for index, count in enumerate((1, 63, 64, 65, 200)):
-        assert torch.equal(client.submit(*request(index, count)).result(), local.encode(*request(index, count)))
+        assert torch.equal(
+            client.submit(*request(index, count)).result(), local.encode(*request(index, count))
+        )
 
 
-def test_a_slice_with_its_offset_equals_the_slice_of_the_whole(app: str, local: LocalTeacher) -> None:
+def test_a_slice_with_its_offset_equals_the_slice_of_the_whole(
+    app: str, local: LocalTeacher
+) -> None:
     images, labels, sigma, seed = request(7, 100)
     whole = local.encode(images, labels, sigma, seed)
-    part = pool_client.PoolClient(app, SETTINGS).submit(images[40:], labels[40:], sigma[40:], seed + 40).result()
+    part = (
+        pool_client.PoolClient(app, SETTINGS)
+        .submit(images[40:], labels[40:], sigma[40:], seed + 40)
+        .result()
+    )
     torch.testing.assert_close(part, whole[40:], rtol=1e-5, atol=1e-6)
 
 
-def test_in_flight_requests_are_bounded_and_answered_in_any_order(app: str, local: LocalTeacher) -> None:
-    client = pool_client.PoolClient(app, config.Pool(**{**SETTINGS.model_dump(), "max_inflight": 2}))
+def test_in_flight_requests_are_bounded_and_answered_in_any_order(
+    app: str, local: LocalTeacher
+) -> None:
+    client = pool_client.PoolClient(
+        app, config.Pool(**{**SETTINGS.model_dump(), "max_inflight": 2})
+    )
     calls = []
     for index in range(6):
         calls.append(client.submit(*request(index)))
@@ -142,7 +161,9 @@ def test_the_pool_grows_under_load_and_shrinks_after(app: str, tmp_path) -> None
         cluster.wait_until(lambda: False, 2)
     rows = log.read_jsonl()
     sizes = [row["running"] for row in rows]
-    assert [size for size, before in zip(sizes, [None, *sizes], strict=False) if size != before] == [1, 2, 1]
+    assert [
+        size for size, before in zip(sizes, [None, *sizes], strict=False) if size != before
+    ] == [1, 2, 1]
     assert max(row["demand"] for row in rows) > SETTINGS.target_utilisation
     assert rows[-1]["requests"] > rows[0]["requests"]
 
@@ -164,27 +185,45 @@ def test_nobody_relies_on_a_pool_that_the_last_driver_is_taking_down(ray_cluster
     ray.kill(books)
 
 
-def test_a_pool_brought_up_by_hand_outlives_the_runs_that_use_it(ray_cluster: Any, settings: config.Teacher, tmp_path) -> None:
+def test_a_pool_brought_up_by_hand_outlives_the_runs_that_use_it(
+    ray_cluster: Any, settings: config.Teacher, tmp_path
+) -> None:
     own = settings.model_copy(update={"micro_batch": 16})  # another teacher, so another pool
     environment = os.environ | {"RAY_ADDRESS": ray_cluster.address_info["gcs_address"]}
 
     def dra(*arguments: str) -> Any:
         done = subprocess.run(
-            [sys.executable, "-m", "dra_ray", "pool", *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+            [sys.executable, "-m", "dra_ray", "pool", *arguments],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         assert done.returncode == 0, done.stderr
         return Store(str(tmp_path / "found.json")).read_json() if "--json" in arguments else None
 
-    small = ["--set", "pool.cpus_per_replica=0.1", "--set", "teacher.micro_batch=16", "--set", f"teacher.uri={own.uri}"]
+    small = [
+        "--set",
+        "pool.cpus_per_replica=0.1",
+        "--set",
+        "teacher.micro_batch=16",
+        "--set",
+        f"teacher.uri={own.uri}",
+    ]
     (brought_up,) = dra("up", "digits-dra", *small, "--json", "found.json")
     name = service.app_name(own)
-    assert brought_up["pool"] == name and brought_up["kept"] and brought_up["replicas"] == "1 running"
+    assert (
+        brought_up["pool"] == name and brought_up["kept"] and brought_up["replicas"] == "1 running"
+    )
     with service.serving(own, SETTINGS) as app:
         assert app == name
         client = pool_client.PoolClient(app, SETTINGS, "trial-7")
         client.submit(*request(1)).result()
         client.close()
     found = {row["pool"]: row for row in dra("status", "--json", "found.json")}
-    assert found[name]["trials"]["trial-7"]["requests"] == 1 and found[name]["replicas"] == {"RUNNING": 1}
+    assert found[name]["trials"]["trial-7"]["requests"] == 1 and found[name]["replicas"] == {
+        "RUNNING": 1
+    }
     dra("down", name)
     assert cluster.wait_until(lambda: name not in service.applications(), 30)

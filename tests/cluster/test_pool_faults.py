@@ -1,4 +1,6 @@
-"""What a pool survives: the features are those of the teacher, none is lost, and every count is told."""
+"""What a pool survives: the features are those of the teacher, none is lost, and every count is
+told.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,14 @@ from tests.cluster.teachers import ENDLESS, FATAL, Sums, expected, request
 
 ray.cloudpickle.register_pickle_by_value(teachers)  # replicas do not have the tests
 
-USUAL = {"cpus_per_replica": 0.1, "look_back_period_s": 2, "upscale_delay_s": 0, "downscale_delay_s": 3, "backlog_s": 1, "timeout_s": 90}
+USUAL = {
+    "cpus_per_replica": 0.1,
+    "look_back_period_s": 2,
+    "upscale_delay_s": 0,
+    "downscale_delay_s": 3,
+    "backlog_s": 1,
+    "timeout_s": 90,
+}
 Client = Callable[..., pool_client.PoolClient]
 
 
@@ -48,7 +57,9 @@ def test_all_replicas_at_once(ray_cluster: Any) -> None:
     with serving("killed", functools.partial(Sums, 0.1), min_replicas=2, max_replicas=2) as client:
         source = client(max_inflight=8)
         for round_, victims in enumerate((slice(0, 1), slice(None))):
-            assert cluster.wait_until(lambda: running("killed") == 2 and len(replica_pids()) == 2, 60)
+            assert cluster.wait_until(
+                lambda: running("killed") == 2 and len(replica_pids()) == 2, 60
+            )
             calls = [source.submit(*request(10 * round_ + number, 100)) for number in range(4)]
             time.sleep(0.2)
             for pid in replica_pids()[victims]:
@@ -65,7 +76,10 @@ def test_a_replica_that_hangs_is_replaced(ray_cluster: Any, tmp_path: Any) -> No
     make = functools.partial(Sums, once=str(tmp_path / "hung"))
     with serving("hangs", make, min_replicas=1, max_replicas=1, hang_s=1.0) as client:
         source = client()
-        calls = [source.submit(*request(number, 20, label)) for number, label in enumerate((1, ENDLESS, 2))]
+        calls = [
+            source.submit(*request(number, 20, label))
+            for number, label in enumerate((1, ENDLESS, 2))
+        ]
         for number, label in enumerate((1, ENDLESS, 2)):
             assert torch.equal(calls[number].result(), expected(number, 20, label))
         assert source.totals["requests"] == 3 and source.totals["retries"] > 0
@@ -73,15 +87,25 @@ def test_a_replica_that_hangs_is_replaced(ray_cluster: Any, tmp_path: Any) -> No
 
 
 def test_scale_down_under_load_loses_nothing(ray_cluster: Any) -> None:
-    """Two replicas become one while requests keep coming: what was accepted is answered, nothing is asked again."""
-    with serving("shrinks", functools.partial(Sums, 0.15), min_replicas=1, max_replicas=2, target_utilisation=0.9) as client:
+    """Two replicas become one while requests keep coming: what was accepted is answered, nothing is
+    asked again.
+    """
+    with serving(
+        "shrinks",
+        functools.partial(Sums, 0.15),
+        min_replicas=1,
+        max_replicas=2,
+        target_utilisation=0.9,
+    ) as client:
         sources = [client() for _ in range(4)]
         stop, numbers = threading.Event(), iter(range(10_000))
 
         def load(source: pool_client.PoolClient) -> None:
             while not stop.is_set():
                 number = next(numbers)
-                assert torch.equal(source.submit(*request(number, 16)).result(), expected(number, 16))
+                assert torch.equal(
+                    source.submit(*request(number, 16)).result(), expected(number, 16)
+                )
 
         threads = [threading.Thread(target=load, args=(source,)) for source in sources]
         for thread in threads:
@@ -123,7 +147,9 @@ def test_a_client_that_dies_leaves_the_others_alone(ray_cluster: Any) -> None:
         assert running("left") == 1
 
 
-def test_a_request_that_ends_its_replica_is_given_up_and_hurts_nobody_else(ray_cluster: Any) -> None:
+def test_a_request_that_ends_its_replica_is_given_up_and_hurts_nobody_else(
+    ray_cluster: Any,
+) -> None:
     with serving("fatal", Sums, min_replicas=2, max_replicas=2) as client:
         assert cluster.wait_until(lambda: running("fatal") == 2, 60)
         bad, good = client(), client()
@@ -137,10 +163,15 @@ def test_a_request_that_ends_its_replica_is_given_up_and_hurts_nobody_else(ray_c
 
         thread = threading.Thread(target=others)
         thread.start()
-        with pytest.raises(PoolError, match=r"replicas died with the same 16 images.*lower teacher.micro_batch"):
+        with pytest.raises(
+            PoolError, match=r"replicas died with the same 16 images.*lower teacher.micro_batch"
+        ):
             fatal.result()
         thread.join()
-        assert all(torch.equal(found, expected(number, 16)) for number, found in enumerate(results)) and len(results) == 20
+        assert (
+            all(torch.equal(found, expected(number, 16)) for number, found in enumerate(results))
+            and len(results) == 20
+        )
 
 
 def test_poisoned_requests_hurt_only_their_sender(ray_cluster: Any) -> None:
@@ -154,14 +185,20 @@ def test_poisoned_requests_hurt_only_their_sender(ray_cluster: Any) -> None:
             sources[2].submit(*request(2, 10)),
         ]
         for index in (1, 2):
-            with pytest.raises(PoolError, match="the teacher failed on a request.*not what the teacher takes"):
+            with pytest.raises(
+                PoolError, match="the teacher failed on a request.*not what the teacher takes"
+            ):
                 calls[index].result()
-        assert torch.equal(calls[0].result(), expected(0, 10)) and torch.equal(calls[3].result(), expected(2, 10))
+        assert torch.equal(calls[0].result(), expected(0, 10)) and torch.equal(
+            calls[3].result(), expected(2, 10)
+        )
         assert [source.totals["retries"] for source in sources] == [0, 0, 0]
 
 
 def test_trials_in_lock_step_ask_once(ray_cluster: Any) -> None:
-    """Four trials that ask for the same from two replicas cost little more than one, and get the same bits."""
+    """Four trials that ask for the same from two replicas cost little more than one, and get the
+    same bits.
+    """
     requests, trials = 12, 4
     with serving("shared", functools.partial(Sums, 0.1), min_replicas=2, max_replicas=2) as client:
         assert cluster.wait_until(lambda: running("shared") == 2, 60)
@@ -192,5 +229,7 @@ def test_from_none_to_one_and_back(ray_cluster: Any) -> None:
         source = client()
         assert torch.equal(source.submit(*request(1, 40)).result(), expected(1, 40))
         assert running("none") == 1
-        assert cluster.wait_until(lambda: running("none") == 0, 60), "an idle pool keeps its replica"
+        assert cluster.wait_until(lambda: running("none") == 0, 60), (
+            "an idle pool keeps its replica"
+        )
         assert torch.equal(source.submit(*request(2, 40)).result(), expected(2, 40))

@@ -1,4 +1,6 @@
-"""Nodes of teachers: one that is lost loses nothing, an autoscaling cluster gets them for a sweep and gives them back; and a soak."""
+"""Nodes of teachers: one that is lost loses nothing, an autoscaling cluster gets them for a sweep
+and gives them back; and a soak.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,15 @@ from dra_ray.storage import Store
 
 
 def _play(module: str, *arguments: str, timeout_s: float) -> dict[str, Any]:
-    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_GCS_SERVER_PORT", "DRA_RAY_LOCAL")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("RAY_ADDRESS", "RAY_GCS_SERVER_PORT", "DRA_RAY_LOCAL")
+    }
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=timeout_s
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
 

@@ -1,4 +1,6 @@
-"""A whole sweep: early stopping, finals, freed slots, and a replica killed in the middle without a trace in the results."""
+"""A whole sweep: early stopping, finals, freed slots, and a replica killed in the middle without a
+trace in the results.
+"""
 
 from __future__ import annotations
 
@@ -22,30 +24,49 @@ EPOCHS = 4
 
 
 def settings(teacher: Store) -> config.Sweep:
-    base = experiment(teacher, optim__epochs=EPOCHS, pool__downscale_delay_s=2.0, pool__look_back_period_s=2.0)
+    base = experiment(
+        teacher, optim__epochs=EPOCHS, pool__downscale_delay_s=2.0, pool__look_back_period_s=2.0
+    )
     space = {"align.weight": [0.0, 1.0, 4.0], "align.sigma": [0.1, 0.5]}
-    return config.Sweep(base=base, space=space, asha=config.Asha(grace_epochs=1, reduction_factor=2, max_concurrent=3))
+    return config.Sweep(
+        base=base,
+        space=space,
+        asha=config.Asha(grace_epochs=1, reduction_factor=2, max_concurrent=3),
+    )
 
 
 def scores(run: Store) -> dict[tuple[str, int], tuple[float, float]]:
-    """(clean, robust) by trial and epoch, from the trials' own files: what ASHA decided and when does not enter."""
+    """(clean, robust) by trial and epoch, from the trials' own files: what ASHA decided and when
+    does not enter.
+    """
     found = {}
     for trial in (run / "trials").names():
         for row in (run / "trials" / trial / "metrics.jsonl").read_jsonl():
-            found[trial, row["epoch"]] = (row["clean_accuracy"], row["robust_accuracy"], row["loss"])
+            found[trial, row["epoch"]] = (
+                row["clean_accuracy"],
+                row["robust_accuracy"],
+                row["loss"],
+            )
     return found
 
 
 def kill_a_replica(log: Store, killed: list[int], stop: threading.Event) -> None:
     """SIGKILL one replica, by its pid, once trials have begun to ask for features."""
     while not killed and not stop.wait(0.2):
-        if log.exists() and (rows := log.read_jsonl()) and rows[-1]["requests"] > 10 and (pids := replica_pids()):
+        if (
+            log.exists()
+            and (rows := log.read_jsonl())
+            and rows[-1]["requests"] > 10
+            and (pids := replica_pids())
+        ):
             os.kill(pids[0], signal.SIGKILL)
             killed.append(pids[0])
 
 
 @pytest.mark.slow
-def test_a_sweep_and_the_same_with_a_killed_replica(ray_cluster: Any, teacher: Store, tmp_path: Path) -> None:
+def test_a_sweep_and_the_same_with_a_killed_replica(
+    ray_cluster: Any, teacher: Store, tmp_path: Path
+) -> None:
     quiet, disturbed = Store(str(tmp_path)) / "quiet", Store(str(tmp_path)) / "disturbed"
     free = ray.available_resources()["CPU"]
     manifest = sweep.run(settings(teacher), quiet)
@@ -67,17 +88,27 @@ def test_a_sweep_and_the_same_with_a_killed_replica(ray_cluster: Any, teacher: S
     for run, finals in ((quiet, manifest["finals"]), (disturbed, again["finals"])):
         rows = (run / "rungs.jsonl").read_jsonl()
         assert "stop" in {row["decision"] for row in rows}
-        assert all((trial, EPOCHS) in scores(run) for trial in finals.values()), "a finalist did not reach the full budget"
+        assert all((trial, EPOCHS) in scores(run) for trial in finals.values()), (
+            "a finalist did not reach the full budget"
+        )
     assert (disturbed / "pool.jsonl").read_jsonl()[-1]["retries"] >= 0
     # the slots of stopped trials come back, and nothing of the pool stays
-    assert cluster.wait_until(lambda: ray.available_resources().get("CPU", 0) >= free - 1e-6, 30), ray.available_resources()
+    assert cluster.wait_until(lambda: ray.available_resources().get("CPU", 0) >= free - 1e-6, 30), (
+        ray.available_resources()
+    )
     assert service.app_name(settings(teacher).base.teacher) not in service.applications()
 
 
 @pytest.mark.slow
-def test_a_sweep_without_room_says_what_is_missing(ray_cluster: Any, teacher: Store, tmp_path: Path) -> None:
+def test_a_sweep_without_room_says_what_is_missing(
+    ray_cluster: Any, teacher: Store, tmp_path: Path
+) -> None:
     wide = config.override(settings(teacher), {"base.resources.cpus_per_worker": 4.0})
     start = time.monotonic()
-    with pytest.raises(sweep.RunError, match="a trial needs 4.01 CPU for 1 workers, but this machine has 3.8 beside the 0.2 of the teacher pool"):
+    with pytest.raises(
+        sweep.RunError,
+        match="a trial needs 4.01 CPU for 1 workers, but this machine has 3.8 beside the 0.2 of "
+        "the teacher pool",
+    ):
         sweep.run(wide, Store(str(tmp_path)) / "run")
     assert time.monotonic() - start < 60

@@ -15,7 +15,13 @@ from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.workloads import synthesize, train_teacher
 
-TINY = TeacherTraining(net=UNet(model_channels=16), images_seen=6400, batch=32, warmup_images=640, checkpoint_images=1600)
+TINY = TeacherTraining(
+    net=UNet(model_channels=16),
+    images_seen=6400,
+    batch=32,
+    warmup_images=640,
+    checkpoint_images=1600,
+)
 
 
 def trained_without_ray(config: TeacherTraining) -> train_teacher.Training:
@@ -51,7 +57,12 @@ def test_a_killed_worker_changes_no_bit(ray_cluster, plain, tmp_path):
     def kill_once(row):
         if row["images_seen"] >= 2400 and not killed:  # after the first checkpoint
             rows_at_kill.append(row["at"])
-            killed.extend(actor.pid for actor in list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]))
+            killed.extend(
+                actor.pid
+                for actor in list_actors(
+                    filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]
+                )
+            )
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
@@ -59,10 +70,14 @@ def test_a_killed_worker_changes_no_bit(ray_cluster, plain, tmp_path):
     assert killed
     rows = (store / "metrics.jsonl").read_jsonl()
     assert manifest["status"] == "done"
-    assert manifest["teacher_digest"] == checkpoint.save(Store(str(tmp_path / "plain")), plain.average, {})
+    assert manifest["teacher_digest"] == checkpoint.save(
+        Store(str(tmp_path / "plain")), plain.average, {}
+    )
     assert [row["images_seen"] for row in rows] == sorted({row["images_seen"] for row in rows})
     assert rows[-1]["images_seen"] == 6400
-    assert rows[0]["at"] < rows_at_kill[0] < rows[-1]["at"]  # it went on from a checkpoint, not from the start
+    assert (
+        rows[0]["at"] < rows_at_kill[0] < rows[-1]["at"]
+    )  # it went on from a checkpoint, not from the start
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert {"samples-1600.png", "samples-6400.png"} <= set(store.names())
 
@@ -72,18 +87,29 @@ def test_a_killed_worker_changes_no_bit(ray_cluster, plain, tmp_path):
 
 
 def test_two_workers_split_the_same_batch(plain):
-    """The mean of the slices' gradients is the gradient of the batch, whatever the number of workers."""
+    """The mean of the slices' gradients is the gradient of the batch, whatever the number of
+    workers.
+    """
     images = data.load(TINY.data)
     whole, *halves = (train_teacher.Training(TINY, images) for _ in range(3))
     losses = [half.advance(half.net, rank, world=2) for rank, half in enumerate(halves)]
     assert torch.allclose(whole.advance(whole.net), torch.stack(losses).mean(), rtol=1e-5)
-    for together, *parts in zip(whole.net.parameters(), *(half.net.parameters() for half in halves), strict=True):
+    for together, *parts in zip(
+        whole.net.parameters(), *(half.net.parameters() for half in halves), strict=True
+    ):
         if together.grad is not None:
-            assert torch.allclose(together.grad, (parts[0].grad + parts[1].grad) / 2, rtol=1e-3, atol=1e-4 * float(together.grad.abs().max()) + 1e-9)
+            assert torch.allclose(
+                together.grad,
+                (parts[0].grad + parts[1].grad) / 2,
+                rtol=1e-3,
+                atol=1e-4 * float(together.grad.abs().max()) + 1e-9,
+            )
 
 
 def test_bytes_do_not_depend_on_who_makes_them(ray_cluster, teacher, tmp_path):
-    config = Synthesis(teacher=teacher.uri, images=130, steps=4, batch=20, shard_images=40, workers=1)
+    config = Synthesis(
+        teacher=teacher.uri, images=130, steps=4, batch=20, shard_images=40, workers=1
+    )
     one, two = Store(str(tmp_path / "one")), Store(str(tmp_path / "two"))
     rows = []
     manifest = synthesize.run(config, one, rows.append)
@@ -133,7 +159,9 @@ with cluster.connect():
 
 @pytest.mark.slow
 def test_killed_workers_and_a_killed_driver_change_no_byte(ray_cluster, teacher, tmp_path):
-    config = Synthesis(teacher=teacher.uri, images=2000, steps=8, batch=100, shard_images=200, workers=2)
+    config = Synthesis(
+        teacher=teacher.uri, images=2000, steps=8, batch=100, shard_images=200, workers=2
+    )
     quiet, disturbed = Store(str(tmp_path / "quiet")), Store(str(tmp_path / "disturbed"))
     synthesize.run(config, quiet)
 
@@ -143,10 +171,17 @@ def test_killed_workers_and_a_killed_driver_change_no_byte(ray_cluster, teacher,
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     assert process.stdout.readline(), "it ended before anything was killed"
-    makers = [task.worker_pid for task in list_tasks(filters=[("name", "=", "_make"), ("state", "=", "RUNNING")], detail=True)]
+    makers = [
+        task.worker_pid
+        for task in list_tasks(
+            filters=[("name", "=", "_make"), ("state", "=", "RUNNING")], detail=True
+        )
+    ]
     assert makers, "nobody was at work"
     os.kill(makers[0], signal.SIGKILL)
-    assert process.stdout.readline() and process.poll() is None, "the driver goes on without that worker"
+    assert process.stdout.readline() and process.poll() is None, (
+        "the driver goes on without that worker"
+    )
     process.kill()
     process.communicate()
     before = set(shards(disturbed))

@@ -1,4 +1,6 @@
-"""Training on Ray Train: pool equals local; a finished run is not run again; a killed one ends as if nothing had happened."""
+"""Training on Ray Train: pool equals local; a finished run is not run again; a killed one ends as
+if nothing had happened.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,16 @@ NOT_THE_MATHS = {"elapsed_s", "at", "images_per_s"}
 
 
 def rows(run: Store, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k not in NOT_THE_MATHS} for row in (run / name).read_jsonl()]
+    return [
+        {k: v for k, v in row.items() if k not in NOT_THE_MATHS}
+        for row in (run / name).read_jsonl()
+    ]
 
 
 @pytest.fixture(scope="module")
-def runs(ray_cluster: Any, teacher: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
+def runs(
+    ray_cluster: Any, teacher: Store, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Store]:
     """The same experiment with the pool and with the teacher in process."""
     root = Store(str(tmp_path_factory.mktemp("runs")))
     for kind in ("pool", "local"):
@@ -48,7 +55,9 @@ def test_pool_equals_local(runs: dict[str, Store]) -> None:
     assert all(torch.equal(pooled[name], local[name]) for name in local)
 
 
-def test_a_finished_run_says_so_and_tells_all_about_itself(runs: dict[str, Store], teacher: Store) -> None:
+def test_a_finished_run_says_so_and_tells_all_about_itself(
+    runs: dict[str, Store], teacher: Store
+) -> None:
     manifest = run_folder.read_manifest(runs["pool"])
     assert manifest and manifest["status"] == "done" and manifest["world_sizes"][0]["workers"] == 1
     assert manifest["data"]["train"] == 1241 and manifest["versions"]["ray"]
@@ -62,11 +71,15 @@ def test_a_finished_run_says_so_and_tells_all_about_itself(runs: dict[str, Store
     assert not student.training
 
 
-def test_a_teacher_that_may_have_seen_the_test_images_is_refused(ray_cluster: Any, teacher: Store, tmp_path) -> None:
+def test_a_teacher_that_may_have_seen_the_test_images_is_refused(
+    ray_cluster: Any, teacher: Store, tmp_path
+) -> None:
     card = (teacher / "card.json").read_json()
     other = Store(str(tmp_path)) / "teacher"
     (other / "card.json").write_json(card | {"data": config.Data(split_seed=7).model_dump()})
-    with pytest.raises(ConfigError, match=r"data.split_seed=0, but the teacher .* was trained with 7"):
+    with pytest.raises(
+        ConfigError, match=r"data.split_seed=0, but the teacher .* was trained with 7"
+    ):
         train.fit(experiment(other), Store(str(tmp_path)) / "run")
     assert not (Store(str(tmp_path)) / "run").exists()
 
@@ -81,28 +94,45 @@ def _once_it_has_a_checkpoint(run: Store, pids: Callable[[], list[int]], killed:
     """SIGKILL the first of `pids()` when a third of the run's validations are behind it."""
     while not killed:
         time.sleep(0.1)
-        if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_jsonl()) >= 2 and (found := pids()):
+        if (
+            (run / "metrics.jsonl").exists()
+            and len((run / "metrics.jsonl").read_jsonl()) >= 2
+            and (found := pids())
+        ):
             os.kill(found[0], signal.SIGKILL)
             killed.append(found[0])
 
 
 def _train_workers() -> list[int]:
-    return [actor.pid for actor in list_actors(filters=[("state", "=", "ALIVE")], limit=1000) if actor.class_name == "RayTrainWorker"]
+    return [
+        actor.pid
+        for actor in list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
+        if actor.class_name == "RayTrainWorker"
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_kill_changes_nothing(ray_cluster: Any, teacher: Store, tmp_path, workers: int) -> None:
-    """SIGKILL of a worker, and of a driver, half-way: metrics, weights, averages and optimiser as undisturbed, to the bit."""
+    """SIGKILL of a worker, and of a driver, half-way: metrics, weights, averages and optimiser as
+    undisturbed, to the bit.
+    """
     wanted = experiment(
-        teacher, optim__epochs=6, pool__kind="local", resources__workers=workers, resources__metrics_steps=3, resources__checkpoint_steps=4
+        teacher,
+        optim__epochs=6,
+        pool__kind="local",
+        resources__workers=workers,
+        resources__metrics_steps=3,
+        resources__checkpoint_steps=4,
     )
     root = Store(str(tmp_path))
     quiet, worker, driver = root / "quiet", root / "worker", root / "driver"
     train.fit(wanted, quiet)
 
     killed: list[int] = []
-    killer = threading.Thread(target=_once_it_has_a_checkpoint, args=(worker, _train_workers, killed))
+    killer = threading.Thread(
+        target=_once_it_has_a_checkpoint, args=(worker, _train_workers, killed)
+    )
     killer.start()
     train.fit(wanted, worker)
     killer.join()
@@ -110,7 +140,17 @@ def test_a_kill_changes_nothing(ray_cluster: Any, teacher: Store, tmp_path, work
     _equal(worker, quiet)
 
     (root / "wanted.json").write_json(wanted.model_dump(mode="json"))
-    command = [sys.executable, "-m", "dra_ray", "train", (root / "wanted.json").uri, "--storage", root.uri, "--name", "driver"]
+    command = [
+        sys.executable,
+        "-m",
+        "dra_ray",
+        "train",
+        (root / "wanted.json").uri,
+        "--storage",
+        root.uri,
+        "--name",
+        "driver",
+    ]
     environment = os.environ | {"RAY_ADDRESS": ray_cluster.address_info["address"]}
     first = subprocess.Popen(command, env=environment)
     _once_it_has_a_checkpoint(driver, lambda: [first.pid], [])
@@ -127,7 +167,9 @@ def _equal(run: Store, reference: Store) -> None:
     for name in ("student", "average", "head"):
         assert all(torch.equal(one[name][key], two[name][key]) for key in two[name])
     for index, kept in two["optimizer"]["state"].items():
-        assert torch.equal(one["optimizer"]["state"][index]["momentum_buffer"], kept["momentum_buffer"])
+        assert torch.equal(
+            one["optimizer"]["state"][index]["momentum_buffer"], kept["momentum_buffer"]
+        )
 
 
 def _last_state(run: Store) -> dict[str, Any]:
@@ -137,8 +179,13 @@ def _last_state(run: Store) -> dict[str, Any]:
 
 
 def test_what_can_never_start_is_told_at_once(ray_cluster: Any, teacher: Store, tmp_path) -> None:
-    with pytest.raises(RunError, match=r"needs 64 CPU for 64 workers, but this machine has 3.8 beside the 0.2"):
-        train.fit(experiment(teacher, resources__workers=64, resources__cpus_per_worker=1), Store(str(tmp_path)) / "run")
+    with pytest.raises(
+        RunError, match=r"needs 64 CPU for 64 workers, but this machine has 3.8 beside the 0.2"
+    ):
+        train.fit(
+            experiment(teacher, resources__workers=64, resources__cpus_per_worker=1),
+            Store(str(tmp_path)) / "run",
+        )
     assert ray.is_initialized()
 
 
@@ -156,15 +203,25 @@ def test_alignment_reaches_the_student(runs: dict[str, Store], teacher: Store) -
     step.step(state, wanted, step.prepare(wanted, *batch, 0, everything, source), everything)
     with_align = {name: p.clone() for name, p in state.student.named_parameters()}
     other, _ = step.initial_state(wanted, images.shape, source, cpu)
-    assert all(torch.equal(p, before[name]) for name, p in other.student.named_parameters()), "the start does not depend on lambda"
+    assert all(torch.equal(p, before[name]) for name, p in other.student.named_parameters()), (
+        "the start does not depend on lambda"
+    )
     step.step(other, wanted, step.prepare(wanted, *batch, 0, everything, None), everything)
     assert any(not torch.equal(p, with_align[name]) for name, p in other.student.named_parameters())
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_checkpoint(ray_cluster: Any, teacher: Store, tmp_path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_checkpoint(
+    ray_cluster: Any, teacher: Store, tmp_path
+) -> None:
     """It is not tried again: it would end alike."""
     run = Store(str(tmp_path)) / "run"
-    wanted = experiment(teacher, align__weight=0.0, optim__lr=1e12, optim__epochs=3, resources__metrics_steps=5)
-    with pytest.raises(RunError, match=r"stopped: the loss is (nan|inf) at step 5; no checkpoint was written yet; lower optim.lr"):
+    wanted = experiment(
+        teacher, align__weight=0.0, optim__lr=1e12, optim__epochs=3, resources__metrics_steps=5
+    )
+    with pytest.raises(
+        RunError,
+        match=r"stopped: the loss is (nan|inf) at step 5; no checkpoint was written yet; lower "
+        r"optim.lr",
+    ):
         train.fit(wanted, run)
     assert run_folder.read_manifest(run)["status"] != "done"  # type: ignore[index]

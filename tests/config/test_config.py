@@ -1,4 +1,6 @@
-"""Every message names the field, the value and the remedy; what cannot change a result is not in the digest."""
+"""Every message names the field, the value and the remedy; what cannot change a result is not in
+the digest.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,11 @@ SMALL = {"space": {"align.weight": [0.0, 1.0], "align.sigma": [0.1, 0.5]}}
         ("digits-dra", ["threat.norm=l7"], ["threat.norm='l7'", "'linf'"]),
         ("digits-dra", ["threat.eps_255=300"], ["threat.eps_255=300", "255"]),
         ("digits-dra", ["threat.step_255=100"], ["threat.step_255=100", "at most 64"]),
-        ("digits-dra", ["pool.min_replicas=3", "pool.max_replicas=2"], ["pool.max_replicas=2", "min_replicas=3"]),
+        (
+            "digits-dra",
+            ["pool.min_replicas=3", "pool.max_replicas=2"],
+            ["pool.max_replicas=2", "min_replicas=3"],
+        ),
         ("digits-dra", ["resources.workers=3"], ["optim.batch=128", "resources.workers=3"]),
         ("digits-sweep", ["asha.grace_epochs=99"], ["asha.grace_epochs=99", "epochs=16"]),
         ("digits-sweep", ["space={}"], ["space", "empty"]),
@@ -62,15 +68,31 @@ def test_every_recipe_validates(name: str) -> None:
 
 
 def test_the_pair_differs_only_in_the_alignment_weight() -> None:
-    baseline, dra = (dict(config.flatten(config.load(n).model_dump())) for n in ("digits-dm-at", "digits-dra"))
+    baseline, dra = (
+        dict(config.flatten(config.load(n).model_dump())) for n in ("digits-dm-at", "digits-dra")
+    )
     assert {k for k in baseline if baseline[k] != dra[k]} == {"align.weight", "description"}
 
 
 def test_the_digest_ignores_what_cannot_change_a_result() -> None:
     base = config.load("digits-dra", config.Experiment)
-    same = config.override(base, {"pool.kind": "local", "pool.max_replicas": 9, "resources.cpus_per_worker": 2, "description": "x"})
+    same = config.override(
+        base,
+        {
+            "pool.kind": "local",
+            "pool.max_replicas": 9,
+            "resources.cpus_per_worker": 2,
+            "description": "x",
+        },
+    )
     assert base.digest() == same.digest()
-    for field, value in {"seed": 1, "align.sigma": 0.31, "optim.epochs": 7, "teacher.layer": "dec.4x4_in0", "evaluation.batch": 7}.items():
+    for field, value in {
+        "seed": 1,
+        "align.sigma": 0.31,
+        "optim.epochs": 7,
+        "teacher.layer": "dec.4x4_in0",
+        "evaluation.batch": 7,
+    }.items():
         assert config.override(base, {field: value}).digest() != base.digest(), field
 
 
@@ -82,7 +104,11 @@ def test_a_missing_teacher_is_told_with_the_commands_that_make_one() -> None:
 
 def test_sigma_makes_no_second_trial_where_there_is_no_alignment() -> None:
     trials = config.validate(config.Sweep, SMALL, "test").experiments()
-    assert sorted((e.align.weight, e.align.sigma) for e in trials.values()) == [(0.0, 0.1), (1.0, 0.1), (1.0, 0.5)]
+    assert sorted((e.align.weight, e.align.sigma) for e in trials.values()) == [
+        (0.0, 0.1),
+        (1.0, 0.1),
+        (1.0, 0.5),
+    ]
 
 
 def test_drawn_trials_keep_the_baseline_and_are_the_same_every_time() -> None:

@@ -41,7 +41,9 @@ def test_rotations_are_those_of_torchvision(side: int, degrees: float) -> None:
     assert draws.degrees.abs().max() <= degrees < 1.2 * draws.degrees.abs().max()
     fast = augment.apply(images, settings, draws)
     for index in range(64):
-        slow = reference.rotate(images[index], draws.degrees[index].item(), InterpolationMode.NEAREST, fill=[7])
+        slow = reference.rotate(
+            images[index], draws.degrees[index].item(), InterpolationMode.NEAREST, fill=[7]
+        )
         assert torch.equal(fast[index], slow)
 
 
@@ -54,7 +56,10 @@ def test_dm_at_crops_flips_and_rotates_in_this_order() -> None:
         row, column = draws.corners[index].tolist()
         slow = reference.crop(reference.pad(images[index], [4]), row, column, 32, 32)
         slow = reference.hflip(slow) if draws.flips[index] else slow
-        assert torch.equal(fast[index], reference.rotate(slow, draws.degrees[index].item(), InterpolationMode.NEAREST))
+        assert torch.equal(
+            fast[index],
+            reference.rotate(slow, draws.degrees[index].item(), InterpolationMode.NEAREST),
+        )
 
 
 def test_resized_crops_are_those_of_torchvision() -> None:
@@ -64,9 +69,23 @@ def test_resized_crops_are_those_of_torchvision() -> None:
     fast = augment.apply(images, settings, draws)
     for index in range(64):
         height, width = (round(side * 32) for side in draws.boxes[index, :2].tolist())
-        top, left = (math.floor(place * (33 - side)) for place, side in zip(draws.boxes[index, 2:].tolist(), (height, width), strict=True))
-        slow = reference.resized_crop(images[index].float(), top, left, height, width, [32, 32], InterpolationMode.BILINEAR, antialias=False)
-        assert (fast[index].float() - slow).abs().max() <= 0.5 + 1e-3  # half a step is the rounding to uint8
+        top, left = (
+            math.floor(place * (33 - side))
+            for place, side in zip(draws.boxes[index, 2:].tolist(), (height, width), strict=True)
+        )
+        slow = reference.resized_crop(
+            images[index].float(),
+            top,
+            left,
+            height,
+            width,
+            [32, 32],
+            InterpolationMode.BILINEAR,
+            antialias=False,
+        )
+        assert (
+            fast[index].float() - slow
+        ).abs().max() <= 0.5 + 1e-3  # half a step is the rounding to uint8
 
 
 def test_boxes_keep_the_area_and_the_aspect_ratio() -> None:
@@ -80,7 +99,14 @@ def test_boxes_keep_the_area_and_the_aspect_ratio() -> None:
     assert torch.equal(augment.apply(pictures(100), config.Data(crop_pad=0), whole), pictures(100))
 
 
-@pytest.mark.parametrize("settings", [config.Data(name="digits"), config.Data(name="cifar100"), config.Data(name="imagenet", crop_pad=1)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        config.Data(name="digits"),
+        config.Data(name="cifar100"),
+        config.Data(name="imagenet", crop_pad=1),
+    ],
+)
 def test_a_slice_of_the_draws_is_the_slice_of_the_batch(settings: config.Data) -> None:
     images = pictures(16)
     draws = augment.parameters(16, settings, generator(1))

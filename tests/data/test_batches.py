@@ -19,7 +19,9 @@ def test_batches_are_a_pure_function_of_seed_and_step() -> None:
     assert not torch.equal(one.indices(0), other.indices(0))
 
 
-@pytest.mark.parametrize(("batch", "fraction", "synthetic"), [(512, 0.7, 358), (1024, 0.8, 819), (2048, 0.8, 1638)])
+@pytest.mark.parametrize(
+    ("batch", "fraction", "synthetic"), [(512, 0.7, 358), (1024, 0.8, 819), (2048, 0.8, 1638)]
+)
 def test_the_synthetic_part_is_exact(batch: int, fraction: float, synthetic: int) -> None:
     """DM-AT: int(B * fraction) of every batch; 512 at 0.7 is 358 + 154."""
     plan = BatchPlan(0, 50_000, 1_000_000, batch, fraction)
@@ -56,7 +58,9 @@ def test_an_epoch_counts_the_images_before_validation(batch: int, steps: int) ->
 
 
 def test_a_short_slice_is_topped_up_with_synthetic_images() -> None:
-    """DM-AT: 100 real images in slices of 48 are 48, 48 and 4, and then a fresh permutation begins within the epoch."""
+    """DM-AT: 100 real images in slices of 48 are 48, 48 and 4, and then a fresh permutation begins
+    within the epoch.
+    """
     plan = BatchPlan(0, 100, 1000, 64, 0.25, epoch_images=64 * 5)
     real = [plan.indices(step) for step in range(plan.steps_per_epoch)]
     real = [chosen[chosen < 100] for chosen in real]
@@ -73,7 +77,12 @@ def test_a_plan_can_be_sent() -> None:
 
 
 def test_derived_seeds_are_apart() -> None:
-    seeds = {derive(seed, purpose, step) for seed in range(5) for purpose in range(5) for step in range(200)}
+    seeds = {
+        derive(seed, purpose, step)
+        for seed in range(5)
+        for purpose in range(5)
+        for step in range(200)
+    }
     assert len(seeds) == 5 * 5 * 200
     assert all(0 <= s < 2**63 for s in seeds)
 

@@ -1,4 +1,6 @@
-"""Every form in which CIFAR is passed around gives the same images; hostile and damaged files run nothing and are named."""
+"""Every form in which CIFAR is passed around gives the same images; hostile and damaged files run
+nothing and are named.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +32,32 @@ def made(name: str) -> dict[str, np.ndarray]:
     """Images uint8 [N,3,32,32] and labels of both parts."""
     rng, classes = np.random.default_rng(0), 10 if name == "cifar10" else 100
     parts = {"train": TRAIN, "test": TEST}
-    images = {part: rng.integers(0, 256, (count, 3, 32, 32)).astype(np.uint8) for part, count in parts.items()}
-    return images | {f"{part}_labels": np.append(rng.integers(0, classes, count - 1), classes - 1) for part, count in parts.items()}
+    images = {
+        part: rng.integers(0, 256, (count, 3, 32, 32)).astype(np.uint8)
+        for part, count in parts.items()
+    }
+    return images | {
+        f"{part}_labels": np.append(rng.integers(0, classes, count - 1), classes - 1)
+        for part, count in parts.items()
+    }
 
 
 def batches(name: str) -> dict[str, dict[str, Any]]:
     """The files of the official archive before they are pickled."""
     arrays, files = made(name), {}
     for part, names in (("train", cifar.ARCHIVES[name][2]), ("test", cifar.ARCHIVES[name][3])):
-        split = zip(names, np.array_split(arrays[part], len(names)), np.array_split(arrays[f"{part}_labels"], len(names)), strict=True)
+        split = zip(
+            names,
+            np.array_split(arrays[part], len(names)),
+            np.array_split(arrays[f"{part}_labels"], len(names)),
+            strict=True,
+        )
         for file, images, labels in split:
-            files[file] = {"data": images.reshape(len(images), -1), "filenames": ["a.png"] * len(images), "batch_label": file}
+            files[file] = {
+                "data": images.reshape(len(images), -1),
+                "filenames": ["a.png"] * len(images),
+                "batch_label": file,
+            }
             if name == "cifar10":
                 files[file]["labels"] = labels.tolist()
             else:
@@ -49,10 +66,14 @@ def batches(name: str) -> dict[str, dict[str, Any]]:
 
 
 def as_python_2(value: Any) -> bytes:
-    """The opcodes that Python 2 with numpy 1 wrote for protocol 2, as in the official files: byte strings throughout."""
+    """The opcodes that Python 2 with numpy 1 wrote for protocol 2, as in the official files: byte
+    strings throughout.
+    """
 
     def text(value: bytes) -> bytes:
-        return (b"U" + bytes([len(value)]) if len(value) < 256 else b"T" + struct.pack("<i", len(value))) + value
+        return (
+            b"U" + bytes([len(value)]) if len(value) < 256 else b"T" + struct.pack("<i", len(value))
+        ) + value
 
     def body(value: Any) -> bytes:
         if isinstance(value, dict):
@@ -80,7 +101,9 @@ def unpacked(folder: Path, name: str, dump: Callable[[Any], bytes] = as_python_2
     inside.mkdir(parents=True)
     for file, batch in batches(name).items():
         (inside / file).write_bytes(dump(batch))
-    (inside / ("batches.meta" if name == "cifar10" else "meta")).write_bytes(as_python_2({"label_names": ["a"]}))
+    (inside / ("batches.meta" if name == "cifar10" else "meta")).write_bytes(
+        as_python_2({"label_names": ["a"]})
+    )
     return inside
 
 
@@ -95,14 +118,24 @@ def archived(folder: Path, name: str) -> Path:
 def in_one_npz(folder: Path, name: str) -> Path:
     arrays = made(name)
     image, test_image = (arrays[part].transpose(0, 2, 3, 1) for part in ("train", "test"))
-    np.savez(folder / "set.npz", image=image, label=arrays["train_labels"], test_image=test_image, test_label=arrays["test_labels"])
+    np.savez(
+        folder / "set.npz",
+        image=image,
+        label=arrays["train_labels"],
+        test_image=test_image,
+        test_label=arrays["test_labels"],
+    )
     return folder / "set.npz"
 
 
 def in_two_npz(folder: Path, name: str) -> Path:
     arrays = made(name)
     for part in ("train", "test"):
-        np.savez_compressed(folder / f"{part}.npz", image=arrays[part].transpose(0, 2, 3, 1), label=arrays[f"{part}_labels"])
+        np.savez_compressed(
+            folder / f"{part}.npz",
+            image=arrays[part].transpose(0, 2, 3, 1),
+            label=arrays[f"{part}_labels"],
+        )
     return folder
 
 
@@ -119,15 +152,25 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def in_parquet(folder: Path, name: str, image: str = "img", plain: bool = False, below: str = "") -> Path:
+def in_parquet(
+    folder: Path, name: str, image: str = "img", plain: bool = False, below: str = ""
+) -> Path:
     (folder / below).mkdir(exist_ok=True)
     for part, images in ((part, made(name)[part]) for part in ("train", "test")):
         labels = made(name)[f"{part}_labels"]
         for index, rows in enumerate(np.array_split(np.arange(len(images)), 2)):
-            files = [png(images[row]) if plain else {"bytes": png(images[row]), "path": None} for row in rows]
-            columns = {image: files, "fine_label" if name == "cifar100" else "label": labels[rows].tolist()}
+            files = [
+                png(images[row]) if plain else {"bytes": png(images[row]), "path": None}
+                for row in rows
+            ]
+            columns = {
+                image: files,
+                "fine_label" if name == "cifar100" else "label": labels[rows].tolist(),
+            }
             columns |= {"coarse_label": [0] * len(rows)} if name == "cifar100" else {}
-            pyarrow.parquet.write_table(pyarrow.table(columns), folder / below / f"{part}-{index:05d}-of-00002.parquet")
+            pyarrow.parquet.write_table(
+                pyarrow.table(columns), folder / below / f"{part}-{index:05d}-of-00002.parquet"
+            )
     return folder
 
 
@@ -149,9 +192,19 @@ FORMS: dict[str, Callable[[Path, str], Path]] = {
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_images(tmp_path, form: str, name: str) -> None:
-    settings = config.Data(name=name, uri=str(FORMS[form](tmp_path, name)), validation_images=4, train_images=8, test_images=3)
+    settings = config.Data(
+        name=name,
+        uri=str(FORMS[form](tmp_path, name)),
+        validation_images=4,
+        train_images=8,
+        test_images=3,
+    )
     images, arrays = data.load(settings), made(name)
-    for split, part, rows in ((images.validation, "train", slice(4)), (images.train, "train", slice(4, 12)), (images.test, "test", slice(3))):
+    for split, part, rows in (
+        (images.validation, "train", slice(4)),
+        (images.train, "train", slice(4, 12)),
+        (images.test, "test", slice(3)),
+    ):
         assert isinstance(split, data.Split)
         assert np.array_equal(split.images.numpy(), arrays[part][rows])
         assert np.array_equal(split.labels.numpy(), arrays[f"{part}_labels"][rows])
@@ -183,7 +236,9 @@ def object_array(value: Any) -> np.ndarray:
         lambda canary: as_python_3({"data": object_array(Hostile(canary)), "labels": [0] * 3}),
         lambda canary: pickle.dumps({"data": 1, Hostile(canary): 2}, protocol=4),
         lambda canary: f"cbuiltins\nexec\n(S'open({canary!r}, \"w\")'\ntR.".encode(),
-        lambda canary: f"c_codecs\nencode\nc__builtin__\neval\n(S'open({canary!r}, \"w\")'\ntR.".encode(),
+        lambda canary: (
+            f"c_codecs\nencode\nc__builtin__\neval\n(S'open({canary!r}, \"w\")'\ntR.".encode()
+        ),
         lambda canary: b"(S'open(\"" + canary.encode() + b'", "w")\'\ni__builtin__\neval\n.',
         lambda canary: b"\x80\x04cnumpy\nload\n.",
         lambda canary: b"\x80\x04cnumpy\ndtype.__class__\n.",
@@ -265,7 +320,9 @@ def test_wrong_arrays_are_named(tmp_path) -> None:
     np.savez(tmp_path / "a.npz", image=image, label=label)
     refused(tmp_path / "a.npz", "expected 'test_image'")
     np.save(tmp_path / "train_images.npy", image)
-    np.save(tmp_path / "test_images.npy", np.array([Hostile(str(tmp_path / "canary"))], dtype=object))
+    np.save(
+        tmp_path / "test_images.npy", np.array([Hostile(str(tmp_path / "canary"))], dtype=object)
+    )
     refused(tmp_path, "train_labels.npy' is missing")
     np.save(tmp_path / "train_labels.npy", label)
     np.save(tmp_path / "test_labels.npy", label)
@@ -275,7 +332,9 @@ def test_wrong_arrays_are_named(tmp_path) -> None:
 
 def test_wrong_parquet_is_named(tmp_path) -> None:
     def write(part: str, **columns: list[Any]) -> None:
-        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / f"{part}-00000-of-00001.parquet")
+        pyarrow.parquet.write_table(
+            pyarrow.table(columns), tmp_path / f"{part}-00000-of-00001.parquet"
+        )
 
     small, right = png(np.zeros((3, 28, 28), np.uint8)), png(np.zeros((3, 32, 32), np.uint8))
     write("train", img=[right] * 6, label=[1] * 6)

@@ -29,7 +29,9 @@ def test_splits_are_disjoint_and_fixed_by_their_seed() -> None:
     rows = torch.cat([s.images.flatten(1) for s in (one.train, one.validation, one.test)])
     assert len(rows) == 1797
     everything = torch.sort(rows.float() @ torch.arange(1.0, 65)).values
-    assert torch.equal(everything, torch.sort(digits.read()[0].flatten(1).float() @ torch.arange(1.0, 65)).values)
+    assert torch.equal(
+        everything, torch.sort(digits.read()[0].flatten(1).float() @ torch.arange(1.0, 65)).values
+    )
 
 
 def test_a_split_larger_than_the_data_is_refused() -> None:
@@ -53,7 +55,11 @@ def test_the_hash_is_of_pixels_and_labels() -> None:
         (config.Data(name="cifar10"), (10, 3, 32), (48_976, 1024, 10_000)),
         (config.Data(name="cifar100", train_images=100), (100, 3, 32), (100, 1024, 10_000)),
         (config.Data(name="imagenet"), (1000, 3, 224), (1_280_143, 1024, 50_000)),
-        (config.Data(name="imagenet", resolution=64, test_images=5000), (1000, 3, 64), (1_280_143, 1024, 5000)),
+        (
+            config.Data(name="imagenet", resolution=64, test_images=5000),
+            (1000, 3, 64),
+            (1_280_143, 1024, 5000),
+        ),
         (config.Data(name="fashion-mnist", validation_images=0), (10, 1, 28), (60_000, 0, 10_000)),
     ],
 )
@@ -66,13 +72,22 @@ def test_official_sets_are_outlined_without_files(settings, shape, counts) -> No
 @pytest.mark.parametrize("settings", [config.Data(), config.Data(train_images=50, test_images=20)])
 def test_an_outline_is_what_is_loaded(settings) -> None:
     images, outline = data.load(settings), data.outline(settings)
-    assert (outline.train, outline.validation, outline.test) == (len(images.train), len(images.validation), len(images.test))
+    assert (outline.train, outline.validation, outline.test) == (
+        len(images.train),
+        len(images.validation),
+        len(images.test),
+    )
     assert outline.shape == images.shape
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("cifar10", "cifar-10-python.tar.gz"), ("cifar100", "cifar-100-python"), ("imagenet", "ILSVRC2012"), ("folder", "train/<class>/")],
+    [
+        ("cifar10", "cifar-10-python.tar.gz"),
+        ("cifar100", "cifar-100-python"),
+        ("imagenet", "ILSVRC2012"),
+        ("folder", "train/<class>/"),
+    ],
 )
 def test_a_set_without_files_says_what_to_give(name: str, words: str) -> None:
     with pytest.raises(DataError, match=f"data.uri is not set.*{words}") as caught:

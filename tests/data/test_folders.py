@@ -1,4 +1,6 @@
-"""Class folders and tar shards against torchvision's own reader and transforms; nothing is decoded before it is used."""
+"""Class folders and tar shards against torchvision's own reader and transforms; nothing is decoded
+before it is used.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def encoded(number: int, kind: str = "JPEG", mode: str = "RGB") -> bytes:
     """An image of its own size and colours."""
     rng = np.random.default_rng(number)
     small = Image.fromarray(rng.integers(0, 256, (4, 5, 3)).astype(np.uint8))
-    small.resize((30 + 7 * (number % 5), 30 + 11 * (number % 3)), Image.Resampling.BICUBIC).convert(mode).save(buffer := io.BytesIO(), kind)
+    small.resize((30 + 7 * (number % 5), 30 + 11 * (number % 3)), Image.Resampling.BICUBIC).convert(
+        mode
+    ).save(buffer := io.BytesIO(), kind)
     return buffer.getvalue()
 
 
@@ -38,7 +42,9 @@ def class_folders(root: Path, train: int = 6, test: int = 2, test_name: str = "v
         for index, name in enumerate(CLASSES):
             (root / part / name).mkdir(parents=True)
             for number in range(count):
-                (root / part / name / f"{number}.JPEG").write_bytes(encoded(start + 10 * index + number))
+                (root / part / name / f"{number}.JPEG").write_bytes(
+                    encoded(start + 10 * index + number)
+                )
     return root
 
 
@@ -56,13 +62,18 @@ def shards(root: Path, per_class: int = 6, test: int = 2, classes: int = 3) -> P
         for shard in range(2):
             files = {}
             for number in range(shard, count * classes, 2):
-                files |= {f"x/{number}.jpg": encoded(start + number % 50), f"x/{number}.cls": str(number % classes).encode()}
+                files |= {
+                    f"x/{number}.jpg": encoded(start + number % 50),
+                    f"x/{number}.cls": str(number % classes).encode(),
+                }
             tar(root / f"set-{part}-{shard:04d}.tar", files)
     return root
 
 
 def settings(uri: object, **changes: Any) -> config.Data:
-    return config.Data(**{"name": "folder", "uri": str(uri), "resolution": 21, "validation_images": 5} | changes)
+    return config.Data(
+        **{"name": "folder", "uri": str(uri), "resolution": 21, "validation_images": 5} | changes
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -78,12 +89,20 @@ def test_images_are_those_of_torchvision(tmp_path) -> None:
     (tmp_path / "val" / "bee" / "1.png").write_bytes(encoded(2, "PNG", "RGBA"))
     (tmp_path / "val" / "bee" / "readme.txt").write_text("no image")
     images = data.load(settings(tmp_path))
-    standard = transforms.Compose([transforms.Resize(24, InterpolationMode.BICUBIC), transforms.CenterCrop(21), transforms.PILToTensor()])
+    standard = transforms.Compose(
+        [
+            transforms.Resize(24, InterpolationMode.BICUBIC),
+            transforms.CenterCrop(21),
+            transforms.PILToTensor(),
+        ]
+    )
     reference = ImageFolder(str(tmp_path / "val"), standard)
     pixels, labels = images.test.take(torch.arange(len(images.test)))
     assert len(images.test) == len(reference) == 6
     for index in range(len(reference)):
-        assert torch.equal(pixels[index], reference[index][0]) and labels[index] == reference[index][1]
+        assert (
+            torch.equal(pixels[index], reference[index][0]) and labels[index] == reference[index][1]
+        )
     assert images.shape == data.Shape(3, 3, 21, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -95,13 +114,20 @@ def test_splits_are_disjoint_mixed_and_fixed_by_their_seed(tmp_path, make) -> No
     assert len(images.validation.labels.unique()) > 1
     assert images.sha256 == again.sha256 != other.sha256
     assert images.facts()["sha256_of"] == "file names, file sizes and labels"
-    rows = torch.cat([data.in_memory(part).images for part in (images.train, images.validation)]).flatten(1)
+    rows = torch.cat(
+        [data.in_memory(part).images for part in (images.train, images.validation)]
+    ).flatten(1)
     assert len(rows.unique(dim=0)) == 18
     fewer = data.load(settings(uri, train_images=6, test_images=4))
     assert torch.equal(data.in_memory(fewer.train).images, data.in_memory(images.train[:6]).images)
     assert len(fewer.test) == 4 and len(fewer.test.labels.unique()) > 1
     outline = data.outline(settings(uri))
-    assert (outline.train, outline.validation, outline.test, outline.shape) == (13, 5, 6, images.shape)
+    assert (outline.train, outline.validation, outline.test, outline.shape) == (
+        13,
+        5,
+        6,
+        images.shape,
+    )
 
 
 def test_shards_hold_what_folders_hold(tmp_path, cache) -> None:
@@ -109,12 +135,17 @@ def test_shards_hold_what_folders_hold(tmp_path, cache) -> None:
     images = data.load(settings(uri, validation_images=0))
     for part in (images.train, pickle.loads(pickle.dumps(images.train))):
         labelled = data.in_memory(part)
-        found = {image.numpy().tobytes(): int(label) for image, label in zip(labelled.images, labelled.labels, strict=True)}
+        found = {
+            image.numpy().tobytes(): int(label)
+            for image, label in zip(labelled.images, labelled.labels, strict=True)
+        }
         assert len(found) == 18
         for number in range(18):
             (tmp_path / "one" / "train" / "a").mkdir(parents=True, exist_ok=True)
             image = Image.open(io.BytesIO(encoded(number)))
-            pixels = transforms.CenterCrop(21)(transforms.Resize(24, InterpolationMode.BICUBIC)(image))
+            pixels = transforms.CenterCrop(21)(
+                transforms.Resize(24, InterpolationMode.BICUBIC)(image)
+            )
             assert found[transforms.PILToTensor()(pixels).numpy().tobytes()] == number % 3
     kept = sorted(file.name for file in cache.iterdir())
     assert len(kept) == 4 and data.load(settings(uri, validation_images=0)).sha256 == images.sha256
@@ -190,7 +221,11 @@ def test_damaged_shards_are_named(tmp_path) -> None:
 
 def test_class_numbers_are_checked(tmp_path) -> None:
     uri = shards(tmp_path / "a")
-    for number, words in ((b"3", "labels reach 3, but there are 3 classes"), (b"-1", "labels reach -1"), (b"ant", "holds 'ant', not a class number")):
+    for number, words in (
+        (b"3", "labels reach 3, but there are 3 classes"),
+        (b"-1", "labels reach -1"),
+        (b"ant", "holds 'ant', not a class number"),
+    ):
         tar(uri / "val-extra.tar", {"0.jpg": encoded(0), "0.cls": number})
         refused(words, uri)
     tar(uri / "val-extra.tar", {"0.JPG": encoded(0), "0.json": b"{}", "0.cls": b"2\n"})
@@ -199,6 +234,13 @@ def test_class_numbers_are_checked(tmp_path) -> None:
 
 def test_imagenet_has_a_thousand_classes(tmp_path) -> None:
     uri = shards(tmp_path / "a", per_class=1, test=1, classes=1000)
-    images = data.load(settings(uri, name="imagenet", resolution=16, validation_images=100, test_images=50))
-    assert (images.num_classes, len(images.train), len(images.validation), len(images.test)) == (1000, 900, 100, 50)
+    images = data.load(
+        settings(uri, name="imagenet", resolution=16, validation_images=100, test_images=50)
+    )
+    assert (images.num_classes, len(images.train), len(images.validation), len(images.test)) == (
+        1000,
+        900,
+        100,
+        50,
+    )
     assert images.shape == data.outline(settings(uri, name="imagenet", resolution=16)).shape

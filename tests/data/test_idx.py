@@ -31,8 +31,14 @@ def written(folder: Path, ending: str = "") -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("ending", ["", ".gz"])
 def test_the_official_files_are_read(tmp_path, ending: str) -> None:
     arrays = written(tmp_path, ending)
-    images = data.load(config.Data(name="fashion-mnist", uri=str(tmp_path), validation_images=4, test_images=3))
-    for split, part, rows in ((images.validation, "train", slice(4)), (images.train, "train", slice(4, None)), (images.test, "t10k", slice(3))):
+    images = data.load(
+        config.Data(name="fashion-mnist", uri=str(tmp_path), validation_images=4, test_images=3)
+    )
+    for split, part, rows in (
+        (images.validation, "train", slice(4)),
+        (images.train, "train", slice(4, None)),
+        (images.test, "t10k", slice(3)),
+    ):
         assert isinstance(split, data.Split)
         assert np.array_equal(split.images[:, 0].numpy(), arrays[f"{part}-images-idx3-ubyte"][rows])
         assert np.array_equal(split.labels.numpy(), arrays[f"{part}-labels-idx1-ubyte"][rows])
@@ -46,11 +52,27 @@ def test_files_that_are_not_whole_are_named(tmp_path) -> None:
 
     refused("has no train-images-idx3-ubyte or")
     for name, wrong, words in (
-        ("train-images-idx3-ubyte", lambda whole: whole[:-1], "not an idx file of 3 dimensions, or not whole"),
+        (
+            "train-images-idx3-ubyte",
+            lambda whole: whole[:-1],
+            "not an idx file of 3 dimensions, or not whole",
+        ),
         ("train-images-idx3-ubyte", lambda whole: whole[:7], "truncated or damaged"),
-        ("train-labels-idx1-ubyte", lambda whole: b"\0\0\x0d\1" + whole[4:], "not an idx file of 1 dimensions"),
-        ("train-labels-idx1-ubyte", lambda whole: idx(np.zeros(11, np.uint8)), "12 train images, but 11 labels"),
-        ("train-labels-idx1-ubyte", lambda whole: idx(np.full(12, 10, np.uint8)), "labels reach 10"),
+        (
+            "train-labels-idx1-ubyte",
+            lambda whole: b"\0\0\x0d\1" + whole[4:],
+            "not an idx file of 1 dimensions",
+        ),
+        (
+            "train-labels-idx1-ubyte",
+            lambda whole: idx(np.zeros(11, np.uint8)),
+            "12 train images, but 11 labels",
+        ),
+        (
+            "train-labels-idx1-ubyte",
+            lambda whole: idx(np.full(12, 10, np.uint8)),
+            "labels reach 10",
+        ),
     ):
         written(tmp_path)
         (tmp_path / name).write_bytes(wrong((tmp_path / name).read_bytes()))

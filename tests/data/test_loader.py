@@ -1,4 +1,6 @@
-"""Batches from a resident set and read ahead from the disk: equal, in any order, and with errors where they belong."""
+"""Batches from a resident set and read ahead from the disk: equal, in any order, and with errors
+where they belong.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,14 @@ CPU = torch.device("cpu")
 def sets(tmp_path) -> tuple[Split, OnDisk]:
     """Real images in memory, synthetic ones in a file."""
     rng = np.random.default_rng(0)
-    (Store(str(tmp_path)) / "a.npz").write_npz(image=rng.integers(0, 256, (300, 8, 8, 1)).astype(np.uint8), label=np.arange(300) % 10)
+    (Store(str(tmp_path)) / "a.npz").write_npz(
+        image=rng.integers(0, 256, (300, 8, 8, 1)).astype(np.uint8), label=np.arange(300) % 10
+    )
     part = synthetic._part(Store(str(tmp_path / "a.npz")), False, data.load(config.Data()))
     real = torch.from_numpy(rng.integers(0, 256, (100, 1, 8, 8)).astype(np.uint8))
-    return Split(real, torch.arange(100) % 7), OnDisk(synthetic.Arrays([part.name], [part.images]), part.labels, range(300))
+    return Split(real, torch.arange(100) % 7), OnDisk(
+        synthetic.Arrays([part.name], [part.images]), part.labels, range(300)
+    )
 
 
 def readers() -> list[str]:
@@ -39,14 +45,19 @@ def test_both_kinds_give_the_batches_of_the_plan(sets) -> None:
     assert not readers()
     ahead = Batches(real, extra, plan, CPU, slice(0, 32), resident_bytes=0)
     half = Batches(real, extra, plan, CPU, slice(16, 32), resident_bytes=0)
-    both = Split(torch.cat([real.images, data.in_memory(extra).images]), torch.cat([real.labels, extra.labels]))
+    both = Split(
+        torch.cat([real.images, data.in_memory(extra).images]),
+        torch.cat([real.labels, extra.labels]),
+    )
     for step in (0, 1, 2, 3, 9, 4, 4, 40, 0):  # in order, after a resumption, again
         images, labels = both.take(plan.indices(step))
         for batches in (resident, ahead):
             found = batches.get(step)
             assert torch.equal(found[0], images) and torch.equal(found[1], labels)
             assert found[0].dtype == torch.uint8 and found[1].dtype == torch.int64
-        assert torch.equal(half.get(step)[0], images[16:]) and torch.equal(half.get(step)[1], labels[16:])
+        assert torch.equal(half.get(step)[0], images[16:]) and torch.equal(
+            half.get(step)[1], labels[16:]
+        )
     for batches in (resident, ahead, half):
         batches.close()
     assert not readers()
@@ -59,7 +70,9 @@ def test_real_images_alone(sets, resident_bytes: int) -> None:
     batches = Batches(real, None, plan, CPU, slice(0, 32), resident_bytes=resident_bytes)
     for step in range(8):
         images, labels = batches.get(step)
-        assert torch.equal(images, real.images[plan.indices(step)]) and torch.equal(labels, real.labels[plan.indices(step)])
+        assert torch.equal(images, real.images[plan.indices(step)]) and torch.equal(
+            labels, real.labels[plan.indices(step)]
+        )
     batches.close()
 
 
@@ -79,7 +92,9 @@ def test_what_fails_while_reading_ahead_is_raised_by_its_step(tmp_path, sets) ->
 
 def test_closing_in_the_middle_ends_the_thread(sets) -> None:
     real, extra = sets
-    batches = Batches(real, extra, BatchPlan(1, 100, 300, 32, 0.7), CPU, slice(0, 32), ahead=50, resident_bytes=0)
+    batches = Batches(
+        real, extra, BatchPlan(1, 100, 300, 32, 0.7), CPU, slice(0, 32), ahead=50, resident_bytes=0
+    )
     batches.get(0)
     assert len(readers()) == 1
     batches.close()

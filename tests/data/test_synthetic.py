@@ -27,14 +27,24 @@ def pixels(count: int, shape: tuple[int, ...] = (8, 8, 1), seed: int = 0) -> np.
 
 def shards(store: Store, labels: list[int], shape: tuple[int, ...] = (8, 8, 1)) -> None:
     for index, part in enumerate(np.array_split(np.array(labels), 2)):
-        (store / f"shard-{index:05d}.npz").write_npz(image=pixels(len(part), shape, index), label=part.astype(np.int64))
+        (store / f"shard-{index:05d}.npz").write_npz(
+            image=pixels(len(part), shape, index), label=part.astype(np.int64)
+        )
 
 
-def on_disk(uri: Store, count: int, of: int, positions: range | torch.Tensor, like: data.Images) -> OnDisk:
+def on_disk(
+    uri: Store, count: int, of: int, positions: range | torch.Tensor, like: data.Images
+) -> OnDisk:
     """What `read` makes of a large set: the records of the same files, not held in memory."""
     parts = [synthetic._part(uri / name, False, like) for name in uri.names()]
     records = synthetic.Arrays([part.name for part in parts], [part.images for part in parts])
-    found = OnDisk(records, torch.cat([part.labels for part in parts])[positions if isinstance(positions, torch.Tensor) else slice(None)], positions)
+    found = OnDisk(
+        records,
+        torch.cat([part.labels for part in parts])[
+            positions if isinstance(positions, torch.Tensor) else slice(None)
+        ],
+        positions,
+    )
     assert (len(found), sum(len(part.labels) for part in parts)) == (count, of)
     return found
 
@@ -64,7 +74,9 @@ def test_of_a_set_in_class_order_every_class_is_taken(tmp_path, digits, name: st
     split = in_memory(synthetic.read(store, 20, digits))
     assert split.labels.bincount().tolist() == [2] * 10
     assert np.array_equal(split.images.permute(0, 2, 3, 1).numpy(), whole[np.arange(20) * 3])
-    assert np.array_equal(in_memory(synthetic.read(store, 60, digits)).images.permute(0, 2, 3, 1).numpy(), whole)
+    assert np.array_equal(
+        in_memory(synthetic.read(store, 60, digits)).images.permute(0, 2, 3, 1).numpy(), whole
+    )
 
 
 @pytest.mark.parametrize("positions", [range(40), torch.tensor([39, 0, 19, 20, 20])])
@@ -74,7 +86,11 @@ def test_a_set_on_disk_gives_what_memory_gives(tmp_path, digits, positions) -> N
     whole = synthetic.read(store, 40, digits)
     lazy = on_disk(store, len(positions), 40, positions, digits)
     wanted = whole[torch.as_tensor(positions)]
-    for index in (torch.arange(len(lazy)), torch.tensor([3, 1, 1]), torch.tensor([], dtype=torch.int64)):
+    for index in (
+        torch.arange(len(lazy)),
+        torch.tensor([3, 1, 1]),
+        torch.tensor([], dtype=torch.int64),
+    ):
         for one, other in zip(lazy.take(index), wanted.take(index), strict=True):
             assert torch.equal(one, other) and one.dtype == other.dtype
     for index in (slice(1, 4), slice(None, None, 2), torch.tensor([2, 0])):
@@ -86,7 +102,9 @@ def test_a_set_on_disk_gives_what_memory_gives(tmp_path, digits, positions) -> N
 
 
 def test_compressed_sets_are_read_too(tmp_path, digits) -> None:
-    np.savez_compressed(tmp_path / "set.npz", image=pixels(20), label=np.arange(20, dtype=np.int32) % 10)
+    np.savez_compressed(
+        tmp_path / "set.npz", image=pixels(20), label=np.arange(20, dtype=np.int32) % 10
+    )
     split = in_memory(synthetic.read(Store(str(tmp_path / "set.npz")), 20, digits))
     assert np.array_equal(split.images.permute(0, 2, 3, 1).numpy(), pixels(20))
     assert split.labels.dtype == torch.int64
@@ -101,13 +119,18 @@ def test_a_remote_set_is_the_local_one(tmp_path, monkeypatch, digits, whole: boo
     part = synthetic._part(remote / "shard-00001.npz", whole, digits)
     local = synthetic._part(Store(str(tmp_path / "local" / "shard-00001.npz")), True, digits)
     assert torch.equal(part.labels, local.labels)
-    assert torch.equal(synthetic.Arrays([""], [part.images]).read([3, 9]), synthetic.Arrays([""], [local.images]).read([3, 9]))
+    assert torch.equal(
+        synthetic.Arrays([""], [part.images]).read([3, 9]),
+        synthetic.Arrays([""], [local.images]).read([3, 9]),
+    )
     assert (tmp_path / "cache").exists() != whole
 
 
 def test_reading_a_set_on_disk_does_not_grow_the_process(tmp_path, digits) -> None:
     count = 400_000  # 26 MB of images
-    np.savez(tmp_path / "a.npz", image=np.zeros((count, 8, 8, 1), np.uint8), label=np.arange(count) % 10)
+    np.savez(
+        tmp_path / "a.npz", image=np.zeros((count, 8, 8, 1), np.uint8), label=np.arange(count) % 10
+    )
     lazy = on_disk(Store(str(tmp_path)), count, count, range(count), digits)
 
     def resident_bytes() -> int:
@@ -131,7 +154,9 @@ def test_reading_a_set_on_disk_does_not_grow_the_process(tmp_path, digits) -> No
         ([], (8, 8, 1), 1, "holds 0"),
     ],
 )
-def test_sets_that_do_not_fit_are_refused(tmp_path, digits, labels: list[int], shape: tuple[int, ...], images: int, words: str) -> None:
+def test_sets_that_do_not_fit_are_refused(
+    tmp_path, digits, labels: list[int], shape: tuple[int, ...], images: int, words: str
+) -> None:
     store = Store(str(tmp_path))
     shards(store, labels, shape)
     with pytest.raises(DataError, match=words):
@@ -160,7 +185,13 @@ def test_wrong_files_are_refused(tmp_path, digits) -> None:
 def test_damaged_files_are_named(tmp_path, digits) -> None:
     np.savez(buffer := io.BytesIO(), image=pixels(100), label=np.arange(100) % 10)
     whole = buffer.getvalue()
-    for damaged in (whole[:-30], whole[: len(whole) // 2], b"", b"PK" + bytes(50), whole.replace(b"(100, 8, 8, 1)", b"(900, 8, 8, 1)")):
+    for damaged in (
+        whole[:-30],
+        whole[: len(whole) // 2],
+        b"",
+        b"PK" + bytes(50),
+        whole.replace(b"(100, 8, 8, 1)", b"(900, 8, 8, 1)"),
+    ):
         (tmp_path / "a.npz").write_bytes(damaged)
         with pytest.raises(DataError, match=r"a\.npz"):
             synthetic.read(Store(str(tmp_path)), 100, digits)

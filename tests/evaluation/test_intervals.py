@@ -9,17 +9,27 @@ from dra_ray.evaluation.intervals import bootstrap_difference, mcnemar, wilson
 
 @pytest.mark.parametrize(
     ("successes", "n", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0000, 0.1611), (1, 29, 0.0061, 0.1718)],
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
 )
 def test_wilson_is_newcombes_table(successes, n, low, high):
     # Newcombe 1998, Statistics in Medicine 17:857-872, table I, method 3
     assert np.round(wilson(successes, n), 4).tolist() == [low, high]
 
 
-@pytest.mark.parametrize(("successes", "n", "confidence"), [(263, 263, 0.95), (247, 360, 0.95), (6731, 10_000, 0.99), (1, 2, 0.5)])
+@pytest.mark.parametrize(
+    ("successes", "n", "confidence"),
+    [(263, 263, 0.95), (247, 360, 0.95), (6731, 10_000, 0.99), (1, 2, 0.5)],
+)
 def test_wilson_is_scipys(successes, n, confidence):
     expected = binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    assert wilson(successes, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert wilson(successes, n, confidence) == pytest.approx(
+        (expected.low, expected.high), abs=1e-12
+    )
 
 
 def test_wilson_stays_inside_and_mirrors():
@@ -28,7 +38,10 @@ def test_wilson_stays_inside_and_mirrors():
     assert wilson(8, 11) == pytest.approx((1 - high, 1 - low))
 
 
-@pytest.mark.parametrize(("only_first", "only_second", "both"), [(86, 150, 794), (0, 0, 5), (3, 0, 4), (5, 5, 0), (0, 12, 1)])
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "both"),
+    [(86, 150, 794), (0, 0, 5), (3, 0, 4), (5, 5, 0), (0, 12, 1)],
+)
 def test_mcnemar_is_the_binomial_test(only_first, only_second, both):
     first = [True] * only_first + [False] * only_second + [True] * both
     second = [False] * only_first + [True] * only_second + [True] * both

@@ -19,7 +19,9 @@ from dra_ray.evaluation.subjects import Options
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint
 
-EXPERIMENT = config.Experiment(data=config.Data(test_images=20, validation_images=8), model=config.Model(name="wrn-10-1"))
+EXPERIMENT = config.Experiment(
+    data=config.Data(test_images=20, validation_images=8), model=config.Model(name="wrn-10-1")
+)
 MODULE = """
 import numpy
 import torch
@@ -62,14 +64,22 @@ def run(tmp_path: Path) -> Store:
     student = students.build(EXPERIMENT.model, data.outline(EXPERIMENT.data).shape)
     checkpoint.save(run, student.state_dict())
     folder = run / "checkpoints" / "run" / "checkpoint_1"
-    (folder / "state.pt").write_torch({"student": {}, "average": {k: v + 1 for k, v in student.state_dict().items()}, "sums": torch.zeros(3)})
+    (folder / "state.pt").write_torch(
+        {
+            "student": {},
+            "average": {k: v + 1 for k, v in student.state_dict().items()},
+            "sums": torch.zeros(3),
+        }
+    )
     return run
 
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> str:
     file = Store(str(tmp_path / "pictures.npz"))
-    file.write_npz(image=np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8, 1), label=np.array([0, 1, 2, 9]))
+    file.write_npz(
+        image=np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8, 1), label=np.array([0, 1, 2, 9])
+    )
     return file.uri
 
 
@@ -90,9 +100,19 @@ def here(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_run_as_it_is(run: Store) -> None:
     subject = subjects.of_run(run)
-    assert subject.experiment == EXPERIMENT and subject.folder.uri == f"{run}/evaluation" and subject.beside is None
-    assert subject.images.shape == (20, 1, 8, 8) and subject.images.dtype == torch.float32 and float(subject.images.max()) <= 1
-    assert not subject.student.training and not any(p.requires_grad for p in subject.student.parameters())
+    assert (
+        subject.experiment == EXPERIMENT
+        and subject.folder.uri == f"{run}/evaluation"
+        and subject.beside is None
+    )
+    assert (
+        subject.images.shape == (20, 1, 8, 8)
+        and subject.images.dtype == torch.float32
+        and float(subject.images.max()) <= 1
+    )
+    assert not subject.student.training and not any(
+        p.requires_grad for p in subject.student.parameters()
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +121,10 @@ def test_a_run_as_it_is(run: Store) -> None:
         (Options(version="plus"), "plus"),
         (Options(version="standard", level="fast", streams="sample"), "fast_sample-streams"),
         (Options(norm="l2", eps_255=127.5), "l2_eps-127.5"),
-        (Options(settings={"evaluation.curve_255": [2, 4.5], "evaluation.seed": 3}), "seed-3_curve-255-2-4.5"),
+        (
+            Options(settings={"evaluation.curve_255": [2, 4.5], "evaluation.seed": 3}),
+            "seed-3_curve-255-2-4.5",
+        ),
         (Options(settings={"evaluation.workers": 4, "resources.gpus_per_worker": 1}), ""),
     ],
 )
@@ -114,7 +137,10 @@ def test_other_settings_go_beside_the_runs_own(run: Store, options: Options, nam
 
 
 def test_other_data_has_another_name(run: Store, pictures: str) -> None:
-    names = [subjects.read(run.uri, options).folder.name for options in (Options({"test_images": 10}), Options(images=pictures))]
+    names = [
+        subjects.read(run.uri, options).folder.name
+        for options in (Options({"test_images": 10}), Options(images=pictures))
+    ]
     assert all(re.fullmatch("data-[0-9a-f]{8}", name) for name in names) and len(set(names)) == 2
 
 
@@ -133,9 +159,19 @@ def test_a_lone_checkpoint_is_told_its_network(run: Store, tmp_path: Path, pictu
     lone = Store(str(tmp_path / "lone.safetensors"))
     lone.write_bytes((run / "model.safetensors").read_bytes())
     to = Store(str(tmp_path / "results"))
-    settings = {"name": "digits", "test_images": 20, "model.name": "wrn-10-1", "evaluation.batch": 5}
+    settings = {
+        "name": "digits",
+        "test_images": 20,
+        "model.name": "wrn-10-1",
+        "evaluation.batch": 5,
+    }
     subject = subjects.read(lone.uri, Options(settings, to=to))
-    assert subject.folder == to and len(subject.images) == 20 and subject.experiment.evaluation.batch == 5 and subject.keep
+    assert (
+        subject.folder == to
+        and len(subject.images) == 20
+        and subject.experiment.evaluation.batch == 5
+        and subject.keep
+    )
     plain = Options({"model.name": "wrn-10-1", "model.normalise": False}, to=to, images=pictures)
     assert subjects.read(lone.uri, plain).images.shape == (4, 1, 8, 8)
     with pytest.raises(ConfigError, match="model.name is not set"):
@@ -152,19 +188,32 @@ def test_networks_of_timm_and_robustbench(tmp_path: Path) -> None:
     for what, name in (("timm/resnet10t", "timm/resnet10t"), ("robustbench:{}", "wrn-10-1")):
         file = Store(str(tmp_path / f"{name.replace('/', '-')}.pt"))
         student = students.build(config.Model(name=name), shape).eval()
-        file.write_torch({"state_dict": {f"module.{key}": value for key, value in student.state_dict().items()}})
-        options = Options(digits, to=to, weights=file.uri) if name.startswith("timm") else Options(digits, to=to, architecture=name)
+        file.write_torch(
+            {"state_dict": {f"module.{key}": value for key, value in student.state_dict().items()}}
+        )
+        options = (
+            Options(digits, to=to, weights=file.uri)
+            if name.startswith("timm")
+            else Options(digits, to=to, architecture=name)
+        )
         subject = subjects.read(what.format(file.uri), options)
         with torch.no_grad():
             torch.testing.assert_close(subject.student(subject.images), student(subject.images))
 
 
 def test_a_function_of_the_users(here: Path, pictures: str) -> None:
-    subject = subjects.read("mine_to_try:net", Options(images=pictures, to=Store("results"), eps_255=4))
+    subject = subjects.read(
+        "mine_to_try:net", Options(images=pictures, to=Store("results"), eps_255=4)
+    )
     assert subject.folder.uri == str(here / "results"), "a full path, for workers elsewhere"
     assert [module.__name__ for module in subject.code] == ["mine_to_try", "parts_of_mine"]
-    assert set(subject.source["code"]) == {"mine_to_try", "parts_of_mine"} and subject.source["kind"] == "function"
-    assert subject.student(subject.images).shape == (4, 10) and subject.experiment.threat.eps_255 == 4
+    assert (
+        set(subject.source["code"]) == {"mine_to_try", "parts_of_mine"}
+        and subject.source["kind"] == "function"
+    )
+    assert (
+        subject.student(subject.images).shape == (4, 10) and subject.experiment.threat.eps_255 == 4
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,7 +228,9 @@ def test_a_function_of_the_users(here: Path, pictures: str) -> None:
         ("robustbench:a.pt", "--architecture is not set"),
     ],
 )
-def test_what_is_no_student_is_said_in_one_line(here: Path, pictures: str, what: str, words: str) -> None:
+def test_what_is_no_student_is_said_in_one_line(
+    here: Path, pictures: str, what: str, words: str
+) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         subjects.read(what, Options(images=pictures, to=Store("results")))
     assert "\n" not in str(caught.value)
@@ -190,15 +241,26 @@ def test_what_is_no_student_is_said_in_one_line(here: Path, pictures: str, what:
     [
         ({"image": np.zeros((2, 8, 8, 1), np.uint8)}, "no array 'label'"),
         ({"x": np.zeros(2), "label": np.zeros(2, int)}, "no array 'image' but x, label"),
-        ({"image": np.zeros((2, 8, 8), np.uint8), "label": np.zeros(2, int)}, r"image is uint8 \[2, 8, 8\]"),
+        (
+            {"image": np.zeros((2, 8, 8), np.uint8), "label": np.zeros(2, int)},
+            r"image is uint8 \[2, 8, 8\]",
+        ),
         ({"image": np.zeros((2, 1, 8, 8), np.uint8), "label": np.zeros(2, int)}, "8 channels"),
         ({"image": np.zeros((2, 8, 8, 1), np.uint8), "label": np.zeros(3, int)}, "for 2 images"),
         ({"image": np.zeros((2, 8, 8, 1), np.uint8), "label": np.zeros(2)}, "label is float64"),
-        ({"image": np.full((2, 1, 8, 8), 1.5, np.float32), "label": np.zeros(2, int)}, r"\[1.5, 1.5\] and must lie in \[0, 1\]"),
-        ({"image": np.full((2, 1, 8, 8), np.nan, np.float32), "label": np.zeros(2, int)}, "must lie in"),
+        (
+            {"image": np.full((2, 1, 8, 8), 1.5, np.float32), "label": np.zeros(2, int)},
+            r"\[1.5, 1.5\] and must lie in \[0, 1\]",
+        ),
+        (
+            {"image": np.full((2, 1, 8, 8), np.nan, np.float32), "label": np.zeros(2, int)},
+            "must lie in",
+        ),
     ],
 )
-def test_files_of_images_that_do_not_fit(here: Path, arrays: dict[str, np.ndarray], words: str) -> None:
+def test_files_of_images_that_do_not_fit(
+    here: Path, arrays: dict[str, np.ndarray], words: str
+) -> None:
     Store("bad.npz").write_npz(**arrays)
     with pytest.raises(DataError, match=words):
         subjects.read("mine_to_try:net", Options(images="bad.npz", to=Store("results")))
@@ -209,12 +271,24 @@ def test_files_of_images_that_do_not_fit(here: Path, arrays: dict[str, np.ndarra
     [
         (Options(), "--to is not set"),
         (Options(to=Store("results")), "no images to attack"),
-        (Options({"nam": "digits"}, to=Store("results")), "unknown field 'data.nam'; did you mean 'name'"),
+        (
+            Options({"nam": "digits"}, to=Store("results")),
+            "unknown field 'data.nam'; did you mean 'name'",
+        ),
         (Options({"optim.lr": 1}, to=Store("results")), "no section 'optim'"),
         (Options({"evaluation.batches": 1}, to=Store("results")), "did you mean 'batch'"),
-        (Options({"name": "digits", "test_images": 20}, norm="l3", to=Store("results")), "norm='l3'"),
-        (Options({"name": "digits", "test_images": 20}, eps_255=0, to=Store("results")), "--eps-255 0"),
-        (Options({"name": "digits", "test_images": 20}, version="best", to=Store("results")), "evaluation.version='best'"),
+        (
+            Options({"name": "digits", "test_images": 20}, norm="l3", to=Store("results")),
+            "norm='l3'",
+        ),
+        (
+            Options({"name": "digits", "test_images": 20}, eps_255=0, to=Store("results")),
+            "--eps-255 0",
+        ),
+        (
+            Options({"name": "digits", "test_images": 20}, version="best", to=Store("results")),
+            "evaluation.version='best'",
+        ),
     ],
 )
 def test_options_that_do_not_fit(here: Path, options: Options, words: str) -> None:

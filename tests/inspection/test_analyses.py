@@ -18,12 +18,16 @@ from tests.teachers.test_dit import latent_dit
 def untrained(tmp_path_factory):
     torch.manual_seed(0)
     store = Store(str(tmp_path_factory.mktemp("teacher")))
-    checkpoint.save(store, EDM(config.UNet(model_channels=16), 8, 1, 10, 0.7), {"data": {"name": "digits"}})
+    checkpoint.save(
+        store, EDM(config.UNet(model_channels=16), 8, 1, 10, 0.7), {"data": {"name": "digits"}}
+    )
     return store
 
 
 def test_a_grid_of_probes_and_its_page(untrained, tmp_path):
-    rows = list(probe.probe_teacher(untrained, (), (0.05, 3.0), ("enc.8x8_conv", "dec.4x4_in1"), 200))
+    rows = list(
+        probe.probe_teacher(untrained, (), (0.05, 3.0), ("enc.8x8_conv", "dec.4x4_in1"), 200)
+    )
     assert [(row["layer"], row["sigma"]) for row in rows] == [
         ("enc.8x8_conv", 0.05),
         ("enc.8x8_conv", 3.0),
@@ -34,7 +38,11 @@ def test_a_grid_of_probes_and_its_page(untrained, tmp_path):
     page = Store(str(tmp_path)) / "probe.html"
     probes.write(page, "a <teacher>", {"images": 200}, rows)
     text = page.read_text()
-    assert "a &lt;teacher&gt;" in text and "dec.4x4_in1" in text and "src=" not in text.split("<script>")[0]
+    assert (
+        "a &lt;teacher&gt;" in text
+        and "dec.4x4_in1" in text
+        and "src=" not in text.split("<script>")[0]
+    )
     assert [len(trace["x"]) for trace in probes.figure(rows)["data"]] == [2, 2]
 
 
@@ -62,7 +70,9 @@ def test_quality_of_a_set(tmp_path):
     images = data.load(settings)
     held_out = images.validation
     store = Store(str(tmp_path)) / "set.npz"
-    store.write_npz(image=held_out.images.permute(0, 2, 3, 1).numpy(), label=held_out.labels.numpy())
+    store.write_npz(
+        image=held_out.images.permute(0, 2, 3, 1).numpy(), label=held_out.labels.numpy()
+    )
     report = quality.synthetic_quality(store, settings, images=200, steps=40)
     assert report["nearest"]["copies"] == 0
     assert report["trained_on_synthetic_accuracy"] > 0.4
@@ -94,5 +104,7 @@ def test_massive_channels_are_found(tmp_path):
             for number in range(3):
                 pixels = np.random.default_rng(label).integers(0, 256, (8, 8, 3), np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number}.png")
-    found = massive.teacher_massive_channels(Store(str(tmp_path / "t")), (f"uri={tmp_path}", "validation_images=5"), 0.3, "blocks.1", 16)
+    found = massive.teacher_massive_channels(
+        Store(str(tmp_path / "t")), (f"uri={tmp_path}", "validation_images=5"), 0.3, "blocks.1", 16
+    )
     assert found == (7,)

@@ -10,12 +10,16 @@ from dra_ray.teachers.edm import EDM
 
 
 def blobs(count: int, seed: int, spread: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Three classes around three corners, in features of very different sizes, one of which is constant."""
+    """Three classes around three corners, in features of very different sizes, one of which is
+    constant.
+    """
     draws = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 3
     corners = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0]])[labels]
     noise = spread * torch.randn(count, 2, generator=draws)
-    return torch.cat([(corners + noise) * torch.tensor([1e-3, 1e3]), torch.full((count, 1), 7.0)], dim=1), labels
+    return torch.cat(
+        [(corners + noise) * torch.tensor([1e-3, 1e3]), torch.full((count, 1), 7.0)], dim=1
+    ), labels
 
 
 def test_classes_that_lie_apart_are_found():
@@ -38,7 +42,9 @@ def test_it_is_a_pure_function_of_the_features_up_to_their_scale():
     accuracy = probe(train, labels, test, wanted)
     assert 0.5 < accuracy < 1
     assert probe(train, labels, test, wanted) == accuracy
-    assert probe(100 * train + 5, labels, 100 * test + 5, wanted) == pytest.approx(accuracy, abs=0.005)
+    assert probe(100 * train + 5, labels, 100 * test + 5, wanted) == pytest.approx(
+        accuracy, abs=0.005
+    )
     x, y = train.double().numpy()[:, :2], test.double().numpy()[:, :2]
     plain = LogisticRegression().fit((x - x.mean(0)) / x.std(0), labels.numpy())
     assert accuracy == float(np.mean(plain.predict((y - x.mean(0)) / x.std(0)) == wanted.numpy()))
@@ -73,7 +79,10 @@ def test_grid_encodes_every_combination():
     ]
     assert torch.equal(cells[3][2], encode(images, torch.full((5,), 0.6), "enc.8x8_conv"))
     assert not torch.equal(cells[0][2], cells[1][2])
-    assert torch.equal(encode(images, torch.full((5,), 0.6), "dec.4x4_in1")[2:], frozen(net(), Teacher(micro_batch=4), 5)(*images_from(images, 2)))
+    assert torch.equal(
+        encode(images, torch.full((5,), 0.6), "dec.4x4_in1")[2:],
+        frozen(net(), Teacher(micro_batch=4), 5)(*images_from(images, 2)),
+    )
 
 
 def images_from(images: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor, str]:
@@ -83,10 +92,15 @@ def images_from(images: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.T
 def test_a_probe_never_gives_the_teacher_a_label():
     images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
     teacher = net()
-    features = frozen(teacher, Teacher(micro_batch=4, label="true"))(images, torch.ones(4), "dec.4x4_in1")
+    features = frozen(teacher, Teacher(micro_batch=4, label="true"))(
+        images, torch.ones(4), "dec.4x4_in1"
+    )
     with torch.no_grad():  # whatever the label's weights are
         teacher.model.map_label.weight.normal_(std=10.0)
-    assert torch.equal(features, frozen(teacher, Teacher(micro_batch=4, label="true"))(images, torch.ones(4), "dec.4x4_in1"))
+    assert torch.equal(
+        features,
+        frozen(teacher, Teacher(micro_batch=4, label="true"))(images, torch.ones(4), "dec.4x4_in1"),
+    )
 
 
 def test_unknown_layers_and_noise_levels():

@@ -10,8 +10,13 @@ from dra_ray.inspection import quality
 
 def test_distances_are_those_of_cdist():
     draws = torch.Generator().manual_seed(0)
-    a, b = (torch.randint(0, 256, (count, 3, 4, 4), generator=draws, dtype=torch.uint8) for count in (7, 45))
-    wanted = torch.cdist(a.flatten(1).double(), b.flatten(1).double()).min(1).values / (48**0.5 * 255)
+    a, b = (
+        torch.randint(0, 256, (count, 3, 4, 4), generator=draws, dtype=torch.uint8)
+        for count in (7, 45)
+    )
+    wanted = torch.cdist(a.flatten(1).double(), b.flatten(1).double()).min(1).values / (
+        48**0.5 * 255
+    )
     assert torch.allclose(quality.nearest(a, b, batch=3).double(), wanted, atol=1e-7)
     assert quality.nearest(b[5:7], b, batch=2).tolist() == [0, 0]
     with pytest.raises(DataError, match=r"\[7, 3, 4, 4\]"):

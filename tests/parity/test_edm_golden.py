@@ -1,12 +1,15 @@
-"""Our EDM network against outputs of the official implementation (NVlabs/edm, commit 008a4e5) at the same weights.
+"""Our EDM network against outputs of the official implementation (NVlabs/edm, commit 008a4e5) at
+the same weights.
 
-The weights are not stored: `weights.fill` makes them from a seed. `edm_golden.npz` holds outputs only: what the official
-`EDMPrecond(16, 3, label_dim=10, sigma_data=0.5, model_type="SongUNet", model_channels=32, channel_mult=[1, 2], num_blocks=1,
-attn_resolutions=[8], augment_dim=9, dropout=0)` gives in eval mode for `inputs()`, with forward hooks on its blocks.
+The weights are not stored: `weights.fill` makes them from a seed. `edm_golden.npz` holds outputs
+only: what the official `EDMPrecond(16, 3, label_dim=10, sigma_data=0.5, model_type="SongUNet",
+model_channels=32, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[8], augment_dim=9,
+dropout=0)` gives in eval mode for `inputs()`, with forward hooks on its blocks.
 
-`edm_variants_golden.npz` holds the same for the other kinds of network: "edm-ncsnpp" and "ve-ncsnpp" are `EDMPrecond` and
-`VEPrecond` with embedding_type="fourier", encoder_type="residual", channel_mult_noise=2, resample_filter=[1, 3, 3, 1], and
-"vp-ddpmpp" is `VPPrecond`; all else is as above. An `aux_residual` there is what goes into the block after it.
+`edm_variants_golden.npz` holds the same for the other kinds of network: "edm-ncsnpp" and
+"ve-ncsnpp" are `EDMPrecond` and `VEPrecond` with embedding_type="fourier", encoder_type="residual",
+channel_mult_noise=2, resample_filter=[1, 3, 3, 1], and "vp-ddpmpp" is `VPPrecond`; all else is as
+above. An `aux_residual` there is what goes into the block after it.
 """
 
 from pathlib import Path
@@ -20,7 +23,9 @@ from dra_ray.teachers import diffusion
 from dra_ray.teachers.edm import EDM
 from tests.parity.weights import fill
 
-NET = UNet(model_channels=32, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(8,), augment_dim=9)
+NET = UNet(
+    model_channels=32, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(8,), augment_dim=9
+)
 
 
 def inputs() -> dict[str, torch.Tensor]:
@@ -29,7 +34,12 @@ def inputs() -> dict[str, torch.Tensor]:
     augment = generator.standard_normal((4, 9)).astype(np.float32)
     sigma = torch.tensor([0.003, 0.06, 1.0, 60.0])
     labels = torch.nn.functional.one_hot(torch.tensor([3, 0, 9, 5]), 10).float()
-    return {"x": torch.from_numpy(x) * (1 + sigma.reshape(-1, 1, 1, 1)), "sigma": sigma, "labels": labels, "augment": torch.from_numpy(augment)}
+    return {
+        "x": torch.from_numpy(x) * (1 + sigma.reshape(-1, 1, 1, 1)),
+        "sigma": sigma,
+        "labels": labels,
+        "augment": torch.from_numpy(augment),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +50,11 @@ def golden() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def net() -> EDM:
-    net = EDM(NET, resolution=16, channels=3, num_classes=10, sigma_data=0.5).eval().requires_grad_(False)
+    net = (
+        EDM(NET, resolution=16, channels=3, num_classes=10, sigma_data=0.5)
+        .eval()
+        .requires_grad_(False)
+    )
     fill(net, seed=11)
     return net
 
@@ -60,19 +74,27 @@ def test_denoised(net, golden):
     given = inputs()
     assert close(net(given["x"], given["sigma"], given["labels"]), golden["conditional"])
     assert close(net(given["x"], given["sigma"]), golden["null"])
-    assert close(net(given["x"], given["sigma"], given["labels"], given["augment"]), golden["augmented"])
-    assert not close(net(given["x"], given["sigma"]), golden["conditional"])  # so the bound can fail
+    assert close(
+        net(given["x"], given["sigma"], given["labels"], given["augment"]), golden["augmented"]
+    )
+    assert not close(
+        net(given["x"], given["sigma"]), golden["conditional"]
+    )  # so the bound can fail
 
 
 def test_features_of_every_layer(net, golden):
     given = inputs()
     for layer in net.model.layers():
-        assert close(net.features(given["x"], given["sigma"], given["labels"], layer), golden[layer]), layer
+        assert close(
+            net.features(given["x"], given["sigma"], given["labels"], layer), golden[layer]
+        ), layer
 
 
 def test_sampler(net, golden):
     """8 steps of the official deterministic sampler, in float64, from noise of numpy's generator."""
-    noise = torch.from_numpy(np.random.Generator(np.random.PCG64(9)).standard_normal((4, 3, 16, 16)))
+    noise = torch.from_numpy(
+        np.random.Generator(np.random.PCG64(9)).standard_normal((4, 3, 16, 16))
+    )
     levels = diffusion.noise_levels(8, 0.002, 80.0, 7.0)
     assert close(diffusion.heun(net, noise, inputs()["labels"], levels), golden["sampled"])
 
@@ -93,7 +115,9 @@ def variant(name: str) -> EDM:
 @pytest.mark.parametrize("name", ["edm-ncsnpp", "ve-ncsnpp", "vp-ddpmpp"])
 def test_other_networks_denoise(name, variants):
     given = inputs()
-    assert close(variant(name)(given["x"], given["sigma"], given["labels"]), variants[f"{name}/conditional"])
+    assert close(
+        variant(name)(given["x"], given["sigma"], given["labels"]), variants[f"{name}/conditional"]
+    )
 
 
 @pytest.mark.parametrize("name", ["edm-ncsnpp", "vp-ddpmpp"])
@@ -101,7 +125,10 @@ def test_other_networks_features(name, variants):
     net, given = variant(name), inputs()
     assert f"{name}/enc.8x8_aux_residual" in variants or name == "vp-ddpmpp"
     for layer in net.model.layers():
-        assert close(net.features(given["x"], given["sigma"], given["labels"], layer), variants[f"{name}/{layer}"]), layer
+        assert close(
+            net.features(given["x"], given["sigma"], given["labels"], layer),
+            variants[f"{name}/{layer}"],
+        ), layer
 
 
 def test_ncsnpp_names_and_whole_features(variants):

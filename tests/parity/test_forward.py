@@ -1,4 +1,5 @@
-"""Students against plain implementations of their papers' formulas, in float64, with weights that a formula gives.
+"""Students against plain implementations of their papers' formulas, in float64, with weights that a
+formula gives.
 
 The golden logits were computed once by the plain implementations, and hold them in turn.
 """
@@ -56,11 +57,15 @@ def formula_weights(student: students.Student) -> State:
 
 
 def pixels(shape: Shape) -> Tensor:
-    return 0.5 + 0.5 * wave(100, torch.Size((4, shape.channels, shape.resolution, shape.resolution)))
+    return 0.5 + 0.5 * wave(
+        100, torch.Size((4, shape.channels, shape.resolution, shape.resolution))
+    )
 
 
 def check(student: students.Student, plain, golden: list[float] | None = None) -> None:
-    """`plain(state, x, training)` gives (logits, features); the student must agree in eval and in train mode."""
+    """`plain(state, x, training)` gives (logits, features); the student must agree in eval and in
+    train mode.
+    """
     state, x = formula_weights(student), pixels(SMALL)
     student.load_state_dict(state)
     for training in (False, True):
@@ -69,12 +74,19 @@ def check(student: students.Student, plain, golden: list[float] | None = None) -
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
     if golden:
-        torch.testing.assert_close(plain(state, x, False)[0][0, : len(golden)], torch.tensor(golden).double(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            plain(state, x, False)[0][0, : len(golden)],
+            torch.tensor(golden).double(),
+            rtol=1e-5,
+            atol=1e-6,
+        )
 
 
-# -- plain implementations -----------------------------------------------------------------------------------------------
+# -- plain implementations -------------------------------------------------------------------------
 def normalised(x: Tensor) -> Tensor:
-    return (x - torch.tensor(SHAPE.mean).double().view(3, 1, 1)) / torch.tensor(SHAPE.std).double().view(3, 1, 1)
+    return (x - torch.tensor(SHAPE.mean).double().view(3, 1, 1)) / torch.tensor(
+        SHAPE.std
+    ).double().view(3, 1, 1)
 
 
 def batchnorm(s: State, name: str, x: Tensor, training: bool) -> Tensor:
@@ -90,8 +102,12 @@ def silu(x: Tensor) -> Tensor:
     return x / (1 + torch.exp(-x))
 
 
-def wide_resnet(s: State, x: Tensor, training: bool, squeeze: bool = False) -> tuple[Tensor, Tensor]:
-    """DM-AT's network (arXiv 2302.04638), with squeeze-and-excitation after the second convolution for RaWRN (arXiv 2308.16258)."""
+def wide_resnet(
+    s: State, x: Tensor, training: bool, squeeze: bool = False
+) -> tuple[Tensor, Tensor]:
+    """DM-AT's network (arXiv 2302.04638), with squeeze-and-excitation after the second convolution
+    for RaWRN (arXiv 2308.16258).
+    """
     x = F.conv2d(normalised(x), s["init_conv.weight"], padding=1)
     for group in range(3):
         block = 0
@@ -103,13 +119,29 @@ def wide_resnet(s: State, x: Tensor, training: bool, squeeze: bool = False) -> t
             corner = 2 - stride  # a stride of 2 pads right and bottom only
             room[:, :, corner : corner + size, corner : corner + size] = active
             out = F.conv2d(room, s[f"{name}.conv_0.weight"], stride=stride)
-            out = F.conv2d(silu(batchnorm(s, f"{name}.batchnorm_1", out, training)), s[f"{name}.conv_1.weight"], padding=1)
+            out = F.conv2d(
+                silu(batchnorm(s, f"{name}.batchnorm_1", out, training)),
+                s[f"{name}.conv_1.weight"],
+                padding=1,
+            )
             if squeeze:
-                gate = torch.relu(out.mean((2, 3)) @ s[f"{name}.se.fc1.weight"].flatten(1).T + s[f"{name}.se.fc1.bias"])
-                gate = 1 / (1 + torch.exp(-(gate @ s[f"{name}.se.fc2.weight"].flatten(1).T + s[f"{name}.se.fc2.bias"])))
+                gate = torch.relu(
+                    out.mean((2, 3)) @ s[f"{name}.se.fc1.weight"].flatten(1).T
+                    + s[f"{name}.se.fc1.bias"]
+                )
+                gate = 1 / (
+                    1
+                    + torch.exp(
+                        -(gate @ s[f"{name}.se.fc2.weight"].flatten(1).T + s[f"{name}.se.fc2.bias"])
+                    )
+                )
                 out = out * gate[:, :, None, None]
             if f"{name}.shortcut.weight" in s:
-                x = torch.einsum("bchw,oc->bohw", active[:, :, ::stride, ::stride], s[f"{name}.shortcut.weight"][:, :, 0, 0])
+                x = torch.einsum(
+                    "bchw,oc->bohw",
+                    active[:, :, ::stride, ::stride],
+                    s[f"{name}.shortcut.weight"][:, :, 0, 0],
+                )
             x, block = x + out, block + 1
     features = silu(batchnorm(s, "batchnorm", x, training)).mean((2, 3))
     return features @ s["logits.weight"].T + s["logits.bias"], features
@@ -124,9 +156,17 @@ def trades_resnet(s: State, x: Tensor, training: bool) -> tuple[Tensor, Tensor]:
             stride = 2 if group > 1 and not block else 1
             active = torch.relu(batchnorm(s, f"{name}.bn1", x, training))
             out = F.conv2d(active, s[f"{name}.conv1.weight"], stride=stride, padding=1)
-            out = F.conv2d(torch.relu(batchnorm(s, f"{name}.bn2", out, training)), s[f"{name}.conv2.weight"], padding=1)
+            out = F.conv2d(
+                torch.relu(batchnorm(s, f"{name}.bn2", out, training)),
+                s[f"{name}.conv2.weight"],
+                padding=1,
+            )
             if f"{name}.convShortcut.weight" in s:
-                x = torch.einsum("bchw,oc->bohw", active[:, :, ::stride, ::stride], s[f"{name}.convShortcut.weight"][:, :, 0, 0])
+                x = torch.einsum(
+                    "bchw,oc->bohw",
+                    active[:, :, ::stride, ::stride],
+                    s[f"{name}.convShortcut.weight"][:, :, 0, 0],
+                )
             x, block = x + out, block + 1
     features = torch.relu(batchnorm(s, "bn1", x, training)).mean((2, 3))
     return features @ s["fc.weight"].T + s["fc.bias"], features
@@ -134,36 +174,61 @@ def trades_resnet(s: State, x: Tensor, training: bool) -> tuple[Tensor, Tensor]:
 
 def layernorm(s: State, name: str, x: Tensor) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
-    return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-6) * s[f"{name}.weight"] + s[f"{name}.bias"]
+    return (
+        centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-6) * s[f"{name}.weight"]
+        + s[f"{name}.bias"]
+    )
 
 
 def linear(s: State, name: str, x: Tensor) -> Tensor:
     return x @ s[f"{name}.weight"].T + s[f"{name}.bias"]
 
 
-def vision_transformer(s: State, x: Tensor, patch: int, heads: int, all_tokens: bool) -> tuple[Tensor, Tensor]:
-    """The ViT of Wu et al. (AAAI 2025): positions for patches only, LayerScale, tanh-GELU, either pooling."""
+def vision_transformer(
+    s: State, x: Tensor, patch: int, heads: int, all_tokens: bool
+) -> tuple[Tensor, Tensor]:
+    """The ViT of Wu et al. (AAAI 2025): positions for patches only, LayerScale, tanh-GELU, either
+    pooling.
+    """
     s = {key.removeprefix("net."): tensor for key, tensor in s.items()}
     batch, channels, side = x.shape[0], x.shape[1], x.shape[2] // patch
-    cut = x.view(batch, channels, side, patch, side, patch).permute(0, 2, 4, 1, 3, 5).reshape(batch, side * side, -1)
-    tokens = cut @ s["patch_embed.proj.weight"].flatten(1).T + s["patch_embed.proj.bias"] + s["pos_embed"]
+    cut = (
+        x.view(batch, channels, side, patch, side, patch)
+        .permute(0, 2, 4, 1, 3, 5)
+        .reshape(batch, side * side, -1)
+    )
+    tokens = (
+        cut @ s["patch_embed.proj.weight"].flatten(1).T
+        + s["patch_embed.proj.bias"]
+        + s["pos_embed"]
+    )
     tokens = torch.cat([s["cls_token"].expand(batch, 1, -1), tokens], 1)
     width, depth = tokens.shape[-1], 0
     while (name := f"blocks.{depth}") + ".ls1.gamma" in s:
-        q, k, v = linear(s, f"{name}.attn.qkv", layernorm(s, f"{name}.norm1", tokens)).view(batch, -1, 3, heads, width // heads).unbind(2)
+        q, k, v = (
+            linear(s, f"{name}.attn.qkv", layernorm(s, f"{name}.norm1", tokens))
+            .view(batch, -1, 3, heads, width // heads)
+            .unbind(2)
+        )
         scores = torch.einsum("bihd,bjhd->bhij", q, k) / (width // heads) ** 0.5
         scores = torch.exp(scores - scores.amax(-1, keepdim=True))
-        mixed = torch.einsum("bhij,bjhd->bihd", scores / scores.sum(-1, keepdim=True), v).reshape(tokens.shape)
+        mixed = torch.einsum("bhij,bjhd->bihd", scores / scores.sum(-1, keepdim=True), v).reshape(
+            tokens.shape
+        )
         tokens = tokens + s[f"{name}.ls1.gamma"] * linear(s, f"{name}.attn.proj", mixed)
         wide = linear(s, f"{name}.mlp.fc1", layernorm(s, f"{name}.norm2", tokens))
         wide = 0.5 * wide * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (wide + 0.044715 * wide**3)))
         tokens = tokens + s[f"{name}.ls2.gamma"] * linear(s, f"{name}.mlp.fc2", wide)
         depth += 1
-    features = layernorm(s, "norm", tokens).mean(1) if all_tokens else layernorm(s, "fc_norm", tokens[:, 1:].mean(1))
+    features = (
+        layernorm(s, "norm", tokens).mean(1)
+        if all_tokens
+        else layernorm(s, "fc_norm", tokens[:, 1:].mean(1))
+    )
     return linear(s, "head", features), features
 
 
-# -- forward values --------------------------------------------------------------------------------------------------------
+# -- forward values --------------------------------------------------------------------------------
 def test_the_wide_resnet_is_dm_ats() -> None:
     check(students.build(config.Model(name="wrn-10-1"), SMALL), wide_resnet, GOLDEN["wrn-10-1"])
     check(students.build(config.Model(name="wrn-16-2"), SMALL), wide_resnet)
@@ -175,20 +240,33 @@ def test_rawrn_adds_squeeze_and_excitation() -> None:
 
 
 def test_the_relu_wide_resnet_is_that_of_trades() -> None:
-    check(students.build(config.Model(name="relu-wrn-10-1", normalise=False), SMALL), trades_resnet, GOLDEN["relu-wrn-10-1"])
+    check(
+        students.build(config.Model(name="relu-wrn-10-1", normalise=False), SMALL),
+        trades_resnet,
+        GOLDEN["relu-wrn-10-1"],
+    )
 
 
 @pytest.mark.parametrize("pooling", ["patches", "all-tokens"])
 def test_the_vit_is_its_formula(pooling) -> None:
     student = students.build(config.Model(name="vit-t-2", normalise=False, pooling=pooling), SMALL)
-    check(student, lambda s, x, training: vision_transformer(s, x, 2, 3, pooling == "all-tokens"), GOLDEN[f"vit-{pooling}"])
+    check(
+        student,
+        lambda s, x, training: vision_transformer(s, x, 2, 3, pooling == "all-tokens"),
+        GOLDEN[f"vit-{pooling}"],
+    )
 
 
 def test_rawrn_has_the_published_widths() -> None:
-    """poloclub/robust-principles, the CIFAR configuration: stem 96, depths 30/31/10, widths 216/432/864, squeeze 1/4."""
+    """poloclub/robust-principles, the CIFAR configuration: stem 96, depths 30/31/10, widths
+    216/432/864, squeeze 1/4.
+    """
     with torch.device("meta"):
         state = students.build(config.Model(name="rawrn-70-16"), SHAPE).state_dict()
-    assert [len({key.split(".")[3] for key in state if key.startswith(f"layer.{group}.")}) for group in range(3)] == [30, 31, 10]
+    assert [
+        len({key.split(".")[3] for key in state if key.startswith(f"layer.{group}.")})
+        for group in range(3)
+    ] == [30, 31, 10]
     for key, shape in {
         "init_conv.weight": (96, 3, 3, 3),
         "layer.0.block.0.shortcut.weight": (216, 96, 1, 1),
@@ -199,7 +277,7 @@ def test_rawrn_has_the_published_widths() -> None:
         assert state[key].shape == shape
 
 
-# -- published sizes -------------------------------------------------------------------------------------------------------
+# -- published sizes -------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("name", "millions", "gmacs", "features"),
     [
@@ -212,55 +290,80 @@ def test_rawrn_has_the_published_widths() -> None:
         ("vit-b-2", 85.29, 23.05, 768),  # of which the class token 0.10
     ],
 )
-def test_students_have_the_published_size_and_cost(name: str, millions: float, gmacs: float, features: int) -> None:
+def test_students_have_the_published_size_and_cost(
+    name: str, millions: float, gmacs: float, features: int
+) -> None:
     with torch.device("meta"):
         student = students.build(config.Model(name=name), SHAPE).eval()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             found = student.with_features(torch.empty(1, 3, 32, 32))[1]
     rounding = 0.05 if millions in (365.9,) else 0.005
-    assert sum(p.numel() for p in student.parameters()) / 1e6 == pytest.approx(millions, abs=rounding)
-    assert counter.get_total_flops() / 2e9 == pytest.approx(gmacs, abs=0.05 if gmacs in (53.3, 60.5) else 0.005)
+    assert sum(p.numel() for p in student.parameters()) / 1e6 == pytest.approx(
+        millions, abs=rounding
+    )
+    assert counter.get_total_flops() / 2e9 == pytest.approx(
+        gmacs, abs=0.05 if gmacs in (53.3, 60.5) else 0.005
+    )
     assert found.shape == (1, features) == (1, student.feature_dim)
 
 
 def test_a_vits_cost_by_hand() -> None:
-    """12 blocks of 12 d^2 N for linear layers and 2 N^2 d for attention; 22.95 GMAC for patches alone, 23.05 with the class token."""
+    """12 blocks of 12 d^2 N for linear layers and 2 N^2 d for attention; 22.95 GMAC for patches
+    alone, 23.05 with the class token.
+    """
 
     def macs(tokens: int) -> int:
         return 12 * (12 * 768**2 * tokens + 2 * tokens**2 * 768) + 256 * 12 * 768 + 768 * 10
 
-    assert macs(256) / 1e9 == pytest.approx(22.95, abs=0.005) and macs(257) / 1e9 == pytest.approx(23.05, abs=0.005)
+    assert macs(256) / 1e9 == pytest.approx(22.95, abs=0.005) and macs(257) / 1e9 == pytest.approx(
+        23.05, abs=0.005
+    )
 
 
-@pytest.mark.parametrize(("name", "millions", "features"), [("vit_base_patch16_dinov3", 85.64, 768), ("convnext_base.dinov3_lvd1689m", 87.57, 1024)])
+@pytest.mark.parametrize(
+    ("name", "millions", "features"),
+    [("vit_base_patch16_dinov3", 85.64, 768), ("convnext_base.dinov3_lvd1689m", 87.57, 1024)],
+)
 def test_imagenet_backbones(name: str, millions: float, features: int) -> None:
     """timm's published counts, without the classifier."""
     shape = Shape(1000, 3, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     with torch.device("meta"):
         student = students.build(config.Model(name=f"timm/{name}"), shape).eval()
         logits, found = student.with_features(torch.empty(1, 3, 224, 224))
-    body = sum(p.numel() for key, p in student.named_parameters() if not key.startswith(student.classifier))
+    body = sum(
+        p.numel() for key, p in student.named_parameters() if not key.startswith(student.classifier)
+    )
     assert body / 1e6 == pytest.approx(millions, abs=0.005)
     assert logits.shape == (1, 1000) and found.shape == (1, features) == (1, student.feature_dim)
 
 
-# -- weights and images that others publish --------------------------------------------------------------------------------
+# -- weights and images that others publish --------------------------------------------------------
 def folder_of(package: str) -> Store | None:
     """Where a package is installed, without importing it."""
     spec = importlib.util.find_spec(package)
-    return Store(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+    return (
+        Store(spec.submodule_search_locations[0])
+        if spec and spec.submodule_search_locations
+        else None
+    )
 
 
 @pytest.fixture(scope="module")
 def photographs() -> tuple[Tensor, Tensor]:
-    """The 20 CIFAR-10 images inside foolbox, named cifar10_NUMBER_CLASS.png: float [20,3,32,32] in [0,1] and classes."""
+    """The 20 CIFAR-10 images inside foolbox, named cifar10_NUMBER_CLASS.png: float [20,3,32,32] in
+    [0,1] and classes.
+    """
     package = folder_of("foolbox")
     assert package, "foolbox is not installed; it is part of the test extra"
     names = [name for name in (package / "data").names() if name.startswith("cifar10_")]
     assert len(names) == 20
-    images = [np.array(Image.open(io.BytesIO((package / "data" / name).read_bytes()))) for name in names]
+    images = [
+        np.array(Image.open(io.BytesIO((package / "data" / name).read_bytes()))) for name in names
+    ]
     labels = [int(name.removesuffix(".png").rsplit("_", 1)[1]) for name in names]
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255, torch.tensor(labels)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255, torch.tensor(
+        labels
+    )
 
 
 def test_the_cifar_resnet_18_in_pyautoattack_loads_and_recognises_photographs(photographs) -> None:

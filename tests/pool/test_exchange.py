@@ -1,4 +1,6 @@
-"""Equal requests are computed once, in one replica and between replicas, and a maker that dies delays and changes nothing."""
+"""Equal requests are computed once, in one replica and between replicas, and a maker that dies
+delays and changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,19 @@ def features(value: float, count: int = 10) -> np.ndarray:
 
 
 def test_a_digest_knows_every_part_of_a_request() -> None:
-    images, labels, sigma = np.zeros((2, 1, 2, 2), np.uint8), np.zeros(2, np.int64), np.ones(2, np.float32)
+    images, labels, sigma = (
+        np.zeros((2, 1, 2, 2), np.uint8),
+        np.zeros(2, np.int64),
+        np.ones(2, np.float32),
+    )
     key = digest(images, labels, sigma, seed=0)
     assert key == digest(images.copy(), labels.copy(), sigma.copy(), seed=0)
-    others = [(images + 1, labels, sigma, 0), (images, labels + 1, sigma, 0), (images, labels, sigma * 2, 0), (images, labels, sigma, 1)]
+    others = [
+        (images + 1, labels, sigma, 0),
+        (images, labels + 1, sigma, 0),
+        (images, labels, sigma * 2, 0),
+        (images, labels, sigma, 1),
+    ]
     others.append((images.reshape(2, 2, 1, 2), labels, sigma, 0))
     assert len({key, *(digest(*parts, seed=seed) for *parts, seed in others)}) == 6
 
@@ -47,7 +58,13 @@ def test_the_window_is_bounded_in_bytes() -> None:
     for value in range(5):
         window.keep(str(value).encode(), features(value))
         assert window.bytes <= 3 * features(0).nbytes
-    assert [window.find(str(value).encode()) is not None for value in range(5)] == [False, False, True, True, True]
+    assert [window.find(str(value).encode()) is not None for value in range(5)] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
     window.keep(b"too large", features(0, 1000))
     assert window.find(b"too large") is None and window.find(b"4") is not None
 
@@ -63,7 +80,9 @@ def test_an_error_reaches_all_who_wait_and_is_not_kept() -> None:
         async def make() -> np.ndarray:
             return features(1)
 
-        found = await asyncio.gather(*(window.get(b"a", fail) for _ in range(3)), return_exceptions=True)
+        found = await asyncio.gather(
+            *(window.get(b"a", fail) for _ in range(3)), return_exceptions=True
+        )
         assert all(isinstance(error, ValueError) for error in found)
         assert ((await window.get(b"a", make))[0] == 1).all()
 

@@ -1,4 +1,6 @@
-"""Micro-batches shared by requests: the same features as one by one, turns for clients, and errors that stay with their sender."""
+"""Micro-batches shared by requests: the same features as one by one, turns for clients, and errors
+that stay with their sender.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ SIZE = 8
 
 
 class Sums:
-    """A teacher whose feature is a function of the image, its label, noise level and seed; it notes every micro-batch."""
+    """A teacher whose feature is a function of the image, its label, noise level and seed; it notes
+    every micro-batch.
+    """
 
     micro_batch, feature_dim = SIZE, 2
 
@@ -30,7 +34,9 @@ class Sums:
         if not sigma.isfinite().all():
             raise DataError("sigma=nan")
 
-    def encode_each(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seeds: Tensor) -> Tensor:
+    def encode_each(
+        self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seeds: Tensor
+    ) -> Tensor:
         assert 0 < len(images) <= SIZE
         self.go.wait()
         self.batches.append(labels.tolist())
@@ -38,11 +44,18 @@ class Sums:
             raise RuntimeError("bad image")
         if (labels == 667).any():
             raise torch.OutOfMemoryError("out of memory")
-        feature = torch.stack([images.float().flatten(1).sum(1) * sigma, labels + noise_seeds.float()], 1)
+        feature = torch.stack(
+            [images.float().flatten(1).sum(1) * sigma, labels + noise_seeds.float()], 1
+        )
         return feature + torch.arange(len(images))[:, None] if self.depends_on_place else feature
 
     def sample(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return torch.ones(SIZE, 1, 2, 2, dtype=torch.uint8), torch.arange(SIZE), torch.ones(SIZE), torch.arange(SIZE)
+        return (
+            torch.ones(SIZE, 1, 2, 2, dtype=torch.uint8),
+            torch.arange(SIZE),
+            torch.ones(SIZE),
+            torch.arange(SIZE),
+        )
 
 
 def request(count: int, label: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -53,7 +66,13 @@ def request(count: int, label: int, seed: int = 0) -> tuple[Tensor, Tensor, Tens
 
 def expected(count: int, label: int, seed: int = 0) -> Tensor:
     images, labels, sigma, noise_seed = request(count, label, seed)
-    return torch.stack([images.float().flatten(1).sum(1) * sigma, labels + noise_seed + torch.arange(count).float()], 1)
+    return torch.stack(
+        [
+            images.float().flatten(1).sum(1) * sigma,
+            labels + noise_seed + torch.arange(count).float(),
+        ],
+        1,
+    )
 
 
 def held(teacher: Sums) -> Encoder:
@@ -71,12 +90,17 @@ def test_requests_share_micro_batches_and_keep_their_features() -> None:
     teacher = Sums()
     encoder = held(teacher)
     sizes = [3, 5, 1, 20, 2, SIZE, 13]
-    calls = [encoder.submit(f"client-{index % 3}", *request(count, index + 1, 7 * index)) for index, count in enumerate(sizes)]
+    calls = [
+        encoder.submit(f"client-{index % 3}", *request(count, index + 1, 7 * index))
+        for index, count in enumerate(sizes)
+    ]
     assert encoder.waiting == len(sizes)
     teacher.go.set()
     for index, (count, call) in enumerate(zip(sizes, calls, strict=True)):
         assert torch.equal(call.result(10).features, expected(count, index + 1, 7 * index))
-    assert len(teacher.batches) == 1 + -(-sum(sizes) // SIZE), "not one micro-batch more than the rows fill"
+    assert len(teacher.batches) == 1 + -(-sum(sizes) // SIZE), (
+        "not one micro-batch more than the rows fill"
+    )
     assert sum(map(len, teacher.batches)) == SIZE + sum(sizes), "no row twice"
     encoder.close()
 
@@ -112,7 +136,13 @@ def test_errors_stay_with_their_sender() -> None:
     teacher = Sums()
     encoder = held(teacher)
     with pytest.raises(DataError, match="sigma=nan"):
-        encoder.submit("poison", torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2), torch.tensor([1.0, float("nan")]), 0)
+        encoder.submit(
+            "poison",
+            torch.zeros(2, 1, 2, 2, dtype=torch.uint8),
+            torch.zeros(2),
+            torch.tensor([1.0, float("nan")]),
+            0,
+        )
     calls = [encoder.submit(str(label), *request(2, label)) for label in (1, 666, 2, 667)]
     teacher.go.set()
     assert torch.equal(calls[0].result(10).features, expected(2, 1))

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from dra_ray.storage import Store
-from tests.report.written_runs import write_attacked, write_evaluation, write_quickstart, write_train
+from tests.report.written_runs import (
+    write_attacked,
+    write_evaluation,
+    write_quickstart,
+    write_train,
+)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,17 @@ import pytest
 from dra_ray.errors import CheckpointError, DataError
 from dra_ray.report import collect, rows
 from dra_ray.storage import Store
-from tests.report.written_runs import EPOCHS, IMAGES, SPACE, TRAIN_IMAGES, chosen, clean, robust, teacher, verdicts
+from tests.report.written_runs import (
+    EPOCHS,
+    IMAGES,
+    SPACE,
+    TRAIN_IMAGES,
+    chosen,
+    clean,
+    robust,
+    teacher,
+    verdicts,
+)
 
 
 def read(path: str, name: str) -> list[dict[str, Any]]:
@@ -23,7 +33,11 @@ def read(path: str, name: str) -> list[dict[str, Any]]:
 def numbers(value: Any, key: str = "") -> list[str]:
     """Dotted names of all numbers (and lists, as one) in a summary."""
     if isinstance(value, dict):
-        return [name for part, below in value.items() for name in numbers(below, f"{key}.{part}" if key else part)]
+        return [
+            name
+            for part, below in value.items()
+            for name in numbers(below, f"{key}.{part}" if key else part)
+        ]
     return [key] if isinstance(value, int | float | list) and not isinstance(value, bool) else []
 
 
@@ -35,7 +49,9 @@ def test_every_trial_has_the_score_of_its_last_rung(quickstart: Store) -> None:
         mine = [row for row in reported if row["trial"] == trial["trial"]]
         last = max(mine, key=lambda row: row["epoch"])
         assert trial["fields"] == chosen()[trial["trial"]]
-        assert trial["epoch"] == last["epoch"] and trial["images_seen"] == TRAIN_IMAGES * last["epoch"]
+        assert (
+            trial["epoch"] == last["epoch"] and trial["images_seen"] == TRAIN_IMAGES * last["epoch"]
+        )
         assert trial["robust_accuracy"] == robust(trial["fields"], last["epoch"])
         assert trial["clean_accuracy"] == clean(trial["fields"], last["epoch"])
         assert trial["best_robust_accuracy"] == max(row["robust_accuracy"] for row in mine)
@@ -48,22 +64,34 @@ def test_asha_pool_stages_teacher_and_synthetic(quickstart: Store) -> None:
     pool = read(quickstart.uri, "sweep/pool.jsonl")
     assert summary["pool"]["replicas"] == [1, 2, 1]
     assert summary["pool"]["max_running"] == 2
-    assert [summary["pool"][key] for key in ("requests", "images", "retries")] == [pool[-1][key] for key in ("requests", "images", "retries")]
-    assert summary["elapsed_s"] == pytest.approx(sum(stage["seconds"] for stage in summary["stages"]))
+    assert [summary["pool"][key] for key in ("requests", "images", "retries")] == [
+        pool[-1][key] for key in ("requests", "images", "retries")
+    ]
+    assert summary["elapsed_s"] == pytest.approx(
+        sum(stage["seconds"] for stage in summary["stages"])
+    )
     assert summary["teacher"]["images_seen"] == 200_000
-    assert summary["teacher"]["params"] == sum(parameter.numel() for parameter in teacher().parameters())
+    assert summary["teacher"]["params"] == sum(
+        parameter.numel() for parameter in teacher().parameters()
+    )
     assert summary["teacher"]["samples"] == "teacher/samples-200000.png"  # by number, not by name
     assert summary["synthetic"]["counts"] == {str(label): 400 for label in range(10)}
     assert summary["synthetic"]["teacher_digest"] == summary["teacher"]["digest"]
     assert summary["status"] == "done" and summary["missing"] == []
 
 
-def test_the_paired_comparison_counts_images_on_which_the_finalists_differ(quickstart: Store) -> None:
+def test_the_paired_comparison_counts_images_on_which_the_finalists_differ(
+    quickstart: Store,
+) -> None:
     summary = collect(quickstart)
     dra, baseline = verdicts(3), verdicts(2)
     only_dra, only_baseline = int((dra & ~baseline).sum()), int((baseline & ~dra).sum())
     paired = summary["paired"]
-    assert (paired["only_dra"], paired["only_baseline"], paired["images"]) == (only_dra, only_baseline, IMAGES)
+    assert (paired["only_dra"], paired["only_baseline"], paired["images"]) == (
+        only_dra,
+        only_baseline,
+        IMAGES,
+    )
     assert paired["difference"] == pytest.approx((only_dra - only_baseline) / IMAGES)
     assert paired["interval"][0] < paired["difference"] < paired["interval"][1]
     n = only_dra + only_baseline  # McNemar's exact test, written out
@@ -73,19 +101,42 @@ def test_the_paired_comparison_counts_images_on_which_the_finalists_differ(quick
     assert summary["finals"]["baseline"]["fields"]["align.weight"] == 0
 
 
-def test_every_number_names_files_that_exist(quickstart: Store, make_train: Callable[..., Store]) -> None:
+def test_every_number_names_files_that_exist(
+    quickstart: Store, make_train: Callable[..., Store]
+) -> None:
     for run in (quickstart, make_train()):
         summary = collect(run)
         skipped = ("config", "versions", "hardware", "missing", "sources", "files")
-        named = [name for name in numbers({key: value for key, value in summary.items() if key not in skipped}) if ".fields." not in name]
-        uncited = [name for name in named if name not in summary["sources"] and not name.endswith(".flags") and ".threat." not in name]
+        named = [
+            name
+            for name in numbers(
+                {key: value for key, value in summary.items() if key not in skipped}
+            )
+            if ".fields." not in name
+        ]
+        uncited = [
+            name
+            for name in named
+            if name not in summary["sources"]
+            and not name.endswith(".flags")
+            and ".threat." not in name
+        ]
         assert uncited == []
         assert all((run / file).exists() for files in summary["sources"].values() for file in files)
         assert all(Store(uri).exists() for uri in summary["files"].values())
 
 
-def test_the_headline_claims_a_difference_only_when_the_test_and_the_interval_do(quickstart: Store) -> None:
-    dra = quickstart / "sweep" / "trials" / collect(quickstart)["finals"]["dra"]["trial"] / "evaluation" / "per_sample.npz"
+def test_the_headline_claims_a_difference_only_when_the_test_and_the_interval_do(
+    quickstart: Store,
+) -> None:
+    dra = (
+        quickstart
+        / "sweep"
+        / "trials"
+        / collect(quickstart)["finals"]["dra"]["trial"]
+        / "evaluation"
+        / "per_sample.npz"
+    )
     scores = {}
     for shift, words in ((3, "DRA is ahead"), (1, "the baseline is ahead"), (2, "no difference")):
         dra.write_npz(robust=verdicts(shift))
@@ -101,7 +152,9 @@ def test_the_headline_claims_a_difference_only_when_the_test_and_the_interval_do
 def test_a_resumed_sweep_counts_the_later_report_of_an_epoch(quickstart: Store) -> None:
     file = quickstart / "sweep" / "rungs.jsonl"
     reported = file.read_jsonl()
-    repeated = max((row for row in reported if row["trial"] == "trial-000"), key=lambda row: row["epoch"])
+    repeated = max(
+        (row for row in reported if row["trial"] == "trial-000"), key=lambda row: row["epoch"]
+    )
     file.write_jsonl([*reported, repeated | {"robust_accuracy": 0.125}])
     summary = collect(quickstart)
     assert summary["sweep"][0]["robust_accuracy"] == 0.125
@@ -111,7 +164,9 @@ def test_a_resumed_sweep_counts_the_later_report_of_an_epoch(quickstart: Store) 
 def test_rows_are_flat_and_in_percent(quickstart: Store, make_train: Callable[..., Store]) -> None:
     table = rows(quickstart)
     assert len(table) == 10 and set(SPACE) <= set(table[0])
-    best = next(row for row in table if row["trial"] == collect(quickstart)["finals"]["dra"]["trial"])
+    best = next(
+        row for row in table if row["trial"] == collect(quickstart)["finals"]["dra"]["trial"]
+    )
     assert best["AutoAttack %"] == round(100 * verdicts(3).mean(), 1)
     assert best["robust %"] == round(100 * robust(chosen()[best["trial"]], EPOCHS), 1)
     assert sum(row["AutoAttack %"] is not None for row in table) == 2
@@ -120,10 +175,17 @@ def test_rows_are_flat_and_in_percent(quickstart: Store, make_train: Callable[..
 
 def test_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> None:
     run = Store(str(tmp_path / "begun"))
-    (run / "manifest.json").write_json({"kind": "quickstart", "name": "begun", "status": "running", "config": {}})
+    (run / "manifest.json").write_json(
+        {"kind": "quickstart", "name": "begun", "status": "running", "config": {}}
+    )
     summary = collect(run)
     text = " ".join(summary["missing"])
-    for part in ("'running'", "teacher/manifest.json", "synthetic/manifest.json", "sweep/manifest.json"):
+    for part in (
+        "'running'",
+        "teacher/manifest.json",
+        "synthetic/manifest.json",
+        "sweep/manifest.json",
+    ):
         assert part in text
     assert rows(run) == []
 
@@ -131,15 +193,21 @@ def test_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> None:
 def test_a_sweep_without_reports_or_finalists_yet(tmp_path: Path) -> None:
     run = Store(str(tmp_path / "young"))
     trials = {"trial-000": {"align.weight": 0.0}}
-    (run / "manifest.json").write_json({"kind": "sweep", "name": "young", "status": "running", "config": {}, "trials": trials})
+    (run / "manifest.json").write_json(
+        {"kind": "sweep", "name": "young", "status": "running", "config": {}, "trials": trials}
+    )
     summary = collect(run)
     assert summary["sweep"][0]["decision"] == "waiting"
-    assert any("rungs.jsonl" in line for line in summary["missing"]) and any("finalists" in line for line in summary["missing"])
+    assert any("rungs.jsonl" in line for line in summary["missing"]) and any(
+        "finalists" in line for line in summary["missing"]
+    )
     assert rows(run)[0]["robust %"] is None
 
 
 def test_not_a_run(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"is not a run: it has no manifest.json; pass a folder written by") as error:
+    with pytest.raises(
+        DataError, match=r"is not a run: it has no manifest.json; pass a folder written by"
+    ) as error:
         collect(Store(str(tmp_path)))
     assert str(tmp_path) in str(error.value)
     (tmp_path / "manifest.json").write_text('{"kind": "cake"}')
@@ -150,15 +218,29 @@ def test_not_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("sweep/rungs.jsonl", lambda text: text.replace('"epoch": 2', '"epoch": 2 2', 1), r"rungs.jsonl' line \d+ is not valid JSON"),
-        ("sweep/rungs.jsonl", lambda text: text.replace('"decision"', '"choice"', 1), r"rungs.jsonl' line 1 has no 'decision'"),
+        (
+            "sweep/rungs.jsonl",
+            lambda text: text.replace('"epoch": 2', '"epoch": 2 2', 1),
+            r"rungs.jsonl' line \d+ is not valid JSON",
+        ),
+        (
+            "sweep/rungs.jsonl",
+            lambda text: text.replace('"decision"', '"choice"', 1),
+            r"rungs.jsonl' line 1 has no 'decision'",
+        ),
         ("sweep/pool.jsonl", lambda text: text[:-20], r"pool.jsonl' line 210 is not valid JSON"),
         ("sweep/manifest.json", lambda text: text[:100], "manifest.json' is not valid JSON"),
         ("sweep/manifest.json", lambda text: "[]", "manifest.json' holds a list"),
-        ("teacher/card.json", lambda text: text.replace('"resolution"', '"size"'), "card.json' does not describe a network"),
+        (
+            "teacher/card.json",
+            lambda text: text.replace('"resolution"', '"size"'),
+            "card.json' does not describe a network",
+        ),
     ],
 )
-def test_damaged_files_are_named(quickstart: Store, name: str, damage: Callable[[str], str], message: str) -> None:
+def test_damaged_files_are_named(
+    quickstart: Store, name: str, damage: Callable[[str], str], message: str
+) -> None:
     file = quickstart / name
     file.write_text(damage(file.read_text()))
     with pytest.raises((DataError, CheckpointError), match=message):
@@ -169,12 +251,16 @@ def test_an_evaluation_without_its_verdict_is_damaged(make_train: Callable[..., 
     run = make_train()
     file = run / "evaluation" / "autoattack.json"
     file.write_json({key: value for key, value in file.read_json().items() if key != "interval"})
-    with pytest.raises(DataError, match=r"autoattack.json' has no 'interval'; run the evaluation again"):
+    with pytest.raises(
+        DataError, match=r"autoattack.json' has no 'interval'; run the evaluation again"
+    ):
         collect(run)
 
 
 def test_evaluations_of_different_test_sets_are_not_compared(quickstart: Store) -> None:
     trial = collect(quickstart)["finals"]["dra"]["trial"]
-    (quickstart / "sweep" / "trials" / trial / "evaluation" / "per_sample.npz").write_npz(robust=verdicts(3)[:100])
+    (quickstart / "sweep" / "trials" / trial / "evaluation" / "per_sample.npz").write_npz(
+        robust=verdicts(3)[:100]
+    )
     with pytest.raises(DataError, match="100 and 360 images; evaluate both on the same test set"):
         collect(quickstart)

@@ -1,4 +1,6 @@
-"""The page of an evaluation: its numbers and pictures against the files, alone and within a run's page."""
+"""The page of an evaluation: its numbers and pictures against the files, alone and within a run's
+page.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,16 @@ from dra_ray.report import collect, examples, plots, rows, write
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint
 from tests.report.test_html import Page, page
-from tests.report.written_runs import CORRUPTIONS, IMAGES, SPENT, corruptions, first_failures, kept, under, verdicts
+from tests.report.written_runs import (
+    CORRUPTIONS,
+    IMAGES,
+    SPENT,
+    corruptions,
+    first_failures,
+    kept,
+    under,
+    verdicts,
+)
 
 THREAT = {"norm": "linf", "eps_255": 8.0}
 
@@ -34,14 +45,31 @@ def alone(run: Store, to: Store) -> Store:
 
 
 def pictures(seen: Page) -> list[np.ndarray]:
-    return [np.array(Image.open(io.BytesIO(base64.b64decode(resource.partition(",")[2])))) for resource in seen.resources]
+    return [
+        np.array(Image.open(io.BytesIO(base64.b64decode(resource.partition(",")[2]))))
+        for resource in seen.resources
+    ]
 
 
 def test_a_training_run_shows_all_of_its_evaluation(attacked: Store) -> None:
     seen = page(attacked)
-    sections = ["figures", "verdict", "curve", "corruptions", "examples", "training", "evaluation", "ran", "words", "files"]
+    sections = [
+        "figures",
+        "verdict",
+        "curve",
+        "corruptions",
+        "examples",
+        "training",
+        "evaluation",
+        "ran",
+        "words",
+        "files",
+    ]
     assert seen.ids == sections
-    assert all(resource.startswith("data:image/png;base64,") for resource in seen.resources) and len(seen.resources) == 3 * examples.SHOWN
+    assert (
+        all(resource.startswith("data:image/png;base64,") for resource in seen.resources)
+        and len(seen.resources) == 3 * examples.SHOWN
+    )
     for words in (
         "With 10 classes all is well.",
         "reference: to the bit what AutoAttack gives",
@@ -62,19 +90,45 @@ def test_the_numbers_of_an_evaluation_name_their_files(attacked: Store) -> None:
     assert final["curve"] == (attacked / "evaluation/autoattack.json").read_json()["curve"]
     assert final["corruptions"] == corruptions() and final["attack_s"] == SPENT
     assert final["tasks"] == {"clean": 3, "apgd-ce": 3, "apgd-t": 2, "fab-t": 2, "square": 2}
-    for number in ("curve", "corruptions.mean", "corruptions.rows", "attack_s.square", "after_attack.fab-t", "batch_asked", "resumed_batches"):
+    for number in (
+        "curve",
+        "corruptions.mean",
+        "corruptions.rows",
+        "attack_s.square",
+        "after_attack.fab-t",
+        "batch_asked",
+        "resumed_batches",
+    ):
         assert sources[f"finals.run.{number}"] == ["evaluation/autoattack.json"], number
     assert sources["finals.run.tasks.square"] == ["evaluation/chunks"]
-    assert found["files"]["This run: adversarial images"] == (attacked / "evaluation/adversarial.npz").uri
+    assert (
+        found["files"]["This run: adversarial images"]
+        == (attacked / "evaluation/adversarial.npz").uri
+    )
 
 
 def test_bars_are_in_the_order_of_the_attacks_with_wilsons_intervals(attacked: Store) -> None:
     file = attacked / "evaluation/autoattack.json"
-    plus = {"apgd-ce": 0.6, "apgd-dlr": 0.55, "fab": 0.55, "square": 0.5, "apgd-t": 0.45, "fab-t": 0.45}
+    plus = {
+        "apgd-ce": 0.6,
+        "apgd-dlr": 0.55,
+        "fab": 0.55,
+        "square": 0.5,
+        "apgd-t": 0.45,
+        "fab-t": 0.45,
+    }
     file.write_json(file.read_json() | {"version": "plus", "after_attack": plus})
     summary = collect(attacked)
     (bar,) = plots.attacks(summary["finals"])["data"]
-    assert bar["x"] == ["no attack", "APGD-CE", "+ APGD-DLR", "+ FAB", "+ Square", "+ APGD-T", "+ FAB-T"]
+    assert bar["x"] == [
+        "no attack",
+        "APGD-CE",
+        "+ APGD-DLR",
+        "+ FAB",
+        "+ Square",
+        "+ APGD-T",
+        "+ FAB-T",
+    ]
     low, high = wilson(round(0.5 * IMAGES), IMAGES)
     assert bar["error_y"]["array"][4] == pytest.approx(100 * (high - 0.5), abs=0.01)
     assert bar["error_y"]["arrayminus"][4] == pytest.approx(100 * (0.5 - low), abs=0.01)
@@ -85,7 +139,9 @@ def test_the_curve_shows_every_radius_and_autoattack(attacked: Store) -> None:
     figure = plots.curve(collect(attacked)["finals"])
     go.Figure(figure)
     pgd, autoattack = figure["data"]
-    assert list(zip(pgd["x"], pgd["y"], strict=True)) == [(eps, round(100 * kept(eps), 1)) for eps in (2.0, 8.0, 16.0)]
+    assert list(zip(pgd["x"], pgd["y"], strict=True)) == [
+        (eps, round(100 * kept(eps), 1)) for eps in (2.0, 8.0, 16.0)
+    ]
     assert (autoattack["x"], autoattack["y"]) == ([8.0], [round(100 * verdicts(3).mean(), 1)])
 
 
@@ -93,13 +149,20 @@ def test_corruptions_are_a_table_with_means(attacked: Store) -> None:
     text = page(attacked).text
     for number, name in enumerate(CORRUPTIONS):
         scores = [under(number, severity) for severity in (1, 3, 5)]
-        assert name.replace("_", " ") + "".join(f"{100 * score:.1f}" for score in [*scores, sum(scores) / 3]) in text
+        assert (
+            name.replace("_", " ")
+            + "".join(f"{100 * score:.1f}" for score in [*scores, sum(scores) / 3])
+            in text
+        )
     assert f"{100 * corruptions()['mean']:.1f}" in text
 
 
 def test_newer_results_say_themselves_how_many_tasks_there_were(attacked: Store) -> None:
     file = attacked / "evaluation/autoattack.json"
-    file.write_json(file.read_json() | {"tasks": {"clean": 3, "square": 7}, "subject": {"kind": "run", "what": "attacked"}})
+    file.write_json(
+        file.read_json()
+        | {"tasks": {"clean": 3, "square": 7}, "subject": {"kind": "run", "what": "attacked"}}
+    )
     summary = collect(attacked)
     assert summary["finals"]["run"]["tasks"] == {"clean": 3, "square": 7}
     assert summary["sources"]["finals.run.tasks.square"] == ["evaluation/autoattack.json"]
@@ -107,7 +170,9 @@ def test_newer_results_say_themselves_how_many_tasks_there_were(attacked: Store)
     assert "7 tasks" in text and "subject what" in text
 
 
-def test_examples_are_the_images_of_the_files_and_the_difference_is_to_scale(attacked: Store) -> None:
+def test_examples_are_the_images_of_the_files_and_the_difference_is_to_scale(
+    attacked: Store,
+) -> None:
     found = examples.find(attacked, attacked / "evaluation", THREAT)
     test = data.in_memory(data.load(Data(test_images=IMAGES)).test)
     stored = (attacked / "evaluation/adversarial.npz").read_npz()["images"]
@@ -118,7 +183,10 @@ def test_examples_are_the_images_of_the_files_and_the_difference_is_to_scale(att
     for place, example in enumerate(found):
         assert torch.equal(example.clean, data.to_float(test.images[example.index]))
         assert np.array_equal(example.adversarial.numpy(), stored[example.index])
-        assert (example.label, example.attack) == (f"class {int(test.labels[example.index])}", first_failures()[example.index])
+        assert (example.label, example.attack) == (
+            f"class {int(test.labels[example.index])}",
+            first_failures()[example.index],
+        )
         classes = student(torch.stack([example.clean, example.adversarial])).argmax(1).tolist()
         assert example.predicted == tuple(f"class {label}" for label in classes)
         assert np.array_equal(shown[3 * place], test.images[example.index, 0].numpy())
@@ -130,7 +198,14 @@ def test_examples_are_the_images_of_the_files_and_the_difference_is_to_scale(att
 def test_examples_are_first_of_their_class_then_further_ones() -> None:
     failures = np.array(["", "clean", "square", "apgd-ce", "apgd-t", "", "square", "fab-t"])
     assert examples.choose(failures, np.array([0, 0, 1, 1, 0, 2, 1, 2])) == [2, 3, 4, 6, 7]
-    assert examples.choose(np.array(["square"] * 9), np.arange(9) // 3) == [0, 1, 2, 3, 4, 6]  # 0, 3 and 6 of their classes, then from the front
+    assert examples.choose(np.array(["square"] * 9), np.arange(9) // 3) == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        6,
+    ]  # 0, 3 and 6 of their classes, then from the front
     assert examples.choose(np.array(["", "clean"]), np.array([0, 1])) == []
 
 
@@ -144,19 +219,31 @@ def test_png_keeps_grey_and_colour_pixels() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda run: (run / "evaluation/per_sample.npz").write_npz(robust=verdicts(3)), "does not say which attack fooled which image"),
-        (lambda run: (run / "evaluation/adversarial.npz").write_npz(labels=np.zeros(3)), "does not hold the attacked images"),
         (
-            lambda run: (run / "evaluation/adversarial.npz").write_npz(images=np.zeros((IMAGES, 1, 8, 8), np.float32)),
+            lambda run: (run / "evaluation/per_sample.npz").write_npz(robust=verdicts(3)),
+            "does not say which attack fooled which image",
+        ),
+        (
+            lambda run: (run / "evaluation/adversarial.npz").write_npz(labels=np.zeros(3)),
+            "does not hold the attacked images",
+        ),
+        (
+            lambda run: (run / "evaluation/adversarial.npz").write_npz(
+                images=np.zeros((IMAGES, 1, 8, 8), np.float32)
+            ),
             "are not those that were attacked",
         ),
         (
-            lambda run: (run / "evaluation/per_sample.npz").write_npz(first_failure=np.array(first_failures()), labels=np.zeros(IMAGES, np.int64)),
+            lambda run: (run / "evaluation/per_sample.npz").write_npz(
+                first_failure=np.array(first_failures()), labels=np.zeros(IMAGES, np.int64)
+            ),
             "are not those that were attacked",
         ),
     ],
 )
-def test_without_fitting_files_a_sentence_stands_for_the_examples(attacked: Store, change, message: str) -> None:
+def test_without_fitting_files_a_sentence_stands_for_the_examples(
+    attacked: Store, change, message: str
+) -> None:
     change(attacked)
     with pytest.raises(DataError, match=message):
         examples.find(attacked, attacked / "evaluation", THREAT)
@@ -168,24 +255,45 @@ def test_without_weights_there_are_pictures_but_no_predictions(attacked: Store, 
     moved = alone(attacked, Store(str(tmp_path / "moved")))
     (moved / "manifest.json").write_bytes((attacked / "manifest.json").read_bytes())
     seen = page(moved)
-    assert len(seen.resources) == 3 * examples.SHOWN and "seen as" not in seen.text and "seen as" in page(attacked).text
+    assert (
+        len(seen.resources) == 3 * examples.SHOWN
+        and "seen as" not in seen.text
+        and "seen as" in page(attacked).text
+    )
 
 
 def test_an_evaluation_alone_has_a_page(attacked: Store, tmp_path) -> None:
     folder = alone(attacked, Store(str(tmp_path / "only")))
     seen = page(folder)
-    assert seen.ids == ["figures", "verdict", "curve", "corruptions", "examples", "evaluation", "ran", "words", "files"]
-    assert "is not a training run, so nothing says which images were attacked" in seen.text and seen.resources == []
+    assert seen.ids == [
+        "figures",
+        "verdict",
+        "curve",
+        "corruptions",
+        "examples",
+        "evaluation",
+        "ran",
+        "words",
+        "files",
+    ]
+    assert (
+        "is not a training run, so nothing says which images were attacked" in seen.text
+        and seen.resources == []
+    )
     summary = (folder / "summary.json").read_json()
     assert (summary["kind"], summary["name"], summary["missing"]) == ("evaluation", "only", [])
-    assert summary["elapsed_s"] == 61.25 and summary["sources"]["elapsed_s"] == ["evaluation/autoattack.json"]
+    assert summary["elapsed_s"] == 61.25 and summary["sources"]["elapsed_s"] == [
+        "evaluation/autoattack.json"
+    ]
     assert all((folder / file).exists() for files in summary["sources"].values() for file in files)
     assert all(Store(uri).exists() for uri in summary["files"].values())
     (row,) = rows(folder)
     assert (row["AutoAttack %"], row["images"]) == (round(100 * verdicts(3).mean(), 1), IMAGES)
 
 
-def test_the_folder_of_an_evaluation_within_its_run_has_a_page_with_its_images(attacked: Store) -> None:
+def test_the_folder_of_an_evaluation_within_its_run_has_a_page_with_its_images(
+    attacked: Store,
+) -> None:
     other = attacked / "evaluation" / "eps-4.5"
     for name in ("autoattack.json", "per_sample.npz", "adversarial.npz"):
         (other / name).write_bytes((attacked / "evaluation" / name).read_bytes())

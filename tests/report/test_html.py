@@ -61,8 +61,22 @@ def page(run: Store) -> Page:
 
 def test_a_quickstart_has_every_section_and_needs_no_network(quickstart: Store) -> None:
     seen = page(quickstart)
-    assert seen.ids == ["figures", "verdict", "examples", "sweep", "training", "pool", "images", "evaluation", "ran", "words", "files"]
-    assert len(seen.resources) == 2 and all(resource.startswith("data:image/png;base64,") for resource in seen.resources)
+    assert seen.ids == [
+        "figures",
+        "verdict",
+        "examples",
+        "sweep",
+        "training",
+        "pool",
+        "images",
+        "evaluation",
+        "ran",
+        "words",
+        "files",
+    ]
+    assert len(seen.resources) == 2 and all(
+        resource.startswith("data:image/png;base64,") for resource in seen.resources
+    )
     assert "link" not in seen.tags and "iframe" not in seen.tags
     assert sum(len(script) > 1_000_000 for script in seen.scripts) == 1  # plotly, once
     summary = (quickstart / "summary.json").read_json()
@@ -72,41 +86,78 @@ def test_a_quickstart_has_every_section_and_needs_no_network(quickstart: Store) 
 
 def test_the_page_never_offers_to_send_data_away(quickstart: Store) -> None:
     own = page(quickstart).scripts[-1]
-    assert 'plotlyServerURL: ""' in own and "showSendToCloud: false" in own and "modeBarButtons:" in own
+    assert (
+        'plotlyServerURL: ""' in own
+        and "showSendToCloud: false" in own
+        and "modeBarButtons:" in own
+    )
 
 
 def test_every_figure_is_valid_plotly_with_data_and_axis_titles(quickstart: Store) -> None:
     figures = page(quickstart).figures()
-    assert len(figures) == 9  # attacks, trade-off, rungs, lambda, sigma, synthetic, training, losses, pool
+    assert (
+        len(figures) == 9
+    )  # attacks, trade-off, rungs, lambda, sigma, synthetic, training, losses, pool
     for figure in figures:
         go.Figure(figure)  # raises on a property that plotly does not know
-        assert figure["data"] and all(len(trace["x"]) == len(trace["y"]) > 0 for trace in figure["data"])
-        assert figure["layout"]["xaxis"]["title"]["text"] and figure["layout"]["yaxis"]["title"]["text"]
+        assert figure["data"] and all(
+            len(trace["x"]) == len(trace["y"]) > 0 for trace in figure["data"]
+        )
+        assert (
+            figure["layout"]["xaxis"]["title"]["text"]
+            and figure["layout"]["yaxis"]["title"]["text"]
+        )
         assert figure["layout"]["legend"]["yref"] == "container"
 
 
 def test_plots_show_the_numbers_of_the_summary(quickstart: Store) -> None:
     summary = collect(quickstart)
     figures = figures_of(quickstart, summary)
-    points = sorted((x, y) for trace in figures["trade-off"]["data"] for x, y in zip(trace["x"], trace["y"], strict=True))
-    assert points == sorted((round(100 * trial["clean_accuracy"], 1), round(100 * trial["robust_accuracy"], 1)) for trial in summary["sweep"])
-    marked = [trace for trace in figures["against-align.sigma"]["data"] if trace["mode"] == "markers"]
-    assert sum(len(trace["x"]) for trace in marked) == sum(trial["fields"]["align.weight"] != 0 for trial in summary["sweep"])
+    points = sorted(
+        (x, y)
+        for trace in figures["trade-off"]["data"]
+        for x, y in zip(trace["x"], trace["y"], strict=True)
+    )
+    assert points == sorted(
+        (round(100 * trial["clean_accuracy"], 1), round(100 * trial["robust_accuracy"], 1))
+        for trial in summary["sweep"]
+    )
+    marked = [
+        trace for trace in figures["against-align.sigma"]["data"] if trace["mode"] == "markers"
+    ]
+    assert sum(len(trace["x"]) for trace in marked) == sum(
+        trial["fields"]["align.weight"] != 0 for trial in summary["sweep"]
+    )
     bars = {trace["name"]: trace for trace in figures["attacks"]["data"]}
     assert bars["DRA"]["y"][-1] == round(100 * summary["finals"]["dra"]["autoattack_accuracy"], 1)
-    assert all(earlier >= later for bar in bars.values() for earlier, later in zip(bar["y"], bar["y"][1:], strict=False))
+    assert all(
+        earlier >= later
+        for bar in bars.values()
+        for earlier, later in zip(bar["y"], bar["y"][1:], strict=False)
+    )
     assert len(figures["rungs"]["layout"]["shapes"]) == len(summary["asha"]["rungs"])
 
 
 def test_a_single_run_leaves_out_what_it_does_not_have(make_train: Callable[..., Store]) -> None:
     seen = page(make_train())
-    assert seen.ids == ["figures", "verdict", "examples", "training", "evaluation", "ran", "words", "files"]
+    assert seen.ids == [
+        "figures",
+        "verdict",
+        "examples",
+        "training",
+        "evaluation",
+        "ran",
+        "words",
+        "files",
+    ]
     assert len(seen.figures()) == 3
 
 
 def test_an_unfinished_run_has_no_empty_plots_and_no_plotly(tmp_path: Path) -> None:
     run = Store(str(tmp_path / "begun"))
-    (run / "manifest.json").write_json({"kind": "quickstart", "name": "begun", "status": "running", "config": {}})
+    (run / "manifest.json").write_json(
+        {"kind": "quickstart", "name": "begun", "status": "running", "config": {}}
+    )
     seen = page(run)
     assert seen.ids == ["missing", "ran", "files"]
     assert seen.figures() == [] and max(map(len, seen.scripts)) < 10_000
@@ -123,8 +174,14 @@ def test_hostile_text_is_shown_and_never_run(tmp_path: Path) -> None:
         (run / name).write_json(manifest)
     hostile = page(run)
     assert HOSTILE in hostile.text
-    assert (len(hostile.scripts), hostile.tags.count("img"), hostile.handlers) == (len(harmless.scripts), harmless.tags.count("img"), [])
-    hovers = json.dumps([trace.get("hovertemplate") for figure in hostile.figures() for trace in figure["data"]])
+    assert (len(hostile.scripts), hostile.tags.count("img"), hostile.handlers) == (
+        len(harmless.scripts),
+        harmless.tags.count("img"),
+        [],
+    )
+    hovers = json.dumps(
+        [trace.get("hovertemplate") for figure in hostile.figures() for trace in figure["data"]]
+    )
     assert "&lt;script&gt;" in hovers and "<script" not in hovers
 
 
@@ -137,7 +194,11 @@ def test_a_loss_that_is_not_a_number_still_draws(make_train: Callable[..., Store
     run = make_train()
     logged = (run / "metrics.jsonl").read_jsonl()
     (run / "metrics.jsonl").write_jsonl([*logged[:-1], logged[-1] | {"loss_clean": math.nan}])
-    losses = next(figure for figure in page(run).figures() if "loss" in figure["layout"]["yaxis"]["title"]["text"])
+    losses = next(
+        figure
+        for figure in page(run).figures()
+        if "loss" in figure["layout"]["yaxis"]["title"]["text"]
+    )
     assert losses["data"][0]["y"][-1] is None
 
 

@@ -1,4 +1,6 @@
-"""Writers of realistic run directories: every value comes from a formula, so a test can compute it again."""
+"""Writers of realistic run directories: every value comes from a formula, so a test can compute it
+again.
+"""
 
 from __future__ import annotations
 
@@ -18,30 +20,53 @@ from dra_ray.students import checkpoint as student_checkpoint
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.edm import EDM
 
-SPACE = {"align.weight": [0.0, 0.5, 2.0], "align.sigma": [0.05, 0.2, 0.8], "synthetic.images": [0, 4000]}
+SPACE = {
+    "align.weight": [0.0, 0.5, 2.0],
+    "align.sigma": [0.05, 0.2, 0.8],
+    "synthetic.images": [0, 4000],
+}
 IMAGES, EPOCHS, TRAIN_IMAGES, START = 360, 12, 1181, 1_764_000_000.0
 
 
 def sweep_config() -> Sweep:
     base = Experiment(optim=Optim(epochs=EPOCHS))
-    return Sweep(description="λ, σ & synthetic images", base=base, space=SPACE, trials=10, asha=Asha(grace_epochs=2, reduction_factor=2))
+    return Sweep(
+        description="λ, σ & synthetic images",
+        base=base,
+        space=SPACE,
+        trials=10,
+        asha=Asha(grace_epochs=2, reduction_factor=2),
+    )
 
 
 def chosen() -> dict[str, dict[str, Any]]:
     """The changed fields of each trial."""
-    trees = {name: experiment.model_dump() for name, experiment in sweep_config().experiments().items()}
-    return {name: {field: tree[field.split(".")[0]][field.split(".")[1]] for field in SPACE} for name, tree in trees.items()}
+    trees = {
+        name: experiment.model_dump() for name, experiment in sweep_config().experiments().items()
+    }
+    return {
+        name: {field: tree[field.split(".")[0]][field.split(".")[1]] for field in SPACE}
+        for name, tree in trees.items()
+    }
 
 
 def robust(fields: dict[str, Any], epoch: int) -> float:
-    """Robust validation accuracy: best at a middling weight and sigma, better with synthetic images."""
-    top = 0.40 + 0.05 * math.sin(fields["align.weight"]) + 0.02 * (fields["align.sigma"] == 0.2) * (fields["align.weight"] > 0)
+    """Robust validation accuracy: best at a middling weight and sigma, better with synthetic
+    images.
+    """
+    top = (
+        0.40
+        + 0.05 * math.sin(fields["align.weight"])
+        + 0.02 * (fields["align.sigma"] == 0.2) * (fields["align.weight"] > 0)
+    )
     top += 0.03 * (fields["synthetic.images"] > 0)
     return round(256 * top * (1 - math.exp(-epoch / 2.5))) / 256
 
 
 def clean(fields: dict[str, Any], epoch: int) -> float:
-    return round(256 * (0.95 - 0.03 * fields["align.weight"] / 2) * (1 - math.exp(-epoch / 1.2))) / 256
+    return (
+        round(256 * (0.95 - 0.03 * fields["align.weight"] / 2) * (1 - math.exp(-epoch / 1.2))) / 256
+    )
 
 
 def teacher() -> EDM:
@@ -57,8 +82,17 @@ def png(side: int = 160) -> bytes:
 
 
 def manifest(run: Store, kind: str, config: dict[str, Any], **more: Any) -> None:
-    facts = {"kind": kind, "name": run.name, "created": "2025-11-24T16:00:00+00:00", "config": config, "digest": "d" * 64, "status": "done"}
-    (run / "manifest.json").write_json(facts | {"versions": {"python": "3.11.9", "torch": "2.14.1", "ray": "2.60.0"}} | more)
+    facts = {
+        "kind": kind,
+        "name": run.name,
+        "created": "2025-11-24T16:00:00+00:00",
+        "config": config,
+        "digest": "d" * 64,
+        "status": "done",
+    }
+    (run / "manifest.json").write_json(
+        facts | {"versions": {"python": "3.11.9", "torch": "2.14.1", "ray": "2.60.0"}} | more
+    )
 
 
 def write_train(run: Store, fields: dict[str, Any], epochs: int = EPOCHS, **more: Any) -> None:
@@ -92,7 +126,12 @@ def verdicts(shift: int) -> np.ndarray:
 def write_evaluation(run: Store, flags: list[str], shift: int) -> None:
     robust_now = verdicts(shift)
     accuracy = float(robust_now.mean())
-    after = {"apgd-ce": accuracy + 10 / IMAGES, "apgd-t": accuracy + 2 / IMAGES, "fab-t": accuracy + 2 / IMAGES, "square": accuracy}
+    after = {
+        "apgd-ce": accuracy + 10 / IMAGES,
+        "apgd-t": accuracy + 2 / IMAGES,
+        "fab-t": accuracy + 2 / IMAGES,
+        "square": accuracy,
+    }
     half = 1.96 * math.sqrt(accuracy * (1 - accuracy) / IMAGES)
     (run / "evaluation/autoattack.json").write_json(
         {
@@ -128,7 +167,9 @@ CORRUPTIONS = ("gaussian_noise", "motion_blur", "jpeg_compression")
 
 
 def write_attacked(run: Store) -> None:
-    """A training run with its weights, evaluated with everything that an evaluation can measure; some images are fooled, within the ball."""
+    """A training run with its weights, evaluated with everything that an evaluation can measure;
+    some images are fooled, within the ball.
+    """
     write_train(run, {"align.weight": 0.5, "align.sigma": 0.2, "synthetic.images": 0})
     write_evaluation(run, ["With 10 classes all is well"], 3)
     settings = Experiment(data=Data(test_images=IMAGES), model=Model(name="wrn-10-1"))
@@ -141,35 +182,66 @@ def write_attacked(run: Store) -> None:
         file.read_json()
         | {
             "curve": [
-                {"eps_255": eps, "accuracy": kept(eps), "interval": list(wilson(round(IMAGES * kept(eps)), IMAGES))} for eps in (2.0, 8.0, 16.0)
+                {
+                    "eps_255": eps,
+                    "accuracy": kept(eps),
+                    "interval": list(wilson(round(IMAGES * kept(eps)), IMAGES)),
+                }
+                for eps in (2.0, 8.0, 16.0)
             ]
         }
         | {"corruptions": corruptions()}
-        | {"attack_s": SPENT, "resumed_batches": 1, "version": "standard", "level": "reference", "streams": "batch", "batch_asked": 256}
-        | {"numerics": {"device": "cpu", "threads": 1, "matmul_tf32": False}, "versions": {"torch": "2.14.1", "pyautoattack": "0.2.0"}}
+        | {
+            "attack_s": SPENT,
+            "resumed_batches": 1,
+            "version": "standard",
+            "level": "reference",
+            "streams": "batch",
+            "batch_asked": 256,
+        }
+        | {
+            "numerics": {"device": "cpu", "threads": 1, "matmul_tf32": False},
+            "versions": {"torch": "2.14.1", "pyautoattack": "0.2.0"},
+        }
     )
     clean, labels = data.to_float(data.in_memory(images.test).images), images.test.labels
     failures = first_failures()
     fooled = torch.tensor([failure not in ("", "clean") for failure in failures])
     sign = torch.where(torch.arange(clean[0].numel()).view(clean.shape[1:]) % 2 == 0, 1.0, -1.0)
-    adversarial = torch.where(fooled[:, None, None, None], (clean + sign * 8 / 255).clamp(0, 1), clean)
-    (run / "evaluation/adversarial.npz").write_npz(images=adversarial.numpy(), labels=labels.numpy())
-    (run / "evaluation/per_sample.npz").write_npz(robust=verdicts(3), first_failure=np.array(failures), labels=labels.numpy())
+    adversarial = torch.where(
+        fooled[:, None, None, None], (clean + sign * 8 / 255).clamp(0, 1), clean
+    )
+    (run / "evaluation/adversarial.npz").write_npz(
+        images=adversarial.numpy(), labels=labels.numpy()
+    )
+    (run / "evaluation/per_sample.npz").write_npz(
+        robust=verdicts(3), first_failure=np.array(failures), labels=labels.numpy()
+    )
     for stage, batches in {"clean": 3, "apgd-ce": 3, "apgd-t": 2, "fab-t": 2, "square": 2}.items():
         for k in range(batches):
             (run / f"evaluation/chunks/{stage}-{k:05d}.npz").write_npz(seconds=np.array(1.0))
 
 
 def corruptions() -> dict[str, Any]:
-    found = {(name, severity): under(i, severity) for i, name in enumerate(CORRUPTIONS) for severity in (1, 3, 5)}
-    rows = [{"name": name, "severity": severity, "accuracy": accuracy} for (name, severity), accuracy in found.items()]
+    found = {
+        (name, severity): under(i, severity)
+        for i, name in enumerate(CORRUPTIONS)
+        for severity in (1, 3, 5)
+    }
+    rows = [
+        {"name": name, "severity": severity, "accuracy": accuracy}
+        for (name, severity), accuracy in found.items()
+    ]
     return {"mean": sum(found.values()) / len(found), "rows": rows, "source": "generated"}
 
 
 def first_failures() -> list[str]:
     """What fooled the classifier first on each image; 10 are wrong anyway."""
     names = ("apgd-ce", "apgd-t", "square")
-    return ["" if robust else "clean" if index % 36 == 1 else names[index % 3] for index, robust in enumerate(verdicts(3))]
+    return [
+        "" if robust else "clean" if index % 36 == 1 else names[index % 3]
+        for index, robust in enumerate(verdicts(3))
+    ]
 
 
 def last_epoch(place: int) -> int:
@@ -181,7 +253,9 @@ def write_sweep(run: Store, **more: Any) -> None:
     fields = chosen()
     order = sorted(fields, key=lambda name: -robust(fields[name], EPOCHS))
     baseline = next(name for name in order if fields[name]["align.weight"] == 0)
-    order.insert(min(order.index(baseline), 2), order.pop(order.index(baseline)))  # the baseline is trained to the end
+    order.insert(
+        min(order.index(baseline), 2), order.pop(order.index(baseline))
+    )  # the baseline is trained to the end
     best = next(name for name in order if fields[name]["align.weight"] > 0)
     rows = []
     for place, name in enumerate(order):
@@ -189,14 +263,34 @@ def write_sweep(run: Store, **more: Any) -> None:
         for epoch in range(1, last + 1):
             decision = "continue" if epoch < last else "done" if last == EPOCHS else "stop"
             rows.append(
-                {"trial": name, "epoch": epoch, "images_seen": TRAIN_IMAGES * epoch, "robust_accuracy": robust(fields[name], epoch)}
-                | {"clean_accuracy": clean(fields[name], epoch), "decision": decision, "at": START + 40 * place + 8.5 * epoch}
+                {
+                    "trial": name,
+                    "epoch": epoch,
+                    "images_seen": TRAIN_IMAGES * epoch,
+                    "robust_accuracy": robust(fields[name], epoch),
+                }
+                | {
+                    "clean_accuracy": clean(fields[name], epoch),
+                    "decision": decision,
+                    "at": START + 40 * place + 8.5 * epoch,
+                }
             )
         write_train(run / "trials" / name, fields[name], last)
     (run / "rungs.jsonl").write_jsonl(sorted(rows, key=lambda row: row["at"]))
-    manifest(run, "sweep", sweep_config().model_dump(mode="json"), trials=fields, finals={"dra": best, "baseline": baseline}, **more)
+    manifest(
+        run,
+        "sweep",
+        sweep_config().model_dump(mode="json"),
+        trials=fields,
+        finals={"dra": best, "baseline": baseline},
+        **more,
+    )
     write_evaluation(run / "trials" / best, [], 3)
-    write_evaluation(run / "trials" / baseline, ["Square broke 1.1 % of the images that white-box attacks left"], 2)
+    write_evaluation(
+        run / "trials" / baseline,
+        ["Square broke 1.1 % of the images that white-box attacks left"],
+        2,
+    )
     write_pool(run)
 
 
@@ -204,27 +298,64 @@ def write_pool(run: Store) -> None:
     rows = []
     for second in range(0, 420, 2):
         demand = 0.3 + 1.9 * math.exp(-(((second - 160) / 90) ** 2)) + 0.1 * math.sin(second / 9)
-        row = {"at": START + second, "running": 2 if 76 <= second < 282 else 1, "target": 2 if 70 <= second < 280 else 1, "demand": demand}
-        rows.append(row | {"clients": 2, "requests": 7 * second, "images": 7 * 128 * second, "retries": second // 200})
+        row = {
+            "at": START + second,
+            "running": 2 if 76 <= second < 282 else 1,
+            "target": 2 if 70 <= second < 280 else 1,
+            "demand": demand,
+        }
+        rows.append(
+            row
+            | {
+                "clients": 2,
+                "requests": 7 * second,
+                "images": 7 * 128 * second,
+                "retries": second // 200,
+            }
+        )
     (run / "pool.jsonl").write_jsonl(rows)
 
 
-def write_quickstart(run: Store, description: str = "Everything on a laptop: teacher, synthetic images, ten classifiers", **more: Any) -> Store:
+def write_quickstart(
+    run: Store,
+    description: str = "Everything on a laptop: teacher, synthetic images, ten classifiers",
+    **more: Any,
+) -> Store:
     seconds = {"teacher": 141.5, "synthesis": 22.0, "sweep": 431.2, "evaluation": 122.5}
     stages = [{"name": name, "seconds": spent} for name, spent in seconds.items()]
     config = Quickstart(description=description, sweep=sweep_config()).model_dump(mode="json")
-    manifest(run, "quickstart", config, stages=stages, hardware={"cpu": "2 cores", "memory_gib": 7.8}, **more)
+    manifest(
+        run,
+        "quickstart",
+        config,
+        stages=stages,
+        hardware={"cpu": "2 cores", "memory_gib": 7.8},
+        **more,
+    )
     manifest(run / "teacher", "teacher", config["teacher"])
     seen = range(10_000, 200_001, 10_000)
     (run / "teacher/metrics.jsonl").write_jsonl(
-        {"images_seen": n, "loss": 0.3 + math.exp(-n / 4e4), "lr": 1e-3, "elapsed_s": n / 1500, "at": START - 200 + n / 1500} for n in seen
+        {
+            "images_seen": n,
+            "loss": 0.3 + math.exp(-n / 4e4),
+            "lr": 1e-3,
+            "elapsed_s": n / 1500,
+            "at": START - 200 + n / 1500,
+        }
+        for n in seen
     )
     digest = checkpoint.save(run / "teacher", teacher(), {"images_seen": 200_000})
     for n in (50_000, 100_000, 200_000):
         (run / f"teacher/samples-{n}.png").write_bytes(png())
     counts = {str(label): 400 for label in range(10)}
     manifest(
-        run / "synthetic", "synthetic", config["synthesis"], counts=counts, images=4000, teacher_digest=digest, sampler={"name": "heun", "steps": 18}
+        run / "synthetic",
+        "synthetic",
+        config["synthesis"],
+        counts=counts,
+        images=4000,
+        teacher_digest=digest,
+        sampler={"name": "heun", "steps": 18},
     )
     (run / "synthetic/samples.png").write_bytes(png())
     write_sweep(run / "sweep")

@@ -22,13 +22,20 @@ from dra_ray.storage import Store
 @pytest.fixture(params=["local", "file", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path, s3_bucket) -> Store:
     return Store(
-        {"local": str(tmp_path / "a"), "file": f"file://{tmp_path}/b", "memory": f"memory://{tmp_path.name}", "s3": f"{s3_bucket}/c"}[request.param]
+        {
+            "local": str(tmp_path / "a"),
+            "file": f"file://{tmp_path}/b",
+            "memory": f"memory://{tmp_path.name}",
+            "s3": f"{s3_bucket}/c",
+        }[request.param]
     )
 
 
 @pytest.fixture(scope="module")
 def s3_bucket() -> Iterator[str]:
-    """A bucket of a real S3 server on the loopback interface; the environment says where, as a user's would."""
+    """A bucket of a real S3 server on the loopback interface; the environment says where, as a
+    user's would.
+    """
     import s3fs
     from moto.server import ThreadedMotoServer
 
@@ -62,7 +69,13 @@ def test_what_is_written_is_read(store: Store) -> None:
     assert (store / "x.npz").read_npz()["image"].tolist() == list(range(6))
     assert (store / "x.safetensors").read_tensors()["w"].tolist() == [0, 1, 2, 3]
     assert (store / "x.pt").read_torch()["n"] == [1, "a"]
-    assert store.names() == ["x.json", "x.jsonl", "x.npz", "x.pt", "x.safetensors"]  # the probe left nothing behind
+    assert store.names() == [
+        "x.json",
+        "x.jsonl",
+        "x.npz",
+        "x.pt",
+        "x.safetensors",
+    ]  # the probe left nothing behind
     assert (store / "x.json").exists() and not (store / "y.json").exists()
     with pytest.raises(StorageError, match="does not exist"):
         (store / "y.json").read_bytes()
@@ -93,7 +106,12 @@ def test_nothing_from_outside_is_unpickled(tmp_path) -> None:
 
 def test_damaged_files_are_named(tmp_path) -> None:
     store = Store(str(tmp_path))
-    for name, read in (("a.npz", Store.read_npz), ("a.safetensors", Store.read_tensors), ("a.pt", Store.read_torch), ("a.json", Store.read_json)):
+    for name, read in (
+        ("a.npz", Store.read_npz),
+        ("a.safetensors", Store.read_tensors),
+        ("a.pt", Store.read_torch),
+        ("a.json", Store.read_json),
+    ):
         (store / name).write_bytes(b"half a fi")
         with pytest.raises(DataError, match=name):
             read(store / name)
@@ -113,19 +131,26 @@ def test_a_run_is_resumed_by_its_own_config_only(tmp_path) -> None:
     assert runs.begin_run(run, "train", config, "d1")["status"] == "running"
     runs.update_manifest(run, status="done")
     assert runs.begin_run(run, "train", config, "d1")["status"] == "done"
-    with pytest.raises(ConfigError, match=r"another config \(optim.lr is 0.1 there and 0.2 now\); choose another --name"):
+    with pytest.raises(
+        ConfigError,
+        match=r"another config \(optim.lr is 0.1 there and 0.2 now\); choose another --name",
+    ):
         runs.begin_run(run, "train", {"optim": {"lr": 0.2}, "pool": {"kind": "local"}}, "d2")
     with pytest.raises(ConfigError, match="kind 'train'"):
         runs.begin_run(run, "sweep", config, "d1")
 
 
-# -- files and arrays that stay where they are ---------------------------------------------------------------------------
+# -- files and arrays that stay where they are -----------------------------------------------------
 def test_files_and_parts_of_files(store: Store) -> None:
     store = store / "below"
     assert store.files() == {}
     for name, content in (("b/x", b"12345"), ("a", b"1"), ("b/c/y", b"")):
         (store / name).write_bytes(content)
-    assert store.files() == {"a": 1, "b/c/y": 0, "b/x": 5} and list(store.files()) == ["a", "b/c/y", "b/x"]
+    assert store.files() == {"a": 1, "b/c/y": 0, "b/x": 5} and list(store.files()) == [
+        "a",
+        "b/c/y",
+        "b/x",
+    ]
     assert (store / "b").files() == {"c/y": 0, "x": 5}
     assert (store / "b/x").size() == 5
     assert (store / "b/x").read_bytes(1, 3) == b"234" and (store / "b/x").read_bytes(4, 3) == b"5"
@@ -133,7 +158,9 @@ def test_files_and_parts_of_files(store: Store) -> None:
         (store / "none").size()
 
 
-def test_a_copy_is_made_once_and_again_when_the_file_changed(store: Store, tmp_path, monkeypatch) -> None:
+def test_a_copy_is_made_once_and_again_when_the_file_changed(
+    store: Store, tmp_path, monkeypatch
+) -> None:
     monkeypatch.setenv("DRA_CACHE", str(tmp_path / "cache"))
     file = store / "x.npz"
     file.write_bytes(b"one")
@@ -148,7 +175,9 @@ def test_a_copy_is_made_once_and_again_when_the_file_changed(store: Store, tmp_p
     time.sleep(1.1)  # some stores keep the time of a change to the second
     file.write_bytes(b"another")
     assert file.local_copy().read_bytes() == b"another"
-    assert not [name for name in Store(str(tmp_path / "cache")).names() if name.endswith(".partial")]
+    assert not [
+        name for name in Store(str(tmp_path / "cache")).names() if name.endswith(".partial")
+    ]
     with pytest.raises(StorageError, match="does not exist"):
         (store / "none").local_copy()
 
@@ -161,7 +190,11 @@ def test_a_cache_that_cannot_be_used_is_named(tmp_path, monkeypatch) -> None:
 
 
 def test_arrays_of_an_npz_are_mapped(tmp_path) -> None:
-    arrays = {"image": np.arange(3 * 5 * 4, dtype=np.uint8).reshape(3, 5, 4), "label": np.arange(3), "empty": np.zeros((0, 2), np.float32)}
+    arrays = {
+        "image": np.arange(3 * 5 * 4, dtype=np.uint8).reshape(3, 5, 4),
+        "label": np.arange(3),
+        "empty": np.zeros((0, 2), np.float32),
+    }
     np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
     found = Store(str(tmp_path / "a.npz")).npz_arrays()
     assert found is not None and found.keys() == arrays.keys()
@@ -181,7 +214,10 @@ def test_arrays_that_cannot_be_mapped(tmp_path) -> None:
     file, canary = Store(str(tmp_path / "a.npz")), tmp_path / "canary"
     np.savez_compressed(tmp_path / "a.npz", image=np.zeros(1000))
     assert file.npz_arrays() is None
-    for array in (np.array([Hostile(str(canary))], dtype=object), np.asfortranarray(np.zeros((3, 4)))):
+    for array in (
+        np.array([Hostile(str(canary))], dtype=object),
+        np.asfortranarray(np.zeros((3, 4))),
+    ):
         np.savez(tmp_path / "a.npz", image=array)
         with pytest.raises(DataError, match=r"a\.npz.*objects or is in Fortran order"):
             file.npz_arrays()
@@ -202,8 +238,14 @@ def test_members_of_a_tar(tmp_path, monkeypatch) -> None:
     file = Store(str(tmp_path / "a.tar"))
     for _ in range(2):  # from the file, then from what was kept of it
         found = file.tar_members(".cls")
-        assert [(member.name, member.text) for member in found] == [(long, None), ("b.cls", "7"), ("c.cls", "8")]
-        assert [file.read_bytes(member.offset, member.size) for member in found] == list(contents.values())
+        assert [(member.name, member.text) for member in found] == [
+            (long, None),
+            ("b.cls", "7"),
+            ("c.cls", "8"),
+        ]
+        assert [file.read_bytes(member.offset, member.size) for member in found] == list(
+            contents.values()
+        )
     os.truncate(tmp_path / "a.tar", found[1].offset - 600)
     with pytest.raises(DataError, match=r"a\.tar"):
         file.tar_members(".cls")
@@ -225,9 +267,18 @@ def test_a_pickle_gets_stand_ins_and_nothing_else(tmp_path) -> None:
         file.write_bytes(pickle.dumps(plain, protocol=protocol))
         assert file.read_pickle({"__builtin__.set": set, "builtins.set": set}) == plain
     file.write_bytes(pickle.dumps({"when": fractions.Fraction(1, 3)}))
-    assert file.read_pickle({"fractions.Fraction": lambda *parts: ["kept", *parts]}) == {"when": ["kept", 1, 3]}
-    for hostile in (Hostile(str(canary)), [Hostile(str(canary))], fractions.Fraction(1, 3), os.system):
+    assert file.read_pickle({"fractions.Fraction": lambda *parts: ["kept", *parts]}) == {
+        "when": ["kept", 1, 3]
+    }
+    for hostile in (
+        Hostile(str(canary)),
+        [Hostile(str(canary))],
+        fractions.Fraction(1, 3),
+        os.system,
+    ):
         file.write_bytes(pickle.dumps(hostile))
-        with pytest.raises(DataError, match=r"a\.pkl.*it asks for (posix.system|fractions.Fraction)"):
+        with pytest.raises(
+            DataError, match=r"a\.pkl.*it asks for (posix.system|fractions.Fraction)"
+        ):
             file.read_pickle({"fractions.Decimal": str, "system": os.system})
     assert not canary.exists()

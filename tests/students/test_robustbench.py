@@ -1,4 +1,6 @@
-"""Checkpoints under the zoo's names, written down here key by key, against plain implementations of their networks."""
+"""Checkpoints under the zoo's names, written down here key by key, against plain implementations of
+their networks.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ State = dict[str, Tensor]
 
 
 def filled(shapes: dict[str, tuple[int, ...]]) -> State:
-    """Values by formula: weights of unit gain, positive variances, no gain or offset that is 1 or 0."""
+    """Values by formula: weights of unit gain, positive variances, no gain or offset that is 1 or
+    0.
+    """
     state: State = {}
     for number, (key, shape) in enumerate(shapes.items()):
         values = wave(number, torch.Size(shape))
@@ -29,13 +33,17 @@ def filled(shapes: dict[str, tuple[int, ...]]) -> State:
         elif len(shape) > 1:
             state[key] = (values * (2 / np.prod(shape[1:])) ** 0.5).float()
         else:
-            state[key] = (1 + 0.4 * values if key.endswith((".weight", "running_var")) else 0.3 * values).float()
+            state[key] = (
+                1 + 0.4 * values if key.endswith((".weight", "running_var")) else 0.3 * values
+            ).float()
     return state
 
 
 def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
     tensors = ("weight", "bias", "running_mean", "running_var")
-    return {f"{name}.{tensor}": (width,) for tensor in tensors} | {f"{name}.num_batches_tracked": ()}
+    return {f"{name}.{tensor}": (width,) for tensor in tensors} | {
+        f"{name}.num_batches_tracked": ()
+    }
 
 
 def dm_state() -> State:
@@ -43,21 +51,37 @@ def dm_state() -> State:
     shapes: dict[str, tuple[int, ...]] = {"init_conv.weight": (16, 3, 3, 3)}
     for group in range(3):
         for block in range(2):
-            name, before, after = f"layer.{group}.block.{block}", WIDTHS[group + (block > 0)], WIDTHS[group + 1]
-            shapes |= norm(f"{name}.batchnorm_0", before) | {f"{name}.conv_0.weight": (after, before, 3, 3)}
-            shapes |= norm(f"{name}.batchnorm_1", after) | {f"{name}.conv_1.weight": (after, after, 3, 3)}
+            name, before, after = (
+                f"layer.{group}.block.{block}",
+                WIDTHS[group + (block > 0)],
+                WIDTHS[group + 1],
+            )
+            shapes |= norm(f"{name}.batchnorm_0", before) | {
+                f"{name}.conv_0.weight": (after, before, 3, 3)
+            }
+            shapes |= norm(f"{name}.batchnorm_1", after) | {
+                f"{name}.conv_1.weight": (after, after, 3, 3)
+            }
             if block == 0:
                 shapes |= {f"{name}.shortcut.weight": (after, before, 1, 1)}
-    return filled(shapes | norm("batchnorm", 128) | {"logits.weight": (5, 128), "logits.bias": (5,)})
+    return filled(
+        shapes | norm("batchnorm", 128) | {"logits.weight": (5, 128), "logits.bias": (5,)}
+    )
 
 
 def trades_state() -> State:
-    """A state dict as TRADES' WideResNet names it, with the fourth group that its forward never calls."""
+    """A state dict as TRADES' WideResNet names it, with the fourth group that its forward never
+    calls.
+    """
     shapes: dict[str, tuple[int, ...]] = {"conv1.weight": (16, 3, 3, 3)}
     for group in ("block1", "sub_block1", "block2", "block3"):
         number = int(group[-1])
         for block in range(2):
-            name, before, after = f"{group}.layer.{block}", WIDTHS[number - 1 + (block > 0)], WIDTHS[number]
+            name, before, after = (
+                f"{group}.layer.{block}",
+                WIDTHS[number - 1 + (block > 0)],
+                WIDTHS[number],
+            )
             shapes |= norm(f"{name}.bn1", before) | {f"{name}.conv1.weight": (after, before, 3, 3)}
             shapes |= norm(f"{name}.bn2", after) | {f"{name}.conv2.weight": (after, after, 3, 3)}
             if block == 0:
@@ -81,7 +105,9 @@ def doubled(state: State) -> State:
 
 @pytest.mark.parametrize("wrapper", ["", "state_dict", "model_state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module.", "module.model."])
-def test_a_dm_wide_resnet_keeps_its_keys_and_its_logits(tmp_path, wrapper: str, prefix: str) -> None:
+def test_a_dm_wide_resnet_keeps_its_keys_and_its_logits(
+    tmp_path, wrapper: str, prefix: str
+) -> None:
     state = dm_state()
     value: dict = {prefix + key: tensor for key, tensor in state.items()}
     store = saved(tmp_path, {wrapper: value, "epoch": 3} if wrapper else value)
@@ -105,12 +131,24 @@ def test_a_trades_network_keeps_its_logits_on_images_as_they_are(tmp_path) -> No
 
 def test_the_zoos_wrapper_of_imagenet_models(tmp_path) -> None:
     """normalize.mean and normalize.std beside model.*: kept apart, and compared with the student's."""
-    normalise = {"normalize.mean": torch.tensor(SHAPE.mean).view(1, 3, 1, 1), "normalize.std": torch.tensor(SHAPE.std).view(1, 3, 1, 1)}
-    store = saved(tmp_path, normalise | {f"model.{key}": tensor for key, tensor in dm_state().items()})
+    normalise = {
+        "normalize.mean": torch.tensor(SHAPE.mean).view(1, 3, 1, 1),
+        "normalize.std": torch.tensor(SHAPE.std).view(1, 3, 1, 1),
+    }
+    store = saved(
+        tmp_path, normalise | {f"model.{key}": tensor for key, tensor in dm_state().items()}
+    )
     student = robustbench.load(store, config.Model(name="wrn-16-2"), SMALL)
-    torch.testing.assert_close(student.double()(pixels()), wide_resnet(doubled(dm_state()), pixels(), False)[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        student.double()(pixels()),
+        wide_resnet(doubled(dm_state()), pixels(), False)[0],
+        rtol=1e-6,
+        atol=1e-6,
+    )
     with pytest.raises(CheckpointError, match=r"another normalisation.*model.mean=\[0.4914"):
-        robustbench.load(store, config.Model(name="wrn-16-2", mean=(0.5,) * 3, std=(0.5,) * 3), SMALL)
+        robustbench.load(
+            store, config.Model(name="wrn-16-2", mean=(0.5,) * 3, std=(0.5,) * 3), SMALL
+        )
 
 
 def refused(words: str, store: Store, name: str = "wrn-16-2") -> None:
@@ -120,14 +158,29 @@ def refused(words: str, store: Store, name: str = "wrn-16-2") -> None:
 
 
 def test_another_network_is_named_by_its_first_keys(tmp_path) -> None:
-    refused(r"missing: 70 \(init_conv.weight, .*unexpected: 108 \(conv1.weight, ", saved(tmp_path, trades_state()))
-    refused(r"of another shape: .*init_conv.weight|of another shape: \d+ \(layer.0", saved(tmp_path, dm_state()), "wrn-16-4")
-    half = {("model." if number % 2 else "") + key: tensor for number, (key, tensor) in enumerate(dm_state().items())}
-    refused(r"unexpected: \d+ \(model\.", saved(tmp_path, half))  # a prefix that only some keys have is no prefix
+    refused(
+        r"missing: 70 \(init_conv.weight, .*unexpected: 108 \(conv1.weight, ",
+        saved(tmp_path, trades_state()),
+    )
+    refused(
+        r"of another shape: .*init_conv.weight|of another shape: \d+ \(layer.0",
+        saved(tmp_path, dm_state()),
+        "wrn-16-4",
+    )
+    half = {
+        ("model." if number % 2 else "") + key: tensor
+        for number, (key, tensor) in enumerate(dm_state().items())
+    }
+    refused(
+        r"unexpected: \d+ \(model\.", saved(tmp_path, half)
+    )  # a prefix that only some keys have is no prefix
 
 
 def test_a_pickle_that_needs_code_is_one_line(tmp_path) -> None:
-    refused("asks for numpy.* load it there and write its state dict anew", saved(tmp_path, {"state_dict": dm_state(), "best": np.float64(0.5)}))
+    refused(
+        "asks for numpy.* load it there and write its state dict anew",
+        saved(tmp_path, {"state_dict": dm_state(), "best": np.float64(0.5)}),
+    )
     store = Store(str(tmp_path)) / "cut.pt"
     store.write_bytes(saved(tmp_path, dm_state()).read_bytes()[:5000])
     refused("not a weights-only torch file.* fetch it again", store)

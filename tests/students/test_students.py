@@ -1,4 +1,6 @@
-"""Students: sizes and names of the released checkpoints, features, normalisation; projector; weight averaging."""
+"""Students: sizes and names of the released checkpoints, features, normalisation; projector; weight
+averaging.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +27,22 @@ def test_state_dict_names_are_those_of_released_checkpoints() -> None:
         names = WideResNet(28, 10, 10, *CIFAR10).state_dict().keys()
     blocks = [f"layer.{g}.block.{b}." for g in range(3) for b in range(4)]
     norms = [
-        f"{n}.{part}" for n in ("batchnorm_0", "batchnorm_1") for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        f"{n}.{part}"
+        for n in ("batchnorm_0", "batchnorm_1")
+        for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     ]
     wanted = {b + n for b in blocks for n in [*norms, "conv_0.weight", "conv_1.weight"]}
     wanted |= {f"layer.{g}.block.0.shortcut.weight" for g in range(3)}
-    wanted |= {"init_conv.weight", "logits.weight", "logits.bias"} | {n.replace("batchnorm_0", "batchnorm") for n in norms[:5]}
+    wanted |= {"init_conv.weight", "logits.weight", "logits.bias"} | {
+        n.replace("batchnorm_0", "batchnorm") for n in norms[:5]
+    }
     assert set(names) == wanted
 
 
 def test_a_block_is_its_formula() -> None:
-    """BN, SiLU, 3x3 (stride 2: right and bottom padding), BN, SiLU, 3x3, plus the 1x1 of the activated input."""
+    """BN, SiLU, 3x3 (stride 2: right and bottom padding), BN, SiLU, 3x3, plus the 1x1 of the
+    activated input.
+    """
     torch.manual_seed(0)
     student = WideResNet(10, 1, 10, [0.0], [1.0]).eval()
     block = student.layer[1].block[0]
@@ -43,7 +51,9 @@ def test_a_block_is_its_formula() -> None:
     padded = torch.zeros(2, 16, 9, 9)
     padded[:, :, :8, :8] = active
     hidden = F.silu(block.batchnorm_1(F.conv2d(padded, block.conv_0.weight, stride=2)))
-    shortcut = torch.einsum("bchw,oc->bohw", active[:, :, ::2, ::2], block.shortcut.weight[:, :, 0, 0])
+    shortcut = torch.einsum(
+        "bchw,oc->bohw", active[:, :, ::2, ::2], block.shortcut.weight[:, :, 0, 0]
+    )
     expected = F.conv2d(hidden, block.conv_1.weight, padding=1) + shortcut
     torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
 
@@ -63,7 +73,20 @@ def test_logits_come_from_the_features_of_normalised_images() -> None:
     torch.testing.assert_close(plain((x - mean[0]) / std[0]), logits, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["wrn-28", "wrn-27-10", "resnet", "wrn-4-1", "relu-wrn-12-1", "rawrn-34-10", "vit-x-2", "vit-b-3", "timm/nothing"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "wrn-28",
+        "wrn-27-10",
+        "resnet",
+        "wrn-4-1",
+        "relu-wrn-12-1",
+        "rawrn-34-10",
+        "vit-x-2",
+        "vit-b-3",
+        "timm/nothing",
+    ],
+)
 def test_an_unknown_student_is_named(name: str) -> None:
     with pytest.raises(ConfigError, match=f"model.name='{name}'"):
         students.build(config.Model(name=name), SHAPE)
@@ -71,7 +94,9 @@ def test_an_unknown_student_is_named(name: str) -> None:
 
 def test_normalisation_needs_a_value_for_every_channel() -> None:
     with pytest.raises(ConfigError, match=r"model.mean has 3 values, but images have 1 channels"):
-        students.build(config.Model(name="wrn-10-1", mean=(0.5, 0.5, 0.5)), Shape(10, 1, 8, (0.3,), (0.4,)))
+        students.build(
+            config.Model(name="wrn-10-1", mean=(0.5, 0.5, 0.5)), Shape(10, 1, 8, (0.3,), (0.4,))
+        )
 
 
 GREY, COLOUR = Shape(7, 1, 28, (0.29,), (0.35,)), Shape(3, 3, 64, (0.5,) * 3, (0.25,) * 3)
@@ -79,8 +104,18 @@ GREY, COLOUR = Shape(7, 1, 28, (0.29,), (0.35,)), Shape(3, 3, 64, (0.5,) * 3, (0
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [(name, shape) for name in ("wrn-10-1", "relu-wrn-10-1", "resnet-18") for shape in (GREY, COLOUR)]
-    + [("vit-t-4", GREY), ("vit-t-16", COLOUR), ("timm/resnet10t", GREY), ("timm/convnext_atto", COLOUR), ("timm/vit_tiny_patch16_224", COLOUR)],
+    [
+        (name, shape)
+        for name in ("wrn-10-1", "relu-wrn-10-1", "resnet-18")
+        for shape in (GREY, COLOUR)
+    ]
+    + [
+        ("vit-t-4", GREY),
+        ("vit-t-16", COLOUR),
+        ("timm/resnet10t", GREY),
+        ("timm/convnext_atto", COLOUR),
+        ("timm/vit_tiny_patch16_224", COLOUR),
+    ],
 )
 def test_every_student_has_features_and_an_input_gradient(name: str, shape: Shape) -> None:
     torch.manual_seed(0)
@@ -95,20 +130,29 @@ def test_every_student_has_features_and_an_input_gradient(name: str, shape: Shap
     assert gradient.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", ["wrn-10-1", "relu-wrn-10-1", "resnet-18", "vit-t-8", "timm/convnext_atto"])
+@pytest.mark.parametrize(
+    "name", ["wrn-10-1", "relu-wrn-10-1", "resnet-18", "vit-t-8", "timm/convnext_atto"]
+)
 def test_normalisation_happens_inside_and_is_no_weight(name: str) -> None:
     torch.manual_seed(0)
-    inside = students.build(config.Model(name=name, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)), SHAPE).eval()
+    inside = students.build(
+        config.Model(name=name, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)), SHAPE
+    ).eval()
     raw = students.build(config.Model(name=name, normalise=False), SHAPE).eval()
     raw.load_state_dict(inside.state_dict())
     x = torch.rand(2, 3, 32, 32)
-    mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
+    mean, std = (
+        torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1),
+        torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1),
+    )
     torch.testing.assert_close(raw((x - mean) / std), inside(x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_backbone_that_images_are_too_small_for_is_named() -> None:
     with pytest.raises(
-        ConfigError, match=r"model.name='timm/convnext_atto' cannot take 1x28x28 images \(.*\); choose another model or data.resolution"
+        ConfigError,
+        match=r"model.name='timm/convnext_atto' cannot take 1x28x28 images \(.*\); choose another "
+        r"model or data.resolution",
     ):
         students.build(config.Model(name="timm/convnext_atto"), GREY)
 
@@ -121,12 +165,24 @@ def test_equal_seeds_give_equal_students() -> None:
 def test_a_vit_starts_as_jax_starts_it() -> None:
     """Truncated normal of deviation 0.02, cut at 0.04, and LayerScale 1e-4."""
     net = _seeded("vit-t-4").net
-    for tensor in (net.cls_token, net.pos_embed, net.patch_embed.proj.weight, net.blocks[3].attn.qkv.weight, net.head.weight):
+    for tensor in (
+        net.cls_token,
+        net.pos_embed,
+        net.patch_embed.proj.weight,
+        net.blocks[3].attn.qkv.weight,
+        net.head.weight,
+    ):
         assert tensor.abs().max() <= 0.04
     # a normal cut at two deviations keeps 0.8796 of its deviation
     assert net.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.02 * 0.8796, rel=0.01)
-    assert all((p == 0).all() for key, p in net.named_parameters() if key.endswith(".bias") and "norm" not in key)
-    assert all((block.ls1.gamma == 1e-4).all() and (block.ls2.gamma == 1e-4).all() for block in net.blocks)
+    assert all(
+        (p == 0).all()
+        for key, p in net.named_parameters()
+        if key.endswith(".bias") and "norm" not in key
+    )
+    assert all(
+        (block.ls1.gamma == 1e-4).all() and (block.ls2.gamma == 1e-4).all() for block in net.blocks
+    )
     assert net.pos_embed.shape == (1, 64, 192)
 
 
@@ -144,9 +200,17 @@ def test_the_projector_has_three_layers() -> None:
     assert head[0].weight.abs().max() <= bound and head[0].weight.abs().max() > 0.95 * bound
 
 
-@pytest.mark.parametrize(("activation", "kind"), [("silu", nn.SiLU), ("relu", nn.ReLU), ("gelu", nn.GELU)])
+@pytest.mark.parametrize(
+    ("activation", "kind"), [("silu", nn.SiLU), ("relu", nn.ReLU), ("gelu", nn.GELU)]
+)
 def test_the_projector_has_the_activation_that_is_asked_for(activation, kind) -> None:
-    assert [type(m) for m in projector(4, 3, 5, activation)] == [nn.Linear, kind, nn.Linear, kind, nn.Linear]
+    assert [type(m) for m in projector(4, 3, 5, activation)] == [
+        nn.Linear,
+        kind,
+        nn.Linear,
+        kind,
+        nn.Linear,
+    ]
 
 
 def test_averaging_decay_follows_dm_at() -> None:

@@ -1,4 +1,6 @@
-"""Weights from elsewhere: wrappers, prefixes and normalisation are recognised, and what differs is named."""
+"""Weights from elsewhere: wrappers, prefixes and normalisation are recognised, and what differs is
+named.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,23 @@ def prefixed(prefix: str, net: students.Student) -> dict[str, torch.Tensor]:
 
 
 def test_without_weights_the_start_is_random() -> None:
-    assert students.initialise(student("wrn-10-1", 0), config.Model(name="wrn-10-1")) == "random initialisation"
+    assert (
+        students.initialise(student("wrn-10-1", 0), config.Model(name="wrn-10-1"))
+        == "random initialisation"
+    )
 
 
 def test_a_file_as_dm_at_releases_them_loads(tmp_path) -> None:
     """DM-AT: DataParallel's prefix, under model_state_dict, beside other state."""
     trained, fresh = student("wrn-10-1", 0), student("wrn-10-1", 1)
     store = Store(str(tmp_path)) / "weights-best.pt"
-    store.write_torch({"model_state_dict": prefixed("module.", trained), "unaveraged_model_state_dict": prefixed("module.", fresh), "epoch": 3})
+    store.write_torch(
+        {
+            "model_state_dict": prefixed("module.", trained),
+            "unaveraged_model_state_dict": prefixed("module.", fresh),
+            "epoch": 3,
+        }
+    )
     told = students.initialise(fresh, config.Model(name="wrn-10-1", weights=store.uri))
     assert same(fresh, trained) and told == f"weights of '{store}'"
 
@@ -57,7 +68,13 @@ def test_wrappers_and_prefixes(tmp_path, wrapper: tuple[str, ...], prefix: str) 
 def test_safetensors_and_old_files_without_batch_counts(tmp_path) -> None:
     trained, fresh = student("resnet-18", 0), student("resnet-18", 1)
     store = Store(str(tmp_path)) / "some.safetensors"
-    store.write_tensors({key: tensor for key, tensor in trained.state_dict().items() if not key.endswith("num_batches_tracked")})
+    store.write_tensors(
+        {
+            key: tensor
+            for key, tensor in trained.state_dict().items()
+            if not key.endswith("num_batches_tracked")
+        }
+    )
     students.initialise(fresh, config.Model(name="resnet-18", weights=store.uri))
     assert same(fresh, trained)
 
@@ -65,23 +82,38 @@ def test_safetensors_and_old_files_without_batch_counts(tmp_path) -> None:
 def test_a_trades_checkpoint_loads_without_the_group_that_is_never_used() -> None:
     trained, fresh = student("relu-wrn-10-1", 0), student("relu-wrn-10-1", 1)
     theirs = prefixed("module.", trained)
-    theirs |= {key.replace("block1", "sub_block1"): tensor for key, tensor in theirs.items() if ".block1." in key}
+    theirs |= {
+        key.replace("block1", "sub_block1"): tensor
+        for key, tensor in theirs.items()
+        if ".block1." in key
+    }
     told = weights.load_into(fresh, theirs, "relu-wrn-10-1", "model_cifar_wrn.pt")
     assert same(fresh, trained)
     assert "without 12 keys that the network never uses (module.sub_block1.layer.0." in told
-    with pytest.raises(CheckpointError, match="unexpected: 58 "):  # another network's are not left out in silence
+    with pytest.raises(
+        CheckpointError, match="unexpected: 58 "
+    ):  # another network's are not left out in silence
         weights.load_into(student("wrn-10-1", 0), theirs, "wrn-10-1", "model_cifar_wrn.pt")
 
 
-@pytest.mark.parametrize("names", [("normalize.mean", "normalize.std"), ("module.mu", "module.sigma")])
+@pytest.mark.parametrize(
+    "names", [("normalize.mean", "normalize.std"), ("module.mu", "module.sigma")]
+)
 def test_normalisation_among_the_weights_must_be_the_models(names: tuple[str, str]) -> None:
     trained, fresh = student("wrn-10-1", 0), student("wrn-10-1", 1)
     theirs = prefixed("module.", trained)
-    theirs |= {names[0]: torch.tensor(SHAPE.mean).view(1, 3, 1, 1), names[1]: torch.tensor(SHAPE.std).view(3, 1, 1)}
+    theirs |= {
+        names[0]: torch.tensor(SHAPE.mean).view(1, 3, 1, 1),
+        names[1]: torch.tensor(SHAPE.std).view(3, 1, 1),
+    }
     weights.load_into(fresh, theirs, "wrn-10-1", "there.pt")
     assert same(fresh, trained)
     raw = student("wrn-10-1", 2, normalise=False)
-    with pytest.raises(CheckpointError, match=r"another normalisation.*model.mean=\[0.4914, 0.4822, 0.4465\] and model.std=\[0.2471"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"another normalisation.*model.mean=\[0.4914, 0.4822, 0.4465\] and "
+        r"model.std=\[0.2471",
+    ):
         weights.load_into(raw, theirs, "wrn-10-1", "there.pt")
     assert not same(raw, trained)
 
@@ -94,8 +126,10 @@ def test_what_differs_is_named_and_nothing_is_loaded() -> None:
     with pytest.raises(CheckpointError) as caught:
         weights.load_into(fresh, theirs, "wrn-10-1", "there.pt")
     assert str(caught.value) == (
-        "'there.pt' does not fit model.name='wrn-10-1': keys missing: 1 (init_conv.weight), unexpected: 1 (extra), "
-        "of another shape: 1 (logits.weight [100, 64] for [10, 64]); set model.name to what these weights are of"
+        "'there.pt' does not fit model.name='wrn-10-1': keys missing: 1 (init_conv.weight), "
+        "unexpected: 1 (extra), "
+        "of another shape: 1 (logits.weight [100, 64] for [10, 64]); set model.name to what these "
+        "weights are of"
     )
     assert same(fresh, student("wrn-10-1", 1))
 
@@ -105,15 +139,26 @@ def test_a_timm_backbone_may_come_without_its_classifier_or_with_another(tmp_pat
     trained = student(name, 0, shape)
     theirs = {key.removeprefix("net."): tensor for key, tensor in trained.state_dict().items()}
     headless = {key: tensor for key, tensor in theirs.items() if not key.startswith("head.fc.")}
-    for number, file in enumerate((headless, headless | {"head.fc.weight": torch.zeros(1000, 320), "head.fc.bias": torch.zeros(1000)})):
+    for number, file in enumerate(
+        (
+            headless,
+            headless
+            | {"head.fc.weight": torch.zeros(1000, 320), "head.fc.bias": torch.zeros(1000)},
+        )
+    ):
         store = Store(str(tmp_path)) / f"{number}.safetensors"
         store.write_tensors(file)
         fresh = student(name, 1, shape)
         told = students.initialise(fresh, config.Model(name=name, weights=store.uri))
-        assert told == f"weights of '{store}', but a newly initialised classifier (net.head.fc.bias, net.head.fc.weight)"
+        assert (
+            told == f"weights of '{store}', but a newly initialised classifier (net.head.fc.bias, "
+            "net.head.fc.weight)"
+        )
         fresh.net.head.fc.load_state_dict(trained.net.head.fc.state_dict())
         assert same(fresh, trained)
-    with pytest.raises(CheckpointError, match=r"missing: 2 \(net.head.fc.weight, net.head.fc.bias\)"):  # to be judged, a model must be whole
+    with pytest.raises(
+        CheckpointError, match=r"missing: 2 \(net.head.fc.weight, net.head.fc.bias\)"
+    ):  # to be judged, a model must be whole
         weights.load_into(student(name, 1, shape), headless, name, "there.pt")
     store.write_tensors({key: tensor for key, tensor in headless.items() if key != "stem.0.weight"})
     with pytest.raises(CheckpointError, match=r"keys missing: 1 \(net.stem.0.weight\);"):

@@ -30,12 +30,23 @@ def test_round_trip(saved):
 
 def test_digest_follows_weights_and_architecture(saved, tmp_path):
     store, net = saved
-    assert checkpoint.save(Store(str(tmp_path / "same")), net, {"images_seen": 6}) == checkpoint.digest(store)
+    assert checkpoint.save(
+        Store(str(tmp_path / "same")), net, {"images_seen": 6}
+    ) == checkpoint.digest(store)
     net.sigma_data = 0.6
     other = checkpoint.save(Store(str(tmp_path / "sigma")), net, {})
     with torch.no_grad():
         next(net.parameters()).view(-1)[0] += 1e-3
-    assert len({checkpoint.digest(store), other, checkpoint.save(Store(str(tmp_path / "weights")), net, {})}) == 3
+    assert (
+        len(
+            {
+                checkpoint.digest(store),
+                other,
+                checkpoint.save(Store(str(tmp_path / "weights")), net, {}),
+            }
+        )
+        == 3
+    )
 
 
 def test_missing(tmp_path, saved):
@@ -51,7 +62,11 @@ def test_keys_and_shapes_that_do_not_fit_are_named(saved):
     (store / "teacher.safetensors").write_tensors(weights)
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(store)
-    for part in ("missing model.map_layer0.bias", "unknown model.enc.odd", "model.map_label.weight is [16, 9] instead of [16, 10]"):
+    for part in (
+        "missing model.map_layer0.bias",
+        "unknown model.enc.odd",
+        "model.map_label.weight is [16, 9] instead of [16, 10]",
+    ):
         assert part in str(caught.value)
 
 
@@ -75,9 +90,14 @@ def test_a_card_of_something_else(saved):
 
 def test_kinds_of_network(saved, tmp_path):
     store, _ = saved
-    assert "kind" not in checkpoint.read_card(store)["architecture"]  # as in teachers that were made before there were kinds
+    assert (
+        "kind" not in checkpoint.read_card(store)["architecture"]
+    )  # as in teachers that were made before there were kinds
     assert isinstance(checkpoint.load(store, EDM), EDM)
-    with pytest.raises(CheckpointError, match="holds a network of kind 'edm', but this needs kind 'noisy-classifier'"):
+    with pytest.raises(
+        CheckpointError,
+        match="holds a network of kind 'edm', but this needs kind 'noisy-classifier'",
+    ):
         checkpoint.load(store, NoisyClassifier)
     control = Store(str(tmp_path / "control"))
     checkpoint.save(control, NoisyClassifier(UNet(model_channels=16), 8, 1, 10), {})

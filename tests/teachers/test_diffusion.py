@@ -30,16 +30,40 @@ def test_bytes_round_trip():
 def test_noise_levels_are_the_published_grid():
     """EDM with 18 steps, from 80 down to 0.002."""
     levels = diffusion.noise_levels(18, 0.002, 80, 7)
-    wanted = [80, 57.6, 40.8, 28.4, 19.4, 12.9, 8.40, 5.32, 3.26, 1.92, 1.088, 0.585, 0.296, 0.1395, 0.0600, 0.0229, 0.0075, 0.002, 0]
+    wanted = [
+        80,
+        57.6,
+        40.8,
+        28.4,
+        19.4,
+        12.9,
+        8.40,
+        5.32,
+        3.26,
+        1.92,
+        1.088,
+        0.585,
+        0.296,
+        0.1395,
+        0.0600,
+        0.0229,
+        0.0075,
+        0.002,
+        0,
+    ]
     assert levels.tolist() == pytest.approx(wanted, rel=6e-3)
 
 
 def test_heun_transports_the_noise_exactly():
-    """For Gaussian data the probability flow is x(s) - mean = (x(S) - mean) sqrt((s^2 + v) / (S^2 + v)); Heun's error falls with steps^-2."""
+    """For Gaussian data the probability flow is x(s) - mean = (x(S) - mean) sqrt((s^2 + v) / (S^2 +
+    v)); Heun's error falls with steps^-2.
+    """
     noise = torch.randn(8, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     errors = []
     for steps in (32, 64, 128):
-        got = diffusion.heun(Gaussian(0.3, 0.5), noise, None, diffusion.noise_levels(steps, 0.002, 80, 7))
+        got = diffusion.heun(
+            Gaussian(0.3, 0.5), noise, None, diffusion.noise_levels(steps, 0.002, 80, 7)
+        )
         start = 80 * noise - 0.3
         errors.append(float((got - (0.3 + 0.5 * start / (80**2 + 0.5**2) ** 0.5)).abs().max()))
     assert errors[2] < 0.002
@@ -47,10 +71,15 @@ def test_heun_transports_the_noise_exactly():
 
 
 def test_loss_of_the_exact_denoiser():
-    """E|D-y|^2 = s^2 v / (s^2 + v) per pixel, so EDM's weighting makes it 1 per pixel when sigma_data is the data's deviation."""
+    """E|D-y|^2 = s^2 v / (s^2 + v) per pixel, so EDM's weighting makes it 1 per pixel when
+    sigma_data is the data's deviation.
+    """
     generator = torch.Generator().manual_seed(1)
     clean = 0.5 * torch.randn(4000, 1, 4, 4, generator=generator)
-    sigma, noise = diffusion.draw_sigma(4000, generator), torch.randn(clean.shape, generator=generator)
+    sigma, noise = (
+        diffusion.draw_sigma(4000, generator),
+        torch.randn(clean.shape, generator=generator),
+    )
     loss = diffusion.edm_loss(Gaussian(0, 0.5), clean, sigma, noise, None, 0.5)
     assert loss.shape == (4000,)
     assert float(loss.mean()) == pytest.approx(16, rel=0.02)
@@ -64,7 +93,9 @@ def test_sigma_is_log_normal():
 
 def test_ema_decay():
     assert diffusion.ema_decay(100, 10**9, 100) == pytest.approx(0.5)
-    assert diffusion.ema_decay(100, 2000, 10**9) == pytest.approx(0.5)  # the ramp: 5 % of 2000 images
+    assert diffusion.ema_decay(100, 2000, 10**9) == pytest.approx(
+        0.5
+    )  # the ramp: 5 % of 2000 images
     assert diffusion.ema_decay(100, 0, 1000) == 0.0
     net, average = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     before = copy.deepcopy(average)
@@ -86,6 +117,13 @@ def test_an_image_depends_on_its_seed_only():
 
 def test_levels_must_be_known_to_the_network():
     net = EDM(UNet(model_channels=16), 8, 1, 0, precondition="ve").eval()
-    with pytest.raises(ConfigError, match=r"sigma=0.002 is outside of what the teacher knows, 0.02 to 100"):
+    with pytest.raises(
+        ConfigError, match=r"sigma=0.002 is outside of what the teacher knows, 0.02 to 100"
+    ):
         diffusion.sample(net, [0], None, diffusion.noise_levels(3, 0.002, 80, 7))
-    assert diffusion.sample(net, [0], None, diffusion.noise_levels(3, 0.02, 80, 7)).shape == (1, 1, 8, 8)
+    assert diffusion.sample(net, [0], None, diffusion.noise_levels(3, 0.02, 80, 7)).shape == (
+        1,
+        1,
+        8,
+        8,
+    )

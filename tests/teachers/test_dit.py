@@ -16,7 +16,14 @@ from dra_ray.teachers.vae import VAE, LatentStats, VAESizes
 
 TINY = DiTSizes(4, 5, 1, 32, 85, depth=4, heads=2, num_classes=10)
 PIXELS = DiTSizes(8, 1, 2, 32, 85, depth=2, heads=2, num_classes=10)
-VAE_TINY = VAESizes(resolution=8, width=32, width_mult=(1, 1), num_blocks=1, attn_resolutions=(4,), latent_channels=5)
+VAE_TINY = VAESizes(
+    resolution=8,
+    width=32,
+    width_mult=(1, 1),
+    num_blocks=1,
+    attn_resolutions=(4,),
+    latent_channels=5,
+)
 
 
 def trained(sizes: DiTSizes = TINY, seed: int = 0, **changes) -> LightningDiT:
@@ -29,7 +36,9 @@ def trained(sizes: DiTSizes = TINY, seed: int = 0, **changes) -> LightningDiT:
     return net
 
 
-def request(count: int = 3, sizes: DiTSizes = TINY) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def request(
+    count: int = 3, sizes: DiTSizes = TINY
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(count, sizes.channels, sizes.resolution, sizes.resolution, generator=generator)
     labels = torch.nn.functional.one_hot(torch.arange(count) % 10, 10).float()
@@ -39,10 +48,12 @@ def request(count: int = 3, sizes: DiTSizes = TINY) -> tuple[torch.Tensor, torch
 def latent_dit(**changes) -> LatentDiT:
     net = trained()
     vae = VAE(VAE_TINY).eval().requires_grad_(False)
-    return LatentDiT(net, vae, LatentStats(torch.linspace(-1, 1, 5), torch.linspace(0.5, 2, 5)), **changes).eval()
+    return LatentDiT(
+        net, vae, LatentStats(torch.linspace(-1, 1, 5), torch.linspace(0.5, 2, 5)), **changes
+    ).eval()
 
 
-# -- the network -------------------------------------------------------------------------------------------------------
+# -- the network -----------------------------------------------------------------------------------
 def test_official_sizes_and_names():
     with torch.device("meta"):
         net = LightningDiT(XL_1)
@@ -82,7 +93,9 @@ def test_denoising_follows_the_linear_path():
     t = dit.to_time(sigma)
     assert torch.allclose(dit.to_sigma(t), sigma)
     wide = t.reshape(-1, 1, 1, 1)
-    assert torch.allclose(net(x, sigma, labels), wide * x + (1 - wide) * net.velocity(wide * x, t, labels), atol=1e-6)
+    assert torch.allclose(
+        net(x, sigma, labels), wide * x + (1 - wide) * net.velocity(wide * x, t, labels), atol=1e-6
+    )
 
 
 def test_every_row_has_its_own_time_and_label():
@@ -91,7 +104,9 @@ def test_every_row_has_its_own_time_and_label():
     labels[1] = 0
     whole = net.features(x, sigma, labels)
     for row in range(3):
-        alone = net.features(x[row : row + 1], sigma[row : row + 1], None if row == 1 else labels[row : row + 1])
+        alone = net.features(
+            x[row : row + 1], sigma[row : row + 1], None if row == 1 else labels[row : row + 1]
+        )
         assert torch.allclose(whole[row], alone[0], atol=1e-5)
     assert not torch.allclose(whole[0], net.features(x, sigma)[0], atol=1e-3)
     assert not torch.allclose(whole[0], net.features(x, sigma + 0.5, labels)[0], atol=1e-3)
@@ -103,7 +118,7 @@ def test_without_classes():
     assert net.features(x, sigma).shape == (3, 32)
 
 
-# -- features ----------------------------------------------------------------------------------------------------------
+# -- features --------------------------------------------------------------------------------------
 def test_features_stop_at_their_layer():
     net = trained()
     called = []
@@ -133,28 +148,46 @@ def test_a_feature_map_lies_as_the_latents_do():
     x, sigma, labels = request(1)
     other = x.clone()
     other[0, :, 1, 2] += 1
-    change = net.features(other, sigma, labels, "blocks.0", pooled=False) - net.features(x, sigma, labels, "blocks.0", pooled=False)
+    change = net.features(other, sigma, labels, "blocks.0", pooled=False) - net.features(
+        x, sigma, labels, "blocks.0", pooled=False
+    )
     assert change.abs().amax((0, 1)).nonzero().tolist() == [[1, 2]]
 
 
 def test_massive_channels_are_zeroed_before_the_norm():
-    """In a network whose blocks do nothing, a constant in channel 3 must not reach a feature that goes without channel 3."""
+    """In a network whose blocks do nothing, a constant in channel 3 must not reach a feature that
+    goes without channel 3.
+    """
     x, sigma, labels = request()
     found = {}
     for massive in ((), (3,)):
         for inflated in (0.0, 1000.0):
             torch.manual_seed(0)
-            net = LightningDiT(dataclasses.replace(TINY, massive=massive)).eval().requires_grad_(False)
+            net = (
+                LightningDiT(dataclasses.replace(TINY, massive=massive))
+                .eval()
+                .requires_grad_(False)
+            )
             net.x_embedder.proj.bias[3] += inflated
-            found[massive, inflated] = net.features(x, sigma, labels, "blocks.2"), net.features(x, sigma, labels, "blocks.2.stream")
+            found[massive, inflated] = (
+                net.features(x, sigma, labels, "blocks.2"),
+                net.features(x, sigma, labels, "blocks.2.stream"),
+            )
     assert torch.equal(found[(3,), 0.0][0], found[(3,), 1000.0][0])
     assert not found[(3,), 1000.0][0][:, 3].any()
     assert not found[(3,), 1000.0][1][:, 3].any()
     others = found[(), 1000.0][0].abs()
-    assert others[:, :3].max() < 0.05 < others[:, 3].min()  # what the norm does to the others otherwise
-    # the mean square counts the zeroed channel, so the rest is what the plain norm gives for that stream
+    assert (
+        others[:, :3].max() < 0.05 < others[:, 3].min()
+    )  # what the norm does to the others otherwise
+    # the mean square counts the zeroed channel, so the rest is what the plain norm gives for that
+    # stream
     stream = net.stream(x, sigma, labels, "blocks.2").index_fill(2, torch.tensor([3]), 0)
-    assert torch.allclose(found[(3,), 0.0][0], (stream / (stream**2).mean(2, keepdim=True).add(1e-6).sqrt()).mean(1), atol=1e-5)
+    assert torch.allclose(
+        found[(3,), 0.0][0],
+        (stream / (stream**2).mean(2, keepdim=True).add(1e-6).sqrt()).mean(1),
+        atol=1e-5,
+    )
 
 
 def test_unknown_layer_names_the_nearest():
@@ -175,14 +208,19 @@ def test_noise_levels_and_classes_are_checked():
 
 @pytest.mark.parametrize(
     ("changes", "field"),
-    [({"patch": 3}, "net.patch=3"), ({"heads": 3}, "net.hidden=32"), ({"massive": (32,)}, "channel 32"), ({"depth": 0}, "net.depth=0")],
+    [
+        ({"patch": 3}, "net.patch=3"),
+        ({"heads": 3}, "net.hidden=32"),
+        ({"massive": (32,)}, "channel 32"),
+        ({"depth": 0}, "net.depth=0"),
+    ],
 )
 def test_sizes_that_do_not_fit(changes, field):
     with pytest.raises(ConfigError, match=field):
         dataclasses.replace(TINY, **changes)
 
 
-# -- checkpoints -------------------------------------------------------------------------------------------------------
+# -- checkpoints -----------------------------------------------------------------------------------
 def test_architecture_round_trip():
     net = trained(massive=(1, 7))
     again = LightningDiT.from_architecture(json.loads(json.dumps(net.architecture)))
@@ -192,16 +230,27 @@ def test_architecture_round_trip():
     assert torch.equal(again.eval().features(x, sigma, labels), net.features(x, sigma, labels))
 
 
-@pytest.mark.parametrize("sizes", [TINY, dataclasses.replace(PIXELS, channels=3, heads=4, qk_norm=True)])
+@pytest.mark.parametrize(
+    "sizes", [TINY, dataclasses.replace(PIXELS, channels=3, heads=4, qk_norm=True)]
+)
 def test_official_checkpoint(tmp_path, sizes):
     """As the official training writes it; the averaged weights win over the last ones."""
     net, other = trained(sizes), trained(sizes, seed=1)
     file = Store(str(tmp_path)) / "0800000.pt"
     averaged = {f"module._orig_mod.{name}": tensor for name, tensor in net.state_dict().items()}
-    file.write_torch({"model": other.state_dict(), "ema": averaged, "opt": {"state": {}}, "config": {"train": {"max_steps": 1}}})
+    file.write_torch(
+        {
+            "model": other.state_dict(),
+            "ema": averaged,
+            "opt": {"state": {}},
+            "config": {"train": {"max_steps": 1}},
+        }
+    )
     again = LightningDiT.from_official(file.read_torch(), massive=(4,))
     assert again.sizes == dataclasses.replace(sizes, massive=(4,))
-    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in again.state_dict().items())
+    assert all(
+        torch.equal(tensor, net.state_dict()[name]) for name, tensor in again.state_dict().items()
+    )
     assert not any(parameter.requires_grad for parameter in again.parameters())
     assert dit.official_keys(net.half().state_dict())["pos_embed"].dtype == torch.float32
 
@@ -214,13 +263,17 @@ def test_another_checkpoint_is_refused():
         LightningDiT.from_official({"ema": {"a": 1}})
     with pytest.raises(CheckpointError, match=r"missing blocks.2.norm1.weight; unknown extra"):
         LightningDiT.from_official(
-            {name: tensor for name, tensor in weights.items() if name != "blocks.2.norm1.weight"} | {"extra": torch.ones(1)}, ()
+            {name: tensor for name, tensor in weights.items() if name != "blocks.2.norm1.weight"}
+            | {"extra": torch.ones(1)},
+            (),
         )
 
 
-# -- sampling ----------------------------------------------------------------------------------------------------------
+# -- sampling --------------------------------------------------------------------------------------
 def test_grid():
-    assert torch.allclose(Sampling(times=5, shift=1).grid(), torch.linspace(0, 1, 5, dtype=torch.float64))
+    assert torch.allclose(
+        Sampling(times=5, shift=1).grid(), torch.linspace(0, 1, 5, dtype=torch.float64)
+    )
     shifted = Sampling().grid()
     assert len(shifted) == 250
     assert (shifted[0], shifted[-1]) == (0, 1)
@@ -240,7 +293,12 @@ def test_heun_is_of_higher_order():
     net = trained()
     noise = seeded_noise([1], net.noise_shape)
     exact = dit.integrate(net, noise, None, Sampling(times=33, method="heun"))
-    error = {method: (dit.integrate(net, noise, None, Sampling(times=9, method=method)) - exact).abs().max() for method in ("euler", "heun")}
+    error = {
+        method: (dit.integrate(net, noise, None, Sampling(times=9, method=method)) - exact)
+        .abs()
+        .max()
+        for method in ("euler", "heun")
+    }
     assert error["heun"] < error["euler"] / 4
 
 
@@ -263,17 +321,25 @@ def test_samples_belong_to_their_seeds():
     whole = dit.sample(net, [5, 6, 7], labels, Sampling(times=5))
     assert whole.dtype == torch.float64
     assert torch.equal(whole, dit.sample(net, [5, 6, 7], labels, Sampling(times=5)))
-    assert torch.allclose(whole[1:], dit.sample(net, [6, 7], labels[1:], Sampling(times=5)), atol=1e-4)
-    assert not torch.allclose(whole, dit.sample(net, [5, 6, 8], labels, Sampling(times=5)), atol=1e-2)
+    assert torch.allclose(
+        whole[1:], dit.sample(net, [6, 7], labels[1:], Sampling(times=5)), atol=1e-4
+    )
+    assert not torch.allclose(
+        whole, dit.sample(net, [5, 6, 8], labels, Sampling(times=5)), atol=1e-2
+    )
 
 
 def test_sampling_that_makes_no_sense():
-    for changes, field in (({"times": 1}, "sampling.times=1"), ({"shift": 0}, "sampling.shift=0"), ({"method": "dopri"}, "known: euler, heun")):
+    for changes, field in (
+        ({"times": 1}, "sampling.times=1"),
+        ({"shift": 0}, "sampling.shift=0"),
+        ({"method": "dopri"}, "known: euler, heun"),
+    ):
         with pytest.raises(ConfigError, match=field):
             Sampling(**changes)
 
 
-# -- as a teacher ------------------------------------------------------------------------------------------------------
+# -- as a teacher ----------------------------------------------------------------------------------
 def test_a_pixel_network_teaches():
     """`LocalTeacher` takes it as it takes EDM."""
     net = trained(PIXELS, massive=(2,))
@@ -286,7 +352,9 @@ def test_a_pixel_network_teaches():
     assert torch.equal(whole[5:], source.encode(images[5:], labels[5:], sigma[5:], 12))
     noisy = net.clean(images) + sigma.reshape(-1, 1, 1, 1) * noise_of(list(range(7, 19)), (1, 8, 8))
     assert torch.allclose(whole, net.features(noisy, sigma, net.one_hot(labels)), atol=1e-5)
-    null = LocalTeacher(net, Teacher(micro_batch=8, label="null", layer="blocks.1.stream")).encode(images, labels, sigma, 7)
+    null = LocalTeacher(net, Teacher(micro_batch=8, label="null", layer="blocks.1.stream")).encode(
+        images, labels, sigma, 7
+    )
     assert torch.allclose(null, net.features(noisy, sigma, None, "blocks.1.stream"), atol=1e-5)
 
 
@@ -296,9 +364,13 @@ def test_behind_an_autoencoder():
     images = torch.randint(0, 256, (3, 3, 8, 8), generator=generator, dtype=torch.uint8)
     clean = net.clean(images)
     assert clean.shape == (3, *net.noise_shape) == (3, 5, 4, 4)
-    raw = clean * torch.linspace(0.5, 2, 5).reshape(1, 5, 1, 1) + torch.linspace(-1, 1, 5).reshape(1, 5, 1, 1)
+    raw = clean * torch.linspace(0.5, 2, 5).reshape(1, 5, 1, 1) + torch.linspace(-1, 1, 5).reshape(
+        1, 5, 1, 1
+    )
     assert torch.allclose(raw, net.vae.encode(images), atol=1e-5)
-    assert torch.equal(net.decode(clean), net.vae.decode_uint8(clean * net.latent_std + net.latent_mean))
+    assert torch.equal(
+        net.decode(clean), net.vae.decode_uint8(clean * net.latent_std + net.latent_mean)
+    )
     assert torch.equal(net.clean(clean), clean)  # latents made before
     sigma, labels = torch.ones(3), net.one_hot(torch.arange(3))
     noisy = clean + seeded_noise([1, 2, 3], net.noise_shape).float()
@@ -311,7 +383,11 @@ def test_images_of_another_resolution_are_resized():
     net = latent_dit(resolution=6)
     assert (net.resolution, net.channels) == (6, 3)
     plain = torch.full((2, 3, 6, 6), 51, dtype=torch.uint8)
-    assert torch.allclose(net.clean(plain), latent_dit().clean(torch.full((2, 3, 8, 8), 51, dtype=torch.uint8)), atol=1e-4)
+    assert torch.allclose(
+        net.clean(plain),
+        latent_dit().clean(torch.full((2, 3, 8, 8), 51, dtype=torch.uint8)),
+        atol=1e-4,
+    )
 
 
 def test_images_are_sampled():
@@ -319,7 +395,9 @@ def test_images_are_sampled():
     made = dit.sample_images(net, [5, 6], torch.tensor([3, 1]), Sampling(times=3))
     assert made.dtype == torch.uint8
     assert made.shape == (2, 3, 8, 8)
-    assert torch.equal(made, net.decode(dit.sample(net.dit, [5, 6], torch.tensor([3, 1]), Sampling(times=3))))
+    assert torch.equal(
+        made, net.decode(dit.sample(net.dit, [5, 6], torch.tensor([3, 1]), Sampling(times=3)))
+    )
 
 
 def test_latent_architecture_round_trip():
@@ -339,7 +417,7 @@ def test_parts_that_do_not_belong_together():
         LatentDiT(trained(), VAE(VAE_TINY), LatentStats(torch.zeros(3), torch.ones(3)))
 
 
-# -- massive channels --------------------------------------------------------------------------------------------------
+# -- massive channels ------------------------------------------------------------------------------
 def activations(images: int = 12, width: int = 40) -> torch.Tensor:
     return torch.randn(images, 9, width, generator=torch.Generator().manual_seed(5))
 

@@ -7,15 +7,27 @@ from dra_ray.config import UNet
 from dra_ray.errors import ConfigError, DataError
 from dra_ray.teachers.edm import EDM, PRECONDITIONS, Conv, vp_sigma
 
-OFFICIAL = UNet(model_channels=128, channel_mult=(2, 2, 2), num_blocks=4, attn_resolutions=(16,), dropout=0.13, label_dropout=0, augment_dim=9)
+OFFICIAL = UNet(
+    model_channels=128,
+    channel_mult=(2, 2, 2),
+    num_blocks=4,
+    attn_resolutions=(16,),
+    dropout=0.13,
+    label_dropout=0,
+    augment_dim=9,
+)
 
 
 def tiny(**changes) -> EDM:
     torch.manual_seed(0)
-    return EDM(UNet(model_channels=16, **changes), resolution=8, channels=1, num_classes=10, sigma_data=0.7)
+    return EDM(
+        UNet(model_channels=16, **changes), resolution=8, channels=1, num_classes=10, sigma_data=0.7
+    )
 
 
-@pytest.mark.parametrize(("num_classes", "parameters"), [(10, 55_735_299), (100, 55_746_819), (0, 55_733_891)])
+@pytest.mark.parametrize(
+    ("num_classes", "parameters"), [(10, 55_735_299), (100, 55_746_819), (0, 55_733_891)]
+)
 def test_official_sizes(num_classes, parameters):
     with torch.device("meta"):
         net = EDM(OFFICIAL, 32, 3, num_classes)
@@ -38,7 +50,9 @@ def test_official_names():
 
 
 def test_preconditioning_limits():
-    """Without noise the denoiser returns its input; a fresh network (output gain 1e-5) shrinks by c_skip."""
+    """Without noise the denoiser returns its input; a fresh network (output gain 1e-5) shrinks by
+    c_skip.
+    """
     net = tiny().eval()
     x = torch.randn(3, 1, 8, 8)
     assert torch.allclose(net(x, torch.full((3,), 1e-6)), x, atol=1e-5)
@@ -69,7 +83,9 @@ def test_labels_matter_and_none_means_zeros():
     net = tiny().eval()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
-            if name.endswith("conv1.weight"):  # as if trained: a fresh network hardly hears its embedding
+            if name.endswith(
+                "conv1.weight"
+            ):  # as if trained: a fresh network hardly hears its embedding
                 parameter.normal_(std=0.1)
     x, sigma = torch.randn(4, 1, 8, 8), torch.ones(4)
     null = net.features(x, sigma)
@@ -96,14 +112,19 @@ def test_architecture_round_trip():
     again.load_state_dict(net.state_dict())
 
 
-# -- preconditioning -------------------------------------------------------------------------------------------------
+# -- preconditioning -------------------------------------------------------------------------------
 @pytest.mark.parametrize("sigma", [0.02, 0.06, 1.0, 40.0])
 def test_preconditionings_are_the_published_ones(sigma):
     """Table 1 of arXiv 2206.00364, worked out in plain numbers: skip, out, 1 / in, noise level."""
     sd = 0.7
     time = (math.sqrt(0.1**2 + 2 * 19.9 * math.log(1 + sigma**2)) - 0.1) / 19.9
     wanted = {
-        "edm": (sd**2 / (sigma**2 + sd**2), sigma * sd / math.sqrt(sigma**2 + sd**2), math.sqrt(sigma**2 + sd**2), math.log(sigma) / 4),
+        "edm": (
+            sd**2 / (sigma**2 + sd**2),
+            sigma * sd / math.sqrt(sigma**2 + sd**2),
+            math.sqrt(sigma**2 + sd**2),
+            math.log(sigma) / 4,
+        ),
         "vp": (1, -sigma, math.sqrt(sigma**2 + 1), 999 * time),
         "ve": (1, sigma, 1, math.log(sigma / 2)),
     }
@@ -113,7 +134,9 @@ def test_preconditionings_are_the_published_ones(sigma):
     assert vp_sigma(time) == pytest.approx(sigma)
 
 
-@pytest.mark.parametrize(("precondition", "x_of_silence"), [("edm", 1 / (1 + 4 / 0.49)), ("vp", 1.0), ("ve", 1.0)])
+@pytest.mark.parametrize(
+    ("precondition", "x_of_silence"), [("edm", 1 / (1 + 4 / 0.49)), ("vp", 1.0), ("ve", 1.0)]
+)
 def test_a_silent_network_leaves_the_skip(precondition, x_of_silence):
     torch.manual_seed(0)
     net = EDM(UNet(model_channels=16), 8, 1, 10, 0.7, precondition=precondition).eval()
@@ -145,7 +168,9 @@ def test_a_feature_costs_a_third_of_the_network(style):
     done = []
     for part in net.modules():
         if isinstance(part, Conv):
-            part.register_forward_hook(lambda conv, _, out: done.append(conv.weight.numel() * out.shape[2] * out.shape[3]))
+            part.register_forward_hook(
+                lambda conv, _, out: done.append(conv.weight.numel() * out.shape[2] * out.shape[3])
+            )
     counts = {}
     x, sigma, first = torch.zeros(1, 3, 32, 32), torch.ones(1), "enc.32x32_conv"
     for name, call in {
@@ -160,7 +185,7 @@ def test_a_feature_costs_a_third_of_the_network(style):
     assert counts["first"] == 32 * 3 * 9 * 32 * 32
 
 
-# -- features --------------------------------------------------------------------------------------------------------
+# -- features --------------------------------------------------------------------------------------
 def test_whole_features_have_their_average():
     net = tiny().eval()
     x, sigma = torch.randn(2, 1, 8, 8), torch.tensor([0.1, 3.0])
@@ -175,7 +200,9 @@ def test_every_image_has_its_own_sigma():
     x, sigma = torch.randn(3, 1, 8, 8), torch.tensor([0.05, 0.5, 5.0])
     together = net.features(x, sigma)
     for i in range(3):
-        assert torch.allclose(net.features(x[i : i + 1], sigma[i : i + 1]), together[i : i + 1], atol=1e-5)
+        assert torch.allclose(
+            net.features(x[i : i + 1], sigma[i : i + 1]), together[i : i + 1], atol=1e-5
+        )
 
 
 def test_labels_of_other_classes_are_refused():
@@ -183,7 +210,9 @@ def test_labels_of_other_classes_are_refused():
     with pytest.raises(DataError, match=r"labels are \[2, 9\], but the teacher takes 10 classes"):
         net.features(torch.zeros(2, 1, 8, 8), torch.ones(2), torch.zeros(2, 9))
     net.check_classes(10)
-    with pytest.raises(ConfigError, match=r"teacher.uri: the teacher knows 10 classes, but the data has 100"):
+    with pytest.raises(
+        ConfigError, match=r"teacher.uri: the teacher knows 10 classes, but the data has 100"
+    ):
         net.check_classes(100)
     EDM(UNet(model_channels=16), 8, 1, 0).check_classes(100)
 
@@ -217,7 +246,15 @@ def test_usual_values_are_left_out_of_the_architecture():
     """So that teachers keep their digests."""
     plain = tiny().architecture
     assert not {"kind", "precondition", "style", "sigma_range"} & plain.keys()
-    net = EDM(UNet(model_channels=16), 8, 1, 0, precondition="ve", style="ncsnpp", sigma_range=(0.01, 50.0))
+    net = EDM(
+        UNet(model_channels=16),
+        8,
+        1,
+        0,
+        precondition="ve",
+        style="ncsnpp",
+        sigma_range=(0.01, 50.0),
+    )
     again = EDM.from_architecture(net.architecture)
     assert again.architecture == net.architecture
     assert again.sigma_range == (0.01, 50.0)

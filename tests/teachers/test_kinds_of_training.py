@@ -14,7 +14,14 @@ from dra_ray.teachers.noisy import NoisyClassifier
 from dra_ray.workloads import train_teacher
 
 CONTROL = TeacherTraining(
-    objective="classify", net=UNet(model_channels=16), images_seen=1280, batch=32, warmup_images=64, schedule="cosine", sigma=0.3, lr=3e-3
+    objective="classify",
+    net=UNet(model_channels=16),
+    images_seen=1280,
+    batch=32,
+    warmup_images=64,
+    schedule="cosine",
+    sigma=0.3,
+    lr=3e-3,
 )
 
 
@@ -35,7 +42,11 @@ def test_the_control_learns_and_is_a_teacher(tmp_path):
 
 
 def test_a_resumed_control_is_the_same():
-    whole, half, rest = trained(CONTROL, 6), trained(CONTROL, 3), train_teacher.Training(CONTROL, data.load(CONTROL.data))
+    whole, half, rest = (
+        trained(CONTROL, 6),
+        trained(CONTROL, 3),
+        train_teacher.Training(CONTROL, data.load(CONTROL.data)),
+    )
     rest.load_state(half.state())
     while rest.step < 6:
         rest.advance(rest.net)
@@ -46,7 +57,13 @@ def test_a_resumed_control_is_the_same():
 @pytest.mark.parametrize(("preconditioning", "style"), [("vp", "ddpmpp"), ("ve", "ncsnpp")])
 def test_the_other_columns_of_table_1(preconditioning, style):
     config = TeacherTraining(
-        net=UNet(model_channels=16), images_seen=96, batch=32, warmup_images=0, preconditioning=preconditioning, style=style, ema_ramp=None
+        net=UNet(model_channels=16),
+        images_seen=96,
+        batch=32,
+        warmup_images=0,
+        preconditioning=preconditioning,
+        style=style,
+        ema_ramp=None,
     )
     training = trained(config)
     assert isinstance(training.net, EDM)

@@ -21,7 +21,9 @@ def control(**options) -> NoisyClassifier:
 
 @pytest.mark.parametrize("layer", ["enc.4x4_block0", "dec.4x4_in1", "dec.8x8_block0"])
 def test_it_is_the_encoder_of_an_unconditional_teacher(layer):
-    """With the same weights, the same noisy input gives the same feature, at the layer where it was cut and before."""
+    """With the same weights, the same noisy input gives the same feature, at the layer where it was
+    cut and before.
+    """
     torch.manual_seed(1)
     teacher = EDM(SMALL.model_copy(update={"augment_dim": 0}), 8, 1, 0, 0.7).eval()
     net = control(layer=layer)
@@ -32,7 +34,10 @@ def test_it_is_the_encoder_of_an_unconditional_teacher(layer):
     x, sigma = torch.randn(3, 1, 8, 8), torch.tensor([0.06, 0.5, 2.0])
     assert net.check_layer(None) == layer
     assert torch.equal(net.features(x, sigma), teacher.features(x, sigma, layer=layer))
-    assert torch.equal(net.features(x, sigma, layer="enc.8x8_conv"), teacher.features(x, sigma, layer="enc.8x8_conv"))
+    assert torch.equal(
+        net.features(x, sigma, layer="enc.8x8_conv"),
+        teacher.features(x, sigma, layer="enc.8x8_conv"),
+    )
     assert torch.equal(net(x, sigma), net.head(teacher.features(x, sigma, layer=layer)))
 
 
@@ -62,7 +67,9 @@ def test_loss_is_cross_entropy_of_the_noisy_image():
     assert torch.allclose(loss, -net(noisy, sigma).log_softmax(1)[range(4), labels])
     with torch.no_grad():
         net.head.weight.zero_()
-    assert torch.allclose(noisy_loss(net, clean, sigma, noise, labels, 0.1), torch.full((4,), math.log(10)))
+    assert torch.allclose(
+        noisy_loss(net, clean, sigma, noise, labels, 0.1), torch.full((4,), math.log(10))
+    )
 
 
 def test_it_learns_and_its_accuracy_is_counted():
@@ -75,7 +82,9 @@ def test_it_learns_and_its_accuracy_is_counted():
     for _ in range(20):
         loss = noisy_loss(net, clean, sigma, torch.randn(64, 1, 4, 4), labels).mean()
         with torch.no_grad():
-            for parameter, slope in zip(net.parameters(), torch.autograd.grad(loss, list(net.parameters())), strict=True):
+            for parameter, slope in zip(
+                net.parameters(), torch.autograd.grad(loss, list(net.parameters())), strict=True
+            ):
                 parameter -= 0.1 * slope
     net.eval()
     assert noisy_accuracy(net, clean, sigma, noise, labels, batch=25) == 1.0
@@ -90,7 +99,10 @@ def test_it_serves_as_a_teacher(tmp_path):
     images = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8)
     features = source.encode(images, torch.arange(6), torch.full((6,), 0.06), 3)
     assert features.shape == (6, net.feature_dim()) == (6, 32)
-    assert torch.equal(features, source.encode(images, torch.zeros(6, dtype=torch.int64), torch.full((6,), 0.06), 3))
+    assert torch.equal(
+        features,
+        source.encode(images, torch.zeros(6, dtype=torch.int64), torch.full((6,), 0.06), 3),
+    )
     again = checkpoint.load(store, NoisyClassifier)
     x, sigma = torch.randn(2, 1, 8, 8), torch.ones(2)
     assert torch.equal(again(x, sigma), net(x, sigma))

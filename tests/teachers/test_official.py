@@ -1,4 +1,6 @@
-"""Import of NVlabs's pickles: the whole way for files of their layout, and one clear line for everything else."""
+"""Import of NVlabs's pickles: the whole way for files of their layout, and one clear line for
+everything else.
+"""
 
 import io
 import os
@@ -17,7 +19,9 @@ from dra_ray.teachers.edm import EDM
 from dra_ray.teachers.official import LARGEST_BYTES, import_edm
 from tests.teachers import official_file
 
-TINY = UNet(model_channels=16, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), augment_dim=9)
+TINY = UNet(
+    model_channels=16, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), augment_dim=9
+)
 
 
 def tiny(**options) -> EDM:
@@ -31,7 +35,9 @@ def folder(tmp_path):
 
 
 def written(folder: Store, value: object) -> Store:
-    (folder / "net.pkl").write_bytes(value if isinstance(value, bytes) else official_file.pickled(value))
+    (folder / "net.pkl").write_bytes(
+        value if isinstance(value, bytes) else official_file.pickled(value)
+    )
     return folder / "net.pkl"
 
 
@@ -45,8 +51,11 @@ def refused(folder: Store, value: object, match: str) -> None:
     assert folder.names() == ["net.pkl"]
 
 
-# -- the whole way ---------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("precondition", "style"), [("edm", "ddpmpp"), ("vp", "ddpmpp"), ("ve", "ncsnpp"), ("edm", "ncsnpp")])
+# -- the whole way ---------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("precondition", "style"),
+    [("edm", "ddpmpp"), ("vp", "ddpmpp"), ("ve", "ncsnpp"), ("edm", "ncsnpp")],
+)
 def test_import(folder, precondition, style):
     net = tiny(precondition=precondition, style=style)
     canary = folder / "canary"
@@ -70,9 +79,13 @@ def test_import(folder, precondition, style):
 
 
 def test_the_file_names_what_the_official_one_names(folder):
-    """The globals of a file that NVlabs/edm itself wrote (commit 008a4e5, torch 2.14, numpy 2), but for EasyDict of older ones."""
+    """The globals of a file that NVlabs/edm itself wrote (commit 008a4e5, torch 2.14, numpy 2), but
+    for EasyDict of older ones.
+    """
     texts, found = [], set()
-    for operation, argument, _ in pickletools.genops(official_file.pickled(official_file.content(tiny()))):
+    for operation, argument, _ in pickletools.genops(
+        official_file.pickled(official_file.content(tiny()))
+    ):
         if operation.name == "STACK_GLOBAL":
             found.add(texts[-1])
         elif isinstance(argument, str):
@@ -102,7 +115,7 @@ def test_importing_again(folder):
     assert checkpoint.read_card(folder / "teacher") == card
 
 
-# -- hostile and damaged files ---------------------------------------------------------------------------------------
+# -- hostile and damaged files ---------------------------------------------------------------------
 class Call:
     """Pickles as a call of `function`."""
 
@@ -144,7 +157,9 @@ def test_names_are_refused(folder, call, name):
 @pytest.mark.parametrize(
     "data",
     [
-        b"\x80\x04c" + b"torch_utils.persistence\n_reconstruct_persistent_obj.__globals__\n.",  # an attribute of what is known
+        b"\x80\x04c"
+        # an attribute of what is known
+        + b"torch_utils.persistence\n_reconstruct_persistent_obj.__globals__\n.",
         b"\x80\x04c" + b"torch_utils.persistence\n__builtins__\n.",
         b"\x80\x02cos\nsystem\n(S'true'\ntR.",
         b"(S'true'\nios\nsystem\n.",
@@ -158,10 +173,19 @@ def test_other_ways_to_a_name(folder, data):
 
 def test_stand_ins_are_not_changed(folder):
     """A state given to a stand-in is lost with the file: the next import is as good as before."""
-    for name in (b"collections\nOrderedDict\n", b"torch._utils\n_rebuild_tensor_v2\n", b"torch.nn.modules.container\nModuleDict\n"):
+    for name in (
+        b"collections\nOrderedDict\n",
+        b"torch._utils\n_rebuild_tensor_v2\n",
+        b"torch.nn.modules.container\nModuleDict\n",
+    ):
         changes = b"N}(X\x05\x00\x00\x00_makeNX\x04\x00\x00\x00dataNu\x86b"
         refused(folder, b"\x80\x02c" + name + changes + b".", "can be read safely")
-    assert import_edm(written(folder, official_file.content(tiny())), folder / "teacher")["architecture"]["num_classes"] == 10
+    assert (
+        import_edm(written(folder, official_file.content(tiny())), folder / "teacher")[
+            "architecture"
+        ]["num_classes"]
+        == 10
+    )
 
 
 class Storage:
@@ -205,8 +229,18 @@ def test_nested_files(folder, tmp_path):
     name = r"model\.map_layer0\.bias"
     for hostile in (pickle.dumps(call), saved(call, _use_new_zipfile_serialization=False)):
         refused(folder, with_weight(View(Storage(hostile), 0, (64,), (1,))), name)
-    refused(folder, with_weight(View(Storage(saved(call, _use_new_zipfile_serialization=False)), 0, (64,), (1,))), r"asks for \w+\.system")
-    refused(folder, with_weight(View(Storage(saved(torch.zeros(64))), 0, (64,), (1,))), f"{name} is not stored as a plain tensor")
+    refused(
+        folder,
+        with_weight(
+            View(Storage(saved(call, _use_new_zipfile_serialization=False)), 0, (64,), (1,))
+        ),
+        r"asks for \w+\.system",
+    )
+    refused(
+        folder,
+        with_weight(View(Storage(saved(torch.zeros(64))), 0, (64,), (1,))),
+        f"{name} is not stored as a plain tensor",
+    )
     refused(folder, with_weight(View(Storage(b"half a fi"), 0, (64,), (1,))), name)
     whole = numbers(64).data
     refused(folder, with_weight(View(Storage(whole[:-9]), 0, (64,), (1,))), name)
@@ -243,7 +277,11 @@ def test_weights_must_fit_strictly(folder):
     refused(folder, more, "unknown extra")
     net = tiny()
     net.model.enc["4x4_down"].conv0.resample_filter.mul_(2)
-    refused(folder, official_file.content(net), r"enc\.4x4_down\.conv0\.resample_filter is not the filter")
+    refused(
+        folder,
+        official_file.content(net),
+        r"enc\.4x4_down\.conv0\.resample_filter is not the filter",
+    )
 
 
 @pytest.mark.parametrize(
@@ -273,12 +311,17 @@ def test_arguments_that_are_not_ours(folder, changes, match):
 
 
 def test_vp_constants_are_fixed(folder):
-    refused(folder, official_file.content(tiny(precondition="vp"), beta_d=20), "beta_d=20; only 19.9")
+    refused(
+        folder, official_file.content(tiny(precondition="vp"), beta_d=20), "beta_d=20; only 19.9"
+    )
 
 
 def test_range_of_the_noise_is_kept(folder):
     net = tiny(precondition="ve", style="ncsnpp", sigma_range=(0.01, 50.0))
-    import_edm(written(folder, official_file.content(net, sigma_min=0.01, sigma_max=50)), folder / "teacher")
+    import_edm(
+        written(folder, official_file.content(net, sigma_min=0.01, sigma_max=50)),
+        folder / "teacher",
+    )
     assert checkpoint.load(folder / "teacher").sigma_range == (0.01, 50.0)
 
 
@@ -288,7 +331,11 @@ def test_other_contents(folder):
     refused(folder, {"ema": {"weights": 1}}, "not made of objects of NVlabs/edm")
     wrong = official_file.content(tiny())
     wrong["ema"].meta["class_name"] = "iDDPMPrecond"
-    refused(folder, wrong, "its network is of class iDDPMPrecond; known: EDMPrecond, VEPrecond, VPPrecond")
+    refused(
+        folder,
+        wrong,
+        "its network is of class iDDPMPrecond; known: EDMPrecond, VEPrecond, VPPrecond",
+    )
     wrong["ema"].meta["class_name"] = "EDM\nPrecond"
     refused(folder, wrong, "not made of objects of NVlabs/edm")
     wrong = official_file.content(tiny())
@@ -320,7 +367,9 @@ def test_damaged_files(folder):
     for length in (0, 1, 2, 100, len(good) // 2, len(good) - 1):
         refused(folder, good[:length], "can be read safely")
     refused(folder, b"\x89PNG\r\n" + good[:500], "can be read safely")
-    refused(folder, b"\x80\x04Nr\xff\xff\xff\xff.", "no network under 'ema'")  # a memo of 64 GB, were it an array
+    refused(
+        folder, b"\x80\x04Nr\xff\xff\xff\xff.", "no network under 'ema'"
+    )  # a memo of 64 GB, were it an array
     with pytest.raises(StorageError, match="does not exist"):
         import_edm(folder / "nowhere.pkl", folder / "teacher")
 

@@ -26,11 +26,17 @@ def test_churn_is_per_image_and_keeps_the_distribution():
     seeds = list(range(2000))
     net = Gaussian(0.0, 0.5)
     noise = diffusion.seeded_noise(seeds, (1, 1, 1))
-    churned = diffusion.heun(net, noise, None, levels, diffusion.Churn(20.0, 0.05, 50.0, 1.0), seeds)
+    churned = diffusion.heun(
+        net, noise, None, levels, diffusion.Churn(20.0, 0.05, 50.0, 1.0), seeds
+    )
     plain = diffusion.heun(net, noise, None, levels)
     assert float(churned.var()) == pytest.approx(0.25, rel=0.1)
-    assert abs(float(torch.corrcoef(torch.stack([churned.flatten(), plain.flatten()]))[0, 1])) < 0.99
-    alone = diffusion.heun(net, noise[5:6], None, levels, diffusion.Churn(20.0, 0.05, 50.0, 1.0), seeds[5:6])
+    assert (
+        abs(float(torch.corrcoef(torch.stack([churned.flatten(), plain.flatten()]))[0, 1])) < 0.99
+    )
+    alone = diffusion.heun(
+        net, noise[5:6], None, levels, diffusion.Churn(20.0, 0.05, 50.0, 1.0), seeds[5:6]
+    )
     assert torch.allclose(alone, churned[5:6])
     assert torch.equal(diffusion.heun(net, noise, None, levels, diffusion.Churn(0.0), seeds), plain)
 
@@ -39,14 +45,23 @@ def test_churn_raises_the_level_as_algorithm_2_says():
     churn = diffusion.Churn(8.0, 0.1, 10.0)
     assert float(churn.raised(torch.tensor(1.0), 80)) == pytest.approx(1.1)
     assert float(churn.raised(torch.tensor(1.0), 4)) == pytest.approx(math.sqrt(2))
-    assert [float(churn.raised(torch.tensor(level), 4)) for level in (0.05, 20.0)] == pytest.approx([0.05, 20.0])
+    assert [float(churn.raised(torch.tensor(level), 4)) for level in (0.05, 20.0)] == pytest.approx(
+        [0.05, 20.0]
+    )
 
 
 def test_the_surest_of_every_class_are_kept():
-    scores = np.array([0.1, 0.9, 0.3, 0.2, 0.8, 0.9, 0.7, 0.9, 0.0, 0.5], dtype=np.float32)  # classes 0, 1, 0, 1, ...
+    scores = np.array(
+        [0.1, 0.9, 0.3, 0.2, 0.8, 0.9, 0.7, 0.9, 0.0, 0.5], dtype=np.float32
+    )  # classes 0, 1, 0, 1, ...
     kept = synthesize.best(scores, 2, 5)
     assert kept.tolist() == [2, 1, 4, 5, 6]
-    assert synthesize.best(np.ones(6, np.float32), 2, 4).tolist() == [0, 1, 2, 3]  # of equal scores the first
+    assert synthesize.best(np.ones(6, np.float32), 2, 4).tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]  # of equal scores the first
 
 
 def test_how_many_candidates():
@@ -74,7 +89,9 @@ def test_a_flow_makes_images_of_the_students_size():
     assert np.array_equal(short, synthesize._sample(config, net, None, 2, 4)["image"][:1])
     with pytest.raises(ConfigError, match="sampling.times"):
         dit.Sampling(times=1)
-    assert {field: getattr(configs.Flow(), field) for field in configs.Flow.model_fields} == vars(dit.Sampling())
+    assert {field: getattr(configs.Flow(), field) for field in configs.Flow.model_fields} == vars(
+        dit.Sampling()
+    )
 
 
 def test_the_set_is_what_is_kept_of_the_candidates(tmp_path):
@@ -89,12 +106,22 @@ def test_the_set_is_what_is_kept_of_the_candidates(tmp_path):
     select = configs.Select(run=(root / "run").uri, keep=0.5)
     config = Synthesis(images=25, steps=2, batch=10, shard_images=20, churn=1.0, select=select)
 
-    made = [synthesize._make(config.model_dump(mode="json"), (root / "set").uri, (root / "teacher").uri, index) for index in range(3)]
+    made = [
+        synthesize._make(
+            config.model_dump(mode="json"), (root / "set").uri, (root / "teacher").uri, index
+        )
+        for index in range(3)
+    ]
     scores = np.concatenate([found for _, found in made])
     assert len(scores) == synthesize._made(config, 10) == 60 and ((scores > 0) & (scores < 1)).all()
     hashes = synthesize._keep(config, root / "set", 10, scores)
     assert synthesize._keep(config, root / "set", 10, scores) == hashes
-    assert synthesize._make(config.model_dump(mode="json"), (root / "set").uri, (root / "teacher").uri, 1)[0] == made[1][0]
+    assert (
+        synthesize._make(
+            config.model_dump(mode="json"), (root / "set").uri, (root / "teacher").uri, 1
+        )[0]
+        == made[1][0]
+    )
 
     kept = synthesize.best(scores, 10, 25)
     split = synthetic.read(root / "set", 25, data.load(experiment.data))
@@ -102,9 +129,13 @@ def test_the_set_is_what_is_kept_of_the_candidates(tmp_path):
     shard = (root / "set" / "candidates" / synthesize.shard_name(0)).read_npz()
     for position, at in enumerate(kept):
         if at < 20:
-            assert np.array_equal(split.images[position].permute(1, 2, 0).numpy(), shard["image"][at])
+            assert np.array_equal(
+                split.images[position].permute(1, 2, 0).numpy(), shard["image"][at]
+            )
     assert "score" in (root / "set" / synthesize.shard_name(1)).read_npz()
 
     before = synthesize._digest(config, "teacher", net)
-    student_checkpoint.save(root / "run", {name: 2 * tensor for name, tensor in student.state_dict().items()})
+    student_checkpoint.save(
+        root / "run", {name: 2 * tensor for name, tensor in student.state_dict().items()}
+    )
     assert synthesize._digest(config, "teacher", net) != before

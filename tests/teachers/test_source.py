@@ -33,7 +33,10 @@ def test_a_request_cut_in_slices_gives_the_same_features(cut):
     source = teacher()
     images, labels, sigma = request(40)
     whole = source.encode(images, labels, sigma, 100)
-    parts = [source.encode(images[i : i + cut], labels[i : i + cut], sigma[i : i + cut], 100 + i) for i in range(0, 40, cut)]
+    parts = [
+        source.encode(images[i : i + cut], labels[i : i + cut], sigma[i : i + cut], 100 + i)
+        for i in range(0, 40, cut)
+    ]
     assert torch.equal(whole, torch.cat(parts))
 
 
@@ -44,15 +47,25 @@ def test_noise_depends_on_seed_and_position():
     first, second = source.encode(*twice, 5)
     assert not torch.equal(first, second)
     assert torch.equal(source.encode(*twice, 6)[0], second)
-    assert torch.equal(source.encode_each(*twice, torch.tensor([6, 6])), torch.stack([second, second]))
+    assert torch.equal(
+        source.encode_each(*twice, torch.tensor([6, 6])), torch.stack([second, second])
+    )
 
 
 def test_labels_reach_the_teacher_unless_null():
     images, labels, sigma = request(4)
     other = (labels + 1) % 10
-    assert not torch.equal(teacher().encode(images, labels, sigma, 0), teacher().encode(images, other, sigma, 0))
-    assert torch.equal(teacher(label="null").encode(images, labels, sigma, 0), teacher(label="null").encode(images, other, sigma, 0))
-    assert torch.equal(teacher(label="null").encode(images, labels, sigma, 0), teacher(label="null").encode(images, labels + 90, sigma, 0))
+    assert not torch.equal(
+        teacher().encode(images, labels, sigma, 0), teacher().encode(images, other, sigma, 0)
+    )
+    assert torch.equal(
+        teacher(label="null").encode(images, labels, sigma, 0),
+        teacher(label="null").encode(images, other, sigma, 0),
+    )
+    assert torch.equal(
+        teacher(label="null").encode(images, labels, sigma, 0),
+        teacher(label="null").encode(images, labels + 90, sigma, 0),
+    )
 
 
 def test_threads_and_gradients_are_restored():

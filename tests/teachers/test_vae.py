@@ -15,7 +15,14 @@ from dra_ray.teachers import vae
 from dra_ray.teachers.pixels import to_signed, to_uint8
 from dra_ray.teachers.vae import VAE, LatentStats, VAESizes, measure_stats, read_stats
 
-TINY = VAESizes(resolution=16, width=32, width_mult=(1, 1, 2), num_blocks=1, attn_resolutions=(4,), latent_channels=4)
+TINY = VAESizes(
+    resolution=16,
+    width=32,
+    width_mult=(1, 1, 2),
+    num_blocks=1,
+    attn_resolutions=(4,),
+    latent_channels=4,
+)
 
 
 def tiny(**changes) -> VAE:
@@ -24,7 +31,9 @@ def tiny(**changes) -> VAE:
 
 
 def images(count: int = 3) -> torch.Tensor:
-    return torch.randint(0, 256, (count, 3, 16, 16), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (count, 3, 16, 16), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
 
 
 def test_official_size_and_names():
@@ -41,7 +50,12 @@ def test_official_size_and_names():
     assert shapes["decoder.up.1.upsample.conv.weight"] == [128, 128, 3, 3]
     assert shapes["quant_conv.weight"] == [64, 64, 1, 1]
     assert shapes["post_quant_conv.weight"] == [32, 32, 1, 1]
-    assert not any(name.startswith(("encoder.down.4.downsample", "decoder.up.0.upsample", "encoder.down.3.attn")) for name in shapes)
+    assert not any(
+        name.startswith(
+            ("encoder.down.4.downsample", "decoder.up.0.upsample", "encoder.down.3.attn")
+        )
+        for name in shapes
+    )
 
 
 def test_shapes_and_the_posterior():
@@ -76,7 +90,9 @@ def test_without_decoder():
         net.decode(torch.zeros(1, 4, 4, 4))
     again = VAE.from_official(whole.state_dict(), net.sizes)
     assert torch.equal(again.encode(images()), whole.encode(images()))
-    assert {name for name in whole.state_dict() if not name.startswith(("decoder.", "post_quant_conv."))} == set(net.state_dict())
+    assert {
+        name for name in whole.state_dict() if not name.startswith(("decoder.", "post_quant_conv."))
+    } == set(net.state_dict())
 
 
 def test_sizes_that_do_not_divide():
@@ -96,7 +112,11 @@ def test_architecture_round_trip():
 def test_official_checkpoint(tmp_path):
     """A training checkpoint holds more than the autoencoder, under `state_dict`."""
     net = tiny()
-    more = {"loss.logvar": torch.ones(()), "foundation_model.model.cls_token": torch.ones(1), "linear_proj.weight": torch.ones(1)}
+    more = {
+        "loss.logvar": torch.ones(()),
+        "foundation_model.model.cls_token": torch.ones(1),
+        "linear_proj.weight": torch.ones(1),
+    }
     file = Store(str(tmp_path)) / "vavae.pt"
     file.write_torch({"state_dict": dict(net.state_dict()) | more, "global_step": 3})
     again = VAE.from_official(file.read_torch(), TINY)
@@ -104,7 +124,14 @@ def test_official_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match=r"not of this VA-VAE: decoder.*; and \d+ more"):
         VAE.from_official(file.read_torch(), dataclasses.replace(TINY, width=64))
     with pytest.raises(CheckpointError, match="missing decoder"):
-        VAE.from_official({name: tensor for name, tensor in net.state_dict().items() if not name.startswith("decoder")}, TINY)
+        VAE.from_official(
+            {
+                name: tensor
+                for name, tensor in net.state_dict().items()
+                if not name.startswith("decoder")
+            },
+            TINY,
+        )
     with pytest.raises(CheckpointError, match="is a list"):
         vae.official_keys([torch.ones(1)])
 
@@ -115,7 +142,9 @@ def test_statistics_are_those_of_samples():
     given = images(8)
     stats = measure_stats(net, given.split(3))
     generator = torch.Generator().manual_seed(2)
-    samples = torch.cat([net.encode(given, torch.randn(8, 4, 4, 4, generator=generator)) for _ in range(16)])
+    samples = torch.cat(
+        [net.encode(given, torch.randn(8, 4, 4, 4, generator=generator)) for _ in range(16)]
+    )
     assert torch.allclose(stats.mean, samples.mean(dim=(0, 2, 3)), atol=0.1)
     assert torch.allclose(stats.std, samples.std(dim=(0, 2, 3)), rtol=0.05)
     with pytest.raises(DataError, match="no images"):
@@ -143,7 +172,9 @@ def test_statistics_are_read(tmp_path):
 
 
 def test_the_command_measures_what_an_import_takes(tmp_path):
-    """On a folder of pictures: the same statistics as over its images by hand, read back from the file."""
+    """On a folder of pictures: the same statistics as over its images by hand, read back from the
+    file.
+    """
     folder = Store(str(tmp_path))
     net = tiny()
     (folder / "vae.pt").write_torch({"state_dict": net.state_dict()})
@@ -152,15 +183,31 @@ def test_the_command_measures_what_an_import_takes(tmp_path):
         for index, image in enumerate(given):
             picture = io.BytesIO()
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(picture, "PNG")
-            (folder / "pictures" / split / f"class-{index % 2}" / f"{index}.png").write_bytes(picture.getvalue())
-    settings = Data(name="folder", uri=(folder / "pictures").uri, resolution=16, validation_images=0)
-    rows = latent_statistics(folder / "vae.pt", settings, 100, folder / "stats.safetensors", sizes=TINY)
+            (folder / "pictures" / split / f"class-{index % 2}" / f"{index}.png").write_bytes(
+                picture.getvalue()
+            )
+    settings = Data(
+        name="folder", uri=(folder / "pictures").uri, resolution=16, validation_images=0
+    )
+    rows = latent_statistics(
+        folder / "vae.pt", settings, 100, folder / "stats.safetensors", sizes=TINY
+    )
     seen = data.in_memory(data.load(settings).train).images  # as the data set cuts and scales them
     by_hand, written = measure_stats(net, [seen]), read_stats(folder / "stats.safetensors")
     assert len(seen) == 12
-    assert torch.allclose(written.mean, by_hand.mean, atol=1e-5) and torch.allclose(written.std, by_hand.std, rtol=1e-4)
+    assert torch.allclose(written.mean, by_hand.mean, atol=1e-5) and torch.allclose(
+        written.std, by_hand.std, rtol=1e-4
+    )
     assert [row["channel"] for row in rows] == [0, 1, 2, 3]
-    with pytest.raises(ConfigError, match="images are 3x8x8, but the autoencoder takes 3x16x16; set resolution=16"):
-        latent_statistics(folder / "vae.pt", settings.model_copy(update={"resolution": 8}), 100, folder / "stats.safetensors", sizes=TINY)
+    with pytest.raises(
+        ConfigError, match="images are 3x8x8, but the autoencoder takes 3x16x16; set resolution=16"
+    ):
+        latent_statistics(
+            folder / "vae.pt",
+            settings.model_copy(update={"resolution": 8}),
+            100,
+            folder / "stats.safetensors",
+            sizes=TINY,
+        )
     with pytest.raises(ConfigError, match="ends in .safetensors"):
         latent_statistics(folder / "vae.pt", settings, 100, folder / "stats.pt", sizes=TINY)

@@ -32,5 +32,7 @@ def test_the_plan_counts_the_autoencoder(tmp_path):
     with torch.device("meta"):
         transformer = LightningDiT(TINY)
     behind, alone = plan._feature_macs(net, "blocks.2"), plan._feature_macs(transformer, "blocks.2")
-    encoder = plan.macs(lambda: net.clean(torch.empty(1, 3, 6, 6, dtype=torch.uint8, device="meta")))
+    encoder = plan.macs(
+        lambda: net.clean(torch.empty(1, 3, 6, 6, dtype=torch.uint8, device="meta"))
+    )
     assert encoder > 0 and behind - alone > 0.9 * encoder

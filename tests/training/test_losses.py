@@ -13,7 +13,10 @@ from dra_ray.training import losses
 
 def logits(*shape: int, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [(2 * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_() for _ in range(2)]
+    return [
+        (2 * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
+        for _ in range(2)
+    ]
 
 
 def test_trades_loss_and_gradients_from_its_formula() -> None:
@@ -22,19 +25,26 @@ def test_trades_loss_and_gradients_from_its_formula() -> None:
     y = torch.tensor([0, 2, 1])
     clean, adversarial = logits(3, 4)
     ce, kl = losses.trades(clean, adversarial, y, beta=5.0, label_smoothing=0.1)
-    log_p, log_q = clean - clean.logsumexp(1, keepdim=True), adversarial - adversarial.logsumexp(1, keepdim=True)
+    log_p, log_q = (
+        clean - clean.logsumexp(1, keepdim=True),
+        adversarial - adversarial.logsumexp(1, keepdim=True),
+    )
     plain_ce = (-0.9 * log_p[range(3), y] - 0.1 * log_p.mean(1)).mean()
     plain_kl = 5 * (log_p.exp() * (log_p - log_q)).sum(1).mean()
     torch.testing.assert_close(ce, plain_ce)
     torch.testing.assert_close(kl, plain_kl)
     ours = torch.autograd.grad(ce + kl, (clean, adversarial), retain_graph=True)
-    for mine, plain in zip(ours, torch.autograd.grad(plain_ce + plain_kl, (clean, adversarial)), strict=True):
+    for mine, plain in zip(
+        ours, torch.autograd.grad(plain_ce + plain_kl, (clean, adversarial)), strict=True
+    ):
         torch.testing.assert_close(mine, plain)
         assert plain.abs().max() > 0
 
 
 def test_smoothed_targets_sum_to_one() -> None:
-    """The gradient of the smoothed cross-entropy is softmax minus target; both sum to 1 over the classes."""
+    """The gradient of the smoothed cross-entropy is softmax minus target; both sum to 1 over the
+    classes.
+    """
     z = logits(5, 7)[0]
     y = torch.tensor([0, 6, 3, 3, 1])
     ce, _ = losses.trades(z, z.detach(), y, beta=0.0, label_smoothing=0.1)
@@ -43,7 +53,9 @@ def test_smoothed_targets_sum_to_one() -> None:
     torch.testing.assert_close(target, 0.9 * F.one_hot(y, 7).double() + 0.1 / 7)
 
 
-def plain_ikl(clean: Tensor, adversarial: Tensor, labels: Tensor, weights: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
+def plain_ikl(
+    clean: Tensor, adversarial: Tensor, labels: Tensor, weights: Tensor, alpha: float, beta: float
+) -> tuple[Tensor, Tensor]:
     """Every pair of classes, one by one."""
     batch, classes = clean.shape
     pairs = clean.new_zeros(())
@@ -59,16 +71,22 @@ def plain_ikl(clean: Tensor, adversarial: Tensor, labels: Tensor, weights: Tenso
 
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 def test_ikl_is_its_double_sum(scale: float) -> None:
-    """Value and gradients; the identity holds for weights of any sum, and far from 0, where squares would cancel."""
+    """Value and gradients; the identity holds for weights of any sum, and far from 0, where squares
+    would cancel.
+    """
     clean, adversarial = logits(3, 5)
     y = torch.tensor([4, 0, 2])
-    weights = scale * F.softmax(torch.randn(3, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64), 1)
+    weights = scale * F.softmax(
+        torch.randn(3, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64), 1
+    )
     for shift in (0.0, 1000.0):
         ours = losses.ikl(clean + shift, adversarial, y, weights, 4.0, 20.0)
         plain = plain_ikl(clean + shift, adversarial, y, weights, 4.0, 20.0)
         torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-10)
         for mine, theirs in zip(
-            torch.autograd.grad(sum(ours), (clean, adversarial)), torch.autograd.grad(sum(plain), (clean, adversarial)), strict=True
+            torch.autograd.grad(sum(ours), (clean, adversarial)),
+            torch.autograd.grad(sum(plain), (clean, adversarial)),
+            strict=True,
         ):
             torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-10)
 
@@ -77,9 +95,13 @@ def test_ikl_sends_gradient_where_it_should() -> None:
     clean, adversarial = logits(4, 6)
     y, weights = torch.tensor([0, 1, 2, 3]), torch.full((4, 6), 1 / 6, dtype=torch.float64)
     _, soft = losses.ikl(clean, adversarial, y, weights, 1.0, 0.0)
-    to_clean, to_adversarial = torch.autograd.grad(soft, (clean, adversarial), allow_unused=True, materialize_grads=True)
+    to_clean, to_adversarial = torch.autograd.grad(
+        soft, (clean, adversarial), allow_unused=True, materialize_grads=True
+    )
     assert to_clean.abs().max() == 0, "the target of the soft cross-entropy is a constant"
-    torch.testing.assert_close(to_adversarial, (F.softmax(adversarial, 1) - F.softmax(clean, 1)) / 4)
+    torch.testing.assert_close(
+        to_adversarial, (F.softmax(adversarial, 1) - F.softmax(clean, 1)) / 4
+    )
     _, pairs = losses.ikl(clean, adversarial, y, weights, 0.0, 1.0)
     to_clean, to_adversarial = torch.autograd.grad(pairs, (clean, adversarial))
     torch.testing.assert_close(to_clean, -to_adversarial)
@@ -89,15 +111,24 @@ def test_ikl_sends_gradient_where_it_should() -> None:
 def test_class_means_are_those_of_the_epoch_before() -> None:
     means = losses.ClassMeans(4)
     generator = torch.Generator().manual_seed(0)
-    probabilities, y = F.softmax(torch.randn(30, 4, generator=generator), 1), torch.randint(3, (30,), generator=generator)
+    probabilities, y = (
+        F.softmax(torch.randn(30, 4, generator=generator), 1),
+        torch.randint(3, (30,), generator=generator),
+    )
     assert torch.equal(means.weights(y), torch.full((30, 4), 0.25))
     for part in torch.arange(30).split(8):
         means.add(probabilities[part], y[part])
-        assert torch.equal(means.weights(y), torch.full((30, 4), 0.25)), "means change at the end of an epoch only"
+        assert torch.equal(means.weights(y), torch.full((30, 4), 0.25)), (
+            "means change at the end of an epoch only"
+        )
     means.end_epoch()
     for label in range(3):
-        torch.testing.assert_close(means.weights(torch.tensor([label]))[0], probabilities[y == label].mean(0))
-    assert torch.equal(means.means[3], torch.full((4,), 0.25)), "a class that was not seen keeps its row"
+        torch.testing.assert_close(
+            means.weights(torch.tensor([label]))[0], probabilities[y == label].mean(0)
+        )
+    assert torch.equal(means.means[3], torch.full((4,), 0.25)), (
+        "a class that was not seen keeps its row"
+    )
     means.add(probabilities[y == 1], y[y == 1])
     kept = means.means[0].clone()
     means.end_epoch()
@@ -106,7 +137,10 @@ def test_class_means_are_those_of_the_epoch_before() -> None:
 
 
 def test_class_means_resume_in_mid_epoch() -> None:
-    probabilities, y = F.softmax(torch.randn(12, 5, generator=torch.Generator().manual_seed(1)), 1), torch.arange(12) % 5
+    probabilities, y = (
+        F.softmax(torch.randn(12, 5, generator=torch.Generator().manual_seed(1)), 1),
+        torch.arange(12) % 5,
+    )
     whole, first, second = (losses.ClassMeans(5) for _ in range(3))
     for means in (whole, first):
         means.add(probabilities[:7], y[:7])

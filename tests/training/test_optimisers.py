@@ -25,15 +25,28 @@ class Tokens(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patch = nn.Conv2d(3, 8, 2, 2)
-        self.cls_token, self.pos_embed = nn.Parameter(torch.zeros(1, 1, 8)), nn.Parameter(torch.zeros(1, 16, 8))
+        self.cls_token, self.pos_embed = (
+            nn.Parameter(torch.zeros(1, 1, 8)),
+            nn.Parameter(torch.zeros(1, 16, 8)),
+        )
         self.gamma = nn.Parameter(torch.full((8,), 1e-4))
-        self.norm, self.embedding, self.linear = nn.LayerNorm(8), nn.Embedding(4, 8), nn.Linear(8, 10)
+        self.norm, self.embedding, self.linear = (
+            nn.LayerNorm(8),
+            nn.Embedding(4, 8),
+            nn.Linear(8, 10),
+        )
 
 
 def decayed(optimizer: torch.optim.Optimizer, *modules: nn.Module) -> dict[str, float]:
     """Parameter -> weight decay; every parameter is in exactly one group."""
-    rates = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    names = {f"{number}.{name}": id(p) for number, module in enumerate(modules) for name, p in module.named_parameters()}
+    rates = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
+    names = {
+        f"{number}.{name}": id(p)
+        for number, module in enumerate(modules)
+        for name, p in module.named_parameters()
+    }
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(rates) == len(names)
     return {name: rates[key] for name, key in names.items()}
 
@@ -48,8 +61,20 @@ def test_dm_at_decays_all_but_batchnorm() -> None:
 
 def test_only_kernels_decay_where_asked() -> None:
     student, head = Tokens(), projector(8, 4, 6)
-    rates = decayed(optimisers.build(student, head, config.Optim(name="adamw", decayed="weights", weight_decay=0.5)), student, head)
-    assert {name for name, rate in rates.items() if rate} == {"0.patch.weight", "0.linear.weight", "1.0.weight", "1.2.weight", "1.4.weight"}
+    rates = decayed(
+        optimisers.build(
+            student, head, config.Optim(name="adamw", decayed="weights", weight_decay=0.5)
+        ),
+        student,
+        head,
+    )
+    assert {name for name, rate in rates.items() if rate} == {
+        "0.patch.weight",
+        "0.linear.weight",
+        "1.0.weight",
+        "1.2.weight",
+        "1.4.weight",
+    }
 
 
 def test_all_decay_where_asked() -> None:
@@ -60,16 +85,27 @@ def test_all_decay_where_asked() -> None:
 
 def test_settings_reach_the_optimiser() -> None:
     student = nn.Linear(3, 2)
-    sgd = optimisers.build(student, None, config.Optim(lr=0.3, momentum=0.7, nesterov=False)).param_groups[0]
+    sgd = optimisers.build(
+        student, None, config.Optim(lr=0.3, momentum=0.7, nesterov=False)
+    ).param_groups[0]
     assert (sgd["lr"], sgd["momentum"], sgd["nesterov"], sgd["dampening"]) == (0.3, 0.7, False, 0)
     for name in ("lion", "adamw"):
-        optimizer = optimisers.build(student, None, config.Optim(name=name, lr=1e-4, betas=(0.95, 0.98), weight_decay=0.5))
-        assert (optimizer.param_groups[0]["betas"], optimizer.param_groups[0]["weight_decay"]) == ((0.95, 0.98), 0.5)
+        optimizer = optimisers.build(
+            student, None, config.Optim(name=name, lr=1e-4, betas=(0.95, 0.98), weight_decay=0.5)
+        )
+        assert (optimizer.param_groups[0]["betas"], optimizer.param_groups[0]["weight_decay"]) == (
+            (0.95, 0.98),
+            0.5,
+        )
         optimisers.set_rate(optimizer, 3e-5, 0.8)
-        assert optimizer.param_groups[0]["lr"] == 3e-5 and "momentum" not in optimizer.param_groups[0]
+        assert (
+            optimizer.param_groups[0]["lr"] == 3e-5 and "momentum" not in optimizer.param_groups[0]
+        )
     optimizer = optimisers.build(Tokens(), None, config.Optim(decayed="weights"))
     optimisers.set_rate(optimizer, 0.05, 0.85)
-    assert [(group["lr"], group["momentum"]) for group in optimizer.param_groups] == [(0.05, 0.85)] * 2
+    assert [(group["lr"], group["momentum"]) for group in optimizer.param_groups] == [
+        (0.05, 0.85)
+    ] * 2
 
 
 def test_what_cannot_work_is_refused() -> None:
@@ -80,7 +116,9 @@ def test_what_cannot_work_is_refused() -> None:
             optimisers.build(nn.Linear(3, 2), None, config.Optim(name=name, betas=(0.9, 1.0)))
 
 
-def trained(student: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[torch.Tensor]:
+def trained(
+    student: nn.Module, optimizer: torch.optim.Optimizer, steps: range
+) -> list[torch.Tensor]:
     for step in steps:
         generator = torch.Generator().manual_seed(step)
         for parameter in student.parameters():
@@ -100,7 +138,9 @@ def test_a_resumed_optimiser_goes_on_to_the_bit(name: str) -> None:
     second = copy.deepcopy(first)
     resumed = optimisers.build(second, None, settings)
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for one, other in zip(trained(first, optimizer, range(3, 6)), trained(second, resumed, range(3, 6)), strict=True):
+    for one, other in zip(
+        trained(first, optimizer, range(3, 6)), trained(second, resumed, range(3, 6)), strict=True
+    ):
         assert torch.equal(one, other)
 
 
@@ -113,7 +153,9 @@ def test_many_tensors_at_once_round_as_one_by_one(name: str) -> None:
         student = Tokens()
         weights: list[Any] = [{"params": list(student.parameters())}]
         if name == "sgd":
-            optimizer: torch.optim.Optimizer = torch.optim.SGD(weights, 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, foreach=foreach)
+            optimizer: torch.optim.Optimizer = torch.optim.SGD(
+                weights, 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, foreach=foreach
+            )
         elif name == "lion":
             optimizer = Lion(weights, 1e-4, betas=(0.95, 0.98), weight_decay=0.5, foreach=foreach)
         else:
@@ -129,7 +171,9 @@ def test_clipping_is_by_the_norm_of_everything() -> None:
     before = torch.cat([p.grad.flatten() for p in student.parameters()])
     assert optimisers.clip(optimizer, None) is None
     torch.testing.assert_close(optimisers.clip(optimizer, 1e9), before.norm())
-    assert torch.equal(torch.cat([p.grad.flatten() for p in student.parameters()]), before), "what is short enough stays as it is"
+    assert torch.equal(torch.cat([p.grad.flatten() for p in student.parameters()]), before), (
+        "what is short enough stays as it is"
+    )
     optimisers.clip(optimizer, 1.0)
     after = torch.cat([p.grad.flatten() for p in student.parameters()])
     torch.testing.assert_close(after, before / before.norm(), rtol=1e-5, atol=1e-7)

@@ -1,4 +1,6 @@
-"""Every recipe that trains takes two real steps, made small by the settings a user would pass with --set."""
+"""Every recipe that trains takes two real steps, made small by the settings a user would pass with
+--set.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from dra_ray.teachers.edm import EDM
 from dra_ray.training import optimisers, schedule, step
 from dra_ray.workloads import train
 
-# the smallest of each family of students; those without a small one keep their size and are tested as `slow`
+# the smallest of each family of students; those without a small one keep their size and are tested
+# as `slow`
 SMALL = {"wrn-": "wrn-10-1", "relu-wrn-": "relu-wrn-10-1", "vit-": "vit-t-8"}
 LARGE = ("rawrn-", "timm/")
 CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 4, "digits": 10, "fashion-mnist": 10}
@@ -50,7 +53,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def _pixels(count: int, resolution: int, channels: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, resolution, resolution, channels), np.uint8)
+    return np.random.default_rng(seed).integers(
+        0, 256, (count, resolution, resolution, channels), np.uint8
+    )
 
 
 def _images(name: str, root: Store) -> tuple[dict[str, Any], int, int]:
@@ -62,17 +67,32 @@ def _images(name: str, root: Store) -> tuple[dict[str, Any], int, int]:
         for part in ("train", "val"):
             for number in range(REAL):
                 picture = Image.fromarray(_pixels(1, 40, 3, number)[0])
-                (root / "folder" / part / f"class-{number % classes}" / f"{number}.png").write_bytes(_png(picture))
-        return {"data.name": "folder", "data.uri": (root / "folder").uri, "data.resolution": 32}, 32, 3
+                (
+                    root / "folder" / part / f"class-{number % classes}" / f"{number}.png"
+                ).write_bytes(_png(picture))
+        return (
+            {"data.name": "folder", "data.uri": (root / "folder").uri, "data.resolution": 32},
+            32,
+            3,
+        )
     if name == "fashion-mnist":
         for part, count in (("train", REAL), ("t10k", 8)):
             head = b"\x00\x00\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (count, 28, 28))
-            (root / name / f"{part}-images-idx3-ubyte").write_bytes(head + _pixels(count, 28, 1, 0).tobytes())
+            (root / name / f"{part}-images-idx3-ubyte").write_bytes(
+                head + _pixels(count, 28, 1, 0).tobytes()
+            )
             labels = bytes(i % classes for i in range(count))
-            (root / name / f"{part}-labels-idx1-ubyte").write_bytes(b"\x00\x00\x08\x01" + count.to_bytes(4, "big") + labels)
+            (root / name / f"{part}-labels-idx1-ubyte").write_bytes(
+                b"\x00\x00\x08\x01" + count.to_bytes(4, "big") + labels
+            )
         return {"data.uri": (root / name).uri}, 28, 1
     labels = np.arange(REAL) % classes
-    (root / f"{name}.npz").write_npz(image=_pixels(REAL, 32, 3, 0), label=labels, test_image=_pixels(8, 32, 3, 1), test_label=labels[:8])
+    (root / f"{name}.npz").write_npz(
+        image=_pixels(REAL, 32, 3, 0),
+        label=labels,
+        test_image=_pixels(8, 32, 3, 1),
+        test_label=labels[:8],
+    )
     return {"data.uri": (root / f"{name}.npz").uri}, 32, 3
 
 
@@ -92,14 +112,33 @@ def _shrunk(name: str, root: Store) -> config.Experiment:
         torch.manual_seed(0)
         teacher = root / f"teacher-{recipe.data.name}"
         checkpoint.save(teacher, EDM(config.UNet(), resolution, channels, classes, 0.5), {})
-        settings |= {"teacher.uri": teacher.uri, "teacher.micro_batch": 8, "align.hidden": 16, "pool.kind": "local"}
+        settings |= {
+            "teacher.uri": teacher.uri,
+            "teacher.micro_batch": 8,
+            "align.hidden": 16,
+            "pool.kind": "local",
+        }
     if recipe.synthetic.images:
         made = root / f"synthetic-{recipe.data.name}.npz"
-        made.write_npz(image=_pixels(SYNTHETIC, resolution, channels, 2), label=np.arange(SYNTHETIC) % classes)
+        made.write_npz(
+            image=_pixels(SYNTHETIC, resolution, channels, 2), label=np.arange(SYNTHETIC) % classes
+        )
         settings |= {"synthetic.uri": made.uri, "synthetic.images": SYNTHETIC}
-    small = next((student for family, student in SMALL.items() if recipe.model.name.startswith(family)), recipe.model.name)
-    settings |= {"model.name": small, "optim.batch": 8, "threat.steps": min(recipe.threat.steps, 2), "resources.workers": 1}
-    settings |= {"data.validation_images": 8, "resources.min_workers": None, "loss.awp_from_epoch": 0}
+    small = next(
+        (student for family, student in SMALL.items() if recipe.model.name.startswith(family)),
+        recipe.model.name,
+    )
+    settings |= {
+        "model.name": small,
+        "optim.batch": 8,
+        "threat.steps": min(recipe.threat.steps, 2),
+        "resources.workers": 1,
+    }
+    settings |= {
+        "data.validation_images": 8,
+        "resources.min_workers": None,
+        "loss.awp_from_epoch": 0,
+    }
     return config.override(recipe, settings).with_sources()
 
 
@@ -112,15 +151,23 @@ def _two_steps(experiment: config.Experiment) -> None:
     source = client.source(experiment, "cpu") if experiment.align.weight else None
     feed = step.Feed(experiment, loader.get, everything, source, batches.steps_per_epoch)
     state, _ = step.initial_state(experiment, images.shape, source, device)
-    before = {name: parameter.detach().clone() for name, parameter in state.student.named_parameters()}
+    before = {
+        name: parameter.detach().clone() for name, parameter in state.student.named_parameters()
+    }
     for number in range(2):
-        optimisers.set_rate(state.optimizer, *schedule.at(number, batches.steps_per_epoch, experiment.optim))
+        optimisers.set_rate(
+            state.optimizer, *schedule.at(number, batches.steps_per_epoch, experiment.optim)
+        )
         parts = step.step(state, experiment, feed.take(number), everything)
         assert bool(parts.isfinite().all()) and float(parts[0]) > 0
         assert bool(float(parts[3]) > 0) == bool(experiment.align.weight)
         state.step += 1
     loader.close()
-    moved = [name for name, parameter in state.student.named_parameters() if not torch.equal(parameter, before[name])]
+    moved = [
+        name
+        for name, parameter in state.student.named_parameters()
+        if not torch.equal(parameter, before[name])
+    ]
     assert len(moved) > len(before) / 2
 
 

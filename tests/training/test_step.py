@@ -1,4 +1,6 @@
-"""A training step on its own, without Ray: two workers with SyncBN are one worker; other objectives; other arithmetic."""
+"""A training step on its own, without Ray: two workers with SyncBN are one worker; other
+objectives; other arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ BATCH, STEPS = 32, 3
 
 
 def small(**changes: Any) -> config.Experiment:
-    """Digits, no augmentation, a step in seconds; `changes` are dotted fields with `__` for the dot."""
+    """Digits, no augmentation, a step in seconds; `changes` are dotted fields with `__` for the
+    dot.
+    """
     settings = {
         "model.name": "wrn-10-1",
         "optim.batch": BATCH,
@@ -33,10 +37,15 @@ def small(**changes: Any) -> config.Experiment:
         "threat.steps": 2,
         "align.weight": 0.0,
     }
-    return config.override(config.Experiment(), settings | {field.replace("__", "."): value for field, value in changes.items()})
+    return config.override(
+        config.Experiment(),
+        settings | {field.replace("__", "."): value for field, value in changes.items()},
+    )
 
 
-def run(experiment: config.Experiment, rank: int = 0, workers: int = 1) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def run(
+    experiment: config.Experiment, rank: int = 0, workers: int = 1
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """(state dict, losses) after a few steps of one worker."""
     images = data.load(experiment.data)
     state, _ = step.initial_state(experiment, images.shape, None, torch.device("cpu"))
@@ -45,7 +54,12 @@ def run(experiment: config.Experiment, rank: int = 0, workers: int = 1) -> tuple
     for number in range(STEPS):
         optimisers.set_rate(state.optimizer, experiment.optim.lr, 0.9)
         chosen = torch.arange(number * BATCH, (number + 1) * BATCH)[mine]
-        parts = step.step(state, experiment, step.prepare(experiment, *images.train.take(chosen), state.step, mine, None), mine)
+        parts = step.step(
+            state,
+            experiment,
+            step.prepare(experiment, *images.train.take(chosen), state.step, mine, None),
+            mine,
+        )
         losses.append(step._mean(parts, mine, BATCH))
         state.step += 1
     return state.student.state_dict(), torch.stack(losses)
@@ -60,7 +74,9 @@ def two_workers(experiment: config.Experiment) -> tuple[dict[str, torch.Tensor],
 
 
 def test_two_workers_with_synchronised_norms_are_one_worker() -> None:
-    """2 x B/2 with SyncBN equals 1 x B up to rounding, over three steps: losses, weights and running statistics."""
+    """2 x B/2 with SyncBN equals 1 x B up to rounding, over three steps: losses, weights and
+    running statistics.
+    """
     experiment = small(compute__sync_batchnorm=True)
     (one, losses), (two, losses_two) = run(experiment), two_workers(experiment)
     assert torch.allclose(losses, losses_two, rtol=1e-4, atol=1e-6)
@@ -79,10 +95,26 @@ def test_without_them_they_are_not() -> None:
     [
         {"loss__name": "pgd-at"},
         {"loss__name": "fgsm-rs", "threat__steps": 1},
-        {"loss__name": "ikl", "loss__awp": 0.005, "loss__awp_from_epoch": 0, "threat__ramp_epochs": 20, "optim__schedule": "cosine"},
+        {
+            "loss__name": "ikl",
+            "loss__awp": 0.005,
+            "loss__awp_from_epoch": 0,
+            "threat__ramp_epochs": 20,
+            "optim__schedule": "cosine",
+        },
         {"threat__mode": "eval", "threat__start": "normal"},
-        {"threat__norm": "l2", "threat__eps_255": 128, "threat__step_255": 64, "threat__start": "normal"},
-        {"optim__name": "lion", "optim__lr": 1e-4, "optim__decayed": "weights", "optim__clip_norm": 1.0},
+        {
+            "threat__norm": "l2",
+            "threat__eps_255": 128,
+            "threat__step_255": 64,
+            "threat__start": "normal",
+        },
+        {
+            "optim__name": "lion",
+            "optim__lr": 1e-4,
+            "optim__decayed": "weights",
+            "optim__clip_norm": 1.0,
+        },
         {"optim__name": "adamw", "optim__lr": 1e-3},
         {"compute__channels_last": False},
         {"compute__precision": "bf16"},
@@ -91,10 +123,14 @@ def test_without_them_they_are_not() -> None:
 )
 def test_every_objective_takes_steps(changes: dict[str, Any]) -> None:
     weights, losses = run(small(**changes))
-    start = step.initial_state(small(**changes), data.load(config.Data()).shape, None, torch.device("cpu"))[0].student.state_dict()
+    start = step.initial_state(
+        small(**changes), data.load(config.Data()).shape, None, torch.device("cpu")
+    )[0].student.state_dict()
     assert bool(losses.isfinite().all()) and bool((losses[:, 0] > 0).all())
     assert any(not torch.equal(weights[name], start[name]) for name in weights)
-    assert all(bool(value.isfinite().all()) for value in weights.values() if value.is_floating_point())
+    assert all(
+        bool(value.isfinite().all()) for value in weights.values() if value.is_floating_point()
+    )
 
 
 def aligned(folder: Store, net: EDM, **changes: Any) -> config.Experiment:
@@ -107,11 +143,24 @@ def aligned(folder: Store, net: EDM, **changes: Any) -> config.Experiment:
     ("classes", "preconditioning", "changes", "words"),
     [
         (7, "edm", {}, r"teacher.uri: the teacher knows 7 classes, but the data has 10"),
-        (10, "ve", {"align__sigma": 0.01}, r"sigma=0.01 is outside of what the teacher knows, 0.02 to 100"),
-        (10, "ve", {"align__extra_weight": 1.0}, r"align.extra_weight=1 draws noise levels of any size, but the teacher knows only 0.02 to 100"),
+        (
+            10,
+            "ve",
+            {"align__sigma": 0.01},
+            r"sigma=0.01 is outside of what the teacher knows, 0.02 to 100",
+        ),
+        (
+            10,
+            "ve",
+            {"align__extra_weight": 1.0},
+            r"align.extra_weight=1 draws noise levels of any size, but the teacher knows only 0.02 "
+            r"to 100",
+        ),
     ],
 )
-def test_a_teacher_that_does_not_fit_is_refused(tmp_path, classes: int, preconditioning: str, changes: dict[str, Any], words: str) -> None:
+def test_a_teacher_that_does_not_fit_is_refused(
+    tmp_path, classes: int, preconditioning: str, changes: dict[str, Any], words: str
+) -> None:
     root = Store(str(tmp_path))
     net = EDM(config.UNet(model_channels=16), 8, 1, classes, precondition=preconditioning)
     with pytest.raises(ConfigError, match=words):
@@ -122,7 +171,9 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path, classes: int, precondi
 @pytest.mark.parametrize(("classes", "label"), [(10, "true"), (7, "null"), (0, "true")])
 def test_a_teacher_that_fits_is_not(tmp_path, classes: int, label: str) -> None:
     net = EDM(config.UNet(model_channels=16), 8, 1, classes)
-    train.check_teacher(aligned(Store(str(tmp_path)), net, teacher__label=label, align__extra_weight=1.0), 10)
+    train.check_teacher(
+        aligned(Store(str(tmp_path)), net, teacher__label=label, align__extra_weight=1.0), 10
+    )
 
 
 def test_arithmetic_changes_rounding_only() -> None:
@@ -149,7 +200,9 @@ class Notes:
 
 
 def test_features_are_asked_for_ahead_and_once() -> None:
-    wanted = config.override(config.Experiment(), {"optim.batch": 8, "pool.ahead": 2, "teacher.uri": "unused"})
+    wanted = config.override(
+        config.Experiment(), {"optim.batch": 8, "pool.ahead": 2, "teacher.uri": "unused"}
+    )
     images = torch.arange(80, dtype=torch.uint8).repeat_interleave(64).reshape(10, 8, 1, 8, 8)
 
     def get(number: int) -> tuple[Tensor, Tensor]:

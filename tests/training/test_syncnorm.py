@@ -24,14 +24,18 @@ def student(name: str) -> students.Student:
 
 
 def batch() -> Tensor:
-    """Images whose halves differ in mean and in spread, so that statistics of a half are not those of the whole."""
+    """Images whose halves differ in mean and in spread, so that statistics of a half are not those
+    of the whole.
+    """
     x = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     x[4:] = 0.7 + 0.3 * x[4:]
     return x
 
 
 def measure(net: students.Student, x: Tensor, whole: int) -> Found:
-    """An attack step and a training step, as a sum over the batch: logits, input gradient, parameter gradients, buffers."""
+    """An attack step and a training step, as a sum over the batch: logits, input gradient,
+    parameter gradients, buffers.
+    """
     x = x.clone().requires_grad_(True)
     before = {key: buffer.clone() for key, buffer in net.named_buffers()}
     with pgd.frozen(net), pgd.untracked(net):
@@ -50,7 +54,9 @@ def measure(net: students.Student, x: Tensor, whole: int) -> Found:
 def halves(rank: int) -> dict[str, Found]:
     """What worker `rank` computes, by kind of parts and student."""
     return {
-        f"{kind}-{name}": measure(syncnorm.synchronised(student(name)), batch()[parts[rank]], len(batch()))
+        f"{kind}-{name}": measure(
+            syncnorm.synchronised(student(name)), batch()[parts[rank]], len(batch())
+        )
         for kind, parts in PARTS.items()
         for name in ("wrn-10-1", "relu-wrn-10-1")
     }
@@ -63,7 +69,9 @@ def found() -> list[dict[str, Found]]:
 
 @pytest.mark.parametrize("name", ["wrn-10-1", "relu-wrn-10-1"])
 @pytest.mark.parametrize("kind", PARTS)
-def test_two_workers_compute_what_one_does(found: list[dict[str, Found]], name: str, kind: str) -> None:
+def test_two_workers_compute_what_one_does(
+    found: list[dict[str, Found]], name: str, kind: str
+) -> None:
     alone = measure(student(name), batch(), len(batch()))
     workers = [worker[f"{kind}-{name}"] for worker in found]
     assert alone.keys() == workers[0].keys() == workers[1].keys()
@@ -75,12 +83,17 @@ def test_two_workers_compute_what_one_does(found: list[dict[str, Found]], name: 
         else:
             together = [torch.cat([w[key] for w in workers])]
         for value in together:
-            torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5, msg=lambda told, key=key: f"{key}: {told}")
+            torch.testing.assert_close(
+                value, expected, rtol=1e-4, atol=1e-5, msg=lambda told, key=key: f"{key}: {told}"
+            )
 
 
 def test_halves_without_synchronisation_differ() -> None:
     """What the test above would see if it saw nothing."""
-    alone, half = measure(student("wrn-10-1"), batch(), 8), measure(student("wrn-10-1"), batch()[:4], 8)
+    alone, half = (
+        measure(student("wrn-10-1"), batch(), 8),
+        measure(student("wrn-10-1"), batch()[:4], 8),
+    )
     assert (alone["attack.logits"][:4] - half["attack.logits"]).abs().max() > 1e-2
 
 
@@ -90,9 +103,13 @@ def test_one_worker_computes_exactly_what_batchnorm_does() -> None:
     one, other = measure(plain, batch(), 8), measure(synced, batch(), 8)
     assert all(torch.equal(one[key], other[key]) for key in one)
     norms = [m for m in synced.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert norms and all(type(m) is syncnorm.SynchronisedBatchNorm2d and m.momentum == 0.01 for m in norms)
+    assert norms and all(
+        type(m) is syncnorm.SynchronisedBatchNorm2d and m.momentum == 0.01 for m in norms
+    )
 
 
 def test_a_norm_that_cannot_be_synchronised_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"compute.sync_batchnorm=true: this student has BatchNorm1d"):
+    with pytest.raises(
+        ConfigError, match=r"compute.sync_batchnorm=true: this student has BatchNorm1d"
+    ):
         syncnorm.synchronised(nn.Sequential(nn.BatchNorm1d(3)))

@@ -12,7 +12,12 @@ from tests.training.two_workers import on_two
 def tensors(rank: int) -> list[Tensor]:
     """Of several shapes and memory layouts, one of them a view without storage of its own."""
     strided = torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
-    return [strided + 100 * rank, torch.tensor(1.0 + rank).expand(3), torch.empty(0), torch.tensor([[0.5], [-2.0]]) * (rank + 1)]
+    return [
+        strided + 100 * rank,
+        torch.tensor(1.0 + rank).expand(3),
+        torch.empty(0),
+        torch.tensor([[0.5], [-2.0]]) * (rank + 1),
+    ]
 
 
 def told(rank: int) -> dict[str, list[Tensor]]:
@@ -31,7 +36,9 @@ def told(rank: int) -> dict[str, list[Tensor]]:
 
 
 def equal(one: list[Tensor], other: list[Tensor]) -> bool:
-    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    return len(one) == len(other) and all(
+        torch.equal(a, b) for a, b in zip(one, other, strict=True)
+    )
 
 
 def test_two_workers() -> None:

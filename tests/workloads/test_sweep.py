@@ -1,4 +1,6 @@
-"""ASHA with our records: a scheduler that was fed recorded scores decides as the one that saw them happen."""
+"""ASHA with our records: a scheduler that was fed recorded scores decides as the one that saw them
+happen.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,19 @@ from dra_ray.storage import Store
 from dra_ray.workloads import sweep
 
 EPOCHS = 16
-SWEEP = config.override(config.load("digits-sweep", config.Sweep), {"asha.grace_epochs": 2, "asha.reduction_factor": 3, "asha.max_concurrent": 3})
+SWEEP = config.override(
+    config.load("digits-sweep", config.Sweep),
+    {"asha.grace_epochs": 2, "asha.reduction_factor": 3, "asha.max_concurrent": 3},
+)
 
 
 def result(epoch: int, score: float) -> dict[str, Any]:
-    return {"epoch": epoch, "images_seen": epoch * 1280, "robust_accuracy": score, "clean_accuracy": 0.9}
+    return {
+        "epoch": epoch,
+        "images_seen": epoch * 1280,
+        "robust_accuracy": score,
+        "clean_accuracy": 0.9,
+    }
 
 
 def reports(seed: int, trials: int = 12) -> list[tuple[str, int, float]]:
@@ -37,7 +47,9 @@ def reports(seed: int, trials: int = 12) -> list[tuple[str, int, float]]:
     return order
 
 
-def drive(scheduler: Any, order: list[tuple[str, int, float]], stopped: set[str]) -> list[tuple[str, int, str]]:
+def drive(
+    scheduler: Any, order: list[tuple[str, int, float]], stopped: set[str]
+) -> list[tuple[str, int, str]]:
     decisions, added = [], set()
     for name, epoch, score in order:
         trial = SimpleNamespace(trial_id=f"ray-{random.random()}", config={"trial": name})
@@ -56,7 +68,11 @@ def drive(scheduler: Any, order: list[tuple[str, int, float]], stopped: set[str]
 def test_a_killed_sweep_goes_on_with_its_rungs(tmp_path) -> None:
     for seed in range(5):
         order = reports(seed)
-        whole = drive(sweep.Rungs(SWEEP, Store(str(tmp_path)) / f"{seed}-whole.jsonl", None).scheduler(), order, set())
+        whole = drive(
+            sweep.Rungs(SWEEP, Store(str(tmp_path)) / f"{seed}-whole.jsonl", None).scheduler(),
+            order,
+            set(),
+        )
         assert sum(decision == "STOP" for *_, decision in whole) >= 3
         for cut in (1, 20, 57, len(order) // 2):
             file = Store(str(tmp_path)) / f"{seed}-{cut}.jsonl"
@@ -68,7 +84,9 @@ def test_a_killed_sweep_goes_on_with_its_rungs(tmp_path) -> None:
 
 def test_a_repeated_epoch_is_recorded_once_and_decided_alike(tmp_path) -> None:
     file = Store(str(tmp_path)) / "rungs.jsonl"
-    order = [("trial-000", e, 0.1 * e) for e in range(1, 6)] + [("trial-001", e, 0.01) for e in range(1, 3)]
+    order = [("trial-000", e, 0.1 * e) for e in range(1, 6)] + [
+        ("trial-001", e, 0.01) for e in range(1, 3)
+    ]
     drive(sweep.Rungs(SWEEP, file, None).scheduler(), order, set())
     rungs = sweep.Rungs(SWEEP, file, None)
     drive(rungs.scheduler(), [("trial-000", 5, 0.5), ("trial-000", 6, 0.6)], set())
@@ -84,7 +102,10 @@ def test_a_repeated_epoch_is_recorded_once_and_decided_alike(tmp_path) -> None:
 def test_the_last_epoch_is_never_stopped(tmp_path) -> None:
     rungs = sweep.Rungs(SWEEP, Store(str(tmp_path)) / "rungs.jsonl", None)
     order = [("trial-000", EPOCHS, 0.9), ("trial-001", EPOCHS, 0.1)]
-    assert [decision for *_, decision in drive(rungs.scheduler(), order, set())] == ["CONTINUE", "CONTINUE"]
+    assert [decision for *_, decision in drive(rungs.scheduler(), order, set())] == [
+        "CONTINUE",
+        "CONTINUE",
+    ]
     assert {row["decision"] for row in rungs.rows} == {"done"}
 
 
@@ -93,7 +114,10 @@ def test_finalists_are_the_best_that_got_furthest() -> None:
     dra = [name for name, e in experiments.items() if e.align.weight > 0]
     baseline = [name for name, e in experiments.items() if e.align.weight == 0]
     rows = [
-        {"trial": dra[0], **result(2, 0.9)},  # best score, but stopped early: another rung, not comparable
+        {
+            "trial": dra[0],
+            **result(2, 0.9),
+        },  # best score, but stopped early: another rung, not comparable
         {"trial": dra[1], **result(18, 0.5)},
         {"trial": dra[2], **result(18, 0.6)},
         {"trial": baseline[0], **result(6, 0.4)},
