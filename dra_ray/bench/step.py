@@ -220,7 +220,7 @@ class Textbook:
                 module.momentum = 1.0
         x = images.float() / 255
         noise = torch.rand(
-            x.shape, generator=random.generator(self.experiment.seed, step.ATTACK, 0)
+            x.shape, generator=random.generator(self.experiment.seed, random.Stream.ATTACK, 0)
         ).to(x.device)
         with pgd.untracked(student):
             target = F.softmax(student(x), 1).detach()

@@ -16,7 +16,7 @@ import functools
 import torch
 from torch import Tensor
 
-from dra_ray.data.random import generator
+from dra_ray.data.random import Stream, generator
 
 
 def part_of(batch: int, rank: int, world: int) -> slice:
@@ -26,11 +26,10 @@ def part_of(batch: int, rank: int, world: int) -> slice:
     return slice(rank * batch // world, (rank + 1) * batch // world)
 
 
-@functools.lru_cache(
-    maxsize=4
-)  # an epoch's batches share a permutation, and ImageNet's takes longer than slicing it
+# an epoch's batches share a permutation, and ImageNet's takes longer than slicing it
+@functools.lru_cache(maxsize=4)
 def _permutation(count: int, seed: int, epoch: int, number: int) -> Tensor:
-    return torch.randperm(count, generator=generator(seed, 1, epoch, number))
+    return torch.randperm(count, generator=generator(seed, Stream.BATCH_ORDER, epoch, number))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +58,7 @@ class BatchPlan:
     def indices(self, step: int) -> Tensor:
         """int64 [batch], shuffled."""
         real = self._real(*divmod(step, self.steps_per_epoch))
-        draws = generator(self.seed, 2, step)
+        draws = generator(self.seed, Stream.BATCH_DRAWS, step)
         synthetic = (
             torch.randint(max(self.synthetic_images, 1), (self.batch - len(real),), generator=draws)
             + self.real_images

@@ -4,7 +4,31 @@ draws it, or when.
 
 from __future__ import annotations
 
+import enum
+
 import torch
+
+
+class Stream(enum.IntEnum):
+    """What random numbers are for. A value is part of every seed derived with it: never change one.
+
+    Attacks number their own streams by attack, below a seed of their own (`attacks.draws`).
+    """
+
+    BATCH_ORDER = 1
+    BATCH_DRAWS = 2
+    AUGMENT = 3
+    ATTACK = 4
+    TEACHER_NOISE = 5
+    VALIDATION = 6
+    EXTRA_NOISE = 7
+    EXTRA_SIGMA = 8
+    TEACHER_INIT = 10
+    TEACHER_TRAINING = 11
+    TEACHER_DROPOUT = 12
+    TEACHER_AUGMENT = 13
+    TEACHER_VALIDATION = 14
+    PROBE_STUDENT = 30
 
 
 def generator(seed: int, *path: int) -> torch.Generator:
@@ -18,10 +42,8 @@ def derive(seed: int, *path: int) -> int:
     """A well-mixed 63-bit seed from a seed and the steps that lead to its use."""
     mask = (1 << 64) - 1
     state = 0
-    for part in (
-        seed,
-        *path,
-    ):  # the seed is mixed before the path joins it, or (0, 1) and (1, 0) would meet
+    # the seed is mixed before the path joins it, or (0, 1) and (1, 0) would meet
+    for part in (seed, *path):
         state = (state ^ (part & mask)) + 0x9E3779B97F4A7C15 & mask
         state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & mask
         state = (state ^ (state >> 27)) * 0x94D049BB133111EB & mask

@@ -14,14 +14,13 @@ from torch.nn import functional as F
 from dra_ray import config, data
 from dra_ray.data import Shape, Split, synthetic, to_float
 from dra_ray.data.batches import BatchPlan
-from dra_ray.data.random import derive
+from dra_ray.data.random import Stream, derive
 from dra_ray.errors import DataError
 from dra_ray.inspection.probe import Row, first_images
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint as student_checkpoint
 
 WIDTH, BATCH, LR = 32, 128, 2e-3  # of the small student: fixed, so that its accuracies compare
-INIT = 30  # purpose of random numbers
 
 
 def small_student(shape: Shape) -> nn.Module:
@@ -54,7 +53,7 @@ def taught(
             f"{len(train)} images to train on and {len(test)} to test on; give some of both"
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, INIT))
+        torch.manual_seed(derive(seed, Stream.PROBE_STUDENT))
         student = small_student(shape).to(device)
     optimizer = torch.optim.Adam(student.parameters(), lr=LR)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=max(steps, 1))

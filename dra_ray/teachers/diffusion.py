@@ -69,13 +69,6 @@ def ema_decay(
     return 0.5 ** (batch / max(halflife, 1e-8))
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, net: nn.Module, decay: float) -> None:
-    """Move the parameters of `average` towards `net`'s: a = decay*a + (1-decay)*n."""
-    for mean, parameter in zip(average.parameters(), net.parameters(), strict=True):
-        mean.lerp_(parameter, 1 - decay)
-
-
 def noise_levels(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
     """Sampling grid float64 [steps+1], from sigma_max to sigma_min and then 0 (equation 5)."""
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)

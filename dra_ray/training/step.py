@@ -21,12 +21,9 @@ from dra_ray.teachers.source import FeatureSource, Pending
 from dra_ray.training import arithmetic, losses, objective, optimisers, syncnorm, workers
 from dra_ray.training.projector import projector
 
-# what a purpose's random numbers are drawn from, beside (seed, step)
-_AUGMENT, ATTACK, _TEACHER, VALIDATION, _EXTRA, _EXTRA_SIGMA = 3, 4, 5, 6, 7, 8
 PARTS = ("loss", "loss_clean", "loss_robust", "loss_align")
 
 
-# -- inside a worker -------------------------------------------------------------------------------
 @dataclasses.dataclass
 class State:
     """All that a checkpoint holds, and the student as its steps call it."""
@@ -93,7 +90,9 @@ def prepare(
 ) -> Batch:
     """Step `number`'s batch, from images as the data set has them; its features are asked for."""
     changes = augment.parameters(
-        experiment.optim.batch, experiment.data, random.generator(experiment.seed, _AUGMENT, number)
+        experiment.optim.batch,
+        experiment.data,
+        random.generator(experiment.seed, random.Stream.AUGMENT, number),
     )
     images = augment.apply(images, experiment.data, changes[mine])
     return Batch(
@@ -149,7 +148,9 @@ def step(
     batch, seed = experiment.optim.batch, experiment.seed
     images, labels = asked.images, asked.labels
     noise = pgd.noise_like(
-        (batch, *images.shape[1:]), experiment.threat, random.generator(seed, ATTACK, state.step)
+        (batch, *images.shape[1:]),
+        experiment.threat,
+        random.generator(seed, random.Stream.ATTACK, state.step),
     )[mine]
 
     memory = torch.channels_last if experiment.compute.channels_last else torch.contiguous_format
@@ -206,13 +207,16 @@ def _ask(
         (
             1.0,
             source.submit(
-                images, labels, sigma, random.derive(seed, _TEACHER, step) // 2 + mine.start
+                images,
+                labels,
+                sigma,
+                random.derive(seed, random.Stream.TEACHER_NOISE, step) // 2 + mine.start,
             ),
         )
     ]
     if align.extra_weight:
-        drawn = draw_sigma(batch, random.generator(seed, _EXTRA_SIGMA, step))[mine]
-        noise_seed = random.derive(seed, _EXTRA, step) // 2 + mine.start
+        drawn = draw_sigma(batch, random.generator(seed, random.Stream.EXTRA_SIGMA, step))[mine]
+        noise_seed = random.derive(seed, random.Stream.EXTRA_NOISE, step) // 2 + mine.start
         asked.append((align.extra_weight, source.submit(images, labels, drawn, noise_seed)))
     return asked
 

@@ -35,7 +35,7 @@ from dra_ray.storage import Store
 from dra_ray.students import checkpoint
 from dra_ray.teachers import checkpoint as teacher_checkpoint
 from dra_ray.training import arithmetic, averaging, optimisers, schedule, workers
-from dra_ray.training.step import PARTS, VALIDATION, Feed, State, _mean, initial_state, step
+from dra_ray.training.step import PARTS, Feed, State, _mean, initial_state, step
 
 METRICS = {
     "dra_train_images": "training images seen, over all workers",
@@ -335,7 +335,9 @@ def validate(
         pixels, classes = split.take(chunk)
         x, labels = data.to_float(pixels.to(device)), classes.to(device)
         noise = pgd.noise_like(
-            pixels.shape, threat, random.generator(experiment.seed, VALIDATION, number)
+            pixels.shape,
+            threat,
+            random.generator(experiment.seed, random.Stream.VALIDATION, number),
         )
         with torch.no_grad():
             correct[0] += (student(x).argmax(1) == labels).sum()

@@ -24,7 +24,7 @@ from dra_ray import cluster, data, runs
 from dra_ray.config import TeacherTraining
 from dra_ray.data import augment
 from dra_ray.data.batches import BatchPlan, part_of
-from dra_ray.data.random import derive, generator
+from dra_ray.data.random import Stream, derive, generator
 from dra_ray.errors import ConfigError, RunError
 from dra_ray.storage import Store
 from dra_ray.teachers import augment as edm_augment
@@ -32,18 +32,11 @@ from dra_ray.teachers import checkpoint, diffusion, pixels
 from dra_ray.teachers.edm import EDM
 from dra_ray.teachers.noisy import NoisyClassifier, noisy_accuracy, noisy_loss
 from dra_ray.teachers.sheet import sheet
-from dra_ray.training import workers
+from dra_ray.training import averaging, workers
 
 ROWS_PER_RUN = 100
 VALIDATION_IMAGES = 1024
 SHEET_CLASSES, SHEET_ROWS, SHEET_STEPS = 10, 8, 12
-INIT, NOISE, DROPOUT, AUGMENT, VALIDATE = (
-    10,
-    11,
-    12,
-    13,
-    14,
-)  # purposes of random numbers, for `generator`
 
 
 class Training:
@@ -64,7 +57,7 @@ class Training:
         self.labels = train.labels.to(self.device)
         self.sigma_data = round(float(self.clean.double().std(correction=0)), 6)
         self.plan = BatchPlan(config.seed, len(images.train), 0, config.batch, 0.0)
-        torch.manual_seed(derive(config.seed, INIT))
+        torch.manual_seed(derive(config.seed, Stream.TEACHER_INIT))
         self.net = network(config, images.shape, self.sigma_data).to(self.device)
         self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
@@ -103,9 +96,8 @@ class Training:
         config = self.config
         mine = part_of(config.batch, rank, world)
         chosen = self.plan.indices(self.step)[mine].to(self.device)
-        draws = generator(
-            config.seed, NOISE, self.step
-        )  # for the whole batch, so that the number of workers changes nothing
+        # for the whole batch, so that the number of workers changes nothing
+        draws = generator(config.seed, Stream.TEACHER_TRAINING, self.step)
         sigma = self._sigma(config.batch, draws)[mine].to(self.device)
         noise = torch.randn((config.batch, *self.clean.shape[1:]), generator=draws)[mine].to(
             self.device
@@ -114,13 +106,13 @@ class Training:
             mine
         ].to(self.device)
         if config.net.dropout:
-            torch.manual_seed(derive(config.seed, DROPOUT, self.step, rank))
+            torch.manual_seed(derive(config.seed, Stream.TEACHER_DROPOUT, self.step, rank))
         self.net.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         if config.objective == "classify":
             changes = augment.parameters(
-                config.batch, config.data, generator(config.seed, AUGMENT, self.step)
+                config.batch, config.data, generator(config.seed, Stream.TEACHER_AUGMENT, self.step)
             )[mine]
             seen = pixels.to_signed(augment.apply(self.images[chosen], config.data, changes))
             loss = noisy_loss(forward, seen, sigma, noise, self.labels[chosen]).mean()
@@ -139,7 +131,7 @@ class Training:
         decay = diffusion.ema_decay(
             config.batch, self.images_seen, config.ema_halflife_images, config.ema_ramp
         )
-        diffusion.update_average(self.average, self.net, decay)
+        averaging.update(self.average, self.net, decay)
         return loss.detach()
 
     def _augmented(self, clean: Tensor, mine: slice) -> tuple[Tensor, Tensor | None]:
@@ -149,7 +141,9 @@ class Training:
         if not self.config.augment:
             return clean, None
         draws = edm_augment.parameters(
-            self.config.batch, self.config.augment, generator(self.config.seed, AUGMENT, self.step)
+            self.config.batch,
+            self.config.augment,
+            generator(self.config.seed, Stream.TEACHER_AUGMENT, self.step),
         )[mine]
         return edm_augment.apply(clean, draws), draws.label.to(self.device)
 
@@ -178,7 +172,7 @@ class Training:
         """
         if not isinstance(self.average, NoisyClassifier) or self.validation is None:
             return None
-        draws = generator(self.config.seed, VALIDATE)
+        draws = generator(self.config.seed, Stream.TEACHER_VALIDATION)
         clean = pixels.to_signed(self.validation.images)
         sigma, noise = self._sigma(len(clean), draws), torch.randn(clean.shape, generator=draws)
         clean, sigma, noise, labels = (

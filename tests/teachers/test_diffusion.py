@@ -1,5 +1,3 @@
-import copy
-
 import pytest
 import torch
 
@@ -97,10 +95,6 @@ def test_ema_decay():
         0.5
     )  # the ramp: 5 % of 2000 images
     assert diffusion.ema_decay(100, 0, 1000) == 0.0
-    net, average = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    before = copy.deepcopy(average)
-    diffusion.update_average(average, net, 0.75)
-    assert torch.allclose(average.weight, 0.75 * before.weight + 0.25 * net.weight)
 
 
 def test_an_image_depends_on_its_seed_only():
