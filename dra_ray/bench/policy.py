@@ -662,7 +662,7 @@ def write(page: Store, workload: Workload, outcomes: Sequence[Outcome]) -> None:
             "policies",
             "Every policy",
             settings,
-            html.table(
+            html.Table(
                 columns, [[row.get(column) for column in columns] for row in rows], sortable=True
             ),
         ),

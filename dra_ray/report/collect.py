@@ -15,6 +15,8 @@ import torch
 from dra_ray.config import flatten
 from dra_ray.errors import DataError
 from dra_ray.evaluation import intervals
+from dra_ray.report import words
+from dra_ray.report.words import in_percent
 from dra_ray.storage import Store
 from dra_ray.teachers.checkpoint import CARD, WEIGHTS, build, digest, read_card
 
@@ -106,11 +108,11 @@ def rows(run: Store) -> list[dict[str, Any]]:
             | {
                 "epoch": trial["epoch"],
                 "images seen": trial["images_seen"],
-                "clean %": percent(trial["clean_accuracy"]),
-                "robust %": percent(trial["robust_accuracy"]),
-                "best robust %": percent(trial["best_robust_accuracy"]),
+                "clean %": in_percent(trial["clean_accuracy"]),
+                "robust %": in_percent(trial["robust_accuracy"]),
+                "best robust %": in_percent(trial["best_robust_accuracy"]),
                 "decision": trial["decision"],
-                "AutoAttack %": percent(scores.get("autoattack_accuracy")),
+                "AutoAttack %": in_percent(scores.get("autoattack_accuracy")),
             }
         )
     return table
@@ -118,24 +120,20 @@ def rows(run: Store) -> list[dict[str, Any]]:
 
 def _evaluation_row(final: Mapping[str, Any]) -> dict[str, Any]:
     after = {
-        f"after {attack} %": percent(accuracy) for attack, accuracy in final["after_attack"].items()
+        f"after {attack} %": in_percent(accuracy)
+        for attack, accuracy in final["after_attack"].items()
     }
     scores = {
         "images": final["images"],
-        "clean %": percent(final["clean_accuracy"]),
-        "PGD %": percent(final.get("pgd_accuracy")),
+        "clean %": in_percent(final["clean_accuracy"]),
+        "PGD %": in_percent(final.get("pgd_accuracy")),
     }
     return (
         {"run": final["trial"]}
         | scores
         | after
-        | {"AutoAttack %": percent(final["autoattack_accuracy"])}
+        | {"AutoAttack %": in_percent(final["autoattack_accuracy"])}
     )
-
-
-def percent(accuracy: float | None) -> float | None:
-    """A fraction as percent to one decimal; None stays None."""
-    return None if accuracy is None else round(100 * accuracy, 1)
 
 
 # -- reading files ---------------------------------------------------------------------------------
@@ -610,18 +608,14 @@ def _what_ran(summary: Mapping[str, Any]) -> str:
         trials, stopped = summary["asha"]["trials"], summary["asha"]["stopped_early"]
         return f"{trials} classifiers were trained against attacks, {stopped} of them stopped early because others did better."
     if "train" in summary:
-        return f"One classifier was trained against attacks for {_count(summary['train']['epoch'])} epochs."
+        return f"One classifier was trained against attacks for {words.count(summary['train']['epoch'], 'no')} epochs."
     if "teacher" in summary:
-        return f"A diffusion teacher was trained on {_count(summary['teacher']['images_seen'])} images."
+        return f"A diffusion teacher was trained on {words.count(summary['teacher']['images_seen'], 'no')} images."
     if "synthetic" in summary:
-        return f"{_count(summary['synthetic']['images'])} synthetic images were made."
+        return f"{words.count(summary['synthetic']['images'], 'no')} synthetic images were made."
     if "finals" in summary:
-        return f"One classifier was attacked on {_count(summary['finals']['run']['images'])} test images."
+        return f"One classifier was attacked on {words.count(summary['finals']['run']['images'], 'no')} test images."
     return "Nothing has been run yet."
-
-
-def _count(value: float | None) -> str:
-    return "no" if value is None else f"{value:,.0f}".replace(",", "\u202f")
 
 
 def _what_was_found(summary: Mapping[str, Any]) -> str:
@@ -640,13 +634,17 @@ def _what_was_found(summary: Mapping[str, Any]) -> str:
     paired = summary.get("paired")
     if paired is None:
         kept = [
-            f"{LABELS[role]} keeps {_percent(final['autoattack_accuracy'])} of {final['images']}"
+            f"{LABELS[role]} keeps {words.percent(final['autoattack_accuracy'])} of "
+            f"{final['images']}"
             for role, final in finals.items()
         ]
         return f"{' and '.join(kept)} test images right under AutoAttack."
-    dra, baseline = (_percent(finals[role]["autoattack_accuracy"]) for role in ("dra", "baseline"))
-    low, high = (f"{100 * edge:+.1f}".replace("-", "−") for edge in paired["interval"])
-    test = f"{abs(100 * paired['difference']):.1f} points (95 % interval {low} to {high}, McNemar p = {paired['p_value']:.2g})"
+    dra, baseline = (
+        words.percent(finals[role]["autoattack_accuracy"]) for role in ("dra", "baseline")
+    )
+    interval = words.span(paired["interval"], sign=True)
+    gap = words.points(abs(paired["difference"]), sign=False)
+    test = f"{gap} points (95 % interval {interval}, McNemar p = {paired['p_value']:.2g})"
     scores = f"Under AutoAttack the best classifier with DRA keeps {dra} of {paired['images']} test images right and the best without it {baseline}:"
     if paired["difference"] == 0:
         return f"{scores} no difference (McNemar p = {paired['p_value']:.2g})."
@@ -656,7 +654,3 @@ def _what_was_found(summary: Mapping[str, Any]) -> str:
             f"{scores} {leader} by {test}, more than chance in the choice of test images explains."
         )
     return f"{scores} {leader} by {test}, which chance in the choice of test images can explain, so this run shows no difference."
-
-
-def _percent(accuracy: float) -> str:
-    return f"{100 * accuracy:.1f}\u00a0%"

@@ -10,8 +10,8 @@ from typing import Any
 
 from dra_ray.config import flatten
 from dra_ray.errors import DraError
-from dra_ray.report import examples, html, plots
-from dra_ray.report.collect import LABELS, RESULT, percent
+from dra_ray.report import examples, html, plots, words
+from dra_ray.report.collect import LABELS, RESULT
 from dra_ray.storage import Store
 
 Finals = Mapping[str, Mapping[str, Any]]
@@ -19,34 +19,24 @@ Finals = Mapping[str, Mapping[str, Any]]
 
 def sections(
     run: Store, summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]
-) -> list[str]:
-    """What the evaluations of a run found, as HTML, "" where one has nothing."""
+) -> list[html.Section | None]:
+    """What the evaluations of a run found; None where they found nothing of a kind."""
     finals = _evaluated(summary)
     return [_curve(finals, figures), _corruptions(finals), _examples(run, finals)]
 
 
-def how(summary: Mapping[str, Any]) -> str:
-    """What the evaluations cost and what their numbers depend on, as HTML."""
+def how(summary: Mapping[str, Any]) -> html.Section | None:
+    """What the evaluations cost and what their numbers depend on."""
     finals = _evaluated(summary)
     if not finals:
-        return ""
-    costs = [_cost(final, _title(role, finals)) for role, final in finals.items()]
-    spent = (
-        ""
-        if not any(costs)
-        else "<h3>Time per attack</h3>" + html.caption(_COST) + html.grid(*costs)
-    )
-    others = [_others(final, _title(role, finals)) for role, final in finals.items()]
-    return html.section(
-        "evaluation",
-        "How it was evaluated",
-        "",
-        spent,
-        "<h3>Settings</h3>",
-        _settings(finals),
-        _source(finals),
-        *others,
-    )
+        return None
+    costs = html.grid(*(_cost(final, _title(role, finals)) for role, final in finals.items()))
+    spent = [html.Heading("Time per attack"), html.caption(_COST), costs] if costs else []
+    others = [
+        block for role, final in finals.items() for block in _others(final, _title(role, finals))
+    ]
+    settings = [html.Heading("Settings"), _settings(finals), _source(finals)]
+    return html.section("evaluation", "How it was evaluated", "", *spent, *settings, *others)
 
 
 def _evaluated(summary: Mapping[str, Any]) -> Finals:
@@ -57,7 +47,7 @@ def _evaluated(summary: Mapping[str, Any]) -> Finals:
     }
 
 
-def _source(finals: Finals, *names: str) -> str:
+def _source(finals: Finals, *names: str) -> html.Block:
     """Which files the numbers above are from."""
     files = [
         f"{final['evaluation']}/{name}".removeprefix("/")
@@ -67,16 +57,16 @@ def _source(finals: Finals, *names: str) -> str:
     return html.caption(f"From {', '.join(files)}.")
 
 
-def _title(role: str, finals: Finals) -> str:
+def _title(role: str, finals: Finals) -> html.Block | None:
     """A heading that tells finalists apart; none where there is one evaluation."""
-    return f"<h3>{LABELS[role]}</h3>" if len(finals) > 1 else ""
+    return html.Heading(LABELS[role]) if len(finals) > 1 else None
 
 
 # -- what was found --------------------------------------------------------------------------------
-def _curve(finals: Finals, figures: Mapping[str, plots.Figure]) -> str:
+def _curve(finals: Finals, figures: Mapping[str, plots.Figure]) -> html.Section | None:
     measured = {role: final for role, final in finals.items() if final.get("curve")}
     if not measured:
-        return ""
+        return None
     figure = html.plot(
         figures.get("curve"),
         "Accuracy over the radius",
@@ -98,17 +88,17 @@ def _curve(finals: Finals, figures: Mapping[str, plots.Figure]) -> str:
         "curve",
         "Stronger and weaker attackers",
         "",
-        html.grid(figure, html.shares(head, rows)),
+        html.grid(figure, html.Shares(head, rows)),
         _source(measured),
     )
 
 
-def _corruptions(finals: Finals) -> str:
+def _corruptions(finals: Finals) -> html.Section | None:
     measured = {role: final for role, final in finals.items() if final.get("corruptions")}
     if not measured:
-        return ""
+        return None
     tables = (
-        f"<div>{_title(role, measured)}{_grades(final['corruptions'])}</div>"
+        html.Group(html.some(_title(role, measured), _grades(final["corruptions"])))
         for role, final in measured.items()
     )
     lead = (
@@ -122,7 +112,7 @@ def _corruptions(finals: Finals) -> str:
         "Accuracy under corruptions",
         lead,
         html.grid(*tables),
-        html.caption(_MADE) if made else "",
+        html.caption(_MADE) if made else None,
         _source(measured),
     )
 
@@ -130,7 +120,7 @@ def _corruptions(finals: Finals) -> str:
 _MADE = "The corruptions were made here from the test images: they compare classifiers with each other, and nothing with published numbers."
 
 
-def _grades(corruptions: Mapping[str, Any]) -> str:
+def _grades(corruptions: Mapping[str, Any]) -> html.Block:
     """A row per kind of corruption, a column per severity, and their means."""
     found: dict[str, dict[Any, float]] = {}
     for row in corruptions["rows"]:
@@ -152,7 +142,7 @@ def _grades(corruptions: Mapping[str, Any]) -> str:
             ],
         )
     )
-    return html.shares(["severity", *map(str, grades), "mean"], rows)
+    return html.Shares(["severity", *map(str, grades), "mean"], rows)
 
 
 def _mean(scores: Iterable[float]) -> float:
@@ -160,29 +150,36 @@ def _mean(scores: Iterable[float]) -> float:
     return sum(known) / len(known)
 
 
-def _examples(run: Store, finals: Finals) -> str:
-    if not finals:
-        return ""
-    parts = [_title(role, finals) + _shown(run, final) for role, final in finals.items()]
-    return html.section("examples", "What fooled it", "", *parts)
+def _examples(run: Store, finals: Finals) -> html.Section | None:
+    blocks = [
+        block
+        for role, final in finals.items()
+        for block in (_title(role, finals), *_shown(run, final))
+    ]
+    return html.section("examples", "What fooled it", "", *blocks)
 
 
-def _shown(run: Store, final: Mapping[str, Any]) -> str:
+def _shown(run: Store, final: Mapping[str, Any]) -> list[html.Block]:
     folder = run / final["evaluation"] if final["evaluation"] else run
     try:
         found = examples.find(_training_run(folder), folder, final["threat"])
     except DraError as error:
-        return html.caption(f"No examples are shown: {error}.")
+        return [html.caption(f"No examples are shown: {error}.")]
     if not found:
-        return html.caption("No examples are shown: no attack fooled the classifier on any image.")
+        return [
+            html.caption("No examples are shown: no attack fooled the classifier on any image.")
+        ]
     factor = examples.amplification(found)
     lead = "The first test image of each class that the classifier got right until an attack found a change, within the bounds, that fools it."
     note = f"{lead} The change is amplified {factor} times around grey, which stands for none."
     if found[0].predicted:
         note += " The classes that the classifier sees were computed for this page; on another machine an image at the edge may fall to the other side."
-    body = "".join(html.pictures(_named(example), _triple(example, factor)) for example in found)
-    files = _source({"": final}, "adversarial.npz", "per_sample.npz")
-    return f"<div class=examples>{body}</div>{html.caption(note)}{files}"
+    triples = [html.Pictures(_named(example), _triple(example, factor)) for example in found]
+    return [
+        html.Group(triples, "examples"),
+        html.caption(note),
+        _source({"": final}, "adversarial.npz", "per_sample.npz"),
+    ]
 
 
 def _training_run(evaluation: Store) -> Store:
@@ -197,35 +194,41 @@ def _named(example: examples.Example) -> str:
     return f"Image {example.index}: {example.label}, fooled by {plots.ATTACK_LABELS.get(example.attack, example.attack.upper())}"
 
 
-def _triple(example: examples.Example, factor: int) -> list[tuple[bytes, str]]:
+def _triple(example: examples.Example, factor: int) -> list[html.Picture]:
     clean, fooled = (
         (f", seen as {name}" for name in example.predicted) if example.predicted else ("", "")
     )
+    shown = [
+        (example.clean, f"clean{clean}"),
+        (example.adversarial, f"attacked{fooled}"),
+        (examples.difference(example, factor), f"change × {factor}"),
+    ]
     return [
-        (examples.png(example.clean), f"clean{clean}"),
-        (examples.png(example.adversarial), f"attacked{fooled}"),
-        (examples.png(examples.difference(example, factor)), f"change × {factor}"),
+        html.Picture(examples.png(image), f"{_named(example)}: {label}", label)
+        for image, label in shown
     ]
 
 
-def _others(final: Mapping[str, Any], title: str) -> str:
+def _others(final: Mapping[str, Any], title: html.Block | None) -> list[html.Block]:
     """Evaluations of the same classifier with other settings: their pages are written by
     themselves.
     """
-    rows = final.get("others")
-    if not rows:
-        return ""
+    if not final.get("others"):
+        return []
     head = ["folder", "AutoAttack %", "95 % interval", "PGD %", "clean %", "images"]
-    body = [
+    rows = [
         [
             f"{final['evaluation']}/{row['name']}".removeprefix("/"),
-            percent(row["autoattack_accuracy"]),
-            html.span(row["interval"] or []),
+            words.in_percent(row["autoattack_accuracy"]),
+            words.span(row["interval"] or []),
+            words.in_percent(row["pgd_accuracy"]),
+            words.in_percent(row["clean_accuracy"]),
+            row["images"],
         ]
-        + [percent(row["pgd_accuracy"]), percent(row["clean_accuracy"]), row["images"]]
-        for row in rows
+        for row in final["others"]
     ]
-    return f"<h3>With other settings</h3>{title}{html.table(head, body)}{html.caption('`dra report` writes a page for each of these folders.')}"
+    note = html.caption("`dra report` writes a page for each of these folders.")
+    return html.some(html.Heading("With other settings"), title, html.Table(head, rows), note)
 
 
 # -- what it cost, and how it was set --------------------------------------------------------------
@@ -234,10 +237,10 @@ _COST = (
 )
 
 
-def _cost(final: Mapping[str, Any], title: str) -> str:
+def _cost(final: Mapping[str, Any], title: html.Block | None) -> html.Block | None:
     spent = final.get("attack_s")
     if not spent:
-        return ""
+        return None
     order = dict.fromkeys(
         stage for stage in ("clean", *final["after_attack"], *spent) if stage in spent
     )
@@ -246,20 +249,23 @@ def _cost(final: Mapping[str, Any], title: str) -> str:
         (
             _STAGES.get(stage, stage),
             spent[stage],
-            _number(tasks[stage], "task") if stage in tasks else "",
+            words.number(tasks[stage], "task") if stage in tasks else "",
         )
         for stage in order
     ]
-    total = f"Together {html.duration(sum(spent.values()))} of work"
-    total += f" in {html.duration(final['elapsed_s'])} of waiting." if "elapsed_s" in final else "."
+    total = f"Together {words.duration(sum(spent.values()))} of work"
+    total += (
+        f" in {words.duration(final['elapsed_s'])} of waiting." if "elapsed_s" in final else "."
+    )
     resumed = final.get("resumed_batches")
     if resumed is not None:
         total += (
-            f" {_number(resumed, 'batch', 'batches')} came from an earlier, interrupted evaluation."
+            f" {words.number(resumed, 'batch', 'batches')} came from an earlier, interrupted "
+            "evaluation."
             if resumed
             else " It ran in one go: nothing was resumed."
         )
-    return f"<div>{title}{html.bars(rows)}{html.caption(total)}</div>"
+    return html.Group(html.some(title, html.Bars(rows), html.caption(total)))
 
 
 _STAGES = {"clean": "clean images, PGD"} | {
@@ -273,10 +279,6 @@ _STAGES |= {
     "curve": "PGD at other radii",
     "corruptions": "corruptions",
 }
-
-
-def _number(count: int, one: str, many: str = "") -> str:
-    return f"{html.count(count)} {one if count == 1 else many or one + 's'}"
 
 
 _SETTINGS = {
@@ -299,15 +301,16 @@ _MEANINGS = {
 }
 
 
-def _settings(finals: Finals) -> str:
+def _settings(finals: Finals) -> html.Block:
     """A row per field that one of the evaluations has, a column per evaluation."""
     columns = {role: _fields(final) for role, final in finals.items()}
     names = dict.fromkeys(name for column in columns.values() for name in column)
     head = ["field", *(LABELS[role] if len(finals) > 1 else "value" for role in finals)]
-    return html.table(
-        head,
-        [[name, *(html.word(column.get(name)) for column in columns.values())] for name in names],
-    )
+    rows = [
+        [name, *(words.beside_name(column.get(name)) for column in columns.values())]
+        for name in names
+    ]
+    return html.Table(head, rows)
 
 
 def _fields(final: Mapping[str, Any]) -> dict[str, Any]:

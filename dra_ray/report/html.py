@@ -1,296 +1,330 @@
-"""Pieces of a self-contained HTML page: no network, plotly inline once, pictures as data URIs,
-every given text escaped.
+"""What a page is made of, as records; the templates beside this file turn them into one
+self-contained HTML file.
+
+No text is put together to HTML in Python: Jinja2 escapes whatever a record holds. A page needs no
+network: plotly is inside it once, if there is a plot, and pictures are data URIs.
 """
 
 from __future__ import annotations
 
 import base64
+import dataclasses
+import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
+import jinja2
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from plotly.utils import PlotlyJSONEncoder
 
-from dra_ray.report import plots
+from dra_ray.report import plots, words
+
+LONG = 40  # characters from which a cell may wrap
 
 
-def page(
-    title: str, kind: str, headline: str, sections: Iterable[str], description: str = ""
-) -> str:
-    """A whole page of the `sections` (HTML) that are not empty; plotly is in it only if one of them
-    holds a plot.
+class Block:
+    """A part of a page; `kind` names the macro of blocks.html.j2 that shows it."""
+
+    kind: ClassVar[str]
+
+    def parts(self) -> Iterable[Block]:
+        """The blocks inside this one."""
+        return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Text(Block):
+    """A paragraph; `lead` is set in bold before it. A `caption` is smaller."""
+
+    kind: ClassVar[str] = "text"
+    text: str
+    lead: str = ""
+    caption: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Heading(Block):
+    kind: ClassVar[str] = "heading"
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Bullets(Block):
+    kind: ClassVar[str] = "bullets"
+    items: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms(Block):
+    """Words with their meanings."""
+
+    kind: ClassVar[str] = "terms"
+    items: Sequence[tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Code(Block):
+    """A command to copy."""
+
+    kind: ClassVar[str] = "code"
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Group(Block):
+    """Blocks one below the other; in a `grid`, side by side where there is room; `examples` are
+    narrower.
     """
-    body = "\n".join(section for section in sections if section)
-    return _PAGE.format(
-        title=escape(title),
-        kind=escape(kind),
-        headline=escape(headline),
-        description=f"<p class=lead>{escape(description)}</p>" if description else "",
-        body=body,
-        style=_STYLE,
-        plotly=get_plotlyjs() if _PLOT in body else "",
-        script=_SCRIPT,
-    )
+
+    kind: ClassVar[str] = "group"
+    blocks: Sequence[Block]
+    style: str = ""
+
+    def parts(self) -> Iterable[Block]:
+        return self.blocks
 
 
-# -- blocks: each returns HTML, "" where there is nothing to show ----------------------------------
-def section(name: str, title: str, lead: str, *parts: str) -> str:
-    """A headed part of the page; `lead` is its first paragraph as text, `parts` are HTML."""
-    intro = f"<p>{escape(lead)}</p>" if lead else ""
-    return f"<section id={name}><h2>{escape(title)}</h2>{intro}{''.join(parts)}</section>"
+@dataclasses.dataclass(frozen=True)
+class Details(Block):
+    """Blocks that a click on their title unfolds."""
+
+    kind: ClassVar[str] = "details"
+    title: str
+    blocks: Sequence[Block]
+
+    def parts(self) -> Iterable[Block]:
+        return self.blocks
 
 
-def caption(text: str) -> str:
-    return f"<p class=caption>{escape(text)}</p>" if text else ""
-
-
-def bullets(items: Iterable[str]) -> str:
-    lines = "".join(f"<li>{escape(item)}</li>" for item in items)
-    return f"<ul>{lines}</ul>" if lines else ""
-
-
-def grid(*parts: str) -> str:
-    """Blocks side by side where there is room."""
-    body = "".join(parts)
-    return f'<div class="grid">{body}</div>' if body else ""
-
-
-_PLOT = "<div class=plot "
-
-
-def plot(figure: plots.Figure | None, title: str, text: str = "") -> str:
+@dataclasses.dataclass(frozen=True)
+class Plot(Block):
     """A figure (plotly as plain data, with both axes in its layout) with its title and a caption."""
-    if not figure:
-        return ""
-    data = json.dumps(figure, sort_keys=True, cls=PlotlyJSONEncoder).replace("<", "\\u003c")
-    legend = f"<figcaption>{escape(text)}</figcaption>" if text else ""
-    return (
-        f'<figure><h3>{escape(title)}</h3>{_PLOT}role=img aria-label="{escape(title)}"></div>'
-        f"<script type='application/json'>{data}</script>{legend}</figure>"
-    )
+
+    kind: ClassVar[str] = "plot"
+    figure: plots.Figure
+    title: str
+    caption: str = ""
 
 
-def picture(png: bytes, name: str, text: str) -> str:
-    """A PNG file inside the page; `name` is what a screen reader says."""
-    return f"<figure>{_image(png, name)}<figcaption>{escape(text)}</figcaption></figure>"
+@dataclasses.dataclass(frozen=True)
+class Picture(Block):
+    """A PNG file; `name` is what a screen reader says."""
+
+    kind: ClassVar[str] = "picture"
+    png: bytes
+    name: str
+    caption: str = ""
+
+    @property
+    def uri(self) -> str:
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
-def pictures(title: str, cells: Sequence[tuple[bytes, str]]) -> str:
-    """PNG files of equal size side by side, each with its label below; stays within its column
-    however narrow.
+@dataclasses.dataclass(frozen=True)
+class Pictures(Block):
+    """Pictures of equal size side by side; they stay within their column however narrow."""
+
+    kind: ClassVar[str] = "pictures"
+    title: str
+    pictures: Sequence[Picture]
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """A large value, what it is, and a note."""
+
+    what: str
+    value: str
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cards(Block):
+    kind: ClassVar[str] = "cards"
+    cards: Sequence[Card]
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A cell of a table that leads to a file beside the page."""
+
+    text: str
+    href: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Table(Block):
+    """Rows of plain values: numbers stand to the right, None is a dash. Too wide a table scrolls by
+    itself.
     """
-    shown = "".join(
-        f"<figure>{_image(png, f'{title}: {label}')}<figcaption>{escape(label)}</figcaption></figure>"
-        for png, label in cells
-    )
-    return f"<div class=example><h3>{escape(title)}</h3><div class=triple>{shown}</div></div>"
+
+    kind: ClassVar[str] = "table"
+    head: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    sortable: bool = False
+
+    @property
+    def cells(self) -> list[list[Cell]]:
+        return [[cell(value) for value in row] for row in self.rows]
 
 
-def _image(png: bytes, name: str) -> str:
-    return (
-        f'<img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-    )
-
-
-def cards(facts: Iterable[tuple[str, str, str]]) -> str:
-    """Large values, each with what it is and a note."""
-    body = "".join(
-        f"<div class=card><div class=what>{escape(what)}</div><div "
-        f"class=value>{escape(value)}</div><div class=note>{escape(note)}</div></div>"
-        for what, value, note in facts
-    )
-    return f"<div class=cards>{body}</div>" if body else ""
-
-
-def table(head: Sequence[str], body: Iterable[Iterable[Any]], sortable: bool = False) -> str:
-    """Rows of plain values; numbers stand to the right, None is a dash, and the table scrolls by
-    itself where it is too wide.
+@dataclasses.dataclass(frozen=True)
+class Shares(Block):
+    """A table of fractions in 0..1 as percent, each cell tinted by its value; the first column of
+    `head` holds names.
     """
-    columns = "".join(f"<th>{escape(str(name))}</th>" for name in head)
-    lines = "".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in body)
-    return f"<div class=scroll><table{' class=sortable' if sortable else ''}><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table></div>"
+
+    kind: ClassVar[str] = "shares"
+    head: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[float | None]]]
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        text = f"{value:.1f}" if isinstance(value, float) and value >= 10 else _plain(value)
-        return f'<td class=number data-value="{value!r}">{text}</td>'
-    text = "–" if value is None else escape(str(value))
-    return f"<td class=long>{text}</td>" if len(text) > 40 else f"<td>{text}</td>"
-
-
-def _plain(value: float) -> str:
-    return count(value) if isinstance(value, int) else f"{value:g}"
-
-
-def shares(head: Sequence[str], rows: Iterable[tuple[str, Sequence[float | None]]]) -> str:
-    """A table of fractions in 0..1 as percent, each cell tinted by its value; `head` names the
-    columns, of which the first holds names.
-    """
-    columns = "".join(
-        f"<th{' class=number' if place else ''}>{escape(name)}</th>"
-        for place, name in enumerate(head)
-    )
-    lines = "".join(
-        f"<tr><td>{escape(name)}</td>{''.join(_share(value) for value in values)}</tr>"
-        for name, values in rows
-    )
-    return f"<div class=scroll><table class=shares><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table></div>"
-
-
-def _share(value: float | None) -> str:
-    if value is None:
-        return "<td class=number>–</td>"
-    return f'<td class=number style="background:rgba(0,114,178,{0.5 * value:.3f})">{100 * value:.1f}</td>'
-
-
-def bars(rows: Sequence[tuple[str, float, str]]) -> str:
+@dataclasses.dataclass(frozen=True)
+class Bars(Block):
     """(name, seconds, note) as a bar each, the longest as wide as there is room."""
-    longest = max((seconds for _, seconds, _ in rows), default=0) or 1
-    noted = any(note for _, _, note in rows)
-    lines = "".join(
-        f"<tr><td>{escape(name)}</td><td class=number>{duration(seconds)}</td>"
-        + (f"<td class=number>{escape(note)}</td>" if noted else "")
-        + f'<td class=share><div style="width:{100 * seconds / longest:.1f}%"></div></td></tr>'
-        for name, seconds, note in rows
-    )
-    return f"<div class=scroll><table><tbody>{lines}</tbody></table></div>" if rows else ""
+
+    kind: ClassVar[str] = "bars"
+    rows: Sequence[tuple[str, float, str]]
+
+    @property
+    def longest(self) -> float:
+        return max(seconds for _, seconds, _ in self.rows) or 1.0
+
+    @property
+    def noted(self) -> bool:
+        return any(note for _, _, note in self.rows)
 
 
-# -- values in words -------------------------------------------------------------------------------
-def word(value: Any) -> str | None:
-    """A value beside its name: as text, so that it is not set apart to the right."""
+@dataclasses.dataclass(frozen=True)
+class Section(Block):
+    """A headed part of the page, which its list of contents leads to."""
+
+    kind: ClassVar[str] = "section"
+    name: str
+    title: str
+    lead: str
+    blocks: Sequence[Block]
+    notice: bool = False
+
+    def parts(self) -> Iterable[Block]:
+        return self.blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A cell as it is shown; `number` is what a column is sorted by, None for text."""
+
+    text: str
+    number: float | None = None
+    href: str = ""
+
+    @property
+    def long(self) -> bool:
+        return len(self.text) > LONG
+
+
+def cell(value: Any) -> Cell:
+    if isinstance(value, Link):
+        return Cell(value.text, href=value.href)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return Cell("–" if value is None else str(value))
+    if isinstance(value, int):
+        return Cell(words.count(value), value)
+    return Cell(f"{value:.1f}" if abs(value) >= 10 else words.value(value), value)
+
+
+# -- blocks that may be nothing --------------------------------------------------------------------
+def caption(text: str) -> Text:
+    return Text(text, caption=True)
+
+
+def plot(figure: plots.Figure | None, title: str, text: str = "") -> Plot | None:
+    return Plot(figure, title, text) if figure else None
+
+
+def some(*blocks: Block | None) -> list[Block]:
+    """Those that have something to show."""
+    return [block for block in blocks if block is not None]
+
+
+def grid(*blocks: Block | None) -> Group | None:
+    """Blocks side by side; None where none has anything to show."""
+    return Group(some(*blocks), "grid") if some(*blocks) else None
+
+
+def section(name: str, title: str, lead: str, *blocks: Block | None) -> Section | None:
+    """A section of the blocks that have something to show; None where none has."""
+    return Section(name, title, lead, some(*blocks)) if some(*blocks) else None
+
+
+# -- the page --------------------------------------------------------------------------------------
+def page(
+    title: str,
+    kind: str,
+    headline: str,
+    sections: Iterable[Section | None],
+    description: str = "",
+    name: str = "",
+) -> str:
+    """A whole page of the sections that are there; `name` is its title in a browser's tab, by
+    default `title`.
+    """
+    shown = [section for section in sections if section is not None]
     return (
-        None
-        if value is None
-        else count(value)
-        if isinstance(value, int) and not isinstance(value, bool)
-        else plots.show(value)
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            title=title,
+            name=name or title,
+            kind=kind,
+            headline=headline,
+            description=description,
+            sections=shown,
+            contents=shown if len(shown) > CONTENTS else [],
+            plotly=Markup(get_plotlyjs())
+            if any(isinstance(block, Plot) for block in _all(shown))
+            else "",
+        )
     )
 
 
-def fields(changed: Mapping[str, Any]) -> str:
-    return ", ".join(f"{field} = {plots.show(value)}" for field, value in changed.items()) or "–"
+CONTENTS = 3  # sections up to which a page needs no list of them
 
 
-def count(value: float | None) -> str:
-    return "?" if value is None else f"{value:,}".replace(",", "\u202f")
+def _all(blocks: Iterable[Block]) -> Iterator[Block]:
+    for block in blocks:
+        yield block
+        yield from _all(block.parts())
 
 
-def percent(accuracy: float) -> str:
-    return f"{100 * accuracy:.1f}\u00a0%"
+@functools.cache
+def _environment() -> jinja2.Environment:
+    loader = jinja2.PackageLoader("dra_ray.report", ".")
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_function"] = _json
+    environment.filters |= {"duration": words.duration, "in_percent": words.in_percent}
+    environment.globals |= {
+        "show": _show,
+        "page_css": Markup(loader.get_source(environment, "page.css")[0]),
+        "page_js": Markup(loader.get_source(environment, "page.js")[0]),
+    }
+    return environment
 
 
-def span(interval: Iterable[float], sign: str = "") -> str:
-    return " to ".join(f"{100 * edge:{sign}.1f}" for edge in interval).replace("-", "−")
+def _show(block: Block) -> Markup:
+    """A block as HTML, by the macro of its kind."""
+    macros = _environment().get_template("blocks.html.j2").module
+    return Markup(getattr(macros, block.kind)(block))
 
 
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-_STYLE = """
-:root {
-  --ink:#1c2229; --soft:#5b6673; --line:#dfe3e8; --paper:#fff; --tint:#f5f7f9; --mark:#0072B2; --warn:#fff6e5; --grid:#e6e9ed;
-  color-scheme:light
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --ink:#e6e9ed; --soft:#a3adb8; --line:#343b44; --paper:#14181d; --tint:#1d232a; --mark:#56B4E9; --warn:#33290f; --grid:#2c333b;
-    color-scheme:dark
-  }
-}
-* { box-sizing:border-box }
-body { margin:0; background:var(--paper); color:var(--ink) }
-body { font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif }
-main { max-width:1120px; margin:0 auto; padding:40px 24px 80px }
-header .kind { color:var(--soft); font-size:.85rem; letter-spacing:.06em; text-transform:uppercase }
-h1 { font-size:2rem; line-height:1.2; margin:.1em 0 .5em; overflow-wrap:anywhere }
-.headline { font-size:1.25rem; line-height:1.5; max-width:62ch; margin:0 0 .6em }
-.headline, .lead, li, h3 { overflow-wrap:anywhere }
-.lead, section > p { max-width:75ch; color:var(--soft); overflow-wrap:anywhere }
-section { margin-top:52px }
-h2 { font-size:1.35rem; margin:0 0 .6em; padding-bottom:.3em; border-bottom:1px solid var(--line) }
-h3 { font-size:1rem; margin:1.4em 0 .3em }
-.cards { display:grid; grid-template-columns:repeat(auto-fill,minmax(235px,1fr)); gap:14px }
-.card { background:var(--tint); border:1px solid var(--line); border-radius:10px; padding:14px 16px }
-.card .what, .card .note { color:var(--soft); font-size:.85rem; line-height:1.4 }
-.card .value { font-size:1.6rem; font-weight:650; line-height:1.35; font-variant-numeric:tabular-nums }
-.notice { background:var(--warn); border-radius:10px; padding:16px 20px }
-.notice h2 { border:0; padding:0 } .notice p { margin:0 } .notice ul { margin:.4em 0 0 }
-.examples { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,320px),1fr)); gap:8px 28px; margin:.6em 0 1em }
-.example { min-width:0 } .triple { display:grid; grid-template-columns:repeat(3,minmax(0,1fr)); gap:8px }
-.triple figcaption { font-size:.8rem; line-height:1.35; overflow-wrap:anywhere }
-.grid { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,470px),1fr)); gap:12px 32px }
-figure { margin:0; min-width:0 }
-figcaption, .caption { color:var(--soft); font-size:.9rem; max-width:75ch; margin-top:.3em }
-.plot { height:400px; width:100% }
-img { width:100%; max-width:480px; image-rendering:pixelated; border:1px solid var(--line); border-radius:6px }
-.scroll { overflow-x:auto; margin:.6em 0 1em }
-table { border-collapse:collapse; font-size:.9rem; min-width:100% }
-th, td { text-align:left; padding:7px 11px; border-bottom:1px solid var(--line); vertical-align:top }
-th { color:var(--soft); font-weight:600; background:var(--tint) }
-td, th { white-space:nowrap } td.long { white-space:normal; overflow-wrap:anywhere; min-width:16em }
-td.number { text-align:right; font-variant-numeric:tabular-nums; white-space:nowrap }
-.shares { width:auto; min-width:min(100%,640px) } th.number { text-align:right }
-.sortable th { cursor:pointer; user-select:none }
-.sortable th[aria-sort=ascending]::after { content:" ▲" } .sortable th[aria-sort=descending]::after { content:" ▼" }
-.share { width:60% } .share div { background:var(--mark); height:12px; border-radius:3px; margin-top:6px; min-width:2px }
-dl { display:grid; grid-template-columns:minmax(120px,max-content) 1fr; gap:6px 20px; margin:0 }
-dt { font-weight:600 } dd { margin:0; color:var(--soft) }
-summary { cursor:pointer; color:var(--mark) }
-@media (max-width:600px) { main { padding:24px 14px } dl { grid-template-columns:1fr } dd { margin-bottom:.5em } }
-@media print { .plot { break-inside:avoid } }
-"""
-
-_SCRIPT = """
-const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-function draw() {
-  for (const box of document.querySelectorAll(".plot")) {
-    const figure = JSON.parse(box.nextElementSibling.textContent), layout = figure.layout;
-    Object.assign(layout, {paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", autosize: true,
-      font: {family: getComputedStyle(document.body).fontFamily, size: 13, color: css("--ink")},
-      hoverlabel: {align: "left", bgcolor: css("--paper"), bordercolor: css("--line"), font: {color: css("--ink")}}});
-    for (const axis of [layout.xaxis, layout.yaxis]) Object.assign(axis, {gridcolor: css("--grid"), linecolor: css("--line"), showline: true});
-    for (const trace of figure.data) if (trace.error_y) trace.error_y.color = css("--ink");
-    layout.modebar = {bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--ink")};
-    // Named buttons only, and no server: plotly's own set has one that uploads the figure.
-    Plotly.react(box, figure.data, layout, {responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
-      modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]], toImageButtonOptions: {format: "svg"}});
-  }
-}
-function sort(head) {
-  const table = head.closest("table"), column = head.cellIndex, up = head.getAttribute("aria-sort") !== "ascending";
-  const key = row => { const cell = row.cells[column]; return cell.dataset.value === undefined ? cell.textContent : Number(cell.dataset.value); };
-  const order = (a, b) => typeof a === typeof b ? (a < b ? -1 : a > b ? 1 : 0) : typeof a === "number" ? -1 : 1;
-  const rows = [...table.tBodies[0].rows].sort((a, b) => (up ? 1 : -1) * order(key(a), key(b)));
-  for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
-  head.setAttribute("aria-sort", up ? "ascending" : "descending");
-  table.tBodies[0].append(...rows);
-}
-for (const head of document.querySelectorAll(".sortable th")) {
-  head.tabIndex = 0;
-  head.onclick = () => sort(head);
-  head.onkeydown = event => { if (event.key === "Enter") sort(head); };
-}
-if (window.Plotly) { draw(); matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw); }
-"""
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}: dra_ray report</title>
-<style>{style}</style></head>
-<body><main>
-<header><div class=kind>{kind}</div><h1>{title}</h1><p class=headline>{headline}</p>{description}</header>
-{body}
-<noscript><p>The plots need JavaScript; the tables above show the same numbers.</p></noscript>
-</main>
-<script>{plotly}</script>
-<script>{script}</script>
-</body></html>
-"""
+def _json(value: Mapping[str, Any], **options: Any) -> str:
+    """What plotly reads: arrays as lists, and null for what is not a number."""
+    return json.dumps(value, **{**options, "cls": PlotlyJSONEncoder})

@@ -6,16 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dra_ray.config import flatten
-from dra_ray.report import evaluation, html, plots
-from dra_ray.report.collect import (
-    ATTACKS,
-    LABELS,
-    collect,
-    percent,
-    read_metrics,
-    read_pool,
-    read_rungs,
-)
+from dra_ray.report import evaluation, html, plots, words
+from dra_ray.report.collect import ATTACKS, LABELS, collect, read_metrics, read_pool, read_rungs
 from dra_ray.storage import Store
 
 
@@ -89,84 +81,85 @@ def figures_of(run: Store, summary: Mapping[str, Any]) -> dict[str, plots.Figure
     return {name: figure for name, figure in figures.items() if figure}
 
 
-# -- sections: each returns its HTML, or "" when the run has nothing to show in it -----------------
-def _missing(summary: Mapping[str, Any]) -> str:
+# -- sections: None where the run has nothing to show in one ---------------------------------------
+def _missing(summary: Mapping[str, Any]) -> html.Section | None:
     if not summary["missing"]:
-        return ""
+        return None
     title = "Not complete" if summary["status"] == "done" else "Not finished"
-    items = html.bullets(summary["missing"])
-    return f"<section id=missing class=notice><h2>{title}</h2><p>This report shows what is there. Missing:</p>{items}</section>"
+    lead = "This report shows what is there. Missing:"
+    return html.Section("missing", title, lead, [html.Bullets(summary["missing"])], notice=True)
 
 
-def _cards(summary: Mapping[str, Any]) -> str:
-    cards: list[tuple[str, str, str]] = []
+def _cards(summary: Mapping[str, Any]) -> html.Section | None:
+    cards: list[html.Card] = []
     for role, final in summary.get("finals", {}).items():
         if "autoattack_accuracy" in final:
-            note = f"95 % interval {html.span(final['interval'])}; clean {html.percent(final['clean_accuracy'])}"
+            note = f"95 % interval {words.span(final['interval'])}; clean {words.percent(final['clean_accuracy'])}"
             cards.append(
-                (
+                html.Card(
                     f"AutoAttack accuracy, {LABELS[role]}",
-                    html.percent(final["autoattack_accuracy"]),
+                    words.percent(final["autoattack_accuracy"]),
                     note,
                 )
             )
         if corruptions := final.get("corruptions"):
             note = f"mean of {len(corruptions['rows'])} kinds and severities"
             cards.append(
-                (
+                html.Card(
                     f"Accuracy under corruptions, {LABELS[role]}",
-                    html.percent(corruptions["mean"]),
+                    words.percent(corruptions["mean"]),
                     note,
                 )
             )
     if paired := summary.get("paired"):
-        note = f"95 % interval {html.span(paired['interval'], sign='+')}; McNemar p = {paired['p_value']:.2g}"
+        note = f"95 % interval {words.span(paired['interval'], sign=True)}; McNemar p = {paired['p_value']:.2g}"
         cards.append(
-            (
-                "Difference, DRA − baseline",
-                f"{100 * paired['difference']:+.1f} points".replace("-", "−"),
-                note,
+            html.Card(
+                "Difference, DRA − baseline", f"{words.points(paired['difference'])} points", note
             )
         )
     if asha := summary.get("asha"):
         cards.append(
-            ("Trials", html.count(asha["trials"]), f"{asha['stopped_early']} stopped early")
+            html.Card(
+                "Trials", words.count(asha["trials"]), f"{asha['stopped_early']} stopped early"
+            )
         )
     if (train := summary.get("train")) and train["robust_accuracy"] is not None:
-        note = f"clean {html.percent(train['clean_accuracy'])}, after epoch {train['epoch']}"
-        cards.append(("Robust validation accuracy", html.percent(train["robust_accuracy"]), note))
+        note = f"clean {words.percent(train['clean_accuracy'])}, after epoch {train['epoch']}"
+        cards.append(
+            html.Card("Robust validation accuracy", words.percent(train["robust_accuracy"]), note)
+        )
     if pool := summary.get("pool"):
-        note = f"{html.count(pool['images'])} images in {html.count(pool['requests'])} requests, {html.count(pool['retries'])} retried"
-        cards.append(("Most teacher replicas at once", html.count(pool["max_running"]), note))
+        note = f"{words.count(pool['images'])} images in {words.count(pool['requests'])} requests, {words.count(pool['retries'])} retried"
+        cards.append(
+            html.Card("Most teacher replicas at once", words.count(pool["max_running"]), note)
+        )
     if synthetic := summary.get("synthetic"):
         cards.append(
-            (
+            html.Card(
                 "Synthetic images",
-                html.count(synthetic["images"]),
+                words.count(synthetic["images"]),
                 f"{len(synthetic['counts'])} classes",
             )
         )
     if teacher := summary.get("teacher"):
-        cards.append(
-            (
-                "Images the teacher saw",
-                html.count(teacher["images_seen"]),
-                f"{html.count(teacher.get('params'))} parameters",
-            )
-        )
+        note = f"{words.count(teacher.get('params'))} parameters"
+        cards.append(html.Card("Images the teacher saw", words.count(teacher["images_seen"]), note))
     if summary["elapsed_s"] is not None:
-        cards.append(("Time", html.duration(summary["elapsed_s"]), "from start to end"))
-    return f"<section id=figures><h2>Key figures</h2>{html.cards(cards)}</section>" if cards else ""
+        cards.append(html.Card("Time", words.duration(summary["elapsed_s"]), "from start to end"))
+    return html.section("figures", "Key figures", "", html.Cards(cards)) if cards else None
 
 
-def _verdicts(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> str:
+def _verdicts(
+    summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]
+) -> html.Section | None:
     finals = {
         role: final
         for role, final in summary.get("finals", {}).items()
         if "autoattack_accuracy" in final
     }
     if not finals:
-        return ""
+        return None
     steps = next(iter(finals.values())).get("pgd_steps")
     head = [
         "",
@@ -178,24 +171,26 @@ def _verdicts(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -
         "images",
         "settings",
     ]
-    body = [
+    rows = [
         [
             LABELS[role],
             final["trial"],
-            percent(final["autoattack_accuracy"]),
-            html.span(final["interval"]),
-            percent(final.get("pgd_accuracy")),
+            words.in_percent(final["autoattack_accuracy"]),
+            words.span(final["interval"]),
+            words.in_percent(final.get("pgd_accuracy")),
+            words.in_percent(final["clean_accuracy"]),
+            final["images"],
+            words.fields(final["fields"]),
         ]
-        + [percent(final["clean_accuracy"]), final["images"], html.fields(final["fields"])]
         for role, final in finals.items()
     ]
     return html.section(
         "verdict",
         "Test accuracy under attack",
         f"{_series(finals)} These test images were used for nothing else.",
-        html.table(head, body),
-        _warnings(finals),
-        _paired(summary),
+        html.Table(head, rows),
+        *_warnings(finals),
+        *_paired(summary),
         html.plot(
             figures.get("attacks"),
             "Accuracy after each attack",
@@ -234,7 +229,7 @@ def _budget(finals: Mapping[str, Mapping[str, Any]]) -> str:
     return f" Each may change every pixel by up to {eps:g}/255 of full brightness."
 
 
-def _warnings(finals: Mapping[str, Mapping[str, Any]]) -> str:
+def _warnings(finals: Mapping[str, Mapping[str, Any]]) -> list[html.Block]:
     """Flags as sentences; of a run of its own without its name."""
     named = {role: "" if len(finals) == 1 else f"{LABELS[role]}: " for role in finals}
     flags = [
@@ -242,42 +237,42 @@ def _warnings(finals: Mapping[str, Mapping[str, Any]]) -> str:
         for role, final in finals.items()
         for flag in final["flags"]
     ]
-    return (
-        f"<p>AutoAttack raised these warnings:</p>{html.bullets(flags)}"
-        if flags
-        else html.caption(_NO_WARNINGS)
-    )
-
-
-_NO_WARNINGS = "AutoAttack raised no warnings about the classifier or itself."
+    if not flags:
+        return [html.caption("AutoAttack raised no warnings about the classifier or itself.")]
+    return [html.Text("AutoAttack raised these warnings:"), html.Bullets(flags)]
 
 
 def _sentence(flag: str) -> str:
     return flag if flag.endswith((".", "!", "?")) else f"{flag}."
 
 
-def _paired(summary: Mapping[str, Any]) -> str:
+def _paired(summary: Mapping[str, Any]) -> list[html.Block]:
     paired = summary.get("paired")
     if not paired:
-        return ""
+        return []
     tried = {"with": 0, "without": 0}
     for trial in summary["sweep"]:
         tried["without" if trial["fields"].get("align.weight") == 0 else "with"] += 1
-    return (
-        f"<p>On the same {paired['images']} images, {paired['only_dra']} are right only with DRA "
-        f"and {paired['only_baseline']} only without it; all "
-        "others agree. McNemar's test asks how often a split at least that uneven comes from a "
-        f"fair coin: p = {paired['p_value']:.2g}. "
-        "<b>What this does not cover:</b> each finalist is one training run with one seed, and "
-        "was the best on validation images of "
-        f"{tried['with']} trials with DRA and {tried['without']} without.</p>"
-    )
+    return [
+        html.Text(
+            f"On the same {paired['images']} images, {paired['only_dra']} are right only with DRA "
+            f"and {paired['only_baseline']} only without it; "
+            "all others agree. McNemar's test asks how often a split at least that uneven comes "
+            f"from a fair coin: p = {paired['p_value']:.2g}."
+        ),
+        html.Text(
+            "Each finalist is one training run with one seed, and was the best on validation "
+            f"images of {tried['with']} trials with DRA and "
+            f"{tried['without']} without.",
+            lead="What this does not cover:",
+        ),
+    ]
 
 
-def _sweep(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> str:
+def _sweep(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> html.Section | None:
     trials = summary.get("sweep")
     if not trials:
-        return ""
+        return None
     swept = plots.swept(summary)
     head = [
         "trial",
@@ -293,17 +288,15 @@ def _sweep(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> s
         final["trial"]: f"{LABELS[role]} finalist"
         for role, final in summary.get("finals", {}).items()
     }
-    body = [
+    rows = [
         [
             trial["trial"],
             *(trial["fields"].get(field) for field in swept),
             trial["epoch"],
             trial["images_seen"],
-            percent(trial["clean_accuracy"]),
-        ]
-        + [
-            percent(trial["robust_accuracy"]),
-            percent(trial["best_robust_accuracy"]),
+            words.in_percent(trial["clean_accuracy"]),
+            words.in_percent(trial["robust_accuracy"]),
+            words.in_percent(trial["best_robust_accuracy"]),
             groups.get(trial["trial"], trial["decision"]),
         ]
         for trial in trials
@@ -340,8 +333,9 @@ def _sweep(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> s
             ),
             *effects,
         ),
-        "<h3>All trials</h3>" + html.caption("Click on a column's head to sort by it."),
-        html.table(head, body, sortable=True),
+        html.Heading("All trials"),
+        html.caption("Click on a column's head to sort by it."),
+        html.Table(head, rows, sortable=True),
     )
 
 
@@ -356,27 +350,31 @@ _EFFECTS = {
 }
 
 
-def _training(figures: Mapping[str, plots.Figure]) -> str:
-    body = html.grid(
-        html.plot(
-            figures.get("training"),
-            "Validation accuracy",
-            "Under attack (solid) and on unchanged images (dashed).",
-        ),
-        html.plot(
-            figures.get("losses"),
-            "Terms of the loss",
-            "What training makes smaller: error on clean images, disagreement between clean and "
-            "attacked images, "
-            "and distance to the teacher's feature (alignment).",
+def _training(figures: Mapping[str, plots.Figure]) -> html.Section | None:
+    return html.section(
+        "training",
+        "Training curves",
+        "",
+        html.grid(
+            html.plot(
+                figures.get("training"),
+                "Validation accuracy",
+                "Under attack (solid) and on unchanged images (dashed).",
+            ),
+            html.plot(
+                figures.get("losses"),
+                "Terms of the loss",
+                "What training makes smaller: error on clean images, disagreement between clean "
+                "and attacked images, "
+                "and distance to the teacher's feature (alignment).",
+            ),
         ),
     )
-    return html.section("training", "Training curves", "", body) if body else ""
 
 
-def _pool(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> str:
+def _pool(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> html.Section | None:
     if "pool" not in figures:
-        return ""
+        return None
     path = " → ".join(str(count) for count in summary["pool"]["replicas"])
     return html.section(
         "pool",
@@ -393,35 +391,31 @@ def _pool(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> st
     )
 
 
-def _images(run: Store, summary: Mapping[str, Any]) -> str:
+def _images(run: Store, summary: Mapping[str, Any]) -> html.Section | None:
     captions = {
         "synthetic": "Synthetic images, as used for training: one column per class.",
         "teacher": "Samples of the teacher at the end of its training: their classes should be "
         "easy to tell.",
     }
     sheets = {part: summary.get(part, {}).get("samples") for part in captions}
-    body = html.grid(
-        *(
-            html.picture((run / name).read_bytes(), f"{part} samples", captions[part])
-            for part, name in sheets.items()
-            if name
-        )
+    pictures = (
+        html.Picture((run / name).read_bytes(), f"{part} samples", captions[part])
+        for part, name in sheets.items()
+        if name
     )
     counts = summary.get("synthetic", {}).get("counts")
     table = (
-        "<h3>Synthetic images per class</h3>"
-        + html.table(list(counts), [[html.count(count) for count in counts.values()]])
+        html.Table(list(counts), [[words.count(count) for count in counts.values()]])
         if counts
-        else ""
+        else None
     )
-    return (
-        html.section("images", "What the diffusion model makes", "", body, table)
-        if body or table
-        else ""
+    heading = html.Heading("Synthetic images per class") if counts else None
+    return html.section(
+        "images", "What the diffusion model makes", "", html.grid(*pictures), heading, table
     )
 
 
-def _what_ran(summary: Mapping[str, Any]) -> str:
+def _what_ran(summary: Mapping[str, Any]) -> html.Section | None:
     facts: list[tuple[str, Any]] = [
         ("kind", summary["kind"]),
         ("status", summary["status"]),
@@ -443,34 +437,31 @@ def _what_ran(summary: Mapping[str, Any]) -> str:
         else [("hardware", hardware)]
     )
     facts += [(f"version of {name}", version) for name, version in summary["versions"].items()]
-    known = [[what, html.word(value)] for what, value in facts if value is not None]
-    config = html.table(
-        ["field", "value"],
-        [[field, html.word(value)] for field, value in flatten(summary["config"])],
-    )
-    stages = html.bars([(str(stage["name"]), stage["seconds"], "") for stage in summary["stages"]])
+    known = [[what, words.beside_name(value)] for what, value in facts if value is not None]
+    config = [[field, words.beside_name(value)] for field, value in flatten(summary["config"])]
+    stages = [(str(stage["name"]), stage["seconds"], "") for stage in summary["stages"]]
     return html.section(
         "ran",
         "What ran",
         "",
-        "<h3>Time per stage</h3>" + stages if stages else "",
-        html.table(["what", "value"], known),
-        f"<details><summary>Full configuration</summary>{config}</details>"
-        if summary["config"]
-        else "",
+        html.Heading("Time per stage") if stages else None,
+        html.Bars(stages) if stages else None,
+        html.Table(["what", "value"], known),
+        html.Details("Full configuration", [html.Table(["field", "value"], config)])
+        if config
+        else None,
     )
 
 
-def _words(summary: Mapping[str, Any]) -> str:
+def _words(summary: Mapping[str, Any]) -> html.Section | None:
     if not {"sweep", "train", "finals"} & set(summary):
-        return ""
+        return None
     known = (
         _WORDS
         if {"sweep", "train"} & set(summary)
         else [row for row in _WORDS if row[0] in _OF_EVALUATION]
     )
-    items = "".join(f"<dt>{word}</dt><dd>{meaning}</dd>" for word, meaning in known)
-    return f"<section id=words><h2>Words used here</h2><dl>{items}</dl></section>"
+    return html.section("words", "Words used here", "", html.Terms(known))
 
 
 _OF_EVALUATION = ("clean accuracy", "robust accuracy", "PGD", "AutoAttack", "95 % interval")
@@ -510,11 +501,7 @@ _WORDS = (
 )
 
 
-def _files(run: Store, summary: Mapping[str, Any]) -> str:
+def _files(run: Store, summary: Mapping[str, Any]) -> html.Section | None:
     files = summary["files"] | {"this report's numbers, with sources": (run / "summary.json").uri}
-    return html.section(
-        "files",
-        "Where every file is",
-        "",
-        html.table(["what", "URI"], [[what, uri] for what, uri in sorted(files.items())]),
-    )
+    rows = [[what, uri] for what, uri in sorted(files.items())]
+    return html.section("files", "Where every file is", "", html.Table(["what", "URI"], rows))

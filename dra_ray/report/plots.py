@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dra_ray.evaluation import intervals
-from dra_ray.report.collect import LABELS, percent
+from dra_ray.report import words
+from dra_ray.report.collect import LABELS
+from dra_ray.report.words import in_percent
 
 Figure = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]
@@ -42,15 +44,10 @@ def swept(summary: Mapping[str, Any]) -> list[str]:
     return [field for field in AXES if field in fields] + sorted(fields - set(AXES))
 
 
-def show(value: Any) -> str:
-    """A config value as a reader writes it: 2 for 2.0."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def trade_off(summary: Mapping[str, Any]) -> Figure | None:
     """Clean against robust validation accuracy, one point per trial."""
     return _by_group(
-        summary, lambda trial: percent(trial["clean_accuracy"]), {"title": "clean accuracy (%)"}
+        summary, lambda trial: in_percent(trial["clean_accuracy"]), {"title": "clean accuracy (%)"}
     )
 
 
@@ -65,7 +62,7 @@ def against(summary: Mapping[str, Any], field: str) -> Figure | None:
     )
     if len(values) < 2:
         return None
-    order = [show(value) for value in values]
+    order = [words.value(value) for value in values]
     axis = {
         "title": AXES.get(field, html.escape(field)),
         "type": "category",
@@ -73,7 +70,7 @@ def against(summary: Mapping[str, Any], field: str) -> Figure | None:
         "categoryarray": order,
     }
     figure = _by_group(
-        {**summary, "sweep": trials}, lambda trial: show(trial["fields"][field]), axis
+        {**summary, "sweep": trials}, lambda trial: words.value(trial["fields"][field]), axis
     )
     best = [
         max(trial["robust_accuracy"] for trial in trials if trial["fields"][field] == value)
@@ -81,7 +78,7 @@ def against(summary: Mapping[str, Any], field: str) -> Figure | None:
     ]
     line = {
         "x": order,
-        "y": [percent(score) for score in best],
+        "y": [in_percent(score) for score in best],
         "mode": "lines",
         "name": "best of each value",
         "hoverinfo": "skip",
@@ -106,7 +103,7 @@ def rungs(summary: Mapping[str, Any], history: Rows) -> Figure | None:
         traces.append(
             {
                 "x": [row["epoch"] for row in shown],
-                "y": [percent(row["robust_accuracy"]) for row in shown],
+                "y": [in_percent(row["robust_accuracy"]) for row in shown],
                 "mode": "lines+markers",
                 "name": label,
                 "legendgroup": label,
@@ -252,7 +249,7 @@ def attacks(finals: Mapping[str, Mapping[str, Any]]) -> Figure | None:
                     f"{'+ ' * (place > 1)}{ATTACK_LABELS.get(attack, attack.upper())}"
                     for place, attack in enumerate(scores)
                 ],
-                "y": [percent(score) for score in scores.values()],
+                "y": [in_percent(score) for score in scores.values()],
                 "marker": {"color": COLOURS[role], "pattern": HATCH if role == "baseline" else {}},
                 "error_y": _whiskers(
                     list(scores.values()),
@@ -354,7 +351,7 @@ def _points(
 ) -> Figure:
     return {
         "x": x,
-        "y": [percent(score) for score in scores],
+        "y": [in_percent(score) for score in scores],
         "mode": "markers",
         "name": name,
         "line": {"color": colour, "width": 2},
@@ -402,7 +399,7 @@ def _by_group(
             traces.append(
                 {
                     "x": [x(trial) for trial in trials],
-                    "y": [percent(trial["robust_accuracy"]) for trial in trials],
+                    "y": [in_percent(trial["robust_accuracy"]) for trial in trials],
                     "mode": "markers",
                     "name": label,
                     "marker": {"color": colour, "symbol": symbol, "size": 12, "opacity": opacity},
@@ -418,8 +415,8 @@ def _by_group(
 
 def _hover(trial: Mapping[str, Any]) -> str:
     """Escaped: plotly reads hover texts as HTML, and `%{` as a template."""
-    fields = [f"{field} = {show(value)}" for field, value in trial["fields"].items()]
-    scores = f"clean {percent(trial['clean_accuracy'])} %, robust {percent(trial['robust_accuracy'])} % after epoch {trial['epoch']}"
+    fields = [f"{field} = {words.value(value)}" for field, value in trial["fields"].items()]
+    scores = f"clean {in_percent(trial['clean_accuracy'])} %, robust {in_percent(trial['robust_accuracy'])} % after epoch {trial['epoch']}"
     return "<br>".join(
         html.escape(line).replace("%{", "% {")
         for line in [trial["trial"], *fields, scores, trial["decision"]]

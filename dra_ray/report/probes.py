@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from dra_ray.report import html, plots
-from dra_ray.report.collect import percent
+from dra_ray.report import html, plots, words
+from dra_ray.report.words import in_percent
 from dra_ray.storage import Store
 
 COLOURS = (plots.BLUE, plots.VERMILLION, plots.GREEN, plots.PURPLE, plots.GREY)
@@ -21,26 +21,29 @@ def write(
     and a table; `facts` say how they were made.
     """
     best = max(rows, key=lambda row: row["accuracy"])
-    shown = [[row["layer"], row["width"], row["sigma"], percent(row["accuracy"])] for row in rows]
+    shown = [
+        [row["layer"], row["width"], row["sigma"], in_percent(row["accuracy"])] for row in rows
+    ]
     body = [
-        html.plot(
-            figure(rows),
+        html.section(
+            "plot",
             "Linear probe accuracy by noise level",
-            "A line per layer; click on a name to hide it.",
+            "",
+            html.plot(
+                figure(rows), "Accuracy over σ", "A line per layer; click on a name to hide it."
+            ),
         ),
         html.section(
             "table",
             "Every probe",
             "",
-            html.table(["layer", "width", "sigma", "accuracy (%)"], shown, sortable=True),
+            html.Table(["layer", "width", "sigma", "accuracy (%)"], shown, sortable=True),
         ),
-        html.section(
-            "how",
-            "How it was measured",
-            ", ".join(f"{name} = {value}" for name, value in facts.items()),
-        ),
+        html.Section("how", "How it was measured", words.fields(facts), []),
     ]
-    headline = f"Best: {best['layer']} at sigma = {best['sigma']:g}, {percent(best['accuracy'])} %"
+    headline = (
+        f"Best: {best['layer']} at sigma = {best['sigma']:g}, {in_percent(best['accuracy'])} %"
+    )
     page.write_text(html.page(teacher, "Teacher probes", headline, body))
 
 
@@ -52,7 +55,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> plots.Figure:
         traces.append(
             {
                 "x": [sigma for sigma, _ in own],
-                "y": [percent(accuracy) for _, accuracy in own],
+                "y": [in_percent(accuracy) for _, accuracy in own],
                 "mode": "lines+markers",
                 "name": escape(layer),
                 "line": {

@@ -229,7 +229,7 @@ def test_the_page_holds_its_data(tmp_path: Any) -> None:
     assert "a &lt;b&gt;" in text and "<b>" not in text.split("<script>")[0]
     figures = [
         json.loads(part.split("</script>")[0])
-        for part in text.split("<script type='application/json'>")[1:]
+        for part in text.split('<script type="application/json">')[1:]
     ]
     assert figures == list(json.loads(json.dumps(policy.plot(outcomes))).values())
     assert len(figures) == 2

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import math
+import tomllib
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,12 +13,13 @@ from pathlib import Path
 import plotly.graph_objects as go
 import pytest
 
-from dra_ray.report import write
+from dra_ray.report import html, write
 from dra_ray.report.collect import collect
 from dra_ray.report.page import figures_of
 from dra_ray.storage import Store
 from tests.report.written_runs import write_quickstart
 
+ROOT = Path(__file__).parents[2]
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)> & "quotes"'
 
 
@@ -26,6 +29,7 @@ class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.resources: list[str] = []
+        self.links: list[str] = []
         self.ids: list[str] = []
         self.tags: list[str] = []
         self.scripts: list[str] = []
@@ -36,8 +40,10 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         for name, value in attrs:
-            if name in ("src", "href", "srcset", "data", "action"):
+            if name in ("src", "srcset", "data", "action") or (name == "href" and tag != "a"):
                 self.resources.append(value or "")
+            elif name == "href":
+                self.links.append(value or "")
             elif name == "id":
                 self.ids.append(value or "")
             elif name.startswith("on"):
@@ -48,8 +54,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.tags[-1:] == ["script"] and self.scripts[-1] == "":
             self.scripts[-1] = data
-        elif self.tags[-1:] != ["style"]:
-            self.text += data
+        elif self.tags[-1:] != ["style"] and data.strip():  # templates break lines between tags
+            self.text += data.strip("\n")
 
     def figures(self) -> list[dict]:
         return [json.loads(script) for script in self.scripts if script.startswith("{")]
@@ -183,6 +189,67 @@ def test_hostile_text_is_shown_and_never_run(tmp_path: Path) -> None:
         [trace.get("hovertemplate") for figure in hostile.figures() for trace in figure["data"]]
     )
     assert "&lt;script&gt;" in hovers and "<script" not in hovers
+
+
+def hostile_blocks() -> list[html.Block]:
+    """One of every kind, with hostile text wherever it takes text."""
+    picture = html.Picture(b"png", HOSTILE, HOSTILE)
+    figure = {
+        "data": [{"x": [1], "y": [HOSTILE], "name": HOSTILE}],
+        "layout": {"title": {"text": HOSTILE}},
+    }
+    text = html.Text(HOSTILE, HOSTILE)
+    return [
+        text,
+        html.caption(HOSTILE),
+        html.Heading(HOSTILE),
+        html.Bullets([HOSTILE]),
+        html.Terms([(HOSTILE, HOSTILE)]),
+        html.Code(HOSTILE),
+        html.Group([text], HOSTILE),
+        html.Details(HOSTILE, [text]),
+        html.Plot(figure, HOSTILE, HOSTILE),
+        picture,
+        html.Pictures(HOSTILE, [picture]),
+        html.Cards([html.Card(HOSTILE, HOSTILE, HOSTILE)]),
+        html.Table([HOSTILE], [[HOSTILE], [html.Link(HOSTILE, HOSTILE)]], sortable=True),
+        html.Shares([HOSTILE], [(HOSTILE, [0.5, None])]),
+        html.Bars([(HOSTILE, 1.0, HOSTILE)]),
+        html.Section(HOSTILE, HOSTILE, HOSTILE, [text], notice=True),
+    ]
+
+
+def test_every_block_escapes_what_it_shows() -> None:
+    blocks = hostile_blocks()
+    kinds = {
+        kind
+        for kind in vars(html).values()
+        if isinstance(kind, type) and issubclass(kind, html.Block)
+    } - {html.Block}
+    assert {type(block) for block in blocks} == kinds
+    for block in blocks:
+        section = html.Section("one", "One", "", [block])
+        seen = Page(html.page(HOSTILE, HOSTILE, HOSTILE, [section] * 4, HOSTILE, HOSTILE))
+        assert (seen.handlers, len(seen.scripts)) == (
+            [],
+            6 if isinstance(block, html.Plot) else 2,
+        ), block.kind
+        assert seen.tags.count("img") == 4 * (block.kind == "picture" or block.kind == "pictures")
+        assert HOSTILE in seen.text
+
+
+def test_templates_go_with_the_package() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "package-data"
+    ]["dra_ray.report"]
+    files = [
+        path.name
+        for path in (ROOT / "dra_ray/report").iterdir()
+        if path.is_file() and path.suffix != ".py"
+    ]
+    assert files and all(
+        any(fnmatch.fnmatch(name, pattern) for pattern in patterns) for name in files
+    )
 
 
 def test_equal_files_give_equal_bytes(quickstart: Store) -> None:
