@@ -1,8 +1,7 @@
-"""Intervals against published tables and against scipy."""
+"""Intervals against published tables and recorded values."""
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 
 from dra_ray.evaluation.intervals import bootstrap_difference, mcnemar, wilson
 
@@ -22,14 +21,27 @@ def test_wilson_is_newcombes_table(successes, n, low, high):
 
 
 @pytest.mark.parametrize(
-    ("successes", "n", "confidence"),
-    [(263, 263, 0.95), (247, 360, 0.95), (6731, 10_000, 0.99), (1, 2, 0.5)],
+    ("successes", "n", "confidence", "low", "high"),
+    [
+        (0, 1, 0.95, 0.0, 0.7934506856227626),
+        (1, 1, 0.95, 0.2065493143772375, 1.0),
+        (0, 20, 0.95, 0.0, 0.1611251580528193),
+        (7, 7, 0.95, 0.6456695649333126, 1.0),
+        (81, 263, 0.95, 0.2552885198782743, 0.36620957698280016),
+        (167, 360, 0.95, 0.41302669640146544, 0.5155136077071624),
+        (6731, 10_000, 0.99, 0.6609059776546202, 0.6850644745276561),
+        (1, 2, 0.5, 0.2847588845819623, 0.7152411154180376),
+        (9999, 10_000, 0.95, 0.9994337311025987, 0.9999823473263989),
+    ],
 )
-def test_wilson_is_scipys(successes, n, confidence):
-    expected = binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    assert wilson(successes, n, confidence) == pytest.approx(
-        (expected.low, expected.high), abs=1e-12
-    )
+def test_wilson_keeps_the_values_of_earlier_reports(successes, n, confidence, low, high):
+    """Recorded from the formula written out, with the quantile of Python's own normal distribution."""
+    assert wilson(successes, n, confidence) == pytest.approx((low, high), abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 7, 360, 10_000])
+def test_wilson_reaches_its_bounds_exactly(n):
+    assert wilson(0, n)[0] == 0.0 and wilson(n, n)[1] == 1.0
 
 
 def test_wilson_stays_inside_and_mirrors():
@@ -39,16 +51,26 @@ def test_wilson_stays_inside_and_mirrors():
 
 
 @pytest.mark.parametrize(
-    ("only_first", "only_second", "both"),
-    [(86, 150, 794), (0, 0, 5), (3, 0, 4), (5, 5, 0), (0, 12, 1)],
+    ("only_first", "only_second", "exact", "mid"),
+    [
+        (0, 0, 1.0, 1.0),
+        (10, 0, 0.001953125, 0.0009765625),
+        (1, 5, 0.21875, 0.125),
+        (30, 52, 0.019826915845841595, 0.015232201861994659),
+        (7, 7, 1.0, 1.0),
+        (86, 150, 3.715936139571442e-05, 2.89338951761549e-05),
+        (410, 500, 0.003153040908555683, 0.002845133255630824),
+        (5000, 5000, 1.0, 1.0),
+        (5200, 4800, 6.593515598672442e-05, 6.326218680730252e-05),
+    ],
 )
-def test_mcnemar_is_the_binomial_test(only_first, only_second, both):
-    first = [True] * only_first + [False] * only_second + [True] * both
-    second = [False] * only_first + [True] * only_second + [True] * both
-    disagree = only_first + only_second
-    expected = binomtest(only_first, disagree).pvalue if disagree else 1.0
-    assert mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
-    assert mcnemar(second, first) == mcnemar(first, second)
+def test_mcnemar_keeps_the_values_of_earlier_reports(only_first, only_second, exact, mid):
+    """Recorded from sums of binomial coefficients in whole numbers."""
+    first = [True] * only_first + [False] * only_second + [True] * 3
+    second = [False] * only_first + [True] * only_second + [True] * 3
+    for mid_p, expected in ((False, exact), (True, mid)):
+        assert mcnemar(first, second, mid_p) == pytest.approx(expected, rel=1e-11, abs=1e-12)
+        assert mcnemar(second, first, mid_p) == mcnemar(first, second, mid_p)
 
 
 def test_mcnemar_of_ten_thousand_disagreements():
