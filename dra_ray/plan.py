@@ -35,6 +35,7 @@ from dra_ray.config import (
 from dra_ray.data import Shape
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
+from dra_ray.sweeps import rungs
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.dit import LatentDiT, LightningDiT, Sampling
 from dra_ray.teachers.edm import EDM
@@ -331,8 +332,10 @@ def _sweep(config: Sweep, known: Known) -> Plan:
     if "teacher.uri" not in config.space and known.teacher is None:
         known = dataclasses.replace(known, teacher=_teacher_at(config.base.teacher.uri))
     trials = {name: _experiment(experiment, known) for name, experiment in experiments.items()}
-    kept = {name: _expected_share(config, experiments[name].optim.epochs) for name in trials}
     seen = {name: trial["run"]["images_seen"] for name, trial in trials.items()}
+    epochs = config.base.optim.epochs
+    marks = rungs.of_sweep(config, max(seen.values()) // epochs)
+    kept = {name: _expected_share(config, marks, experiments[name].optim.epochs) for name in trials}
     largest = max(
         trials.values(), key=lambda trial: (_pflop(trial), trial["resources"]["max_replicas"])
     )
@@ -342,7 +345,7 @@ def _sweep(config: Sweep, known: Known) -> Plan:
         "kind": config.kind,
         "trials": len(trials),
         "concurrent": concurrent,
-        "rung_epochs": rungs(config),
+        "rung_epochs": marks,
         "worst_images_seen": sum(seen.values()),
         "expected_images_seen": round(sum(seen[name] * kept[name] for name in trials)),
         "worst_pflop": sum(_pflop(trial) for trial in trials.values()),
@@ -393,22 +396,11 @@ def _too_few(who_needs: str, needed: float, most: int) -> set[str]:
     }
 
 
-def rungs(config: Sweep) -> list[int]:
-    """Epochs at which ASHA compares trials: grace_epochs times powers of the reduction factor,
-    below the last epoch.
-    """
-    epochs, found, at = config.base.optim.epochs, [], float(config.asha.grace_epochs)
-    while at < epochs:
-        found.append(int(at))
-        at *= config.asha.reduction_factor
-    return found
-
-
-def _expected_share(config: Sweep, epochs: int) -> float:
+def _expected_share(config: Sweep, rung_epochs: list[int], epochs: int) -> float:
     """Part of its epochs that a trial runs on average when every rung keeps one in
     `reduction_factor`.
     """
-    marks = [mark for mark in rungs(config) if mark < epochs]
+    marks = [mark for mark in rung_epochs if mark < epochs]
     edges = [0, *marks, epochs]
     return (
         sum(

@@ -5,7 +5,6 @@ from.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from dra_ray.evaluation import intervals
 from dra_ray.report import words
 from dra_ray.report.words import in_percent
 from dra_ray.storage import Store
+from dra_ray.sweeps.rungs import rung_epochs
 from dra_ray.teachers.checkpoint import CARD, WEIGHTS, build, digest, read_card
 
 # Where the parts of a run of each kind lie, below its own folder.
@@ -362,7 +362,8 @@ def _sweep(facts: _Facts, folder: str) -> None:
         name,
         _path(folder, "rungs.jsonl"),
     )
-    facts.put("asha", {"rungs": _rung_epochs(manifest.get("config", {}))}, name)
+    images_per_epoch = rungs[0]["images_seen"] // max(rungs[0]["epoch"], 1) if rungs else 1
+    facts.put("asha", {"rungs": _rung_epochs(manifest.get("config", {}), images_per_epoch)}, name)
     _pool(facts, folder)
     facts.link("sweep trials", _path(folder, "trials"))
     facts.link("rung scores", _path(folder, "rungs.jsonl"))
@@ -390,20 +391,20 @@ def _trial(trial: str, fields: Mapping[str, Any], reports: list[dict[str, Any]])
     }
 
 
-def _rung_epochs(config: Mapping[str, Any]) -> list[int]:
-    """Epochs at which successive halving compares trials: the first validation at or after grace *
-    factor^k, before the last epoch.
-    """
+def _rung_epochs(config: Mapping[str, Any], images_per_epoch: int) -> list[int]:
+    """As the manifest's config places them; a config that lacks a field has no rungs."""
     asha, base = config.get("asha", {}), config.get("base", {})
     epochs, every = (
         base.get("optim", {}).get("epochs", 0),
         base.get("selection", {}).get("every_epochs", 1),
     )
-    rung, factor, found = asha.get("grace_epochs", 0), asha.get("reduction_factor", 0), []
-    while factor > 1 and 0 < rung < epochs:
-        found.append(every * math.ceil(round(rung / every, 6)))
-        rung *= factor
-    return sorted({epoch for epoch in found if epoch < epochs})
+    return rung_epochs(
+        epochs,
+        asha.get("grace_epochs", 0),
+        asha.get("reduction_factor", 0),
+        every,
+        images_per_epoch,
+    )
 
 
 def _pool(facts: _Facts, folder: str) -> None:
