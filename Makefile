@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: install quickstart test test-slow lint
+.PHONY: install quickstart lint check test test-slow
 .DEFAULT_GOAL := install
 
 install: .venv/.installed
@@ -24,6 +24,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# lint, and the tests that need no Ray, on every core
+check: lint
+	$(BIN)/python -m pytest -q -n auto --ignore=tests/cluster -m "not slow and not minutes" $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest --durations=15 $(ARGS)
