@@ -22,7 +22,6 @@ from dra_ray import data, students
 from dra_ray.config import (
     Config,
     Experiment,
-    Flow,
     Loss,
     Model,
     Quickstart,
@@ -33,14 +32,12 @@ from dra_ray.config import (
     flatten,
 )
 from dra_ray.data import Shape
-from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
 from dra_ray.sweeps import rungs
 from dra_ray.teachers import checkpoint
-from dra_ray.teachers.dit import LatentDiT, LightningDiT, Sampling
-from dra_ray.teachers.edm import EDM
-from dra_ray.teachers.network import Network
-from dra_ray.teachers.noisy import NoisyClassifier
+from dra_ray.teachers.diffusion import heun_calls
+from dra_ray.teachers.network import Classifier, ImageSampler, Network, image_sampler
+from dra_ray.training import objective
 from dra_ray.training.projector import projector
 
 Plan = dict[str, Any]
@@ -115,7 +112,7 @@ def step_units(loss: Loss, threat: Threat, perturbed: bool = False) -> int:
     forward, unless the attack runs in eval mode or weights change after it. AWP's ascent goes
     through the same views once more.
     """
-    views = 1 if loss.name in ("pgd-at", "fgsm-rs") else 2
+    views = objective.of(loss).views
     target_apart = views == 2 and (perturbed or threat.mode == "eval")
     return 2 * threat.steps + 3 * views * (2 if perturbed else 1) + target_apart
 
@@ -129,9 +126,9 @@ def mean_step_units(config: Experiment) -> float:
     )
 
 
-def _trained(config: TeacherTraining, shape: Shape) -> EDM | NoisyClassifier:
+def _trained(config: TeacherTraining, shape: Shape) -> Network:
     """What `dra teacher train` would make."""
-    kind = NoisyClassifier if config.objective == "classify" else EDM
+    kind = checkpoint.TRAINED[config.objective]
     with torch.device("meta"):
         return kind(
             config.net, shape.resolution, shape.channels, shape.num_classes, style=config.style
@@ -145,14 +142,12 @@ def _teacher_at(uri: str | None) -> Network | None:
         return checkpoint.build(checkpoint.read_card(Store(uri)), uri)
 
 
-def _denoise_macs(net: EDM | LightningDiT | LatentDiT) -> float:
-    x = torch.empty(1, *net.noise_shape, device="meta")
-    return macs(lambda: net(x, *_noisy_input(net)[1:]))
-
-
-def _training_macs(net: EDM | NoisyClassifier) -> float:
-    """Of one image's forward pass in the teacher's own training."""
-    return _denoise_macs(net) if isinstance(net, EDM) else macs(lambda: net(*_noisy_input(net)[:2]))
+def _forward_macs(net: Network) -> float:
+    """Of one image's forward pass, as the teacher's own training and its sampler call it."""
+    x, sigma, labels = _noisy_input(net)
+    if isinstance(net, Classifier):
+        return macs(lambda: net.classify(x, sigma))
+    return macs(lambda: net(x.new_empty(1, *net.noise_shape), sigma, labels))
 
 
 @functools.lru_cache(maxsize=16)  # the trials of a sweep share their teacher
@@ -413,7 +408,7 @@ def _expected_share(config: Sweep, rung_epochs: list[int], epochs: int) -> float
 
 def _teacher(config: TeacherTraining, known: Known) -> Plan:
     net = _trained(config, data.outline(config.data).shape)
-    forward, layer = _training_macs(net), net.check_layer(None)
+    forward, layer = _forward_macs(net), net.check_layer(None)
     steps = math.ceil(config.images_seen / config.batch)
     pflop = 3 * 2 * forward * steps * config.batch / 1e15  # a forward and a full backward pass
     resources = config.resources
@@ -446,18 +441,10 @@ def _teacher(config: TeacherTraining, known: Known) -> Plan:
 
 def _synthesis(config: Synthesis, known: Known) -> Plan:
     net = known.teacher or _teacher_at(config.teacher)
-    if net is not None and not isinstance(net, EDM | LightningDiT | LatentDiT):
-        raise ConfigError(
-            f"teacher='{config.teacher}' is of kind '{net.kind}', which makes no images; give the "
-            "folder of an EDM or a LightningDiT"
-        )
+    sampler = None if net is None else image_sampler(net, str(config.teacher))
     candidates = config.images / (config.select.keep if config.select else 1)
     shards = math.ceil(candidates / config.shard_images)
-    # Heun's method calls the network twice a step, but once in the last; a flow under guidance once
-    # more for the null class
-    calls = (
-        2 * config.steps - 1 if net is None or isinstance(net, EDM) else _flow_calls(config.flow)
-    )
+    calls = heun_calls(config.steps) if sampler is None else sampler.calls_per_image(config)
     workers = min(config.workers, shards)
     made: Plan = {
         "kind": config.kind,
@@ -469,8 +456,8 @@ def _synthesis(config: Synthesis, known: Known) -> Plan:
         },
         "notes": [] if net else ["teacher is not set, so the cost of an image is not known"],
     }
-    if net:
-        forward, decode = _denoise_macs(net), _decode_macs(net)
+    if net and sampler:
+        forward, decode = _forward_macs(net), _decode_macs(net, sampler)
         made["teacher"] = {"params": parameters(net), "forward_gmacs": forward / 1e9}
         made["run"] |= {
             "gflop_per_image": 2 * (calls * forward + decode) / 1e9,
@@ -487,18 +474,12 @@ def _synthesis(config: Synthesis, known: Known) -> Plan:
     return made
 
 
-def _flow_calls(flow: Flow) -> int:
-    """Network calls per image, where one with guidance counts twice."""
-    times = Sampling(**flow.model_dump()).grid().tolist()
-    evaluated = times[:-1] + (times[1:] if flow.method == "heun" else [])
-    return sum(2 if flow.guidance != 1 and time >= flow.guided_from else 1 for time in evaluated)
-
-
-def _decode_macs(net: EDM | LightningDiT | LatentDiT) -> float:
+def _decode_macs(net: Network, sampler: ImageSampler) -> float:
     """Of turning one image's latents into pixels."""
-    if not isinstance(net, LatentDiT) or net.vae.decoder is None:
+    decode = sampler.decoding()
+    if decode is None:
         return 0.0
-    return macs(lambda: net.vae.decode(torch.empty(1, *net.noise_shape, device="meta")))
+    return macs(lambda: decode(torch.empty(1, *net.noise_shape, device="meta")))
 
 
 def _quickstart(config: Quickstart, known: Known) -> Plan:

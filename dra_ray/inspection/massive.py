@@ -21,7 +21,7 @@ from dra_ray.inspection.probe import check_fits, data_of, first_images
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.diffusion import seeded_noise
-from dra_ray.teachers.dit import LatentDiT, LightningDiT
+from dra_ray.teachers.network import TokenStream
 
 RATIO = 20.0  # UNVERIFIED: the papers give no threshold
 SHARE = 0.5  # UNVERIFIED: "consistently" is taken as in most images
@@ -112,7 +112,7 @@ def teacher_massive_channels(
     `ConfigError` for other networks.
     """
     net = checkpoint.load(teacher)
-    if not isinstance(net, LightningDiT | LatentDiT):
+    if not isinstance(net, TokenStream):
         raise ConfigError(
             f"'{teacher}' is of kind '{net.kind}', which has no residual stream of tokens; give a "
             "LightningDiT"

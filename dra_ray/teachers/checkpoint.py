@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from dra_ray.errors import CheckpointError, ConfigError, StorageError, nearest
 from dra_ray.storage import Store
 from dra_ray.teachers.dit import LatentDiT, LightningDiT
-from dra_ray.teachers.edm import EDM
+from dra_ray.teachers.edm import EDM, UNetEncoder
 from dra_ray.teachers.network import Network, check_fit
 from dra_ray.teachers.noisy import NoisyClassifier
 
@@ -23,6 +23,8 @@ WEIGHTS, CARD = "teacher.safetensors", "card.json"
 KINDS: dict[str, type[Network]] = {
     net.kind: net for net in (EDM, NoisyClassifier, LightningDiT, LatentDiT)
 }
+# what `dra teacher train` makes, by the config's objective
+TRAINED: dict[str, type[UNetEncoder]] = {"denoise": EDM, "classify": NoisyClassifier}
 Net = TypeVar("Net", bound=Network)
 
 

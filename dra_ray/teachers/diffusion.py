@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dra_ray.data.random import derive
-from dra_ray.teachers.edm import EDM, VE_SIGMA_MAX, VE_SIGMA_MIN, VP_BETA_D, VP_BETA_MIN, VP_FIRST_T
+from dra_ray.teachers.edm import VE_SIGMA_MAX, VE_SIGMA_MIN, VP_BETA_D, VP_BETA_MIN, VP_FIRST_T
+from dra_ray.teachers.network import Network
 from dra_ray.teachers.pixels import to_uint8
 
 LN_SIGMA_MEAN, LN_SIGMA_STD = -1.2, 1.2  # table 1
@@ -113,16 +114,21 @@ def step_noise(seeds: Sequence[int], step: int, shape: tuple[int, ...]) -> Tenso
     return seeded_noise([derive(seed, step + 1) for seed in seeds], shape)
 
 
+def heun_calls(steps: int) -> int:
+    """Network calls of `heun` per image: two a step, but one in the last."""
+    return 2 * steps - 1
+
+
 @torch.no_grad()
 def heun(
-    net: EDM,
+    net: Network,
     noise: Tensor,
     labels: Tensor | None,
     levels: Tensor,
     churn: Churn | None = None,
     seeds: Sequence[int] = (),
 ) -> Tensor:
-    """2nd-order sampler: 2*steps-1 network calls. Deterministic (algorithm 1), or with `churn`
+    """2nd-order sampler: `heun_calls` network calls. Deterministic (algorithm 1), or with `churn`
     (algorithm 2) by `seeds`, one per image.
 
     `noise` standard normal [B,C,H,W], `labels` one-hot [B,K] or None, `levels` from `noise_levels`.
@@ -146,7 +152,7 @@ def heun(
 
 
 def sample(
-    net: EDM,
+    net: Network,
     seeds: Sequence[int],
     labels: Tensor | None,
     levels: Tensor,

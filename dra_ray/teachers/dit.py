@@ -12,17 +12,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dra_ray.config import Synthesis
 from dra_ray.errors import CheckpointError, ConfigError, nearest
 from dra_ray.teachers.diffusion import seeded_noise
 from dra_ray.teachers.network import Network
-from dra_ray.teachers.pixels import to_signed
+from dra_ray.teachers.pixels import to_signed, to_uint8
 from dra_ray.teachers.vae import VAE, LatentStats, load_strictly, unwrapped
 
 TIME_FREQUENCIES = 128
@@ -82,11 +83,6 @@ XL_1 = DiTSizes(
 def to_time(sigma: Tensor) -> Tensor:
     """Time t of the linear path at EDM's noise level `sigma`."""
     return 1 / (1 + sigma)
-
-
-def to_sigma(t: Tensor) -> Tensor:
-    """EDM's noise level at time t > 0 of the linear path."""
-    return (1 - t) / t
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -392,6 +388,24 @@ class LightningDiT(Network):
         return {f"{place}{kind}": self.sizes.hidden for place in places for kind in (".stream", "")}
 
     # -- as a checkpoint ---------------------------------------------------------------------------
+    # an `ImageSampler`, by integrating the flow
+    def check_sampling(self, config: Synthesis) -> None:
+        """Every flow that the config allows can be integrated."""
+
+    def sampler_facts(self, config: Synthesis) -> dict[str, Any]:
+        return {"name": "flow"} | config.flow.model_dump(mode="json")
+
+    def calls_per_image(self, config: Synthesis) -> int:
+        return _sampling(config).calls()
+
+    def decoding(self) -> None:
+        return None
+
+    def sample_images(
+        self, config: Synthesis, seeds: Sequence[int], labels: Tensor | None
+    ) -> Tensor:
+        return to_uint8(sample(self, seeds, labels, _sampling(config))).cpu()
+
     @property
     def architecture(self) -> dict[str, Any]:
         """What, with the weights, makes the function: plain data that `from_architecture` accepts."""
@@ -497,6 +511,18 @@ class Sampling:
         """Times float64 [times], from 0 to 1."""
         even = torch.linspace(0, 1, self.times, dtype=torch.float64)
         return self.shift * even / (self.shift * even + (1 - even))
+
+    def calls(self) -> int:
+        """Network calls per image, where one with guidance counts twice: for the null class too."""
+        times = self.grid().tolist()
+        evaluated = times[:-1] + (times[1:] if self.method == "heun" else [])
+        return sum(
+            2 if self.guidance != 1 and time >= self.guided_from else 1 for time in evaluated
+        )
+
+
+def _sampling(config: Synthesis) -> Sampling:
+    return Sampling(**config.flow.model_dump())
 
 
 def guided_velocity(
@@ -669,20 +695,33 @@ class LatentDiT(Network):
             int(architecture["resolution"]),
         )
 
+    # an `ImageSampler`, by integrating the flow
+    def check_sampling(self, config: Synthesis) -> None:
+        if self.vae.decoder is None:
+            raise ConfigError(
+                f"teacher='{config.teacher}' has no decoder; import it again with `dra teacher "
+                "import-dit --decoder`"
+            )
 
-def sample_images(
-    net: LatentDiT, seeds: Sequence[int], labels: Tensor | None, sampling: Sampling
-) -> Tensor:
-    """Images uint8 [B,C,R,R] on the CPU for `seeds` and class indices `labels` int64 [B], at the
-    network's `resolution`; equal for equal batches.
-    """
-    with torch.no_grad():
-        images = net.decode(sample(net.dit, seeds, labels, sampling)).cpu()
-        if images.shape[-1] == net.resolution:
+    def sampler_facts(self, config: Synthesis) -> dict[str, Any]:
+        return {"name": "flow"} | config.flow.model_dump(mode="json")
+
+    def calls_per_image(self, config: Synthesis) -> int:
+        return _sampling(config).calls()
+
+    def decoding(self) -> Callable[[Tensor], Tensor] | None:
+        return None if self.vae.decoder is None else self.vae.decode
+
+    @torch.no_grad()
+    def sample_images(
+        self, config: Synthesis, seeds: Sequence[int], labels: Tensor | None
+    ) -> Tensor:
+        images = self.decode(sample(self.dit, seeds, labels, _sampling(config))).cpu()
+        if images.shape[-1] == self.resolution:
             return images
         resized = F.interpolate(
             images.float(),
-            size=(net.resolution, net.resolution),
+            size=(self.resolution, self.resolution),
             mode="bicubic",
             antialias=True,
             align_corners=False,

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dra_ray.config import UNet
+from dra_ray.config import Synthesis, UNet
 from dra_ray.errors import ConfigError, DataError, nearest
+from dra_ray.teachers import diffusion
 from dra_ray.teachers.network import Network
 
 SKIP_SCALE = math.sqrt(0.5)
@@ -553,3 +554,32 @@ class EDM(UNetEncoder):
         """
         skip, out, divisor, noise_level = self._scaling(sigma)
         return skip * x + out * self._run(x / divisor, noise_level, labels, augment, None)
+
+    # an `ImageSampler`, by Heun's method
+    def check_sampling(self, config: Synthesis) -> None:
+        self.check_sigma(torch.tensor([config.sigma_min, config.sigma_max]))
+
+    def sampler_facts(self, config: Synthesis) -> dict[str, Any]:
+        fields = {"steps", "sigma_min", "sigma_max", "rho"}
+        if config.churn:
+            fields |= {"churn", "churn_min", "churn_max", "churn_noise"}
+        return {"name": "heun"} | config.model_dump(include=fields)
+
+    def calls_per_image(self, config: Synthesis) -> int:
+        return diffusion.heun_calls(config.steps)
+
+    def decoding(self) -> None:
+        return None
+
+    def sample_images(
+        self, config: Synthesis, seeds: Sequence[int], labels: Tensor | None
+    ) -> Tensor:
+        levels = diffusion.noise_levels(
+            config.steps, config.sigma_min, config.sigma_max, config.rho
+        )
+        churn = None
+        if config.churn:
+            churn = diffusion.Churn(
+                config.churn, config.churn_min, config.churn_max or math.inf, config.churn_noise
+            )
+        return diffusion.sample(self, seeds, labels, levels, churn)

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dra_ray.config import Synthesis
 from dra_ray.errors import CheckpointError, ConfigError, nearest
 from dra_ray.teachers.pixels import to_signed
 
@@ -111,6 +112,61 @@ class Network(nn.Module, abc.ABC):
     def one_hot(self, labels: Tensor) -> Tensor:
         """Class indices int64 [B] as float32 [B,K]."""
         return F.one_hot(labels, self.num_classes).to(torch.float32)
+
+
+# -- what some networks can do besides ---------------------------------------------------------------
+@runtime_checkable
+class ImageSampler(Protocol):
+    """A network that makes images of a class. What of `config` it heeds is its own affair."""
+
+    def check_sampling(self, config: Synthesis) -> None:
+        """`ConfigError` unless `config` can be sampled."""
+
+    def sampler_facts(self, config: Synthesis) -> dict[str, Any]:
+        """Name and settings of the sampler, for a manifest."""
+
+    def calls_per_image(self, config: Synthesis) -> int:
+        """Network calls that one image takes; a call with guidance counts twice."""
+
+    def decoding(self) -> Callable[[Tensor], Tensor] | None:
+        """What turns the sampler's last state [B,*noise_shape] into pixels; None where it is the
+        pixels.
+        """
+
+    def sample_images(
+        self, config: Synthesis, seeds: Sequence[int], labels: Tensor | None
+    ) -> Tensor:
+        """Images uint8 [B,C,R,R] on the CPU for `seeds` and class indices `labels` int64 [B]; equal
+        for equal batches.
+        """
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """A network that classifies noisy images."""
+
+    def classify(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Logits [B,K] of noisy images `x` float32 [B,C,H,W] whose noise has deviation `sigma` [B]."""
+
+
+@runtime_checkable
+class TokenStream(Protocol):
+    """A transformer, whose residual stream may have massive channels."""
+
+    def stream(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, layer: str | None = None
+    ) -> Tensor:
+        """The residual stream [B,N,D] that enters `layer`."""
+
+
+def image_sampler(net: Network, teacher: str) -> ImageSampler:
+    """`net` as a sampler; `ConfigError` naming `teacher`, its URI, where it makes no images."""
+    if not isinstance(net, ImageSampler):
+        raise ConfigError(
+            f"teacher='{teacher}' is of kind '{net.kind}', which makes no images; give the "
+            "folder of an EDM or a LightningDiT"
+        )
+    return net
 
 
 def check_fit(weights: Mapping[str, Tensor], net: nn.Module, complaint: str) -> None:

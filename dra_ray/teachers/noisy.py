@@ -49,6 +49,9 @@ class NoisyClassifier(UNetEncoder):
         """Logits [B,K] of noisy images `x` float32 [B,C,H,W] whose noise has deviation `sigma` [B]."""
         return self.head(self.features(x, sigma))
 
+    def classify(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self(x, sigma)
+
     @property
     def architecture(self) -> dict[str, Any]:
         return super().architecture | {

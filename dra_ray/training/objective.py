@@ -1,8 +1,8 @@
 """One batch's attack and losses: what recipes differ in, as one call. Section numbers are those of
 the papers named.
 
-with attacked(student, x, labels, noise, loss, threat, class_means, epoch) as found:
-    clean, robust, features = found.losses()
+with attacked(student, x, labels, noise, loss, threat, class_means, epoch) as batch:
+    clean, robust, features = batch.losses()
     (clean + robust).backward()          # inside the block: weights may be perturbed until its end
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,26 +19,129 @@ from torch.nn import functional as F
 
 from dra_ray import config
 from dra_ray.attacks import pgd
+from dra_ray.students import Student
 from dra_ray.training import losses, perturbation
 
-ONE_VIEW = ("pgd-at", "fgsm-rs")  # losses of the adversarial images alone
+
+@dataclasses.dataclass(frozen=True)
+class Logits:
+    """What a loss sees of a batch: logits [B,K] of its views, and labels int64 [B].
+
+    `clean` is None where the loss has no such view. `class_means` are IKL's.
+    """
+
+    clean: Tensor | None
+    adversarial: Tensor
+    labels: Tensor
+    class_means: losses.ClassMeans
+
+    @property
+    def both(self) -> tuple[Tensor, Tensor]:
+        assert self.clean is not None
+        return self.clean, self.adversarial
+
+
+class Objective(Protocol):
+    """A loss of `config.Loss`: which views of a batch it trains on, what its attack maximises, and
+    its terms.
+    """
+
+    views: int  # 2: clean and adversarial images; 1: the adversarial ones alone
+
+    def attack(
+        self, student: nn.Module, x: Tensor, target: Tensor, threat: config.Threat, noise: Tensor
+    ) -> Tensor:
+        """Adversarial x [B,C,H,W]. `target`: with two views softmax [B,K] of the clean logits, with
+        one the labels int64 [B].
+        """
+
+    def terms(self, logits: Logits) -> tuple[Tensor, Tensor]:
+        """(loss on clean images, robust loss), scalars."""
+
+    def observe(self, logits: Logits) -> None:
+        """Take a training batch into what is known about the classes; once a step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trades:
+    """Zhang et al. 2019, in DM-AT's form."""
+
+    loss: config.Loss
+    views = 2
+
+    def attack(
+        self, student: nn.Module, x: Tensor, target: Tensor, threat: config.Threat, noise: Tensor
+    ) -> Tensor:
+        return pgd.trades(student, x, target, threat, noise)
+
+    def terms(self, logits: Logits) -> tuple[Tensor, Tensor]:
+        return losses.trades(*logits.both, logits.labels, self.loss.beta, self.loss.label_smoothing)
+
+    def observe(self, logits: Logits) -> None:
+        """Nothing is learnt about the classes."""
+
+
+class ImprovedKL(Trades):
+    """Cui et al., arXiv 2305.13948: attacks as TRADES does."""
+
+    def terms(self, logits: Logits) -> tuple[Tensor, Tensor]:
+        loss, weights = self.loss, logits.class_means.weights(logits.labels)
+        return losses.ikl(
+            *logits.both, logits.labels, weights, loss.alpha, loss.beta, loss.label_smoothing
+        )
+
+    def observe(self, logits: Logits) -> None:
+        clean = logits.both[0].detach()
+        logits.class_means.add(F.softmax(clean / self.loss.temperature, 1), logits.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy:
+    """Madry et al. 2018; with one step from a uniform start FGSM-RS (Wong et al. 2020)."""
+
+    loss: config.Loss
+    views = 1
+
+    def attack(
+        self, student: nn.Module, x: Tensor, target: Tensor, threat: config.Threat, noise: Tensor
+    ) -> Tensor:
+        return pgd.adversarial(student, x, target, threat, noise)
+
+    def terms(self, logits: Logits) -> tuple[Tensor, Tensor]:
+        smoothing = self.loss.label_smoothing
+        return logits.adversarial.new_zeros(()), F.cross_entropy(
+            logits.adversarial, logits.labels, label_smoothing=smoothing
+        )
+
+    def observe(self, logits: Logits) -> None:
+        """Nothing is learnt about the classes."""
+
+
+OBJECTIVES: dict[str, type[Trades | CrossEntropy]] = {
+    "trades": Trades,
+    "pgd-at": CrossEntropy,
+    "fgsm-rs": CrossEntropy,
+    "ikl": ImprovedKL,
+}
+
+
+def of(loss: config.Loss) -> Objective:
+    """The objective that a config names."""
+    return OBJECTIVES[loss.name](loss)
 
 
 @dataclasses.dataclass(frozen=True)
 class Attacked:
     """A batch and its adversarial version, float [B,C,H,W] in [0,1]."""
 
-    student: Any
+    student: Student
     x: Tensor
     adversarial: Tensor
     labels: Tensor
-    loss: config.Loss
+    objective: Objective
     class_means: losses.ClassMeans
-    clean: Tensor | None = (
-        # logits of x with their graph, where the attack's target came from the very forward that
-        # trains
-        None
-    )
+    # logits of x with their graph, where the attack's target came from the very forward that trains
+    clean: Tensor | None = None
 
     def losses(self) -> tuple[Tensor, Tensor, Tensor]:
         """(loss on clean images, robust loss, features [B,F] of the adversarial images); the first
@@ -47,40 +150,26 @@ class Attacked:
         BatchNorm sees the clean batch first, then the adversarial one (DM-AT). IKL's class means
         take the clean logits in.
         """
-        clean, logits, features = self._forward()
-        if self.loss.name == "ikl" and clean is not None:
-            self.class_means.add(F.softmax(clean.detach() / self.loss.temperature, 1), self.labels)
-        return *self._parts(clean, logits), features
+        logits, features = self._forward()
+        self.objective.observe(logits)
+        return *self.objective.terms(logits), features
 
     def total(self) -> Tensor:
         """The whole loss, which AWP ascends; leaves the class means alone."""
-        clean, logits, _ = self._forward()
-        return torch.stack(self._parts(clean, logits)).sum()
+        return torch.stack(self.objective.terms(self._forward()[0])).sum()
 
-    def _forward(self) -> tuple[Tensor | None, Tensor, Tensor]:
-        """(clean logits where the loss needs them, adversarial logits, adversarial features)."""
+    def _forward(self) -> tuple[Logits, Tensor]:
+        """(logits of the views that the loss needs, adversarial features)."""
         clean = None
-        if self.loss.name not in ONE_VIEW:
+        if self.objective.views == 2:
             clean = self.clean if self.clean is not None else self.student(self.x)
-        return clean, *self.student.with_features(self.adversarial)
-
-    def _parts(self, clean: Tensor | None, logits: Tensor) -> tuple[Tensor, Tensor]:
-        loss = self.loss
-        if clean is None:
-            return logits.new_zeros(()), F.cross_entropy(
-                logits, self.labels, label_smoothing=loss.label_smoothing
-            )
-        if loss.name == "ikl":
-            weights = self.class_means.weights(self.labels)
-            return losses.ikl(
-                clean, logits, self.labels, weights, loss.alpha, loss.beta, loss.label_smoothing
-            )
-        return losses.trades(clean, logits, self.labels, loss.beta, loss.label_smoothing)
+        adversarial, features = self.student.with_features(self.adversarial)
+        return Logits(clean, adversarial, self.labels, self.class_means), features
 
 
 @contextlib.contextmanager
 def attacked(
-    student: nn.Module,
+    student: Student,
     x: Tensor,
     labels: Tensor,
     noise: Tensor,
@@ -92,11 +181,10 @@ def attacked(
     """Attack a batch as training does; where the recipe perturbs weights (AWP), they are perturbed
     until the block ends.
     """
+    objective = of(loss)
     perturb = bool(loss.awp) and epoch >= loss.awp_from_epoch
-    clean = None
-    if loss.name in ONE_VIEW:
-        adversarial = pgd.adversarial(student, x, labels, threat, noise.to(x.device))
-    else:
+    clean, target = None, labels
+    if objective.views == 2:
         if threat.mode == "train" and not perturb:
             # the target of the attack is this very forward: same weights, mode and batch give the
             # same logits
@@ -105,11 +193,11 @@ def attacked(
         else:
             with torch.no_grad(), pgd.as_attacked(student, threat):
                 target = F.softmax(student(x), 1)
-        adversarial = pgd.trades(student, x, target, threat, noise.to(x.device))
-    found = Attacked(student, x, adversarial, labels, loss, class_means, clean)
+    adversarial = objective.attack(student, x, target, threat, noise.to(x.device))
+    batch = Attacked(student, x, adversarial, labels, objective, class_means, clean)
     with (
-        perturbation.perturbed(student, loss.awp, found.total)
+        perturbation.perturbed(student, loss.awp, batch.total)
         if perturb
         else contextlib.nullcontext()
     ):
-        yield found
+        yield batch

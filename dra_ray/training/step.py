@@ -16,6 +16,7 @@ from dra_ray import config, data, students
 from dra_ray.attacks import pgd
 from dra_ray.data import augment, random
 from dra_ray.storage import Store
+from dra_ray.students import Student
 from dra_ray.teachers.diffusion import draw_sigma
 from dra_ray.teachers.source import FeatureSource, Pending
 from dra_ray.training import arithmetic, losses, objective, optimisers, syncnorm, workers
@@ -28,7 +29,7 @@ PARTS = ("loss", "loss_clean", "loss_robust", "loss_align")
 class State:
     """All that a checkpoint holds, and the student as its steps call it."""
 
-    student: nn.Module
+    student: Student
     average: nn.Module
     head: nn.Module | None  # the projector; none where lambda is 0
     optimizer: torch.optim.Optimizer
@@ -164,8 +165,8 @@ def step(
     state.optimizer.zero_grad()
     with objective.attacked(
         student, x, labels, noise, experiment.loss, threat, state.class_means, epoch
-    ) as found:
-        loss_clean, loss_robust, features = found.losses()
+    ) as attacked:
+        loss_clean, loss_robust, features = attacked.losses()
         loss_align = torch.zeros((), device=x.device)
         for weight, pending in asked.targets:
             assert head is not None

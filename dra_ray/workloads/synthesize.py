@@ -26,11 +26,8 @@ from dra_ray.errors import ConfigError, DataError, DraError, RunError, StorageEr
 from dra_ray.storage import Store, sha256
 from dra_ray.students import Student
 from dra_ray.students import checkpoint as student_checkpoint
-from dra_ray.teachers import checkpoint, diffusion, dit
-from dra_ray.teachers.dit import LatentDiT, LightningDiT
-from dra_ray.teachers.edm import EDM
-from dra_ray.teachers.network import Network
-from dra_ray.teachers.pixels import to_uint8
+from dra_ray.teachers import checkpoint
+from dra_ray.teachers.network import Network, image_sampler
 from dra_ray.teachers.sheet import sheet
 
 SHEET_CLASSES, SHEET_ROWS = 10, 8
@@ -97,24 +94,14 @@ def run(
 
 
 def _check(config: Synthesis, net: Network) -> None:
-    """`ConfigError` unless `net` makes images with labels."""
-    if not isinstance(net, EDM | LightningDiT | LatentDiT):
-        raise ConfigError(
-            f"teacher='{config.teacher}' is of kind '{net.kind}', which makes no images; give the "
-            "folder of an EDM or a LightningDiT"
-        )
+    """`ConfigError` unless `net` makes images with labels, as `config` says."""
+    sampler = image_sampler(net, str(config.teacher))
     if not net.num_classes:
         raise ConfigError(
             f"teacher='{config.teacher}' knows no classes; images need labels, so train it with "
             "classes"
         )
-    if isinstance(net, LatentDiT) and net.vae.decoder is None:
-        raise ConfigError(
-            f"teacher='{config.teacher}' has no decoder; import it again with `dra teacher "
-            "import-dit --decoder`"
-        )
-    if isinstance(net, EDM):
-        net.check_sigma(torch.tensor([config.sigma_min, config.sigma_max]))
+    sampler.check_sampling(config)
 
 
 def _digest(config: Synthesis, teacher_digest: str, net: Network) -> str:
@@ -147,13 +134,8 @@ def _made(config: Synthesis, num_classes: int) -> int:
 
 
 def _sampler(config: Synthesis, net: Network) -> dict[str, Any]:
-    common = config.model_dump(mode="json", include={"batch", "seed"})
-    if not isinstance(net, EDM):
-        return {"name": "flow"} | config.flow.model_dump(mode="json") | common
-    fields = {"steps", "sigma_min", "sigma_max", "rho"} | (
-        {"churn", "churn_min", "churn_max", "churn_noise"} if config.churn else set()
-    )
-    return {"name": "heun"} | config.model_dump(include=fields) | common
+    facts = image_sampler(net, str(config.teacher)).sampler_facts(config)
+    return facts | config.model_dump(mode="json", include={"batch", "seed"})
 
 
 Made = tuple[str, np.ndarray | None]  # SHA-256 of a shard, and its images' scores
@@ -241,35 +223,16 @@ def _sample(
     A short last batch is made in full and cut, so that no image depends on how many there are.
     """
     images, scores = [], []
+    sampler = image_sampler(net, str(config.teacher))
     for start in range(first, last, config.batch):
         numbers = range(start, start + config.batch)
         labels = torch.tensor([number % net.num_classes for number in numbers])
-        images.append(_batch(config, net, [config.seed + number for number in numbers], labels))
+        seeds = [config.seed + number for number in numbers]
+        images.append(sampler.sample_images(config, seeds, labels))
         if judge:
             scores.append(confidence(judge, images[-1], labels))
     made = {"image": torch.cat(images)[: last - first].permute(0, 2, 3, 1).contiguous().numpy()}
     return made | ({"score": torch.cat(scores)[: last - first].numpy()} if judge else {})
-
-
-def _batch(config: Synthesis, net: Network, seeds: list[int], labels: Tensor) -> Tensor:
-    """Images uint8 [B,C,H,W] on the CPU."""
-    if isinstance(net, EDM):
-        levels = diffusion.noise_levels(
-            config.steps, config.sigma_min, config.sigma_max, config.rho
-        )
-        churn = (
-            diffusion.Churn(
-                config.churn, config.churn_min, config.churn_max or math.inf, config.churn_noise
-            )
-            if config.churn
-            else None
-        )
-        return diffusion.sample(net, seeds, labels, levels, churn)
-    sampling = dit.Sampling(**config.flow.model_dump())
-    if isinstance(net, LatentDiT):
-        return dit.sample_images(net, seeds, labels, sampling)
-    assert isinstance(net, LightningDiT)
-    return to_uint8(dit.sample(net, seeds, labels, sampling)).cpu()
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from torch import Tensor, nn
 
 from dra_ray import cluster, data, runs
-from dra_ray.config import TeacherTraining
+from dra_ray.config import Synthesis, TeacherTraining
 from dra_ray.data import augment
 from dra_ray.data.batches import BatchPlan, part_of
 from dra_ray.data.random import Stream, derive, generator
@@ -29,8 +29,9 @@ from dra_ray.errors import ConfigError, RunError
 from dra_ray.storage import Store
 from dra_ray.teachers import augment as edm_augment
 from dra_ray.teachers import checkpoint, diffusion, pixels
-from dra_ray.teachers.edm import EDM
-from dra_ray.teachers.noisy import NoisyClassifier, noisy_accuracy, noisy_loss
+from dra_ray.teachers.edm import UNetEncoder
+from dra_ray.teachers.network import Classifier, ImageSampler
+from dra_ray.teachers.noisy import noisy_accuracy, noisy_loss
 from dra_ray.teachers.sheet import sheet
 from dra_ray.training import averaging, workers
 
@@ -170,7 +171,7 @@ class Training:
         """Of the control's average, on noisy validation images: always the same noise. None for a
         denoiser, or without such images.
         """
-        if not isinstance(self.average, NoisyClassifier) or self.validation is None:
+        if not isinstance(self.average, Classifier) or self.validation is None:
             return None
         draws = generator(self.config.seed, Stream.TEACHER_VALIDATION)
         clean = pixels.to_signed(self.validation.images)
@@ -184,14 +185,16 @@ class Training:
         """PNG of 8 samples for each of the first classes, a column each, from the average. None for
         the control, which makes no images.
         """
-        if not isinstance(self.average, EDM):
+        if not isinstance(self.average, ImageSampler):
             return None
         classes = min(self.net.num_classes, SHEET_CLASSES)
         labels = torch.arange(SHEET_ROWS * classes) % classes
         low, high = self.average.sigma_range
-        levels = diffusion.noise_levels(SHEET_STEPS, max(0.002, low), min(80.0, high), 7.0)
+        sampling = Synthesis(
+            steps=SHEET_STEPS, sigma_min=max(0.002, low), sigma_max=min(80.0, high), rho=7.0
+        )
         return sheet(
-            diffusion.sample(self.average, range(len(labels)), labels, levels), columns=classes
+            self.average.sample_images(sampling, range(len(labels)), labels), columns=classes
         )
 
     def card(self) -> dict[str, Any]:
@@ -203,11 +206,9 @@ class Training:
         }
 
 
-def network(
-    config: TeacherTraining, shape: data.Shape, sigma_data: float = 0.5
-) -> EDM | NoisyClassifier:
+def network(config: TeacherTraining, shape: data.Shape, sigma_data: float = 0.5) -> UNetEncoder:
     """What `config` trains, with fresh weights. Raises `ConfigError` for sizes that do not divide."""
-    kind = NoisyClassifier if config.objective == "classify" else EDM
+    kind = checkpoint.TRAINED[config.objective]
     sizes = (shape.resolution, shape.channels, shape.num_classes, sigma_data)
     return kind(config.net, *sizes, precondition=config.preconditioning, style=config.style)
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from dra_ray.teachers.dit import DiTSizes, LightningDiT, Sampling, integrate, to_sigma
+from dra_ray.teachers.dit import DiTSizes, LightningDiT, Sampling, integrate
 from dra_ray.teachers.vae import VAE, VAESizes
 from tests.parity.weights import fill
 
@@ -117,12 +117,12 @@ def test_features_of_every_layer(case, golden):
     noisy = given["x"][rows] / t.reshape(-1, 1, 1, 1)
     labels = one_hot(given["labels"], net.sizes)[rows]
     for layer in net.layers():
-        found = net.features(noisy, to_sigma(t), labels, layer)
+        found = net.features(noisy, (1 - t) / t, labels, layer)
         assert close(found, golden[f"{name}.{layer}"]), layer
     kept = LightningDiT(dataclasses.replace(SIZES[name], massive=()))
     kept.load_state_dict(net.state_dict())
     assert not close(
-        kept.features(noisy, to_sigma(t), labels, "blocks.1"), golden[f"{name}.blocks.1"]
+        kept.features(noisy, (1 - t) / t, labels, "blocks.1"), golden[f"{name}.blocks.1"]
     )
 
 

@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 
-from dra_ray.config import Teacher
+from dra_ray.config import Flow, Synthesis, Teacher
 from dra_ray.errors import CheckpointError, ConfigError, DataError
 from dra_ray.inspection.massive import channel_ratios, find_massive, massive_channels
 from dra_ray.storage import Store
@@ -91,7 +91,7 @@ def test_denoising_follows_the_linear_path():
     net = trained()
     x, sigma, labels = request()
     t = dit.to_time(sigma)
-    assert torch.allclose(dit.to_sigma(t), sigma)
+    assert torch.allclose((1 - t) / t, sigma)
     wide = t.reshape(-1, 1, 1, 1)
     assert torch.allclose(
         net(x, sigma, labels), wide * x + (1 - wide) * net.velocity(wide * x, t, labels), atol=1e-6
@@ -392,7 +392,7 @@ def test_images_of_another_resolution_are_resized():
 
 def test_images_are_sampled():
     net = latent_dit()
-    made = dit.sample_images(net, [5, 6], torch.tensor([3, 1]), Sampling(times=3))
+    made = net.sample_images(Synthesis(flow=Flow(times=3)), [5, 6], torch.tensor([3, 1]))
     assert made.dtype == torch.uint8
     assert made.shape == (2, 3, 8, 8)
     assert torch.equal(
