@@ -35,8 +35,8 @@ from dra_ray.data import Shape
 from dra_ray.storage import Store
 from dra_ray.sweeps import rungs
 from dra_ray.teachers import checkpoint
-from dra_ray.teachers.diffusion import heun_calls
 from dra_ray.teachers.network import Classifier, ImageSampler, Network, image_sampler
+from dra_ray.teachers.sampling import heun_calls
 from dra_ray.training import objective
 from dra_ray.training.projector import projector
 

@@ -20,8 +20,8 @@ from dra_ray.errors import ConfigError, DataError
 from dra_ray.inspection.probe import check_fits, data_of, first_images
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
-from dra_ray.teachers.diffusion import seeded_noise
 from dra_ray.teachers.network import TokenStream
+from dra_ray.teachers.sampling import seeded_noise
 
 RATIO = 20.0  # UNVERIFIED: the papers give no threshold
 SHARE = 0.5  # UNVERIFIED: "consistently" is taken as in most images

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from dra_ray.config import Synthesis
 from dra_ray.errors import CheckpointError, ConfigError, nearest
-from dra_ray.teachers.diffusion import seeded_noise
 from dra_ray.teachers.network import Network
 from dra_ray.teachers.pixels import to_signed, to_uint8
+from dra_ray.teachers.sampling import seeded_noise
 from dra_ray.teachers.vae import VAE, LatentStats, load_strictly, unwrapped
 
 TIME_FREQUENCIES = 128

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dra_ray.config import Synthesis, UNet
 from dra_ray.errors import ConfigError, DataError, nearest
-from dra_ray.teachers import diffusion
+from dra_ray.teachers import sampling
 from dra_ray.teachers.network import Network
 
 SKIP_SCALE = math.sqrt(0.5)
@@ -566,7 +566,7 @@ class EDM(UNetEncoder):
         return {"name": "heun"} | config.model_dump(include=fields)
 
     def calls_per_image(self, config: Synthesis) -> int:
-        return diffusion.heun_calls(config.steps)
+        return sampling.heun_calls(config.steps)
 
     def decoding(self) -> None:
         return None
@@ -574,12 +574,10 @@ class EDM(UNetEncoder):
     def sample_images(
         self, config: Synthesis, seeds: Sequence[int], labels: Tensor | None
     ) -> Tensor:
-        levels = diffusion.noise_levels(
-            config.steps, config.sigma_min, config.sigma_max, config.rho
-        )
+        levels = sampling.noise_levels(config.steps, config.sigma_min, config.sigma_max, config.rho)
         churn = None
         if config.churn:
-            churn = diffusion.Churn(
+            churn = sampling.Churn(
                 config.churn, config.churn_min, config.churn_max or math.inf, config.churn_noise
             )
-        return diffusion.sample(self, seeds, labels, levels, churn)
+        return sampling.sample(self, seeds, labels, levels, churn)

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from dra_ray.config import UNet
-from dra_ray.teachers import diffusion
+from dra_ray.teachers import sampling
 from dra_ray.teachers.edm import EDM
 from tests.parity.weights import fill
 
@@ -95,8 +95,8 @@ def test_sampler(net, golden):
     noise = torch.from_numpy(
         np.random.Generator(np.random.PCG64(9)).standard_normal((4, 3, 16, 16))
     )
-    levels = diffusion.noise_levels(8, 0.002, 80.0, 7.0)
-    assert close(diffusion.heun(net, noise, inputs()["labels"], levels), golden["sampled"])
+    levels = sampling.noise_levels(8, 0.002, 80.0, 7.0)
+    assert close(sampling.heun(net, noise, inputs()["labels"], levels), golden["sampled"])
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ import torch
 
 from dra_ray.config import UNet
 from dra_ray.errors import ConfigError
-from dra_ray.teachers import diffusion, pixels
+from dra_ray.teachers import diffusion, pixels, sampling
 from dra_ray.teachers.edm import EDM
 
 
@@ -27,7 +27,7 @@ def test_bytes_round_trip():
 
 def test_noise_levels_are_the_published_grid():
     """EDM with 18 steps, from 80 down to 0.002."""
-    levels = diffusion.noise_levels(18, 0.002, 80, 7)
+    levels = sampling.noise_levels(18, 0.002, 80, 7)
     wanted = [
         80,
         57.6,
@@ -59,8 +59,8 @@ def test_heun_transports_the_noise_exactly():
     noise = torch.randn(8, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     errors = []
     for steps in (32, 64, 128):
-        got = diffusion.heun(
-            Gaussian(0.3, 0.5), noise, None, diffusion.noise_levels(steps, 0.002, 80, 7)
+        got = sampling.heun(
+            Gaussian(0.3, 0.5), noise, None, sampling.noise_levels(steps, 0.002, 80, 7)
         )
         start = 80 * noise - 0.3
         errors.append(float((got - (0.3 + 0.5 * start / (80**2 + 0.5**2) ** 0.5)).abs().max()))
@@ -100,10 +100,10 @@ def test_ema_decay():
 def test_an_image_depends_on_its_seed_only():
     torch.manual_seed(0)
     net = EDM(UNet(model_channels=16), 8, 1, 10, 0.7).eval()
-    levels = diffusion.noise_levels(3, 0.01, 20, 7)
+    levels = sampling.noise_levels(3, 0.01, 20, 7)
     labels = torch.tensor([0, 1, 2, 3])
-    images = diffusion.sample(net, [5, 6, 7, 8], labels, levels)
-    again = diffusion.sample(net, [9, 6, 7, 10], torch.tensor([9, 1, 2, 9]), levels)
+    images = sampling.sample(net, [5, 6, 7, 8], labels, levels)
+    again = sampling.sample(net, [9, 6, 7, 10], torch.tensor([9, 1, 2, 9]), levels)
     assert images.dtype == torch.uint8
     assert torch.equal(images[1:3], again[1:3])
     assert not torch.equal(images[0], again[0])
@@ -114,8 +114,8 @@ def test_levels_must_be_known_to_the_network():
     with pytest.raises(
         ConfigError, match=r"sigma=0.002 is outside of what the teacher knows, 0.02 to 100"
     ):
-        diffusion.sample(net, [0], None, diffusion.noise_levels(3, 0.002, 80, 7))
-    assert diffusion.sample(net, [0], None, diffusion.noise_levels(3, 0.02, 80, 7)).shape == (
+        sampling.sample(net, [0], None, sampling.noise_levels(3, 0.002, 80, 7))
+    assert sampling.sample(net, [0], None, sampling.noise_levels(3, 0.02, 80, 7)).shape == (
         1,
         1,
         8,

@@ -9,8 +9,8 @@ from dra_ray.errors import CheckpointError, ConfigError, DataError
 from dra_ray.inspection.massive import channel_ratios, find_massive, massive_channels
 from dra_ray.storage import Store
 from dra_ray.teachers import dit
-from dra_ray.teachers.diffusion import seeded_noise
 from dra_ray.teachers.dit import XL_1, DiTSizes, LatentDiT, LightningDiT, Sampling
+from dra_ray.teachers.sampling import seeded_noise
 from dra_ray.teachers.source import LocalTeacher, noise_of
 from dra_ray.teachers.vae import VAE, LatentStats, VAESizes
 

@@ -13,7 +13,7 @@ from dra_ray.data import synthetic
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint as student_checkpoint
-from dra_ray.teachers import checkpoint, diffusion, dit
+from dra_ray.teachers import checkpoint, dit, sampling
 from dra_ray.teachers.edm import EDM
 from dra_ray.workloads import synthesize
 from tests.teachers.test_diffusion import Gaussian
@@ -22,27 +22,25 @@ from tests.teachers.test_dit import latent_dit
 
 def test_churn_is_per_image_and_keeps_the_distribution():
     """On data N(0, v) with its exact denoiser, Heun with churn must still arrive at N(0, v)."""
-    levels = diffusion.noise_levels(40, 0.002, 80.0, 7.0)
+    levels = sampling.noise_levels(40, 0.002, 80.0, 7.0)
     seeds = list(range(2000))
     net = Gaussian(0.0, 0.5)
-    noise = diffusion.seeded_noise(seeds, (1, 1, 1))
-    churned = diffusion.heun(
-        net, noise, None, levels, diffusion.Churn(20.0, 0.05, 50.0, 1.0), seeds
-    )
-    plain = diffusion.heun(net, noise, None, levels)
+    noise = sampling.seeded_noise(seeds, (1, 1, 1))
+    churned = sampling.heun(net, noise, None, levels, sampling.Churn(20.0, 0.05, 50.0, 1.0), seeds)
+    plain = sampling.heun(net, noise, None, levels)
     assert float(churned.var()) == pytest.approx(0.25, rel=0.1)
     assert (
         abs(float(torch.corrcoef(torch.stack([churned.flatten(), plain.flatten()]))[0, 1])) < 0.99
     )
-    alone = diffusion.heun(
-        net, noise[5:6], None, levels, diffusion.Churn(20.0, 0.05, 50.0, 1.0), seeds[5:6]
+    alone = sampling.heun(
+        net, noise[5:6], None, levels, sampling.Churn(20.0, 0.05, 50.0, 1.0), seeds[5:6]
     )
     assert torch.allclose(alone, churned[5:6])
-    assert torch.equal(diffusion.heun(net, noise, None, levels, diffusion.Churn(0.0), seeds), plain)
+    assert torch.equal(sampling.heun(net, noise, None, levels, sampling.Churn(0.0), seeds), plain)
 
 
 def test_churn_raises_the_level_as_algorithm_2_says():
-    churn = diffusion.Churn(8.0, 0.1, 10.0)
+    churn = sampling.Churn(8.0, 0.1, 10.0)
     assert float(churn.raised(torch.tensor(1.0), 80)) == pytest.approx(1.1)
     assert float(churn.raised(torch.tensor(1.0), 4)) == pytest.approx(math.sqrt(2))
     assert [float(churn.raised(torch.tensor(level), 4)) for level in (0.05, 20.0)] == pytest.approx(
