@@ -3,17 +3,21 @@ shards as of webdataset.
 
     <uri>/train/<class>/*.JPEG   <uri>/val/<class>/*.JPEG      classes in the order of their
     folders' names <uri>/*train*.tar            <uri>/*val*.tar               pairs of KEY.jpg and
-    KEY.cls, which holds the class number
+    KEY.cls, which holds the class number <uri>/classnames.txt
+    of shards, may be left out: a line for every class
 
-The test part is `test`, or `val` or `validation` where there is no `test` (ImageNet's test images
-have no labels: its val comes first). Images are made square as is usual for evaluation: shorter
-side to resolution * 256/224 (bicubic), then the centre.
+Which image files are read, and what becomes of their modes, is in `decode`. Shards have as many
+classes as classnames.txt has lines, or one more than the largest number in their training part. The
+test part is `test`, or `val` or `validation` where there is no `test` (ImageNet's test images have
+no labels: its val comes first). Images are made square as is usual for evaluation: shorter side to
+resolution * 256/224 (bicubic), then the centre.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -24,9 +28,11 @@ from dra_ray import config
 from dra_ray.data import decode
 from dra_ray.data.pictures import Digest, OnDisk, checked_labels
 from dra_ray.errors import DataError
-from dra_ray.storage import Store
+from dra_ray.storage import Store, decoded_text, is_clutter, readable_name
 
 TESTS = {"imagenet": ("val", "validation", "test"), "folder": ("test", "val", "validation")}
+IMAGENET_CLASSES, MOST_RESOLUTION = 1000, 4096
+CLASS_NAMES, CLASS_NAMES_BYTES = "classnames.txt", 2**20
 LAYOUT = "train/<class>/ and val/<class>/ with image files, or *train*.tar and *val*.tar with KEY.jpg and KEY.cls"
 
 
@@ -51,24 +57,34 @@ def read(settings: config.Data) -> Listing:
             f"folder with {LAYOUT}{hint}"
         )
     store, resolution = Store(settings.uri), settings.resolution or 224
-    names = store.names()
+    if resolution > MOST_RESOLUTION:
+        raise DataError(
+            f"data.resolution={resolution}: images are resized to at most {MOST_RESOLUTION} pixels "
+            "a side; lower it"
+        )
+    names = [name for name in store.names() if not is_clutter(name)]
     if "train" in names:
         listing = _class_folders(store, _test_folder(settings, names), resolution)
     elif shards := [name for name in names if name.endswith(".tar") and "train" in name]:
-        wanted = _test_shards(
+        test = _test_shards(
             settings, [name for name in names if name.endswith(".tar") and "train" not in name]
         )
         listing = _shards(
-            [store / name for name in shards], [store / name for name in wanted], resolution
+            store,
+            shards,
+            test,
+            resolution,
+            IMAGENET_CLASSES if settings.name == "imagenet" else None,
         )
     else:
         raise DataError(
             f"data.uri='{settings.uri}' holds neither a folder train nor shards; it needs {LAYOUT}"
         )
-    if settings.name == "imagenet" and listing.num_classes != 1000:
+    if settings.name == "imagenet" and listing.num_classes != IMAGENET_CLASSES:
         raise DataError(
             f"data.uri='{settings.uri}' has {listing.num_classes} classes in train, but imagenet "
-            "has 1000; set data.name=folder for another set"
+            f"has {IMAGENET_CLASSES}; "
+            "set data.name=folder for another set"
         )
     return listing
 
@@ -121,22 +137,30 @@ class Files(Squares):
 
     def _decoded(self, position: int) -> np.ndarray:
         file = self.folder / self.names[position]
-        return decode.centre(file.read_bytes(), file.uri, self.resolution)
+        return decode.centre(file.read_bytes(), readable_name(file.uri), self.resolution)
 
     def hash_into(self, digest: Digest) -> None:
         for name, size in zip(self.names, self.file_bytes, strict=True):
-            digest.update(f"{name} {size}\n".encode())
+            digest.update(f"{name} {size}\n".encode(errors="surrogateescape"))
 
 
 def _class_folders(store: Store, test: str, resolution: int) -> Listing:
-    train_files, test_files = (_image_files(store / part) for part in ("train", test))
+    (train_files, folders), (test_files, _) = (
+        _image_files(store / part) for part in ("train", test)
+    )
     classes = sorted({name.split("/", 1)[0] for name in train_files})
     number = {name: index for index, name in enumerate(classes)}
+    if empty := folders - number.keys():
+        raise DataError(
+            f"'{readable_name(f'{store}/train/{min(empty)}')}' is a class folder without images; "
+            "classes are numbered in the order of their folders, "
+            "so add its images or remove it"
+        )
     strangers = {name.split("/", 1)[0] for name in test_files} - number.keys()
     if strangers:
         raise DataError(
-            f"'{store / test}' has a class folder '{min(strangers)}' that '{store / 'train'}' "
-            "lacks; both need the same classes"
+            f"'{store / test}' has a class folder '{readable_name(min(strangers))}' that "
+            f"'{store / 'train'}' lacks; both need the same classes"
         )
     parts = []
     for part, files in (("train", train_files), (test, test_files)):
@@ -151,13 +175,18 @@ def _class_folders(store: Store, test: str, resolution: int) -> Listing:
     return Listing(parts[0], parts[1], len(classes))
 
 
-def _image_files(folder: Store) -> dict[str, int]:
-    """Bytes of each image file by its path, below a class folder."""
-    files = {
-        name: size
-        for name, size in folder.files().items()
-        if name.lower().endswith(decode.SUFFIXES) and "/." not in f"/{name}"
-    }
+def _image_files(folder: Store) -> tuple[dict[str, int], set[str]]:
+    """Bytes of each image file by its path, below a class folder; and the names of all class
+    folders, with images or without.
+    """
+    every = {name: size for name, size in folder.files().items() if not is_clutter(name)}
+    files = {name: size for name, size in every.items() if name.lower().endswith(decode.SUFFIXES)}
+    other = next((name for name in every if name.lower().endswith(decode.OTHER_SUFFIXES)), None)
+    if other:
+        raise DataError(
+            f"'{readable_name(f'{folder}/{other}')}' is of an image format that is not read; "
+            f"convert it to one of {', '.join(decode.SUFFIXES)}, or remove it"
+        )
     if not files:
         raise DataError(
             f"'{folder}' holds no images ({', '.join(decode.SUFFIXES)}); it needs one folder per "
@@ -166,10 +195,16 @@ def _image_files(folder: Store) -> dict[str, int]:
     flat = next((name for name in files if "/" not in name), None)
     if flat:
         raise DataError(
-            f"'{folder / flat}' lies in no class folder; move the images of each class to "
-            f"'{folder}/<class>/'"
+            f"'{readable_name(f'{folder}/{flat}')}' lies in no class folder; move the images of "
+            f"each class to '{folder}/<class>/'"
         )
-    return files
+    large = next((name for name, size in files.items() if size > decode.MOST_FILE_BYTES), None)
+    if large:
+        raise DataError(
+            f"'{readable_name(f'{folder}/{large}')}' has {files[large]:,} bytes, more than an "
+            "image has; make it smaller or remove it"
+        )
+    return files, {name for name in folder.names() if not is_clutter(name)} - every.keys()
 
 
 # -- shards ----------------------------------------------------------------------------------------
@@ -197,20 +232,51 @@ class Shards(Squares):
         digest.update(self.places.numpy().data)
 
 
-def _shards(train: list[Store], test: list[Store], resolution: int) -> Listing:
-    listed = [_places(shards) for shards in (train, test)]
-    num_classes = max(listed[0][1]) + 1
+def _shards(
+    store: Store, train: list[str], test: list[str], resolution: int, official: int | None
+) -> Listing:
+    """`official` is the number of classes where the set has one."""
+    shards = [[store / name for name in names] for names in (train, test)]
+    listed = [_places(files) for files in shards]
+    num_classes = _class_count(store, listed[0][1], official)
     parts = []
-    for shards, (places, numbers) in zip((train, test), listed, strict=True):
-        labels = checked_labels(numbers, len(numbers), shards[0], num_classes)
+    for files, (places, numbers) in zip(shards, listed, strict=True):
+        labels = checked_labels(numbers, len(numbers), files[0], num_classes)
         records = Shards(
-            [shard.local_copy() for shard in shards],
-            [shard.name for shard in shards],
+            [shard.local_copy() for shard in files],
+            [shard.name for shard in files],
             places,
             resolution,
         )
         parts.append(OnDisk(records, labels, range(len(labels))))
     return Listing(parts[0], parts[1], num_classes)
+
+
+def _class_count(store: Store, numbers: list[int], official: int | None) -> int:
+    """How many classes the training shards with these class numbers have; `DataError` where that
+    cannot be.
+
+    A number in one file decides how many outputs the student gets, so at least half of the classes
+    must be in use.
+    """
+    listed, present = store / CLASS_NAMES, len(set(numbers))
+    if official:
+        count, source = official, "data.name"
+    elif listed.exists():
+        if listed.size() > CLASS_NAMES_BYTES:
+            raise DataError(
+                f"'{listed}' has {listed.size():,} bytes; it needs one line for every class"
+            )
+        count, source = len(decoded_text(listed.read_bytes()).strip().splitlines()), CLASS_NAMES
+    else:
+        count, source = max(numbers) + 1, "the largest class number in train"
+    if count > 2 * present:
+        raise DataError(
+            f"data.uri='{store}' has {count:,} classes by {source}, but only {present:,} of them "
+            "have images in train; "
+            "number the classes from 0 on without gaps, and check data.name"
+        )
+    return count
 
 
 def _places(shards: list[Store]) -> tuple[Tensor, list[int]]:
@@ -228,6 +294,11 @@ def _places(shards: list[Store]) -> tuple[Tensor, list[int]]:
             if member.text is not None:
                 classes[f"{folder}/{key}"] = _class_number(member.text, shard, member.name)
             elif f".{kind.lower()}" in decode.SUFFIXES:
+                if member.size > decode.MOST_FILE_BYTES:
+                    raise DataError(
+                        f"'{shard}': '{member.name}' has {member.size:,} bytes, more than an image "
+                        "has; make the shard again"
+                    )
                 pictures[f"{folder}/{key}"] = (index, member.offset, member.size)
         if lone := pictures.keys() ^ classes.keys():
             raise DataError(
@@ -245,10 +316,9 @@ def _places(shards: list[Store]) -> tuple[Tensor, list[int]]:
 
 
 def _class_number(text: str, shard: Store, name: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
+    if not re.fullmatch(r"-?[0-9]{1,18}", text.strip()):
         raise DataError(
             f"'{shard}': '{name}' holds '{text.strip()[:20]}', not a class number; make the shard "
             "again"
-        ) from None
+        )
+    return int(text)

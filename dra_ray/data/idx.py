@@ -5,6 +5,8 @@ dataset-fashion-mnist installs them.
 from __future__ import annotations
 
 import gzip
+import io
+import math
 import struct
 import zlib
 
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from dra_ray.data.pictures import Split
 from dra_ray.errors import DataError
-from dra_ray.storage import Store
+from dra_ray.storage import Store, require_plausible
 
 NUM_CLASSES = 10
 
@@ -47,27 +49,33 @@ def _part(folder: Store, part: str) -> Split:
     return Split(images[:, None], labels.long())
 
 
-def _array(folder: Store, name: str, dimensions: int) -> Tensor:
+def _array(folder: Store, base: str, dimensions: int) -> Tensor:
     """uint8 of the shape in the header: magic 0x0000 0x08 dimensions, then one big-endian uint32
     per dimension.
     """
     names = folder.names()
-    found = next((name + ending for ending in ("", ".gz") if name + ending in names), None)
-    if found is None:
-        raise DataError(f"'{folder}' has no {name} or {name}.gz")
-    data = (folder / found).read_bytes()
+    name = next((base + ending for ending in ("", ".gz") if base + ending in names), None)
+    if name is None:
+        raise DataError(f"'{folder}' has no {base} or {base}.gz")
+    file = folder / name
+    stored = file.read_bytes()
     try:
-        if found.endswith(".gz"):
-            data = gzip.decompress(data)
-        magic, *shape = struct.unpack_from(f">{1 + dimensions}I", data)
-    except (OSError, EOFError, zlib.error, struct.error) as error:
-        raise DataError(
-            f"'{folder / found}' is truncated or damaged ({error}); fetch it again"
-        ) from None
-    body = np.frombuffer(data, np.uint8, offset=4 * (1 + dimensions))
-    if magic != 0x0800 + dimensions or body.size != np.prod(shape, dtype=np.int64):
-        raise DataError(
-            f"'{folder / found}' is not an idx file of {dimensions} dimensions, or not whole; "
-            "fetch it again"
-        )
-    return torch.from_numpy(body.reshape(shape).copy())
+        with (
+            gzip.GzipFile(fileobj=io.BytesIO(stored))
+            if name.endswith(".gz")
+            else io.BytesIO(stored) as stream
+        ):
+            magic, *shape = struct.unpack(f">{1 + dimensions}I", stream.read(4 * (1 + dimensions)))
+            count = math.prod(shape)
+            if magic == 0x0800 + dimensions:
+                require_plausible(str(file), count, len(stored))
+                body = np.frombuffer(
+                    stream.read(count + 1), np.uint8
+                )  # one more, to see that nothing follows
+                if body.size == count:
+                    return torch.from_numpy(body.reshape(shape).copy())
+    except (OSError, EOFError, OverflowError, zlib.error, struct.error) as error:
+        raise DataError(f"'{file}' is truncated or damaged ({error}); fetch it again") from None
+    raise DataError(
+        f"'{file}' is not an idx file of {dimensions} dimensions, or not whole; fetch it again"
+    )

@@ -186,10 +186,12 @@ def checked(images: np.ndarray, labels: Any, source: object, shape: Shape) -> Sp
 
 def checked_labels(labels: Any, count: int, source: object, num_classes: int) -> Tensor:
     """int64 [count]; `DataError` naming `source` unless there are as many, and all are classes."""
-    try:
-        array = np.asarray(labels)
-    except ValueError:  # lists of lists of different lengths
-        array = np.empty((), object)
+    # numpy would expand lists of lists, which a few bytes of a file can nest into any number of
+    # labels
+    plain = not isinstance(labels, list) or all(
+        isinstance(label, int | float | np.number) for label in labels
+    )
+    array = np.asarray(labels) if plain else np.empty(len(labels), object)
     if (
         array.ndim != 1
         or len(array) != count

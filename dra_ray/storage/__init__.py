@@ -3,16 +3,42 @@ freely.
 """
 
 from dra_ray.storage.archives import StoredArray, TarMember, stored_array, tar_member
-from dra_ray.storage.store import Store, cache, sha256
+from dra_ray.storage.store import (
+    HEADER_BYTES,
+    MOST_EXPANSION,
+    SMALL_BYTES,
+    TEXT_BYTES,
+    Seekable,
+    Store,
+    cache,
+    decoded_text,
+    is_clutter,
+    open_tar,
+    readable_name,
+    require_plausible,
+    sha256,
+    tar_content,
+)
 from dra_ray.storage.unpickle import torch_from_bytes, unpickle
 
 __all__ = [
+    "HEADER_BYTES",
+    "MOST_EXPANSION",
+    "SMALL_BYTES",
+    "TEXT_BYTES",
+    "Seekable",
     "Store",
     "StoredArray",
     "TarMember",
     "cache",
+    "decoded_text",
+    "is_clutter",
+    "open_tar",
+    "readable_name",
+    "require_plausible",
     "sha256",
     "stored_array",
+    "tar_content",
     "tar_member",
     "torch_from_bytes",
     "unpickle",

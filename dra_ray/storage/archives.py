@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import math
 import mmap
 import struct
 import tarfile
 import zipfile
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from dra_ray.errors import DataError
+from dra_ray.storage.store import (
+    TEXT_BYTES,
+    _byte_count,
+    _read_header,
+    decoded_text,
+    readable_name,
+    tar_content,
+)
 
 
 class StoredArray(NamedTuple):
@@ -31,7 +38,7 @@ class StoredArray(NamedTuple):
             with open(self.path, "rb") as file:
                 file.seek(self.offset)
                 return np.fromfile(file, self.dtype, math.prod(self.shape)).reshape(self.shape)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, MemoryError) as error:
             raise self._gone(error) from None
 
     def map(self) -> np.ndarray:
@@ -47,7 +54,7 @@ class StoredArray(NamedTuple):
             return np.frombuffer(view, self.dtype, math.prod(self.shape), self.offset).reshape(
                 self.shape
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, MemoryError) as error:
             raise self._gone(error) from None
 
     def _gone(self, error: Exception) -> DataError:
@@ -66,34 +73,29 @@ class TarMember(NamedTuple):
 
 
 def stored_array(
-    path: str, file: io.BufferedReader, archive: zipfile.ZipFile, member: zipfile.ZipInfo
+    path: str, file: BinaryIO, archive: zipfile.ZipFile, member: zipfile.ZipInfo
 ) -> StoredArray:
-    with archive.open(member) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{member.filename} is of npy version {version}")
-        read_header = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = read_header(stream)
-        header_bytes = stream.tell()
-    if dtype.hasobject or (fortran and len(shape) > 1):
-        raise ValueError(f"{member.filename} holds objects or is in Fortran order")
-    if header_bytes + math.prod(shape) * dtype.itemsize != member.file_size:
-        raise ValueError(f"{member.filename} is not of the size that its header says")
+    header = _read_header(archive, member)
+    if header.fortran and len(header.shape) > 1:
+        raise ValueError(f"{member.filename} is in Fortran order; save it again in C order")
     # zip, section 4.3.7: a local header of 30 bytes, whose last two fields are the lengths of a
     # name and of extra data
     file.seek(member.header_offset + 26)
     name_bytes, extra_bytes = struct.unpack("<HH", file.read(4))
-    return StoredArray(
-        path, member.header_offset + 30 + name_bytes + extra_bytes + header_bytes, dtype.str, shape
-    )
+    offset = member.header_offset + 30 + name_bytes + extra_bytes + header.bytes
+    if offset + header.array_bytes > _byte_count(file):
+        raise ValueError(f"{member.filename} is longer than the file")
+    return StoredArray(path, offset, header.dtype.str, header.shape)
 
 
 def tar_member(archive: tarfile.TarFile, member: tarfile.TarInfo, text: str) -> TarMember:
-    content = archive.extractfile(member) if member.name.endswith(text) else None
+    name = readable_name(member.name)
+    if member.issparse():
+        raise tarfile.ReadError(f"'{name}' is sparse")
+    if not member.name.endswith(text):
+        return TarMember(name, member.offset_data, member.size, None)
+    if member.size > TEXT_BYTES:
+        raise tarfile.ReadError(f"'{name}' declares {member.size:,} bytes of text")
     return TarMember(
-        member.name, member.offset_data, member.size, content.read().decode() if content else None
+        name, member.offset_data, member.size, decoded_text(tar_content(archive, member))
     )

@@ -8,25 +8,31 @@ calls `torch.load` or reads pickles.
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
 import io
 import json
+import math
 import os
+import pickle
+import re
 import shutil
 import struct
+import sys
 import tarfile
 import tempfile
 import uuid
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import fsspec
 import numpy as np
 
-from dra_ray.errors import DataError, StorageError
+from dra_ray.errors import DataError, DraError, StorageError
 from dra_ray.storage.archives import StoredArray, TarMember, stored_array, tar_member
 from dra_ray.storage.unpickle import torch_from_bytes, unpickle
 
@@ -244,22 +250,53 @@ class Store:
         self.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
 
     def read_npz(self) -> dict[str, np.ndarray]:
-        """Arrays of an `.npz` file; object arrays (pickles) are refused."""
-        try:
-            with np.load(io.BytesIO(self.read_bytes()), allow_pickle=False) as arrays:
-                return {key: arrays[key] for key in arrays.files}
-        except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
-            raise DataError(
-                f"'{self.uri}' is not a readable npz file ({error}); fetch or make it again"
-            ) from None
+        """Arrays of an `.npz` file; object arrays (pickles) are refused.
+
+        Raises `DataError` for a damaged file, and before any array is allocated where the sizes
+        that the file declares do not fit its bytes.
+        """
+        with self._readable("npz") as file, zipfile.ZipFile(file) as archive:
+            members = _npy_members(archive)
+            declared_bytes = sum(member.file_size for member in members.values())
+            require_plausible(self.uri, declared_bytes, _byte_count(file))
+            for member in members.values():
+                _read_header(archive, member)
+            return {name: _read_member(archive, member) for name, member in members.items()}
 
     def read_npy(self) -> np.ndarray:
-        """The array of an `.npy` file; object arrays (pickles) are refused."""
+        """The array of an `.npy` file; object arrays (pickles) are refused.
+
+        Raises `DataError` for a damaged file, and before the array is allocated where the file is
+        shorter than its header declares.
+        """
+        with self._readable("npy") as file:
+            header = _npy_header(file, self.name)
+            if header.bytes + header.array_bytes > _byte_count(file):
+                raise ValueError("it is shorter than its header declares")
+            require_plausible(self.uri, header.array_bytes, header.array_bytes)
+            file.seek(0)
+            return np.lib.format.read_array(file, allow_pickle=False)
+
+    @contextlib.contextmanager
+    def _readable(self, form: str) -> Iterator[BinaryIO]:
+        """This file opened, or held in memory where it is remote; what fails to read it is a
+        `DataError`.
+        """
         try:
-            return np.load(io.BytesIO(self.read_bytes()), allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
+            with (
+                open(self.resolved().uri, "rb")
+                if self.is_local
+                else io.BytesIO(self.read_bytes()) as file
+            ):
+                yield file
+        except DraError:
+            raise
+        except FileNotFoundError:
+            raise StorageError(f"'{self.uri}' does not exist; check the URI") from None
+        except Exception as error:  # a damaged file makes zipfile and numpy fail in any way
             raise DataError(
-                f"'{self.uri}' is not a readable npy file ({error}); fetch or make it again"
+                f"'{self.uri}' is not a readable {form} file ({_first_line(error)}); fetch or make "
+                "it again"
             ) from None
 
     def npz_arrays(self) -> dict[str, StoredArray] | None:
@@ -268,58 +305,51 @@ class Store:
 
         Raises `DataError` for a damaged file, and for object arrays (pickles).
         """
-        path = self.resolved().uri
-        try:
-            with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-                members = [
-                    member for member in archive.infolist() if member.filename.endswith(".npy")
-                ]
-                if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-                    return None
-                return {
-                    member.filename.removesuffix(".npy"): stored_array(path, file, archive, member)
-                    for member in members
-                }
-        except FileNotFoundError:
-            raise StorageError(f"'{self.uri}' does not exist; check the URI") from None
-        except (
-            ValueError,
-            zipfile.BadZipFile,
-            EOFError,
-            OSError,
-            RuntimeError,
-            struct.error,
-        ) as error:
-            raise DataError(
-                f"'{self.uri}' is not a readable npz file ({error}); fetch or make it again"
-            ) from None
+        with self._readable("npz") as file, zipfile.ZipFile(file) as archive:
+            members = _npy_members(archive)
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
+                return None
+            path = self.resolved().uri
+            return {
+                name: stored_array(path, file, archive, member) for name, member in members.items()
+            }
 
     def tar_members(self, text: str) -> list[TarMember]:
         """The files inside a local, uncompressed tar, in order, with the contents of those whose
         name ends in `text`.
 
-        The list is kept in the node's `cache`, because going through the headers of ImageNet takes
-        minutes.
+        The list is kept in the node's `cache`, because reading the headers of ImageNet takes
+        minutes. What macOS adds (see `is_clutter`) is left out. Text is UTF-8 or, with a byte order
+        mark, UTF-16.
+
+        Raises `DataError` for a damaged file, for a text of more than TEXT_BYTES and for sparse
+        members.
         """
         path = self.resolved().uri
         try:
-            found = os.stat(path)
-            key = sha256(f"{path} {found.st_size} {found.st_mtime_ns} {text}".encode())
+            status = os.stat(path)
+            key = sha256(
+                f"2 {path} {status.st_size} {status.st_mtime_ns} {text}".encode(
+                    errors="surrogateescape"
+                )
+            )
             kept = cache() / f"{key[:16]}-{self.name}.json"
             if kept.exists():
                 return [TarMember(*row) for row in kept.read_json()]
-            with tarfile.open(path, "r:") as archive:
+            with open(path, "rb") as file, open_tar(file) as archive:
                 members = [
-                    tar_member(archive, member, text) for member in archive if member.isfile()
+                    tar_member(archive, member, text)
+                    for member in archive
+                    if member.isfile() and not is_clutter(member.name)
                 ]
         except FileNotFoundError:
             raise StorageError(f"'{self.uri}' does not exist; check the URI") from None
-        except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError) as error:
+        except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
             raise DataError(
-                f"'{self.uri}' is not a whole, uncompressed tar file ({error}); fetch or make it "
-                "again"
+                f"'{self.uri}' is not a whole, uncompressed tar file ({_first_line(error)}); fetch "
+                "or make it again"
             ) from None
-        if members and members[-1].offset + members[-1].size > found.st_size:
+        if members and members[-1].offset + members[-1].size > status.st_size:
             raise DataError(
                 f"'{self.uri}' ends in the middle of '{members[-1].name}'; fetch or make it again"
             )
@@ -380,6 +410,170 @@ class Store:
         }
 
 
+# -- sizes before contents -------------------------------------------------------------------------
+# A file may declare up to SMALL_BYTES whatever it holds; beyond that at most MOST_EXPANSION times
+# its own bytes. Images compress 1 to 10 times, while a compression bomb expands 1,000 times.
+SMALL_BYTES = 2**26
+MOST_EXPANSION = 100
+# of what a tar holds beside its files: names, extended headers, class numbers
+TEXT_BYTES = 2**16
+HEADER_BYTES = 2**20
+
+
+def require_plausible(source: str, declared_bytes: int, stored_bytes: int) -> None:
+    """`DataError` naming `source` unless `stored_bytes` can hold what it declares, and this
+    machine's memory too.
+    """
+    if declared_bytes <= SMALL_BYTES:
+        return
+    if declared_bytes > MOST_EXPANSION * stored_bytes:
+        raise DataError(
+            f"'{source}' declares {declared_bytes:,} bytes of contents but has {stored_bytes:,} "
+            "bytes; it is damaged or hostile, fetch it again"
+        )
+    free_bytes = _free_memory_bytes()
+    if declared_bytes > free_bytes:
+        raise DataError(
+            f"'{source}' holds {declared_bytes:,} bytes, but this machine has {free_bytes:,} bytes "
+            "of memory free; "
+            "use a smaller file, or a machine with more memory"
+        )
+
+
+def _free_memory_bytes() -> int:
+    """What Linux can give without swapping; elsewhere all memory there is."""
+    try:
+        with open("/proc/meminfo", "rb") as file:
+            return int(re.search(rb"MemAvailable:\s+(\d+) kB", file.read())[1]) * 1024  # type: ignore[index]
+    except (OSError, TypeError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _byte_count(file: BinaryIO) -> int:
+    """Bytes of an open file, whose position stays."""
+    position = file.tell()
+    count = file.seek(0, io.SEEK_END)
+    file.seek(position)
+    return count
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a member of an archive is no content: what macOS adds to archives (`._x`,
+    `__MACOSX/`), and hidden files.
+    """
+    return any(
+        (part.startswith(".") and part not in (".", "..")) or part == "__MACOSX"
+        for part in name.split("/")
+    )
+
+
+class _Header(NamedTuple):
+    """Of an array in npy format: bytes of the header, and what it declares."""
+
+    bytes: int
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+
+    @property
+    def array_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _npy_header(stream: IO[bytes], name: str) -> _Header:
+    """Raises `ValueError` for a version, shape or type that is not read here."""
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"{name} is of npy version {version}")
+    read_header = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, fortran, dtype = read_header(stream)
+    if dtype.hasobject or (not dtype.itemsize and 0 not in shape) or min(shape, default=0) < 0:
+        what = "objects" if dtype.hasobject else f"{dtype} {shape}"
+        raise ValueError(f"{name} holds {what}, not numbers")
+    return _Header(stream.tell(), shape, fortran, dtype)
+
+
+def _npy_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The arrays of an npz by their names."""
+    return {
+        member.filename.removesuffix(".npy"): member
+        for member in archive.infolist()
+        if member.filename.endswith(".npy") and not is_clutter(member.filename)
+    }
+
+
+def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Header:
+    with archive.open(member) as stream:
+        header = _npy_header(stream, member.filename)
+    if header.bytes + header.array_bytes != member.file_size:
+        raise ValueError(f"{member.filename} is not of the size that its header declares")
+    return header
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(member) as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+Seekable = BinaryIO | io.BufferedIOBase
+
+
+class _SmallReads:
+    """A seekable binary file of which tarfile may not read more than HEADER_BYTES at once, whatever
+    a header declares.
+    """
+
+    def __init__(self, file: Seekable) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= HEADER_BYTES:
+            raise tarfile.ReadError(f"a header declares {size:,} bytes")
+        return self._file.read(size)
+
+
+def open_tar(file: Seekable) -> tarfile.TarFile:
+    """An uncompressed tar, or one inside a decompressing file; no single read passes HEADER_BYTES,
+    see `tar_content`.
+    """
+    return tarfile.open(fileobj=_SmallReads(file), mode="r:")  # type: ignore[call-overload, no-any-return]
+
+
+def tar_content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a regular member, whose size the caller has checked."""
+    content = archive.extractfile(member)
+    assert content is not None
+    return b"".join(iter(lambda: content.read(HEADER_BYTES), b""))
+
+
+def readable_name(name: str) -> str:
+    """A name that is not UTF-8 is read as Latin-1, as older tools wrote them."""
+    raw = name.encode(errors="surrogateescape")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin1")
+
+
+def decoded_text(raw: bytes) -> str:
+    """UTF-8 with or without a byte order mark, or UTF-16 with one; bytes of no encoding are
+    replaced.
+    """
+    encoding = (
+        "utf-16" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    )
+    return raw.decode(encoding, errors="replace")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def _local_files(folder: str, prefix: str = "") -> Iterable[tuple[str, int]]:
     """(path from `folder`, bytes): fsspec's own walk takes ten times as long on a million files."""
     try:
@@ -412,6 +606,15 @@ def cache() -> Store:
             "can write"
         ) from None
     return Store(os.path.abspath(folder))
+
+
+def _load_bytearray8(unpickler: Any) -> None:
+    """Reads first: Python's own reserves what the file declares before it reads."""
+    (count,) = struct.unpack("<Q", unpickler.read(8))
+    raw = unpickler.read(min(count, sys.maxsize))
+    if len(raw) < count:
+        raise pickle.UnpicklingError(f"it declares {count:,} bytes and ends before them")
+    unpickler.append(bytearray(raw))
 
 
 def _unreachable(uri: str, error: Exception) -> str:

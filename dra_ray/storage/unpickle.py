@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from dra_ray.errors import DataError
+from dra_ray.storage.store import _load_bytearray8
 
 
 def torch_from_bytes(data: bytes, source: str) -> Any:
@@ -50,11 +51,12 @@ class _InertUnpickler(pickle._Unpickler):
     hostile bytes make up.
     """
 
-    # an object without arguments is made by calling its stand-in too, which is no class to make an
-    # instance of
     dispatch: ClassVar = {
-        **pickle._Unpickler.dispatch,
+        **pickle._Unpickler.dispatch,  # type: ignore[attr-defined]
+        # an object without arguments is made by calling its stand-in too, which is no class to make
+        # an instance of
         pickle.NEWOBJ[0]: pickle._Unpickler.load_reduce,  # type: ignore[attr-defined]
+        pickle.BYTEARRAY8[0]: _load_bytearray8,
     }
 
     def __init__(self, data: bytes, stand_ins: Mapping[str, Callable[..., Any]]) -> None:

@@ -80,4 +80,4 @@ def test_files_that_are_not_whole_are_named(tmp_path) -> None:
     written(tmp_path)
     (tmp_path / "t10k-images-idx3-ubyte").unlink()
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(500))[:20])
-    refused("truncated or damaged")
+    refused("truncated or damaged|not whole")
