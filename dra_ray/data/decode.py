@@ -139,8 +139,8 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         image.mode, "of a kind that is not read"
     )
     raise DataError(
-        f"'{name}' has pixels of mode {image.mode} ({what}), which have no fixed range in RGB; "
-        "save it as 8-bit RGB or grey"
+        f"'{name}' has pixels of mode {image.mode} ({what}), which are not converted; save it as "
+        "8-bit RGB or grey"
     )
 
 
