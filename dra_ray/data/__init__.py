@@ -203,9 +203,7 @@ def _split_at_random(settings: config.Data, whole: Split) -> Images:
     test, train = settings.test_images, whole[held_out:]
     used = train[: settings.train_images]
     mean, std = normalisation(used.images)
-    shape = Shape(
-        int(whole.labels.max()) + 1, whole.images.shape[1], whole.images.shape[2], mean, std
-    )
+    shape = Shape(digits.NUM_CLASSES, whole.images.shape[1], whole.images.shape[2], mean, std)
     return Images(settings.name, shape, used, whole[test:held_out], whole[:test])
 
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from dra_ray.errors import DataError
 from dra_ray.storage import Store
 
+NUM_CLASSES = 10
+
 
 def read() -> tuple[Tensor, Tensor]:
     """images uint8 [1797,1,8,8] (grey level g of 0..16 stored as round(g * 255 / 16)), labels int64

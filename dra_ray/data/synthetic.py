@@ -14,7 +14,7 @@ from torch import Tensor
 from dra_ray.data import Images
 from dra_ray.data.pictures import Digest, OnDisk, Pictures, checked_labels, in_memory, picture_bytes
 from dra_ray.errors import DataError
-from dra_ray.storage import Store, StoredArray
+from dra_ray.storage import Store, StoredArray, is_clutter
 
 # sets up to this size are held in memory by every training worker; larger ones stay on the node's
 # disk and in its page cache
@@ -24,53 +24,123 @@ MEMORY_BYTES = 2**30
 def read(store: Store, images: int, like: Images) -> Pictures:
     """`images` images of one `.npz` file, or of the folder's, in the order of their names.
 
-    Where neighbouring images mostly share their class, as in DM-AT's files, which are sorted by
-    class, the images are taken evenly spaced over the whole set, which keeps its share of every
-    class; otherwise, as in the shards of `dra synthesize`, the first ones are taken. The first
-    file's labels decide.
+    The first ones are taken where they stand for the whole set. Where the set lies in the order of
+    its classes, as DM-AT's files do, or the first ones have other shares of the classes than the
+    rest, the images are taken evenly spaced over the whole set, and where that misses classes too,
+    evenly spaced within every class. All labels decide this, of all files; the shards that the
+    manifest of `dra synthesize` lists alternate between the classes, and are not read further than
+    needed.
 
     The result is a `Split` up to MEMORY_BYTES. More is read from the files as batches ask for it,
     if they are not compressed (50 million 32x32 images are 154 GB); remote files are then copied to
     the node's disk first (`Store.local_copy`).
 
-    Raises `DataError` when there are fewer, or when shapes or labels do not fit the real images.
+    Raises `DataError` when there are fewer, when shapes or labels do not fit the real images, or
+    when a remote shard is not the one that the manifest lists.
     """
+    one_file = store.uri.endswith(".npz")
     files = (
         [store]
-        if store.uri.endswith(".npz")
-        else [store / name for name in store.names() if name.endswith(".npz")]
+        if one_file
+        else [
+            store / name for name in store.names() if name.endswith(".npz") and not is_clutter(name)
+        ]
     )
     if not files:
         raise DataError(
             f"synthetic.uri='{store}' holds no .npz shards; make them with `dra synthesize`"
         )
     whole = sum(file.size() for file in files) <= MEMORY_BYTES
+    listed = {} if one_file else _listed(store)
+    alternating = all(file.name in listed for file in files)
     parts: list[_Part] = []
-    count, spread = 0, False
+    count = 0
     for file in files:
-        if count >= images and not spread:
+        if count >= images and alternating:
             break
-        parts.append(_part(file, whole, like))
+        parts.append(_part(file, whole, like, listed.get(file.name)))
         count += len(parts[-1].labels)
-        spread = spread or (len(parts) == 1 and _in_class_order(parts[0].labels))
     if count < images:
         raise DataError(
             f"synthetic.images={images}, but '{store}' holds {count}; lower it or make more with "
             "`dra synthesize`"
         )
     records = Arrays([part.name for part in parts], [part.images for part in parts])
-    found = OnDisk(records, torch.cat([part.labels for part in parts]), range(count))
-    chosen = (
-        found[torch.arange(images) * count // images]
-        if spread and images < count
-        else found[:images]
-    )
+    everything = OnDisk(records, torch.cat([part.labels for part in parts]), range(count))
+    chosen = everything[
+        slice(images) if alternating or images == count else choose(everything.labels, images)
+    ]
     return in_memory(chosen) if picture_bytes(chosen) <= MEMORY_BYTES else chosen
 
 
+def _listed(store: Store) -> dict[str, str]:
+    """SHA-256 of the shards of a finished `dra synthesize` by their names; empty for the folders of
+    others.
+    """
+    try:
+        manifest = (
+            (store / "manifest.json").read_json() if (store / "manifest.json").exists() else {}
+        )
+    except DataError:
+        return {}
+    shards = (
+        manifest.get("shards")
+        if isinstance(manifest, dict) and manifest.get("kind") == "synthetic"
+        else None
+    )
+    return (
+        {name: digest for name, digest in shards.items() if isinstance(digest, str)}
+        if isinstance(shards, dict)
+        else {}
+    )
+
+
+# -- which images ----------------------------------------------------------------------------------
+def choose(labels: Tensor, images: int) -> slice | Tensor:
+    """Which `images` of those with `labels` int64 [N] to take, so that they have the classes of all
+    in their shares.
+    """
+    if not _in_class_order(labels) and _stand_for(labels[:images], labels):
+        return slice(images)
+    spread = torch.arange(images) * len(labels) // images
+    return spread if _stand_for(labels[spread], labels) else _within_classes(labels, images)
+
+
 def _in_class_order(labels: Tensor) -> bool:
-    """Fewer than half of neighbouring images differ in class."""
-    return len(labels) > 1 and bool((labels[1:] != labels[:-1]).float().mean() < 0.5)
+    """Fewer than half as many neighbours differ in class as in a shuffled order."""
+    shares = labels.bincount().double() / max(len(labels), 1)
+    differing = (
+        (labels[1:] != labels[:-1]).double().mean() if len(labels) > 1 else torch.tensor(1.0)
+    )
+    return bool(differing < (1 - shares.square().sum()) / 2)
+
+
+def _stand_for(chosen: Tensor, labels: Tensor) -> bool:
+    """The classes of `chosen` lie no further from their shares than those of a random choice:
+    Pearson's chi-squared is at most six deviations above its mean.
+    """
+    classes = int(labels.max()) + 1
+    shares = labels.bincount(minlength=classes).double() * len(chosen) / len(labels)
+    present, counts = shares > 0, chosen.bincount(minlength=classes).double()
+    shares, counts = shares[present], counts[present]
+    freedom = len(shares) - 1
+    limit = freedom + 6 * (2 * freedom + (1 / shares).sum()).sqrt()
+    return bool(((counts - shares).square() / shares).sum() <= limit)
+
+
+def _within_classes(labels: Tensor, images: int) -> Tensor:
+    """Positions int64 [images], ascending: of every class its share, by largest remainders, evenly
+    spaced among its own.
+    """
+    counts = labels.bincount()
+    taken, remainders = counts * images // len(labels), counts * images % len(labels)
+    more = remainders.sort(descending=True, stable=True).indices[: images - int(taken.sum())]
+    taken[more] += 1
+    chosen = []
+    for label, number in enumerate(taken.tolist()):
+        own = (labels == label).nonzero()[:, 0]
+        chosen.append(own[torch.arange(number) * len(own) // max(number, 1)])
+    return torch.cat(chosen).sort().values
 
 
 class _Part(NamedTuple):
@@ -79,12 +149,14 @@ class _Part(NamedTuple):
     labels: Tensor
 
 
-def _part(file: Store, whole: bool, like: Images) -> _Part:
+def _part(file: Store, whole: bool, like: Images, digest: str | None = None) -> _Part:
     """One file, its images left on disk where that is possible; a remote one is read at once if
     `whole`, else copied to the disk.
+
+    `digest` is the SHA-256 that a remote file must have.
     """
-    stored = None if whole and not file.is_local else file.local_copy().npz_arrays()
-    arrays = file.read_npz() if stored is None else stored
+    stored = None if whole and not file.is_local else file.local_copy(digest).npz_arrays()
+    arrays = file.read_npz(digest) if stored is None else stored
     if not {"image", "label"} <= arrays.keys():
         raise DataError(f"'{file}' has keys {sorted(arrays)}; expected 'image' and 'label'")
     image, label = arrays["image"], arrays["label"]

@@ -4,12 +4,15 @@ freely.
 
 from dra_ray.storage.archives import StoredArray, TarMember, stored_array, tar_member
 from dra_ray.storage.store import (
+    ATTEMPTS,
     HEADER_BYTES,
     MOST_EXPANSION,
     SMALL_BYTES,
     TEXT_BYTES,
+    WAITS_S,
     Seekable,
     Store,
+    T,
     cache,
     decoded_text,
     is_clutter,
@@ -22,13 +25,16 @@ from dra_ray.storage.store import (
 from dra_ray.storage.unpickle import torch_from_bytes, unpickle
 
 __all__ = [
+    "ATTEMPTS",
     "HEADER_BYTES",
     "MOST_EXPANSION",
     "SMALL_BYTES",
     "TEXT_BYTES",
+    "WAITS_S",
     "Seekable",
     "Store",
     "StoredArray",
+    "T",
     "TarMember",
     "cache",
     "decoded_text",

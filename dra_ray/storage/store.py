@@ -8,6 +8,7 @@ calls `torch.load` or reads pickles.
 
 from __future__ import annotations
 
+import base64
 import codecs
 import contextlib
 import dataclasses
@@ -24,10 +25,11 @@ import struct
 import sys
 import tarfile
 import tempfile
+import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple, TypeVar
 
 import fsspec
 import numpy as np
@@ -128,15 +130,29 @@ class Store:
         except OSError as error:
             raise StorageError(_unreachable(self.uri, error)) from None
 
-    def read_bytes(self, start: int = 0, length: int | None = None) -> bytes:
-        """The whole file, or `length` bytes of it from `start`."""
+    def read_bytes(
+        self, start: int = 0, length: int | None = None, digest: str | None = None
+    ) -> bytes:
+        """The whole file, or `length` bytes of it from `start` (fewer only where it ends).
+
+        A remote store's reply is checked: its length, and of a whole file the content, by its
+        SHA-256 `digest` or the MD5 that the store gives (see `_stored_md5`). A reply that is wrong
+        is requested again, ATTEMPTS times in all.
+
+        Raises `StorageError` when the file is not there, cannot be reached or stays wrong, and
+        `DataError` when the whole file is larger than this machine's free memory.
+        """
         fs, path = self._open_fs()
         try:
-            return (
-                fs.cat_file(path)
-                if length is None
-                else fs.cat_file(path, start=start, end=start + length)
-            )
+            if self.is_local:
+                if length is not None:
+                    return fs.cat_file(path, start=start, end=start + length)
+                file_bytes = os.stat(path).st_size
+                require_plausible(self.uri, file_bytes, file_bytes)
+                return fs.cat_file(path)
+            if length is not None:
+                return _repeated(self.uri, lambda: _range(fs, path, start, length))
+            return _repeated(self.uri, lambda: _whole(fs, path, self.uri, digest))
         except FileNotFoundError:
             raise StorageError(f"'{self.uri}' does not exist; check the URI") from None
         except OSError as error:
@@ -177,12 +193,12 @@ class Store:
         except Exception as error:  # drivers raise their own kinds (botocore, gcsfs, ...)
             raise StorageError(_unreachable(self.uri, error)) from None
 
-    def local_copy(self) -> Store:
+    def local_copy(self, digest: str | None = None) -> Store:
         """This file on a local disk: itself, or a copy in the node's `cache`, made once however
-        many processes ask for it.
+        many processes need it.
 
-        A file that has changed since is copied again. Raises `StorageError` when the disk is too
-        small.
+        A file that has changed since is copied again. The copy is checked as `read_bytes` checks a
+        whole file. Raises `StorageError` when the disk is too small, or the copy stays wrong.
         """
         if self.is_local:
             return self.resolved()
@@ -201,12 +217,12 @@ class Store:
             with open(f"{copy}.lock", "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # freed with the process, however that ends
                 if not copy.exists():
-                    self._download(copy, int(info["size"] or 0))
+                    self._download(copy, int(info["size"] or 0), digest)
         except OSError as error:
             raise StorageError(_unreachable(self.uri, error)) from None
         return copy
 
-    def _download(self, copy: Store, size: int) -> None:
+    def _download(self, copy: Store, size: int, digest: str | None) -> None:
         free = shutil.disk_usage(os.path.dirname(copy.uri)).free
         if free < size:
             raise StorageError(
@@ -214,7 +230,21 @@ class Store:
                 f"{free:,}; set DRA_CACHE to a larger folder"
             )
         fs, path = self._open_fs()
-        fs.get_file(path, f"{copy}.partial")
+
+        def download() -> None:
+            info = fs.info(path)
+            fs.get_file(path, f"{copy}.partial")
+            with open(f"{copy}.partial", "rb") as file:
+                _check_reply(
+                    fs,
+                    path,
+                    info,
+                    _byte_count(file),
+                    lambda kind: hashlib.file_digest(file, kind).hexdigest(),
+                    digest,
+                )
+
+        _repeated(self.uri, download)
         os.replace(f"{copy}.partial", copy.uri)
 
     # -- text, JSON, arrays, tensors ---------------------------------------------------------------
@@ -249,13 +279,14 @@ class Store:
     def write_jsonl(self, rows: Iterable[Mapping[str, Any]]) -> None:
         self.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
 
-    def read_npz(self) -> dict[str, np.ndarray]:
-        """Arrays of an `.npz` file; object arrays (pickles) are refused.
+    def read_npz(self, digest: str | None = None) -> dict[str, np.ndarray]:
+        """Arrays of an `.npz` file; object arrays (pickles) are refused. `digest` is checked as in
+        `read_bytes`.
 
         Raises `DataError` for a damaged file, and before any array is allocated where the sizes
         that the file declares do not fit its bytes.
         """
-        with self._readable("npz") as file, zipfile.ZipFile(file) as archive:
+        with self._readable("npz", digest) as file, zipfile.ZipFile(file) as archive:
             members = _npy_members(archive)
             declared_bytes = sum(member.file_size for member in members.values())
             require_plausible(self.uri, declared_bytes, _byte_count(file))
@@ -278,7 +309,7 @@ class Store:
             return np.lib.format.read_array(file, allow_pickle=False)
 
     @contextlib.contextmanager
-    def _readable(self, form: str) -> Iterator[BinaryIO]:
+    def _readable(self, form: str, digest: str | None = None) -> Iterator[BinaryIO]:
         """This file opened, or held in memory where it is remote; what fails to read it is a
         `DataError`.
         """
@@ -286,7 +317,7 @@ class Store:
             with (
                 open(self.resolved().uri, "rb")
                 if self.is_local
-                else io.BytesIO(self.read_bytes()) as file
+                else io.BytesIO(self.read_bytes(digest=digest)) as file
             ):
                 yield file
         except DraError:
@@ -408,6 +439,113 @@ class Store:
             "storage_path": path,
             "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
         }
+
+
+# -- replies of remote stores ----------------------------------------------------------------------
+ATTEMPTS, WAITS_S = 4, (0.0, 0.1, 0.5)
+T = TypeVar("T")
+
+
+class _WrongReply(Exception):
+    """What a store sent is not what it holds; the message says in what."""
+
+
+def _repeated(uri: str, read: Callable[[], T]) -> T:
+    """What `read` returns, called again where a reply is wrong or breaks off; `StorageError` naming
+    `uri` after ATTEMPTS.
+    """
+    for wait_s in (*WAITS_S, None):
+        try:
+            return read()
+        except Exception as error:
+            if not isinstance(error, _WrongReply) and not re.search(
+                "Payload|Incomplete|Streaming|Checksum|Disconnected", type(error).__name__
+            ):
+                raise
+            if wait_s is None:
+                raise StorageError(
+                    f"'{uri}' came back wrong {ATTEMPTS} times, the last time with "
+                    f"{_first_line(error)}; check the network and the store"
+                ) from None
+            time.sleep(wait_s)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _whole(fs: fsspec.AbstractFileSystem, path: str, uri: str, digest: str | None) -> bytes:
+    info = fs.info(path)
+    require_plausible(uri, int(info["size"] or 0), int(info["size"] or 0))
+    data = fs.cat_file(path)
+    _check_reply(
+        fs, path, info, len(data), lambda kind: hashlib.new(kind, data).hexdigest(), digest
+    )
+    return data
+
+
+def _range(fs: fsspec.AbstractFileSystem, path: str, start: int, length: int) -> bytes:
+    data = fs.cat_file(path, start=start, end=start + length)
+    if len(data) != length:
+        fs.invalidate_cache()
+        expected = max(0, min(length, int(fs.info(path)["size"] or 0) - start))
+        if len(data) != expected:
+            raise _WrongReply(f"{len(data):,} bytes instead of {expected:,}")
+    return data
+
+
+def _check_reply(
+    fs: fsspec.AbstractFileSystem,
+    path: str,
+    info: Mapping[str, Any],
+    length: int,
+    hashed: Callable[[str], str],
+    digest: str | None,
+) -> None:
+    """`_WrongReply` unless a whole file of this length, and of these hashes by their names, is what
+    `info` and `digest` say.
+    """
+    problem, size, md5 = "", info.get("size"), _stored_md5(fs, info)
+    if size is not None and length != int(size):
+        problem = f"{length:,} bytes instead of {int(size):,}"
+    elif digest:
+        problem = (
+            ""
+            if hashed("sha256") == digest
+            else "contents of another SHA-256 than the one that was recorded"
+        )
+    elif md5 and hashed("md5") != md5 and not _has_other_etag(fs, path):
+        problem = "contents of another MD5 than the store gives"
+    if problem:
+        fs.invalidate_cache()  # what was known of the file may be older than the file
+        raise _WrongReply(problem)
+
+
+def _stored_md5(fs: fsspec.AbstractFileSystem, info: Mapping[str, Any]) -> str | None:
+    """The MD5 of the contents in hex, where the store gives it: S3's ETag of what was uploaded in
+    one part, GCS's md5Hash.
+    """
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    etag = str(info.get("ETag") or "").strip('"')
+    if protocols & {"s3", "s3a"} and re.fullmatch("[0-9a-f]{32}", etag):
+        return etag
+    return (
+        base64.b64decode(info["md5Hash"]).hex()
+        if protocols & {"gs", "gcs"} and info.get("md5Hash")
+        else None
+    )
+
+
+def _has_other_etag(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    """Whether S3 encrypts the object with a key of KMS or of the customer: its ETag is then no MD5
+    (S3 API, Object).
+    """
+    try:
+        bucket, key, _ = fs.split_path(path)
+        head = fs.call_s3("head_object", Bucket=bucket, Key=key)
+    except Exception:  # a store that cannot say has not said that it does
+        return False
+    return (
+        str(head.get("ServerSideEncryption", "")).startswith("aws:kms")
+        or "SSECustomerAlgorithm" in head
+    )
 
 
 # -- sizes before contents -------------------------------------------------------------------------

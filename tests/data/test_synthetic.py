@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -195,3 +196,109 @@ def test_damaged_files_are_named(tmp_path, digits) -> None:
         (tmp_path / "a.npz").write_bytes(damaged)
         with pytest.raises(DataError, match=r"a\.npz"):
             synthetic.read(Store(str(tmp_path)), 100, digits)
+
+
+# -- which images of a set are taken ---------------------------------------------------------------
+def in_files(store: Store, *files: list[int]) -> None:
+    for index, labels in enumerate(files):
+        (store / f"part-{index}.npz").write_npz(
+            image=pixels(len(labels), seed=index), label=np.array(labels, np.int64)
+        )
+
+
+ALTERNATING = [label % 10 for label in range(200)]
+SORTED = sorted(ALTERNATING)
+SHUFFLED = np.random.default_rng(0).permutation(SORTED).tolist()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ([0], SORTED),
+        ([3], [7], SORTED),
+        (SHUFFLED[:20], SORTED),
+        (SORTED[:20], SHUFFLED),
+        (SORTED, SHUFFLED),
+        (SHUFFLED, SORTED),
+        (ALTERNATING, SORTED),
+        (SORTED[:100], SORTED[100:]),
+        ([0] * 30, ALTERNATING),
+        ([0] * 30, [0], ALTERNATING),
+        tuple([label] * 20 for label in range(10)),
+        tuple([label] for label in SORTED[::5]),
+        ([], SORTED),
+    ],
+)
+@pytest.mark.parametrize("images", [20, 50, 150])
+def test_no_class_is_lost_whatever_the_first_file_holds(
+    tmp_path, digits, files: tuple[list[int], ...], images: int
+) -> None:
+    store = Store(str(tmp_path))
+    in_files(store, *files)
+    everything = torch.tensor([label for labels in files for label in labels])
+    counts = synthetic.read(store, images, digits).labels.bincount(minlength=10)
+    expected = everything.bincount(minlength=10).double() * images / len(everything)
+    assert int(counts.sum()) == images
+    assert bool(((counts - expected).abs() <= 6 * (expected + 1).sqrt()).all())
+    if images >= 50:
+        assert int(counts.min()) > 0
+
+
+def test_shares_are_kept_where_even_spacing_meets_one_class_only() -> None:
+    """Every tenth image of a set that alternates between ten classes is of the same class."""
+    labels = torch.tensor(SORTED[:40] * 10 + ALTERNATING)
+    for images in (60, 100, 37):
+        chosen = labels[synthetic.choose(labels, images)]
+        expected = labels.bincount().double() * images / len(labels)
+        assert bool(
+            ((chosen.bincount(minlength=10) - expected).abs() <= 6 * (expected + 1).sqrt()).all()
+        )
+    assert synthetic._within_classes(labels, 60).unique().numel() == 60
+    assert torch.equal(synthetic._within_classes(labels, len(labels)), torch.arange(len(labels)))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 100])
+def test_the_first_images_of_a_shuffled_set_are_taken(classes: int) -> None:
+    for seed in range(20):
+        labels = torch.randint(classes, (5000,), generator=torch.Generator().manual_seed(seed))
+        for images in (1, 10, 500, 4999):
+            assert synthetic.choose(labels, images) == slice(images)
+        in_order = labels.sort().values
+        for images in (50, 500, 4999):
+            assert torch.equal(
+                in_order[synthetic.choose(in_order, images)],
+                in_order[torch.arange(images) * 5000 // images],
+            )
+
+
+def test_shards_that_the_manifest_lists_are_read_no_further_than_needed(tmp_path, digits) -> None:
+    store = Store(str(tmp_path))
+    in_files(store, ALTERNATING[:30], ALTERNATING[:30])
+    (store / "part-2.npz").write_bytes(b"is not read")
+    shards = dict.fromkeys(store.names(), "0" * 64)
+    for manifest in (
+        [],
+        {"kind": "synthetic"},
+        {"kind": "train", "shards": shards},
+        {"kind": "synthetic", "shards": [1]},
+    ):
+        (store / "manifest.json").write_json(manifest)
+        with pytest.raises(DataError, match=r"part-2\.npz"):
+            synthetic.read(store, 40, digits)
+    (store / "manifest.json").write_json({"kind": "synthetic", "shards": shards})
+    assert synthetic.read(store, 40, digits).labels.tolist() == [
+        *ALTERNATING[:30],
+        *ALTERNATING[:10],
+    ]
+
+
+def test_what_macos_adds_is_no_shard(tmp_path, digits) -> None:
+    store = Store(str(tmp_path))
+    in_files(store, ALTERNATING)
+    before = synthetic.read(store, 40, digits)
+    (store / "._part-0.npz").write_bytes(b"\0\5\x16\7")
+    with zipfile.ZipFile(tmp_path / "part-0.npz", "a") as archive:
+        archive.writestr("__MACOSX/._image.npy", b"\0\5\x16\7")
+    assert torch.equal(
+        in_memory(synthetic.read(store, 40, digits)).images, in_memory(before).images
+    )
