@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from dra_ray.config.base import NOT_IN_DIGEST
-from dra_ray.errors import ConfigError
+from dra_ray.errors import ConfigError, DataError
 from dra_ray.storage import Store
 
 
@@ -46,12 +46,17 @@ def versions() -> dict[str, str]:
 def begin_run(
     run: Store, kind: str, config: Mapping[str, Any], digest: str, **facts: Any
 ) -> dict[str, Any]:
-    """Claim a run directory: its manifest, new or found. The caller returns at once when `status`
-    is "done".
+    """Claim a run directory: its manifest, new or old. The caller returns at once when `status` is
+    "done".
 
-    Raises what `check_run` raises.
+    Raises what `check_run` raises, and `DataError` when the run was begun on other data than
+    `facts` now say: "data" as `Images.facts` gives it, "synthetic" as `Pictures` of a synthetic set
+    have it. What an older manifest lacks is not compared.
     """
     manifest = check_run(run, kind, config, digest)
+    if manifest is not None:
+        for fact in DATA_FACTS & facts.keys():
+            _require_same_data(run, fact, manifest.get(fact), facts[fact])
     if manifest is None:
         manifest = {
             "kind": kind,
@@ -112,3 +117,40 @@ def _first_change(before: Any, after: Any, field: str = "") -> str:
                     before.get(key), after.get(key), f"{field}.{key}" if field else str(key)
                 )
     return f"{field} is {json.dumps(before)} there and {json.dumps(after)} now"
+
+
+DATA_FACTS = frozenset({"data", "synthetic"})
+# in this order the first difference is named: numbers say more than hashes
+_COUNTS = ("num_classes", "train", "validation", "test", "images")
+
+
+def _require_same_data(run: Store, fact: str, before: Any, now: Mapping[str, Any]) -> None:
+    """`DataError` naming what differs between two records of the same data, as far as both have it."""
+    if not isinstance(before, Mapping):
+        return
+    both = before.keys() & now.keys()
+    parts = before.get("parts"), now.get("parts")
+    changes = [
+        f"{key} is {before[key]} there and {now[key]} now"
+        for key in _COUNTS
+        if key in both and before[key] != now[key]
+    ]
+    if (
+        not changes
+        and before.get("sha256_of") == now.get("sha256_of")
+        and "sha256" in both
+        and before["sha256"] != now["sha256"]
+    ):
+        changed = [
+            part
+            for part in now.get("parts", ())
+            if isinstance(parts[0], Mapping) and parts[0].get(part) != now["parts"][part]
+        ]
+        of_parts = f" of {' and '.join(changed)}" if changed else ""
+        changes = [f"the {now.get('sha256_of', 'contents')}{of_parts} are others"]
+    if changes:
+        raise DataError(
+            f"run '{run}' was begun on other {'data' if fact == 'data' else 'synthetic images'} "
+            f"({'; '.join(changes)}); "
+            "restore the files, or choose another --name"
+        )

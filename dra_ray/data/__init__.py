@@ -27,6 +27,7 @@ __all__ = [
     "load",
     "normalisation",
     "outline",
+    "picture_facts",
     "to_float",
 ]
 
@@ -70,22 +71,39 @@ class Images:
         """Of the pixels and labels where they are in memory; otherwise of what stands for them, see
         `Pictures.hashed`.
         """
-        digest = hashlib.sha256()
-        for part in (self.train, self.validation, self.test):
-            part.hash_into(digest)
-        return digest.hexdigest()
+        return _sha256(self.train, self.validation, self.test)
 
     def facts(self) -> dict[str, object]:
-        """What a manifest records."""
+        """What a manifest records; a run goes on only where it finds the same."""
         return {
             "name": self.name,
             "sha256": self.sha256,
             "sha256_of": self.train.hashed,
+            "parts": {
+                name: _sha256(part)
+                for name, part in (
+                    ("train", self.train),
+                    ("validation", self.validation),
+                    ("test", self.test),
+                )
+            },
             "num_classes": self.num_classes,
             "train": len(self.train),
             "validation": len(self.validation),
             "test": len(self.test),
         }
+
+
+def picture_facts(pictures: Pictures) -> dict[str, object]:
+    """What a manifest records of a synthetic set."""
+    return {"images": len(pictures), "sha256": _sha256(pictures), "sha256_of": pictures.hashed}
+
+
+def _sha256(*parts: Pictures) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        part.hash_into(digest)
+    return digest.hexdigest()
 
 
 # official sets: shape, and the sizes of their training and test parts (mean and std of CIFAR: as

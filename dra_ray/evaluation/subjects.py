@@ -423,9 +423,23 @@ def _loaded(
             "give --set model.mean=[...] and model.std=[...], "
             "--set name=DATASET, or --set model.normalise=false"
         )
-    student = students.build(settings, shape)
-    load_into(student, _weights(file), settings.name, str(file))
+    weights, student = _weights(file), students.build(settings, shape)
+    if options.images and "data" not in experiment.model_fields_set:
+        outputs = _outputs(weights, student)
+        if outputs > shape.num_classes:  # the images of the npz file lack the last classes
+            student = students.build(settings, dataclasses.replace(shape, num_classes=outputs))
+    load_into(student, weights, settings.name, str(file))
     return student.eval()
+
+
+def _outputs(weights: Mapping[str, Tensor], student: students.Student) -> int:
+    """Rows of the last layer in a file for this kind of student, whatever stands before the names;
+    0 where it has none.
+    """
+    last = f".{student.classifier.removeprefix('net.')}weight"
+    return next(
+        (len(value) for key, value in weights.items() if f".{key}".endswith(last) and value.ndim), 0
+    )
 
 
 def _weights(file: Store) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ freely.
 from dra_ray.storage.archives import StoredArray, TarMember, stored_array, tar_member
 from dra_ray.storage.store import (
     ATTEMPTS,
+    DATA_FACTS,
     HEADER_BYTES,
     MOST_EXPANSION,
     SMALL_BYTES,
@@ -26,6 +27,7 @@ from dra_ray.storage.unpickle import torch_from_bytes, unpickle
 
 __all__ = [
     "ATTEMPTS",
+    "DATA_FACTS",
     "HEADER_BYTES",
     "MOST_EXPANSION",
     "SMALL_BYTES",

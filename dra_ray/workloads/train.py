@@ -66,16 +66,20 @@ def fit(
     experiment = experiment.with_sources()
     run = run.resolved()
     images = data.load(experiment.data)
-    load_synthetic(
+    made = load_synthetic(
         experiment, images
     )  # a missing or wrong set is found here, before Ray Train starts
+    facts = {"data": images.facts()} | (
+        {} if made is None else {"synthetic": data.picture_facts(made)}
+    )
+    del made
     check_teacher(experiment, images.num_classes)
     manifest = runs.begin_run(
         run,
         "train",
         experiment.model_dump(mode="json"),
         experiment.digest(),
-        data=images.facts(),
+        **facts,
         seed=experiment.seed,
     )
     if manifest["status"] == "done":

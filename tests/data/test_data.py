@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import hashlib
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from dra_ray import config, data
+from dra_ray import config, data, runs
 from dra_ray.data import digits
 from dra_ray.errors import DataError
+from dra_ray.storage import Store
 
 
 def test_digits_are_those_of_scikit_learn() -> None:
@@ -93,3 +97,88 @@ def test_a_set_without_files_says_what_to_give(name: str, words: str) -> None:
     with pytest.raises(DataError, match=f"data.uri is not set.*{words}") as caught:
         data.load(config.Data(name=name, resolution=8))
     assert "\n" not in str(caught.value)
+
+
+# -- a run goes on with its own data ---------------------------------------------------------------
+def test_a_run_goes_on_with_its_own_data_only(tmp_path) -> None:
+    run, images = Store(str(tmp_path / "run")), data.load(config.Data())
+
+    def begin(facts: dict[str, object]) -> None:
+        runs.begin_run(run, "train", {}, "digest", data=facts)
+
+    begin(images.facts())
+    begin(data.load(config.Data()).facts())
+    fewer = dataclasses.replace(images, train=images.train[:1200])
+    other = dataclasses.replace(
+        images, test=data.Split(255 - images.test.images, images.test.labels)
+    )
+    labels = dataclasses.replace(
+        images, train=data.Split(images.train.images, images.train.labels.flip(0))
+    )
+    for changed, words in (
+        (fewer, "train is 1241 there and 1200 now"),
+        (other, "the pixels and labels of test are others"),
+        (labels, "the pixels and labels of train are others"),
+        (
+            dataclasses.replace(images, shape=dataclasses.replace(images.shape, num_classes=11)),
+            "num_classes is 10 there and 11 now",
+        ),
+    ):
+        with pytest.raises(
+            DataError, match=rf"run '.*run' was begun on other data \({words}\); restore the files"
+        ) as caught:
+            begin(changed.facts())
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [("data",), ("data", "parts"), ("data", "sha256"), ("data", "sha256_of"), ("synthetic",)],
+)
+def test_manifests_without_a_fact_still_open(tmp_path, lacking: tuple[str, ...]) -> None:
+    """Runs of before the facts were recorded, or recorded in another way."""
+    run, images = Store(str(tmp_path / "run")), data.load(config.Data())
+    facts = {"data": images.facts(), "synthetic": data.picture_facts(images.train)}
+    manifest = runs.begin_run(run, "train", {}, "digest", **copy.deepcopy(facts))
+    holder = manifest if len(lacking) == 1 else manifest[lacking[0]]
+    del holder[lacking[-1]]
+    (run / "manifest.json").write_json(manifest)
+    assert runs.begin_run(run, "train", {}, "digest", **facts)["name"] == "run"
+
+
+def test_a_run_goes_on_with_its_own_synthetic_images_only(tmp_path) -> None:
+    run, images = Store(str(tmp_path / "run")), data.load(config.Data())
+    runs.begin_run(run, "train", {}, "digest", synthetic=data.picture_facts(images.train))
+    for changed, words in (
+        (images.train[:10], "images is 1241 there and 10 now"),
+        (images.train[torch.arange(1240, -1, -1)], "are others"),
+    ):
+        with pytest.raises(DataError, match=f"was begun on other synthetic images .*{words}"):
+            runs.begin_run(run, "train", {}, "digest", synthetic=data.picture_facts(changed))
+
+
+def test_files_that_are_gone_are_noticed(tmp_path) -> None:
+    for part, count in (("train", 6), ("val", 3)):
+        for label in ("a", "b"):
+            (tmp_path / "set" / part / label).mkdir(parents=True)
+            for number in range(count):
+                Image.new("L", (9, 9), number).save(
+                    tmp_path / "set" / part / label / f"{number}.png"
+                )
+    settings = config.Data(
+        name="folder", uri=str(tmp_path / "set"), resolution=8, validation_images=2
+    )
+    run = Store(str(tmp_path / "run"))
+    runs.begin_run(run, "train", {}, "digest", data=data.load(settings).facts())
+    file = tmp_path / "set" / "train" / "b" / "3.png"
+    content = file.read_bytes()
+    file.unlink()
+    with pytest.raises(DataError, match="train is 10 there and 9 now"):
+        runs.begin_run(run, "train", {}, "digest", data=data.load(settings).facts())
+    file.write_bytes(content + b"\0")
+    with pytest.raises(
+        DataError, match="the file names, file sizes and labels of train and validation are others"
+    ):
+        runs.begin_run(run, "train", {}, "digest", data=data.load(settings).facts())
+    file.write_bytes(content)
+    runs.begin_run(run, "train", {}, "digest", data=data.load(settings).facts())

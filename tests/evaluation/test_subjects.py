@@ -182,6 +182,24 @@ def test_a_lone_checkpoint_is_told_its_network(run: Store, tmp_path: Path, pictu
         subjects.read(lone.uri, Options({"model.name": "wrn-10-1"}, to=to, images=pictures))
 
 
+def test_images_may_lack_the_last_classes(run: Store, tmp_path: Path) -> None:
+    """The student's last layer says how many classes there are, not the largest label of the
+    images.
+    """
+    lone, few = Store(str(tmp_path / "lone.safetensors")), Store(str(tmp_path / "few.npz"))
+    lone.write_bytes((run / "model.safetensors").read_bytes())
+    few.write_npz(
+        image=np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8, 1), label=np.array([0, 1, 2, 3])
+    )
+    options = Options(
+        {"model.name": "wrn-10-1", "model.normalise": False},
+        to=Store(str(tmp_path / "results")),
+        images=few.uri,
+    )
+    subject = subjects.read(lone.uri, options)
+    assert subject.student(subject.images).shape == (4, 10)
+
+
 def test_networks_of_timm_and_robustbench(tmp_path: Path) -> None:
     shape, to = data.Shape(10, 1, 8, (0.3,), (0.4,)), Store(str(tmp_path / "results"))
     digits = {"name": "digits", "test_images": 20, "model.mean": [0.3], "model.std": [0.4]}
