@@ -2,18 +2,9 @@
 freely.
 """
 
-from dra_ray.storage.archives import StoredArray, TarMember, stored_array, tar_member
+from dra_ray.storage.archives import StoredArray
 from dra_ray.storage.store import (
-    ATTEMPTS,
-    DATA_FACTS,
-    HEADER_BYTES,
-    MOST_EXPANSION,
-    SMALL_BYTES,
-    TEXT_BYTES,
-    WAITS_S,
-    Seekable,
     Store,
-    T,
     cache,
     decoded_text,
     is_clutter,
@@ -26,18 +17,8 @@ from dra_ray.storage.store import (
 from dra_ray.storage.unpickle import torch_from_bytes, unpickle
 
 __all__ = [
-    "ATTEMPTS",
-    "DATA_FACTS",
-    "HEADER_BYTES",
-    "MOST_EXPANSION",
-    "SMALL_BYTES",
-    "TEXT_BYTES",
-    "WAITS_S",
-    "Seekable",
     "Store",
     "StoredArray",
-    "T",
-    "TarMember",
     "cache",
     "decoded_text",
     "is_clutter",
@@ -45,9 +26,7 @@ __all__ = [
     "readable_name",
     "require_plausible",
     "sha256",
-    "stored_array",
     "tar_content",
-    "tar_member",
     "torch_from_bytes",
     "unpickle",
 ]

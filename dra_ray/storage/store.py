@@ -63,6 +63,7 @@ class Store:
         return "://" not in self.uri or self.uri.startswith("file://")
 
     def _open_fs(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        _require_plain(self.uri)
         try:
             return fsspec.core.url_to_fs(self.uri)
         except (ValueError, ImportError) as error:
@@ -753,6 +754,29 @@ def _load_bytearray8(unpickler: Any) -> None:
     if len(raw) < count:
         raise pickle.UnpicklingError(f"it declares {count:,} bytes and ends before them")
     unpickler.append(bytearray(raw))
+
+
+OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "r2"})
+
+
+def _require_plain(uri: str) -> None:
+    """`StorageError` for a URI of an object store whose parts would silently become part of the
+    objects' names.
+    """
+    scheme, separator, rest = uri.partition("://")
+    problem = ""
+    if not separator:
+        if slip := re.match(r"([a-z][a-z0-9]+):/(?!/)", uri):
+            problem = f"it is neither a path nor a URI; write {slip[1]}://"
+    elif scheme in OBJECT_STORES and "::" not in uri:
+        if "?" in rest:
+            problem = "what follows '?' would become part of a name; leave it out, credentials come from the environment"
+        elif not rest or rest.startswith("/"):
+            problem = f"it names no bucket; write {scheme}://BUCKET/FOLDER"
+        elif "//" in rest:
+            problem = "it has a folder without a name between two slashes; write one slash"
+    if problem:
+        raise StorageError(f"storage URI '{uri.partition('?')[0]}': {problem}")
 
 
 def _unreachable(uri: str, error: Exception) -> str:

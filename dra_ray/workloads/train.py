@@ -66,13 +66,13 @@ def fit(
     experiment = experiment.with_sources()
     run = run.resolved()
     images = data.load(experiment.data)
-    made = load_synthetic(
+    generated = load_synthetic(
         experiment, images
     )  # a missing or wrong set is found here, before Ray Train starts
     facts = {"data": images.facts()} | (
-        {} if made is None else {"synthetic": data.picture_facts(made)}
+        {} if generated is None else {"synthetic": data.picture_facts(generated)}
     )
-    del made
+    del generated
     check_teacher(experiment, images.num_classes)
     manifest = runs.begin_run(
         run,

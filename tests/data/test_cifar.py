@@ -212,6 +212,97 @@ def test_every_form_gives_the_same_images(tmp_path, form: str, name: str) -> Non
     assert images.shape == data.outline(settings).shape
 
 
+def with_bytes_keys(batch: dict[str, Any]) -> dict[Any, Any]:
+    return {key.encode(): value for key, value in batch.items()}
+
+
+def with_arrays(kind: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda batch: (
+        batch
+        | {key: np.array(batch[key], kind) for key in ("labels", "fine_labels") if key in batch}
+    )
+
+
+def with_scalars(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch | {
+        key: [np.int32(value) for value in batch[key]]
+        for key in ("labels", "fine_labels")
+        if key in batch
+    }
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], dict[Any, Any]]] = {
+    "as they are": dict,
+    "keys of bytes": with_bytes_keys,
+    "labels int64": with_arrays("<i8"),
+    "labels big-endian": with_arrays(">i4"),
+    "labels uint8": with_arrays("u1"),
+    "labels of numpy": with_scalars,
+    "columns first": lambda batch: batch | {"data": np.asfortranarray(batch["data"])},
+    "keys of bytes, labels int64": lambda batch: with_bytes_keys(with_arrays("<i8")(batch)),
+}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_every_protocol_and_writer_gives_the_same_images(
+    tmp_path, name: str, change: str, protocol: int
+) -> None:
+    (tmp_path / FOLDERS[name]).mkdir()
+    for file, batch in batches(name).items():
+        (tmp_path / FOLDERS[name] / file).write_bytes(
+            pickle.dumps(CHANGES[change](batch), protocol)
+        )
+    if name == "cifar100":
+        (tmp_path / FOLDERS[name] / "meta").write_bytes(b"")
+    images = data.load(config.Data(name=name, uri=str(tmp_path), validation_images=4))
+    assert np.array_equal(data.in_memory(images.test).images.numpy(), made(name)["test"])
+    assert images.test.labels.tolist() == made(name)["test_labels"].tolist()
+    assert (
+        torch.cat([images.validation.labels, images.train.labels]).tolist()
+        == made(name)["train_labels"].tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([0.0, 1.0, 2.0]),
+        np.zeros((3, 2), np.int64),
+        np.array(1),
+        np.array([b"a", b"b", b"c"]),
+    ],
+)
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_labels_that_are_none_are_refused(tmp_path, labels: np.ndarray, protocol: int) -> None:
+    (unpacked(tmp_path, "cifar10") / "data_batch_2").write_bytes(
+        pickle.dumps(batches("cifar10")["data_batch_2"] | {"labels": labels}, protocol)
+    )
+    refused(tmp_path, FOLDERS["cifar10"])
+
+
+def test_what_macos_adds_to_an_archive_is_passed_over(tmp_path) -> None:
+    before = data.load(
+        config.Data(name="cifar10", uri=str(archived(tmp_path, "cifar10")), validation_images=4)
+    )
+    with tarfile.open(tmp_path / "mac.tar.gz", "w:gz") as archive:
+        for file in sorted((tmp_path / "before" / FOLDERS["cifar10"]).iterdir()):
+            for name in (
+                f"__MACOSX/{FOLDERS['cifar10']}/{file.name}",
+                f"{FOLDERS['cifar10']}/._{file.name}",
+            ):
+                archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+            archive.add(file, f"{FOLDERS['cifar10']}/{file.name}")
+            archive.addfile(tarfile.TarInfo(f"__MACOSX/{file.name}"), io.BytesIO())
+    assert (
+        data.load(
+            config.Data(name="cifar10", uri=str(tmp_path / "mac.tar.gz"), validation_images=4)
+        ).sha256
+        == before.sha256
+    )
+
+
 class Hostile:
     """What runs when an ordinary unpickler reads it."""
 

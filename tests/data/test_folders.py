@@ -244,3 +244,47 @@ def test_imagenet_has_a_thousand_classes(tmp_path) -> None:
         50,
     )
     assert images.shape == data.outline(settings(uri, name="imagenet", resolution=16)).shape
+
+
+def test_what_macos_and_other_encodings_add_to_shards(tmp_path) -> None:
+    uri = shards(tmp_path / "set")
+    before = data.in_memory(data.load(settings(uri)).test)
+    marks = {
+        "\xe4/0.jpg": encoded(100),
+        "\xe4/0.cls": b"\xef\xbb\xbf0\r\n",
+        "1.jpg": encoded(101),
+        "1.cls": "1".encode("utf-16"),
+    }
+    clutter = dict.fromkeys(
+        ("._1.jpg", "._1.cls", "__MACOSX/x/._1.jpg", "x/._lone.cls", ".DS_Store"),
+        b"\x00\x05\x16\x07",
+    )
+    (uri / "._set-val-0000.tar").write_bytes(b"\0\5\x16\7")
+    tar(
+        uri / "set-val-0002.tar",
+        marks | clutter | {"1.json": b"\xef\xbb\xbf{}", "1.csv": b"\xff\xfea"},
+    )
+    after = data.in_memory(data.load(settings(uri)).test)
+    assert torch.equal(after.images[:-2], before.images) and after.labels.tolist() == [
+        *before.labels.tolist(),
+        0,
+        1,
+    ]
+    tar(uri / "set-val-0002.tar", {"1.jpg": encoded(1), "1.cls": b"\xe9"})
+    refused("'1.cls' holds '\ufffd', not a class number", uri)
+
+
+def test_classnames_say_how_many_classes_there_are(tmp_path) -> None:
+    """The training shards may lack the last class, and the test shards may hold it."""
+    uri = shards(tmp_path / "set")
+    tar(uri / "set-val-0002.tar", {"0.jpg": encoded(0), "0.cls": b"3"})
+    refused("labels reach 3, but there are 3 classes", uri)
+    (uri / "classnames.txt").write_bytes(b"\xef\xbb\xbfant\r\nbee\r\ncat\r\ndog\r\n\r\n")
+    images = data.load(settings(uri))
+    assert images.num_classes == 4 and int(images.test.labels.max()) == 3
+    (uri / "classnames.txt").write_text("ant\nbee")
+    refused("labels reach 2, but there are 2 classes", uri)
+    (uri / "classnames.txt").write_text("x\n" * 1000)
+    refused("has 1,000 classes by classnames.txt, but only 3 of them have images", uri)
+    (uri / "classnames.txt").write_text("x\n" * 10**6)
+    refused("classnames.txt' has 2,000,000 bytes", uri)

@@ -125,6 +125,42 @@ def test_storage_that_cannot_be_written_is_one_line(uri: str) -> None:
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("s3://bucket/runs?X-Amz-Signature=secret", "what follows '\\?'"),
+        ("gs://bucket/runs?generation=1", "what follows '\\?'"),
+        ("s3://bucket//runs", "between two slashes"),
+        ("s3://bucket/runs//a", "between two slashes"),
+        ("s3:///runs", "names no bucket"),
+        ("s3://", "names no bucket|write s3://"),
+        ("s3:/bucket/runs", "write s3://"),
+        ("file:/tmp/x", "write file://"),
+    ],
+)
+def test_uris_that_would_name_something_else_are_refused(uri: str, words: str) -> None:
+    for use in (
+        Store.probe,
+        Store.names,
+        Store.exists,
+        Store.files,
+        Store.read_bytes,
+        lambda store: (store / "a.json").write_json({}),
+    ):
+        if use is Store.files and ":///" not in uri and "://" not in uri:
+            continue  # a local listing, of a folder that is not there
+        with pytest.raises(StorageError, match=words) as caught:
+            use(Store(uri))
+        assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["a//b", "a?b", "a b#c", "memory://x?y", "x:y"])
+def test_other_paths_may_hold_what_they_like(tmp_path, monkeypatch, uri: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (Store(uri) / "x").write_bytes(b"1")
+    assert (Store(uri) / "x").read_bytes() == b"1" and Store(uri).names() == ["x"]
+
+
 def test_a_run_is_resumed_by_its_own_config_only(tmp_path) -> None:
     run = Store(str(tmp_path / "run"))
     config = {"optim": {"lr": 0.1}, "pool": {"kind": "pool"}}
@@ -249,6 +285,34 @@ def test_members_of_a_tar(tmp_path, monkeypatch) -> None:
     os.truncate(tmp_path / "a.tar", found[1].offset - 600)
     with pytest.raises(DataError, match=r"a\.tar"):
         file.tar_members(".cls")
+
+
+def test_names_and_texts_of_a_tar_in_other_encodings(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DRA_CACHE", str(tmp_path / "cache"))
+    contents = {
+        "caf\xe9.cls": b"\xef\xbb\xbf7\r\n",
+        "b.cls": "8".encode("utf-16"),
+        "c.cls": b"\xff9",
+        "._b.cls": b"\0\5\x16\7",
+        "__MACOSX/b.cls": b"\0\5\x16\7",
+        "x/.DS_Store": b"",
+        "./d.cls": b"10",
+    }
+    with tarfile.open(
+        tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin1"
+    ) as archive:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    for _ in range(2):
+        members = Store(str(tmp_path / "a.tar")).tar_members(".cls")
+        assert [(member.name, (member.text or "").strip()) for member in members] == [
+            ("caf\xe9.cls", "7"),
+            ("b.cls", "8"),
+            ("c.cls", "\ufffd9"),
+            ("./d.cls", "10"),
+        ]
 
 
 def test_an_npy_is_read(tmp_path) -> None:
