@@ -1,6 +1,5 @@
 """A real S3 server behind a proxy that cuts, flips and lengthens replies: they are requested again,
-or refused by URI.
-"""
+or refused by URI."""
 
 from __future__ import annotations
 
@@ -33,8 +32,7 @@ SPOILT = {
 
 class Proxy(http.server.ThreadingHTTPServer):
     """Hands requests on to `upstream`, and spoils the next `faults` replies that carry an object's
-    bytes, as `kind` says.
-    """
+    bytes, as `kind` says."""
 
     daemon_threads = True
 

@@ -134,8 +134,7 @@ def _unpacked(name: str, store: Store) -> dict[str, bytes]:
 
 def _decompressed(packed: bytes) -> io.BufferedIOBase:
     """A stream of what gzip, bzip2 or xz packed, told by the first bytes, or of the bytes
-    themselves.
-    """
+    themselves."""
     stream = io.BytesIO(packed)
     if packed.startswith(b"\x1f\x8b"):
         return gzip.GzipFile(fileobj=stream)
@@ -196,8 +195,7 @@ def _pickled(name: str, part: str, members: Mapping[str, bytes], shape: Shape) -
 
 def _batch(name: str, data: bytes, source: str) -> tuple[np.ndarray, list[Any]]:
     """The pixels and labels of a pickled batch, in any protocol, with keys of text or bytes, and
-    labels as a list or an array.
-    """
+    labels as a list or an array."""
     batch, key = (
         storage.unpickle(data, source, STAND_INS),
         "fine_labels" if name == "cifar100" else "labels",
@@ -265,8 +263,7 @@ class _Dtype:
 
 class _Array:
     """A pickled array. Only its parts are kept, so that numpy's own `__setstate__` never sees the
-    file.
-    """
+    file."""
 
     def __init__(self, *_: Any) -> None:
         self._parts: tuple[Any, ...] = ()
@@ -310,8 +307,7 @@ class _Scalar(_Array):
 
 def _encode(text: Any, encoding: Any) -> str:
     """Python 3 writes bytes in Python 2's protocols as the encoding of a text. It is encoded only
-    when it is used, since a few bytes of a hostile file can ask for it any number of times.
-    """
+    when it is used, since a few bytes of a hostile file can ask for it any number of times."""
     if not isinstance(text, str):
         raise ValueError("it encodes something that is no text")
     return text
@@ -415,8 +411,7 @@ def _columns(file: Store, shape: Shape) -> tuple[list[bytes], list[int]]:
 
 def _encoded(column: Any, what: str) -> list[bytes]:
     """The bytes of image files in a chunked column of pyarrow, plain or in the field `bytes` of
-    structs.
-    """
+    structs."""
     import pyarrow
 
     rows: list[bytes] = []

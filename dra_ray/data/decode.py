@@ -89,9 +89,8 @@ MOST_FILE_BYTES = 2**28
 EIGHT_BITS = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"})
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
-warnings.filterwarnings(
-    "ignore", category=Image.DecompressionBombWarning
-)  # MOST_PIXELS is below it, and raises
+# of sizes (MOST_PIXELS is lower, and raises) and of damaged EXIF data, which nothing here reads
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @functools.cache

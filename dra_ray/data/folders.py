@@ -3,8 +3,8 @@ shards as of webdataset.
 
     <uri>/train/<class>/*.JPEG   <uri>/val/<class>/*.JPEG      classes in the order of their
     folders' names <uri>/*train*.tar            <uri>/*val*.tar               pairs of KEY.jpg and
-    KEY.cls, which holds the class number <uri>/classnames.txt
-    of shards, may be left out: a line for every class
+    KEY.cls, which holds the class number <uri>/classnames.txt         beside shards, optional: one
+    line for every class
 
 Which image files are read, and what becomes of their modes, is in `decode`. Shards have as many
 classes as classnames.txt has lines, or one more than the largest number in their training part. The
@@ -177,8 +177,7 @@ def _class_folders(store: Store, test: str, resolution: int) -> Listing:
 
 def _image_files(folder: Store) -> tuple[dict[str, int], set[str]]:
     """Bytes of each image file by its path, below a class folder; and the names of all class
-    folders, with images or without.
-    """
+    folders, with images or without."""
     every = {name: size for name, size in folder.files().items() if not is_clutter(name)}
     files = {name: size for name, size in every.items() if name.lower().endswith(decode.SUFFIXES)}
     other = next((name for name in every if name.lower().endswith(decode.OTHER_SUFFIXES)), None)

@@ -75,8 +75,7 @@ def read(store: Store, images: int, like: Images) -> Pictures:
 
 def _listed(store: Store) -> dict[str, str]:
     """SHA-256 of the shards of a finished `dra synthesize` by their names; empty for the folders of
-    others.
-    """
+    others."""
     try:
         manifest = (
             (store / "manifest.json").read_json() if (store / "manifest.json").exists() else {}
@@ -98,8 +97,7 @@ def _listed(store: Store) -> dict[str, str]:
 # -- which images ----------------------------------------------------------------------------------
 def choose(labels: Tensor, images: int) -> slice | Tensor:
     """Which `images` of those with `labels` int64 [N] to take, so that they have the classes of all
-    in their shares.
-    """
+    in their shares."""
     if not _in_class_order(labels) and _stand_for(labels[:images], labels):
         return slice(images)
     spread = torch.arange(images) * len(labels) // images
@@ -117,8 +115,7 @@ def _in_class_order(labels: Tensor) -> bool:
 
 def _stand_for(chosen: Tensor, labels: Tensor) -> bool:
     """The classes of `chosen` lie no further from their shares than those of a random choice:
-    Pearson's chi-squared is at most six deviations above its mean.
-    """
+    Pearson's chi-squared is at most six deviations above its mean."""
     classes = int(labels.max()) + 1
     shares = labels.bincount(minlength=classes).double() * len(chosen) / len(labels)
     present, counts = shares > 0, chosen.bincount(minlength=classes).double()
@@ -130,8 +127,7 @@ def _stand_for(chosen: Tensor, labels: Tensor) -> bool:
 
 def _within_classes(labels: Tensor, images: int) -> Tensor:
     """Positions int64 [images], ascending: of every class its share, by largest remainders, evenly
-    spaced among its own.
-    """
+    spaced among its own."""
     counts = labels.bincount()
     taken, remainders = counts * images // len(labels), counts * images % len(labels)
     more = remainders.sort(descending=True, stable=True).indices[: images - int(taken.sum())]

@@ -434,8 +434,7 @@ def _loaded(
 
 def _outputs(weights: Mapping[str, Tensor], student: students.Student) -> int:
     """Rows of the last layer in a file for this kind of student, whatever stands before the names;
-    0 where it has none.
-    """
+    0 where it has none."""
     last = f".{student.classifier.removeprefix('net.')}weight"
     return next(
         (len(value) for key, value in weights.items() if f".{key}".endswith(last) and value.ndim), 0

@@ -312,8 +312,7 @@ class Store:
     @contextlib.contextmanager
     def _readable(self, form: str, digest: str | None = None) -> Iterator[BinaryIO]:
         """This file opened, or held in memory where it is remote; what fails to read it is a
-        `DataError`.
-        """
+        `DataError`."""
         try:
             with (
                 open(self.resolved().uri, "rb")
@@ -453,8 +452,7 @@ class _WrongReply(Exception):
 
 def _repeated(uri: str, read: Callable[[], T]) -> T:
     """What `read` returns, called again where a reply is wrong or breaks off; `StorageError` naming
-    `uri` after ATTEMPTS.
-    """
+    `uri` after ATTEMPTS."""
     for wait_s in (*WAITS_S, None):
         try:
             return read()
@@ -501,8 +499,7 @@ def _check_reply(
     digest: str | None,
 ) -> None:
     """`_WrongReply` unless a whole file of this length, and of these hashes by their names, is what
-    `info` and `digest` say.
-    """
+    `info` and `digest` say."""
     problem, size, md5 = "", info.get("size"), _stored_md5(fs, info)
     if size is not None and length != int(size):
         problem = f"{length:,} bytes instead of {int(size):,}"
@@ -521,8 +518,7 @@ def _check_reply(
 
 def _stored_md5(fs: fsspec.AbstractFileSystem, info: Mapping[str, Any]) -> str | None:
     """The MD5 of the contents in hex, where the store gives it: S3's ETag of what was uploaded in
-    one part, GCS's md5Hash.
-    """
+    one part, GCS's md5Hash."""
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     etag = str(info.get("ETag") or "").strip('"')
     if protocols & {"s3", "s3a"} and re.fullmatch("[0-9a-f]{32}", etag):
@@ -536,8 +532,7 @@ def _stored_md5(fs: fsspec.AbstractFileSystem, info: Mapping[str, Any]) -> str |
 
 def _has_other_etag(fs: fsspec.AbstractFileSystem, path: str) -> bool:
     """Whether S3 encrypts the object with a key of KMS or of the customer: its ETag is then no MD5
-    (S3 API, Object).
-    """
+    (S3 API, Object)."""
     try:
         bucket, key, _ = fs.split_path(path)
         head = fs.call_s3("head_object", Bucket=bucket, Key=key)
@@ -561,8 +556,7 @@ HEADER_BYTES = 2**20
 
 def require_plausible(source: str, declared_bytes: int, stored_bytes: int) -> None:
     """`DataError` naming `source` unless `stored_bytes` can hold what it declares, and this
-    machine's memory too.
-    """
+    machine's memory too."""
     if declared_bytes <= SMALL_BYTES:
         return
     if declared_bytes > MOST_EXPANSION * stored_bytes:
@@ -598,8 +592,7 @@ def _byte_count(file: BinaryIO) -> int:
 
 def is_clutter(name: str) -> bool:
     """Whether a member of an archive is no content: what macOS adds to archives (`._x`,
-    `__MACOSX/`), and hidden files.
-    """
+    `__MACOSX/`), and hidden files."""
     return any(
         (part.startswith(".") and part not in (".", "..")) or part == "__MACOSX"
         for part in name.split("/")
@@ -663,8 +656,7 @@ Seekable = BinaryIO | io.BufferedIOBase
 
 class _SmallReads:
     """A seekable binary file of which tarfile may not read more than HEADER_BYTES at once, whatever
-    a header declares.
-    """
+    a header declares."""
 
     def __init__(self, file: Seekable) -> None:
         self._file = file
@@ -678,8 +670,7 @@ class _SmallReads:
 
 def open_tar(file: Seekable) -> tarfile.TarFile:
     """An uncompressed tar, or one inside a decompressing file; no single read passes HEADER_BYTES,
-    see `tar_content`.
-    """
+    see `tar_content`."""
     return tarfile.open(fileobj=_SmallReads(file), mode="r:")  # type: ignore[call-overload, no-any-return]
 
 
@@ -701,8 +692,7 @@ def readable_name(name: str) -> str:
 
 def decoded_text(raw: bytes) -> str:
     """UTF-8 with or without a byte order mark, or UTF-16 with one; bytes of no encoding are
-    replaced.
-    """
+    replaced."""
     encoding = (
         "utf-16" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     )
@@ -761,8 +751,7 @@ OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl
 
 def _require_plain(uri: str) -> None:
     """`StorageError` for a URI of an object store whose parts would silently become part of the
-    objects' names.
-    """
+    objects' names."""
     scheme, separator, rest = uri.partition("://")
     problem = ""
     if not separator:

@@ -1,6 +1,5 @@
 """Every mode and format that Pillow writes: read as what was drawn, or refused by the file's name
-and mode.
-"""
+and mode."""
 
 from __future__ import annotations
 
@@ -143,8 +142,7 @@ def test_the_orientation_and_transparency_are_left_as_torchvision_leaves_them(tm
 # -- class folders ---------------------------------------------------------------------------------
 def folder(root: Any, **names: tuple[str, ...]) -> config.Data:
     """A set of class folders whose training part holds files of these names, and two classes a and
-    z.
-    """
+    z."""
     for part in ("train", "val"):
         for label in ("a", "z"):
             (root / part / label).mkdir(parents=True)

@@ -1,6 +1,5 @@
 """What a file declares is checked before memory is allocated: each bomb is refused in one line, in
-3 s and 200 MB.
-"""
+3 s and 200 MB."""
 
 from __future__ import annotations
 

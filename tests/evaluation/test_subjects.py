@@ -184,8 +184,7 @@ def test_a_lone_checkpoint_is_told_its_network(run: Store, tmp_path: Path, pictu
 
 def test_images_may_lack_the_last_classes(run: Store, tmp_path: Path) -> None:
     """The student's last layer says how many classes there are, not the largest label of the
-    images.
-    """
+    images."""
     lone, few = Store(str(tmp_path / "lone.safetensors")), Store(str(tmp_path / "few.npz"))
     lone.write_bytes((run / "model.safetensors").read_bytes())
     few.write_npz(
