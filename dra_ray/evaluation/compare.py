@@ -174,6 +174,18 @@ def different(a: Evaluated, b: Evaluated, what: str) -> str | None:
     )
 
 
+def pair(a: Evaluated, b: Evaluated, what: str = "autoattack") -> Comparison:
+    """Compare two evaluations on `what`. Raises `DataError` where they cannot be paired: other
+    images, labels or settings.
+    """
+    if reason := different(a, b, what):
+        raise DataError(
+            f"'{a.run}' and '{b.run}' cannot be compared image by image: {reason}; evaluate both "
+            "alike"
+        )
+    return compare(a.verdicts(what), b.verdicts(what))
+
+
 def compare_runs(a: Store, b: Store, what: str = "autoattack") -> dict[str, Any]:
     """A report of plain JSON values on two evaluated runs, as `dra compare` prints and writes it.
 
@@ -185,19 +197,15 @@ def compare_runs(a: Store, b: Store, what: str = "autoattack") -> dict[str, Any]
     if what not in VERDICTS:
         raise ConfigError(f"--what {what}: {nearest(what, VERDICTS)}")
     one, two = read(a), read(b)
-    if reason := different(one, two, what):
-        raise DataError(
-            f"'{a}' and '{b}' cannot be compared image by image: {reason}; evaluate both alike"
-        )
+    found = {what: pair(one, two, what)}
+    reasons = {kind: different(one, two, kind) for kind in VERDICTS}
     found = {
-        kind: compare(one.verdicts(kind), two.verdicts(kind))
-        for kind in VERDICTS
-        if different(one, two, kind) is None
+        kind: found.get(kind) or pair(one, two, kind)
+        for kind, reason in reasons.items()
+        if reason is None
     }
     notes = [
-        f"{SPELLED[kind]} is not compared: {reason}"
-        for kind in VERDICTS
-        if (reason := different(one, two, kind))
+        f"{SPELLED[kind]} is not compared: {reason}" for kind, reason in reasons.items() if reason
     ]
     if not (one.images_sha256 and two.images_sha256):
         notes.append(

@@ -4,19 +4,20 @@ from.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from dra_ray.config import flatten
 from dra_ray.errors import DataError
-from dra_ray.evaluation import intervals
+from dra_ray.evaluation import compare
 from dra_ray.report import words
 from dra_ray.report.words import in_percent
 from dra_ray.storage import Store
+from dra_ray.sweeps import equal
 from dra_ray.sweeps.rungs import rung_epochs
 from dra_ray.teachers.checkpoint import CARD, WEIGHTS, build, digest, read_card
 
@@ -54,9 +55,9 @@ def collect(run: Store) -> dict[str, Any]:
     `config`, `versions`, `hardware`, `missing` (sentences on what an unfinished run lacks), `files`
     {what: URI}, `headline`, and `sources`: dotted name of a number -> names of the files below the
     run that it was read or computed from. By kind of run: `teacher`, `synthetic`, `sweep` (list of
-    trials), `asha`, `pool`, `train`, `finals` and `paired`. A folder that holds an evaluation and
-    no training run is of kind "evaluation". Raises `DataError` when the folder is neither or one of
-    its files is damaged.
+    trials), `asha`, `equal` (DRA against none where all else is equal), `pool`, `train`, `finals`
+    and `paired`. A folder that holds an evaluation and no training run is of kind "evaluation".
+    Raises `DataError` when the folder is neither or one of its files is damaged.
     """
     facts = _Facts(run)
     manifest = _manifest(run)
@@ -364,6 +365,7 @@ def _sweep(facts: _Facts, folder: str) -> None:
     )
     images_per_epoch = rungs[0]["images_seen"] // max(rungs[0]["epoch"], 1) if rungs else 1
     facts.put("asha", {"rungs": _rung_epochs(manifest.get("config", {}), images_per_epoch)}, name)
+    _equal(facts, folder, rungs)
     _pool(facts, folder)
     facts.link("sweep trials", _path(folder, "trials"))
     facts.link("rung scores", _path(folder, "rungs.jsonl"))
@@ -389,6 +391,17 @@ def _trial(trial: str, fields: Mapping[str, Any], reports: list[dict[str, Any]])
         "best_robust_accuracy": best,
         "decision": decision,
     }
+
+
+def _equal(facts: _Facts, folder: str, rungs: list[dict[str, Any]]) -> None:
+    """The best trial with alignment against the best without, wherever the other fields and the
+    epoch are equal.
+    """
+    trials = {trial["trial"]: trial["fields"] for trial in facts.values["sweep"]}
+    matches = equal.matches(trials, equal.scores(rungs))
+    if matches:
+        facts.values["equal"] = [dataclasses.asdict(match) for match in matches]
+        facts.cite("equal", _path(folder, "manifest.json"), _path(folder, "rungs.jsonl"))
 
 
 def _rung_epochs(config: Mapping[str, Any], images_per_epoch: int) -> list[int]:
@@ -554,46 +567,37 @@ LABELS = {"dra": "DRA", "baseline": "Baseline", "run": "This run"}
 
 
 def _paired(facts: _Facts) -> None:
-    """Compare the finalists image by image: on the same test images, so the test is paired
-    (McNemar).
-    """
+    """Compare the finalists image by image, as `dra compare` does; where they cannot be, say why."""
     finals = facts.values.get("finals", {})
     if not {"dra", "baseline"} <= set(finals):
         return
-    names = [f"{finals[role]['run']}/evaluation/per_sample.npz" for role in ("dra", "baseline")]
-    if [
-        name for name in names if not facts.needs(name, "paired comparison")
-    ]:  # a list, so that each is named
+    names = [_path(finals[role]["evaluation"], "per_sample.npz") for role in ("baseline", "dra")]
+    scored = all("autoattack_accuracy" in finals[role] for role in ("baseline", "dra"))
+    there = [
+        facts.needs(name, "paired comparison") for name in names
+    ]  # a list, so that each is named
+    if not all(there) or not scored:
         return
-    dra, baseline = (_verdicts(facts.at(name)) for name in names)
-    if dra.shape != baseline.shape:
-        files = f"'{facts.at(names[0])}' and '{facts.at(names[1])}'"
-        raise DataError(
-            f"{files} hold {len(dra)} and {len(baseline)} images; evaluate both on the same test set"
+    baseline, dra = (compare.read(facts.at(finals[role]["run"])) for role in ("baseline", "dra"))
+    if reason := compare.different(baseline, dra, "autoattack"):
+        facts.missing.append(
+            f"paired comparison: the finalists cannot be compared image by image, since {reason}; "
+            "evaluate both alike"
         )
-    facts.put("paired", compare(dra, baseline), *names)
-
-
-def _verdicts(file: Store) -> np.ndarray:
-    arrays = file.read_npz()
-    if "robust" not in arrays:
-        raise DataError(f"'{file}' has no array 'robust'; run the evaluation again")
-    return arrays["robust"].astype(bool)
-
-
-def compare(dra: np.ndarray, baseline: np.ndarray) -> dict[str, Any]:
-    """Paired comparison of bool verdicts [N]: difference in accuracy, its 95 % interval, McNemar's
-    p, and the discordant counts.
-    """
-    difference, low, high = intervals.bootstrap_difference(baseline, dra)
-    return {
-        "images": int(dra.size),
-        "difference": difference,
-        "interval": [low, high],
-        "p_value": intervals.mcnemar(dra, baseline),
-        "only_dra": int((dra & ~baseline).sum()),
-        "only_baseline": int((baseline & ~dra).sum()),
+        return
+    found = compare.pair(baseline, dra)
+    values = {
+        "images": found.images,
+        "difference": found.difference,
+        "interval": list(found.interval),
+        "p_value": found.p_value,
+        "only_dra": found.only_b,
+        "only_baseline": found.only_a,
     }
+    facts.put("paired", values, *reversed(names))
+    fields = [finals[role]["fields"] for role in ("dra", "baseline")]
+    differing = {field: list(pair) for field, pair in equal.differing(*fields).items()}
+    facts.values["paired"] |= {"distinguishable": found.distinguishable, "also_differ": differing}
 
 
 # -- in words --------------------------------------------------------------------------------------
@@ -650,8 +654,17 @@ def _what_was_found(summary: Mapping[str, Any]) -> str:
     if paired["difference"] == 0:
         return f"{scores} no difference (McNemar p = {paired['p_value']:.2g})."
     leader = "DRA is ahead" if paired["difference"] > 0 else "the baseline is ahead"
-    if paired["p_value"] < 0.05 and paired["interval"][0] * paired["interval"][1] > 0:
-        return (
-            f"{scores} {leader} by {test}, more than chance in the choice of test images explains."
-        )
-    return f"{scores} {leader} by {test}, which chance in the choice of test images can explain, so this run shows no difference."
+    if not paired["distinguishable"]:
+        return f"{scores} {leader} by {test}, which chance in the choice of test images can explain, so this run shows no difference."
+    told = f"{scores} {leader} by {test}, more than chance in the choice of test images explains."
+    if paired["also_differ"]:
+        told += f" But the two also differ in {also_differ(paired['also_differ'])}, so that is not what DRA alone does."
+    return told
+
+
+def also_differ(fields: Mapping[str, Sequence[Any]]) -> str:
+    """Such as `synthetic.images (4000 with DRA, 0 without)`."""
+    pairs = {field: [words.value(value) for value in pair] for field, pair in fields.items()}
+    return " and ".join(
+        f"{field} ({dra} with DRA, {baseline} without)" for field, (dra, baseline) in pairs.items()
+    )

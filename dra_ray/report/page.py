@@ -7,8 +7,17 @@ from typing import Any
 
 from dra_ray.config import flatten
 from dra_ray.report import evaluation, html, plots, words
-from dra_ray.report.collect import ATTACKS, LABELS, collect, read_metrics, read_pool, read_rungs
+from dra_ray.report.collect import (
+    ATTACKS,
+    LABELS,
+    also_differ,
+    collect,
+    read_metrics,
+    read_pool,
+    read_rungs,
+)
 from dra_ray.storage import Store
+from dra_ray.sweeps import equal
 
 
 def write(run: Store) -> Store:
@@ -30,7 +39,7 @@ def _page(run: Store, summary: Mapping[str, Any]) -> str:
         _cards(summary),
         _verdicts(summary, figures),
         *evaluation.sections(run, summary, figures),
-        _sweep(summary, figures),
+        _sweep(run, summary, figures),
         _training(figures),
         _pool(summary, figures),
         _images(run, summary),
@@ -62,8 +71,8 @@ def figures_of(run: Store, summary: Mapping[str, Any]) -> dict[str, plots.Figure
     """Name -> figure (plotly as plain data) of a run and its `collect`ed summary, for those that
     have data.
     """
-    folder = run / "sweep" if summary["kind"] == "quickstart" else run
-    finals = summary.get("finals", {})
+    folder = _sweep_folder(run, summary)
+    finals, rungs = summary.get("finals", {}), read_rungs(folder)
     curves = {
         role: read_metrics(run / final["run"] if final["run"] else run)
         for role, final in finals.items()
@@ -72,13 +81,20 @@ def figures_of(run: Store, summary: Mapping[str, Any]) -> dict[str, plots.Figure
         "attacks": plots.attacks(finals),
         "curve": plots.curve(finals),
         "trade-off": plots.trade_off(summary),
-        "rungs": plots.rungs(summary, read_rungs(folder)),
-        **{f"against-{field}": plots.against(summary, field) for field in plots.swept(summary)},
+        "rungs": plots.rungs(summary, rungs),
+        **{
+            f"against-{field}": plots.against(summary, field, rungs)
+            for field in plots.swept(summary)
+        },
         "training": plots.training(curves),
         "losses": plots.losses(curves),
         "pool": plots.pool(read_pool(folder)),
     }
     return {name: figure for name, figure in figures.items() if figure}
+
+
+def _sweep_folder(run: Store, summary: Mapping[str, Any]) -> Store:
+    return run / "sweep" if summary["kind"] == "quickstart" else run
 
 
 # -- sections: None where the run has nothing to show in one ---------------------------------------
@@ -253,6 +269,9 @@ def _paired(summary: Mapping[str, Any]) -> list[html.Block]:
     tried = {"with": 0, "without": 0}
     for trial in summary["sweep"]:
         tried["without" if trial["fields"].get("align.weight") == 0 else "with"] += 1
+    also = ""
+    if paired["also_differ"]:
+        also = f" The two also differ in {also_differ(paired['also_differ'])}: below, the sweep's trials are compared like with like."
     return [
         html.Text(
             f"On the same {paired['images']} images, {paired['only_dra']} are right only with DRA "
@@ -263,13 +282,15 @@ def _paired(summary: Mapping[str, Any]) -> list[html.Block]:
         html.Text(
             "Each finalist is one training run with one seed, and was the best on validation "
             f"images of {tried['with']} trials with DRA and "
-            f"{tried['without']} without.",
+            f"{tried['without']} without.{also}",
             lead="What this does not cover:",
         ),
     ]
 
 
-def _sweep(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> html.Section | None:
+def _sweep(
+    run: Store, summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]
+) -> html.Section | None:
     trials = summary.get("sweep")
     if not trials:
         return None
@@ -301,11 +322,12 @@ def _sweep(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> h
         ]
         for trial in trials
     ]
+    rungs = read_rungs(_sweep_folder(run, summary))
     effects = [
         html.plot(
             figures.get(f"against-{field}"),
             f"Robust accuracy over {_SHORT.get(field, field)}",
-            _EFFECTS.get(field, "One mark per trial."),
+            _effect(summary, field, rungs),
         )
         for field in swept
     ]
@@ -333,12 +355,71 @@ def _sweep(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> h
             ),
             *effects,
         ),
+        *_matched(summary, swept),
         html.Heading("All trials"),
         html.caption("Click on a column's head to sort by it."),
         html.Table(head, rows, sortable=True),
     )
 
 
+def _effect(summary: Mapping[str, Any], field: str, rungs: plots.Rows) -> str:
+    """What the field is, and which trials are compared."""
+    found = plots.effects(summary, field, rungs)
+    epochs = ", ".join(str(epoch) for epoch in dict.fromkeys(effect.epoch for effect in found))
+    about = [
+        _EFFECTS.get(field, ""),
+        f"All marks are scores after epoch {epochs}, the last that some trial of every value has "
+        "reached.",
+    ]
+    if stopped := sum(len(effect.left_out) for effect in found):
+        about.append(
+            f"{words.number(stopped, 'trial')} stopped before and "
+            f"{'is' if stopped == 1 else 'are'} left out."
+        )
+    if len(found) > 1:
+        about.append(
+            "Each line is another attack or other validation images: compare within a line."
+        )
+    return " ".join(part for part in about if part)
+
+
+def _matched(summary: Mapping[str, Any], swept: list[str]) -> list[html.Block]:
+    """DRA against none where all else is equal, and which axes have no such comparison."""
+    notes: list[html.Block] = [
+        html.caption(_TASKS.format(field)) for field in swept if field in equal.TASK
+    ]
+    if "equal" not in summary:
+        return notes
+    rows = [
+        [
+            words.fields(match["shared"]),
+            match["epoch"],
+            match["aligned"],
+            words.in_percent(match["aligned_accuracy"]),
+            match["baseline"],
+            words.in_percent(match["baseline_accuracy"]),
+            words.points(match["aligned_accuracy"] - match["baseline_accuracy"]),
+        ]
+        for match in summary["equal"]
+    ]
+    head = [
+        "equal in both",
+        "after epoch",
+        "best with DRA",
+        "robust %",
+        "best without",
+        "robust %",
+        "difference",
+    ]
+    lead = (
+        "The best trial with DRA and the best without, where everything else is equal, after the "
+        "last epoch that both kinds have reached. "
+        "One run each: differences of a few points can be chance."
+    )
+    return [html.Heading("Like with like"), html.caption(lead), html.Table(head, rows), *notes]
+
+
+_TASKS = "{} decides what robust accuracy means, so its values are not compared with each other: each is another attack or other images."
 _SHORT = {"align.weight": "λ", "align.sigma": "σ", "synthetic.images": "synthetic images"}
 _EFFECTS = {
     "align.weight": "λ is how strongly the classifier's features are pulled towards the teacher's; "

@@ -8,6 +8,7 @@ dash. Text and grid colours are set in the page, which knows whether it is shown
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from dra_ray.evaluation import intervals
 from dra_ray.report import words
 from dra_ray.report.collect import LABELS
 from dra_ray.report.words import in_percent
+from dra_ray.sweeps import equal
 
 Figure = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]
@@ -51,17 +53,22 @@ def trade_off(summary: Mapping[str, Any]) -> Figure | None:
     )
 
 
-def against(summary: Mapping[str, Any], field: str) -> Figure | None:
-    """Robust validation accuracy over one swept field; None unless the field took two values."""
-    trials = [trial for trial in _scored(summary) if field in trial["fields"]]
-    if field == "align.sigma":  # no teacher is asked where lambda is 0
-        trials = [trial for trial in trials if trial["fields"].get("align.weight") != 0]
+def against(summary: Mapping[str, Any], field: str, history: Rows) -> Figure | None:
+    """Robust validation accuracy over one swept field, of trials after the same epoch and against
+    the same attack.
+
+    `history` are the rows of rungs.jsonl. None where no two values can be compared
+    (`dra_ray.sweeps.equal`).
+    """
+    found = effects(summary, field, history)
+    if not found:
+        return None
+    trials = {trial["trial"]: trial for trial in summary["sweep"]}
+    seen = {name for effect in found for name in effect.robust_accuracy}
     values = sorted(
-        {trial["fields"][field] for trial in trials},
+        {trials[name]["fields"][field] for name in seen},
         key=lambda value: (isinstance(value, str), value),
     )
-    if len(values) < 2:
-        return None
     order = [words.value(value) for value in values]
     axis = {
         "title": AXES.get(field, html.escape(field)),
@@ -69,23 +76,41 @@ def against(summary: Mapping[str, Any], field: str) -> Figure | None:
         "categoryorder": "array",
         "categoryarray": order,
     }
+    lines, points = [], []
+    for effect, dash in zip(found, itertools.cycle(("dot", "dash", "dashdot", "solid"))):
+        task = f", {html.escape(words.fields(effect.task))}" if len(found) > 1 else ""
+        best: dict[str, float] = {}
+        for name, robust in effect.robust_accuracy.items():
+            value = words.value(trials[name]["fields"][field])
+            best[value] = max(robust, best.get(value, 0.0))
+            points.append(
+                trials[name]
+                | {"robust_accuracy": robust, "epoch": effect.epoch, "clean_accuracy": None}
+            )
+        xs = [value for value in order if value in best]
+        line = {
+            "x": xs,
+            "y": [in_percent(best[x]) for x in xs],
+            "mode": "lines",
+            "name": f"best of each value{task}",
+            "hoverinfo": "skip",
+        }
+        lines.append(line | {"line": {"color": GREY, "width": 1.5, "dash": dash}})
     figure = _by_group(
-        {**summary, "sweep": trials}, lambda trial: words.value(trial["fields"][field]), axis
+        {**summary, "sweep": points}, lambda trial: words.value(trial["fields"][field]), axis
     )
-    best = [
-        max(trial["robust_accuracy"] for trial in trials if trial["fields"][field] == value)
-        for value in values
-    ]
-    line = {
-        "x": order,
-        "y": [in_percent(score) for score in best],
-        "mode": "lines",
-        "name": "best of each value",
-        "hoverinfo": "skip",
-    }
     assert figure is not None
-    figure["data"].insert(0, line | {"line": {"color": GREY, "width": 1.5, "dash": "dot"}})
-    return figure
+    return figure | {"data": lines + figure["data"]}
+
+
+def effects(summary: Mapping[str, Any], field: str, history: Rows) -> list[equal.Effect]:
+    """What `against` shows of a field."""
+    trials = {trial["trial"]: trial["fields"] for trial in summary.get("sweep", [])}
+    if field == "align.sigma":  # no teacher is asked where lambda is 0
+        trials = {
+            name: fields for name, fields in trials.items() if fields.get("align.weight") != 0
+        }
+    return equal.effects(field, trials, equal.scores(history))
 
 
 def rungs(summary: Mapping[str, Any], history: Rows) -> Figure | None:
@@ -416,7 +441,12 @@ def _by_group(
 def _hover(trial: Mapping[str, Any]) -> str:
     """Escaped: plotly reads hover texts as HTML, and `%{` as a template."""
     fields = [f"{field} = {words.value(value)}" for field, value in trial["fields"].items()]
-    scores = f"clean {in_percent(trial['clean_accuracy'])} %, robust {in_percent(trial['robust_accuracy'])} % after epoch {trial['epoch']}"
+    clean = (
+        ""
+        if trial["clean_accuracy"] is None
+        else f"clean {in_percent(trial['clean_accuracy'])} %, "
+    )
+    scores = f"{clean}robust {in_percent(trial['robust_accuracy'])} % after epoch {trial['epoch']}"
     return "<br>".join(
         html.escape(line).replace("%{", "% {")
         for line in [trial["trial"], *fields, scores, trial["decision"]]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dra_ray.errors import CheckpointError, DataError
+from dra_ray.evaluation.compare import compare_runs
 from dra_ray.report import collect, rows
 from dra_ray.storage import Store
 from tests.report.written_runs import (
@@ -23,6 +26,7 @@ from tests.report.written_runs import (
     robust,
     teacher,
     verdicts,
+    write_verdicts,
 )
 
 
@@ -129,23 +133,16 @@ def test_every_number_names_files_that_exist(
 def test_the_headline_claims_a_difference_only_when_the_test_and_the_interval_do(
     quickstart: Store,
 ) -> None:
-    dra = (
-        quickstart
-        / "sweep"
-        / "trials"
-        / collect(quickstart)["finals"]["dra"]["trial"]
-        / "evaluation"
-        / "per_sample.npz"
-    )
+    dra = quickstart / "sweep" / "trials" / collect(quickstart)["finals"]["dra"]["trial"]
     scores = {}
     for shift, words in ((3, "DRA is ahead"), (1, "the baseline is ahead"), (2, "no difference")):
-        dra.write_npz(robust=verdicts(shift))
+        write_verdicts(dra, verdicts(shift))
         scores[shift] = collect(quickstart)
         assert words in scores[shift]["headline"]
     assert "more than chance" in scores[3]["headline"] and scores[3]["paired"]["p_value"] < 0.05
     one_better = verdicts(2)
     one_better[(~one_better).argmax()] = True  # a single image is never evidence
-    dra.write_npz(robust=one_better)
+    write_verdicts(dra, one_better)
     assert "this run shows no difference" in collect(quickstart)["headline"]
 
 
@@ -257,10 +254,80 @@ def test_an_evaluation_without_its_verdict_is_damaged(make_train: Callable[..., 
         collect(run)
 
 
-def test_evaluations_of_different_test_sets_are_not_compared(quickstart: Store) -> None:
-    trial = collect(quickstart)["finals"]["dra"]["trial"]
-    (quickstart / "sweep" / "trials" / trial / "evaluation" / "per_sample.npz").write_npz(
-        robust=verdicts(3)[:100]
+def test_finalists_that_cannot_be_paired_are_not_and_the_page_says_why(quickstart: Store) -> None:
+    """The report refuses what `dra compare` refuses: other images, labels or settings."""
+    finals = collect(quickstart)["finals"]
+    dra, baseline = (quickstart / finals[role]["run"] for role in ("dra", "baseline"))
+    file = dra / "evaluation" / "autoattack.json"
+    before, verdict = file.read_json(), (dra / "evaluation" / "per_sample.npz").read_npz()
+    cases = {
+        "they were evaluated on 360 and 100 images": (
+            {},
+            {"robust": verdicts(3)[:100], "labels": np.arange(100) % 10},
+        ),
+        "the labels of their test images differ": ({}, verdict | {"labels": np.arange(IMAGES) % 9}),
+        "threat is .*8.0.* in one and .*4.0.* in the other": (
+            {"threat": {"norm": "linf", "eps_255": 4.0}},
+            verdict,
+        ),
+        "seed is 0 in one and 1 in the other": ({"seed": 1}, verdict),
+    }
+    for words, (changes, arrays) in cases.items():
+        file.write_json(before | changes)
+        (dra / "evaluation" / "per_sample.npz").write_npz(**arrays)
+        summary = collect(quickstart)
+        assert "paired" not in summary and "DRA keeps" in summary["headline"]
+        (line,) = [line for line in summary["missing"] if line.startswith("paired comparison")]
+        assert re.search(words, line)
+        with pytest.raises(DataError, match=words):
+            compare_runs(baseline, dra)
+
+
+def test_the_report_and_the_command_compare_alike(quickstart: Store) -> None:
+    summary = collect(quickstart)
+    runs = [quickstart / summary["finals"][role]["run"] for role in ("baseline", "dra")]
+    row = next(
+        row for row in compare_runs(*runs, "autoattack")["rows"] if row["what"] == "AutoAttack"
     )
-    with pytest.raises(DataError, match="100 and 360 images; evaluate both on the same test set"):
-        collect(quickstart)
+    for ours, theirs in (
+        ("difference", "difference"),
+        ("interval", "interval"),
+        ("p_value", "p_value"),
+        ("only_dra", "only_b"),
+        ("images", "images"),
+    ):
+        assert summary["paired"][ours] == (row[theirs] if ours != "images" else IMAGES)
+
+
+def test_finalists_of_other_data_amounts_are_no_proof_of_alignment(quickstart: Store) -> None:
+    assert collect(quickstart)["paired"]["also_differ"] == {}
+    file = quickstart / "sweep" / "manifest.json"
+    manifest = file.read_json()
+    baseline = manifest["finals"]["baseline"]
+    manifest["trials"][baseline]["synthetic.images"] = 0
+    manifest["trials"][baseline]["threat.eps_255"] = 8.0
+    file.write_json(manifest)
+    summary = collect(quickstart)
+    assert summary["paired"]["also_differ"] == {
+        "synthetic.images": [4000, 0],
+        "threat.eps_255": [None, 8.0],
+    }
+    assert (
+        "But the two also differ in synthetic.images (4000 with DRA, 0 without)"
+        in summary["headline"]
+    )
+
+
+def test_trials_are_matched_after_an_epoch_that_both_have_reached(quickstart: Store) -> None:
+    reported = {
+        (row["trial"], row["epoch"]): row["robust_accuracy"]
+        for row in read(quickstart.uri, "sweep/rungs.jsonl")
+    }
+    summary = collect(quickstart)
+    assert [match["shared"]["synthetic.images"] for match in summary["equal"]] == [0, 4000]
+    for match in summary["equal"]:
+        for kind in ("aligned", "baseline"):
+            trial = match[kind]
+            assert chosen()[trial]["synthetic.images"] == match["shared"]["synthetic.images"]
+            assert (chosen()[trial]["align.weight"] > 0) == (kind == "aligned")
+            assert match[f"{kind}_accuracy"] == reported[trial, match["epoch"]]

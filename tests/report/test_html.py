@@ -17,6 +17,7 @@ from dra_ray.report import html, write
 from dra_ray.report.collect import collect
 from dra_ray.report.page import figures_of
 from dra_ray.storage import Store
+from dra_ray.sweeps import equal
 from tests.report.written_runs import write_quickstart
 
 ROOT = Path(__file__).parents[2]
@@ -128,12 +129,27 @@ def test_plots_show_the_numbers_of_the_summary(quickstart: Store) -> None:
         (round(100 * trial["clean_accuracy"], 1), round(100 * trial["robust_accuracy"], 1))
         for trial in summary["sweep"]
     )
-    marked = [
-        trace for trace in figures["against-align.sigma"]["data"] if trace["mode"] == "markers"
-    ]
-    assert sum(len(trace["x"]) for trace in marked) == sum(
-        trial["fields"]["align.weight"] != 0 for trial in summary["sweep"]
+    (line, *marked) = figures["against-align.sigma"]["data"]
+    reported = equal.scores((quickstart / "sweep/rungs.jsonl").read_jsonl())
+    aligned = {
+        trial["trial"]: trial["fields"]["align.sigma"]
+        for trial in summary["sweep"]
+        if trial["fields"]["align.weight"] != 0
+    }
+    epoch = min(
+        max(max(reported[name]) for name in aligned if aligned[name] == sigma)
+        for sigma in set(aligned.values())
     )
+    shown = {
+        (sigma, reported[name][epoch]) for name, sigma in aligned.items() if epoch in reported[name]
+    }
+    points = {
+        (float(x), y) for trace in marked for x, y in zip(trace["x"], trace["y"], strict=True)
+    }
+    assert points == {(sigma, round(100 * score, 1)) for sigma, score in shown}, (
+        "all marks are scores after one epoch"
+    )
+    assert line["y"] == [max(y for x, y in points if x == float(sigma)) for sigma in line["x"]]
     bars = {trace["name"]: trace for trace in figures["attacks"]["data"]}
     assert bars["DRA"]["y"][-1] == round(100 * summary["finals"]["dra"]["autoattack_accuracy"], 1)
     assert all(

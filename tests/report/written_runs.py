@@ -123,6 +123,18 @@ def verdicts(shift: int) -> np.ndarray:
     return (index * 7 % 100 < 38) | (index % 24 < shift)
 
 
+def write_verdicts(run: Store, robust: np.ndarray) -> None:
+    """Of every test image: its label, and whether it is right when clean, under PGD, and under
+    AutoAttack.
+    """
+    index = np.arange(len(robust))
+    pgd = robust | (index % 30 == 5)
+    clean = pgd | (index % 3 > 0)
+    (run / "evaluation/per_sample.npz").write_npz(
+        robust=robust, pgd_correct=pgd, clean_correct=clean, labels=index % 10
+    )
+
+
 def write_evaluation(run: Store, flags: list[str], shift: int) -> None:
     robust_now = verdicts(shift)
     accuracy = float(robust_now.mean())
@@ -150,7 +162,7 @@ def write_evaluation(run: Store, flags: list[str], shift: int) -> None:
             "versions": {},
         }
     )
-    (run / "evaluation/per_sample.npz").write_npz(robust=robust_now)
+    write_verdicts(run, robust_now)
 
 
 def kept(eps_255: float) -> float:

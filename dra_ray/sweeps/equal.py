@@ -1,0 +1,165 @@
+"""Trials of a sweep compared like with like: after the same epoch, against the same attack, on the
+same images.
+
+Successive halving leaves trials at different epochs, and a sweep may change what a trial is
+attacked with or trained on. A best value read off all of them would compare budgets or tasks, not
+values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+TASK = (
+    "threat.norm",
+    "threat.eps_255",
+    "selection.steps",
+    "selection.loss",
+    "selection.step_255",
+    "data.name",
+    "data.uri",
+    "data.resolution",
+    "data.validation_images",
+    "data.split_seed",
+)
+"""Fields that decide what robust accuracy means: trials that differ in one of them do not compare.
+"""
+
+ALIGNMENT = ("align.", "teacher.", "pool.", "resources.")
+"""Beginnings of fields in which a trial with alignment and its baseline may differ: the rest should
+be equal.
+"""
+
+Fields = Mapping[str, Any]
+Scores = Mapping[str, Mapping[int, float]]  # trial -> epoch -> robust accuracy
+
+
+def scores(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
+    """Robust accuracy by trial and epoch, from the rows of rungs.jsonl."""
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        found.setdefault(row["trial"], {})[row["epoch"]] = row["robust_accuracy"]
+    return found
+
+
+def common_epoch(groups: Iterable[Iterable[str]], reported: Scores) -> int | None:
+    """The last epoch after which at least one trial of every group was validated; None where there
+    is none.
+    """
+    epochs = [{epoch for trial in group for epoch in reported.get(trial, {})} for group in groups]
+    return max(set.intersection(*epochs), default=None) if epochs else None
+
+
+def task(fields: Fields) -> dict[str, Any]:
+    return {field: fields[field] for field in TASK if field in fields}
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """Trials that differ in a field, all after `epoch` and of one `task`: trial -> robust accuracy,
+    and who is left out.
+    """
+
+    epoch: int
+    task: Fields
+    robust_accuracy: Mapping[str, float]
+    left_out: tuple[str, ...]
+
+
+def effects(field: str, trials: Mapping[str, Fields], reported: Scores) -> list[Effect]:
+    """How `field` matters, once per task; nothing where its values are tasks themselves, or where
+    fewer than two compare.
+
+    The epoch is the last one that some trial of every value has reached; trials that stopped before
+    are left out.
+    """
+    if field in TASK:
+        return []
+    by_task: dict[str, list[str]] = {}
+    for trial, fields in trials.items():
+        if field in fields:
+            by_task.setdefault(repr(task(fields)), []).append(trial)
+    found = []
+    for names in by_task.values():
+        by_value: dict[str, list[str]] = {}
+        for name in names:
+            if reported.get(name):
+                by_value.setdefault(repr(trials[name][field]), []).append(name)
+        epoch = common_epoch(by_value.values(), reported)
+        if len(by_value) < 2 or epoch is None:
+            continue
+        robust = {name: reported[name][epoch] for name in names if epoch in reported.get(name, {})}
+        left_out = tuple(name for name in names if name not in robust)
+        found.append(Effect(epoch, task(trials[names[0]]), robust, left_out))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """The best trial with alignment and the best without after `epoch`, where all `shared` fields
+    are equal.
+    """
+
+    epoch: int
+    shared: Fields
+    aligned: str
+    aligned_accuracy: float
+    baseline: str
+    baseline_accuracy: float
+
+
+def matches(trials: Mapping[str, Fields], reported: Scores) -> list[Match]:
+    """Alignment against none, for every combination of the other fields of which both kinds were
+    validated.
+    """
+    combinations: dict[str, dict[bool, list[str]]] = {}
+    for trial, fields in trials.items():
+        if "align.weight" in fields and reported.get(trial):
+            kinds = combinations.setdefault(repr(shared(fields)), {True: [], False: []})
+            kinds[fields["align.weight"] > 0].append(trial)
+    found = []
+    for kinds in combinations.values():
+        epoch = common_epoch(kinds.values(), reported)
+        if epoch is None:
+            continue
+        robust = {
+            trial: reported[trial][epoch]
+            for names in kinds.values()
+            for trial in names
+            if epoch in reported[trial]
+        }
+        best = {
+            kind: max(
+                (name for name in names if name in robust), key=lambda name: (robust[name], name)
+            )
+            for kind, names in kinds.items()
+        }
+        accuracies = {kind: robust[name] for kind, name in best.items()}
+        found.append(
+            Match(
+                epoch,
+                shared(trials[best[True]]),
+                best[True],
+                accuracies[True],
+                best[False],
+                accuracies[False],
+            )
+        )
+    return found
+
+
+def shared(fields: Fields) -> dict[str, Any]:
+    """The fields in which a trial and its baseline should agree, in order of their names."""
+    return {field: fields[field] for field in sorted(fields) if not field.startswith(ALIGNMENT)}
+
+
+def differing(a: Fields, b: Fields) -> dict[str, tuple[Any, Any]]:
+    """What A and B differ in besides alignment: field -> their values."""
+    one, two = shared(a), shared(b)
+    return {
+        field: (one.get(field), two.get(field))
+        for field in sorted({*one, *two})
+        if one.get(field) != two.get(field)
+    }
