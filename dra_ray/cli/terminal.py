@@ -99,10 +99,15 @@ def teacher_rows(bars: Bars, settings: config.TeacherTraining) -> Callable[[Row]
         bars.show(
             "teacher",
             row["images_seen"] / settings.images_seen,
-            f"teacher: loss {row['loss']:.3g}{score}",
+            f"teacher: {_loss(row, 'g')}{score}",
         )
 
     return show
+
+
+def _loss(row: Row, form: str) -> str:
+    """Logs hold null where a loss was not a number."""
+    return "loss nan" if row["loss"] is None else f"loss {row['loss']:.3{form}}"
 
 
 def synthetic_rows(bars: Bars) -> Callable[[Row], None]:
@@ -125,7 +130,7 @@ def train_rows(bars: Bars, settings: config.Experiment) -> Callable[[Row], None]
         if "robust_accuracy" in row:
             scores = f"{row['clean_accuracy']:.1%} clean, {row['robust_accuracy']:.1%} robust"
         speed = (
-            f"loss {row['loss']:.3f}, {row['images_per_s']:,.0f} images/s"
+            f"{_loss(row, 'f')}, {row['images_per_s']:,.0f} images/s"
             if "images_per_s" in row
             else ""
         )

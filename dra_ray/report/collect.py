@@ -5,7 +5,6 @@ from.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from dra_ray.errors import DataError
 from dra_ray.evaluation import compare
 from dra_ray.report import words
 from dra_ray.report.words import in_percent
-from dra_ray.storage import Store
+from dra_ray.storage import Store, read_json
 from dra_ray.sweeps import equal
 from dra_ray.sweeps.rungs import rung_epochs
 from dra_ray.teachers.checkpoint import CARD, WEIGHTS, build, digest, read_card
@@ -153,7 +152,7 @@ def read_rows(file: Store, required: Iterable[str] = ()) -> list[dict[str, Any]]
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = read_json(line)
             absent = [key for key in required if key not in row]
         except (ValueError, TypeError):
             raise DataError(
@@ -379,7 +378,10 @@ def _sweep(facts: _Facts, folder: str) -> None:
 
 def _trial(trial: str, fields: Mapping[str, Any], reports: list[dict[str, Any]]) -> dict[str, Any]:
     last = reports[-1] if reports else {}
-    best = max((row["robust_accuracy"] for row in reports), default=None)
+    best = max(
+        (row["robust_accuracy"] for row in reports if row["robust_accuracy"] is not None),
+        default=None,
+    )
     kept = {
         key: last.get(key) for key in ("epoch", "images_seen", "clean_accuracy", "robust_accuracy")
     }

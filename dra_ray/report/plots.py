@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -174,9 +175,8 @@ def pool(history: Rows) -> Figure | None:
     if not history:
         return None
     seconds = history[-1]["at"] - history[0]["at"]
-    highest = max(
-        1, *(row.get(key) or 0 for row in history for key in ("running", "target", "demand"))
-    )
+    counts = [row.get(key) or 0 for row in history for key in ("running", "target", "demand")]
+    highest = max(1, *filter(math.isfinite, counts))
     unit, name = (60, "minutes") if seconds > 300 else (1, "seconds")
     x = [round((row["at"] - history[0]["at"]) / unit, 3) for row in history]
     series = [
@@ -454,25 +454,22 @@ def _hover(trial: Mapping[str, Any]) -> str:
 
 
 def _curve(rows: Rows, key: str, name: str, line: Figure, scale: float = 1) -> list[Figure]:
+    seen = [row for row in rows if key in row and row.get("epoch") is not None]
     points = [
-        (row["epoch"], round(scale * row[key], 4))
-        for row in rows
-        if row.get(key) is not None and row.get("epoch") is not None
-    ]
+        (row["epoch"], None if row[key] is None else round(scale * row[key], 4)) for row in seen
+    ]  # None leaves a gap
+    if all(y is None for _, y in points):
+        return []
     mode = "lines" if len(points) > 1 else "markers"
-    return (
-        [
-            {
-                "x": [x for x, _ in points],
-                "y": [y for _, y in points],
-                "mode": mode,
-                "name": name,
-                "line": line,
-            }
-        ]
-        if points
-        else []
-    )
+    return [
+        {
+            "x": [x for x, _ in points],
+            "y": [y for _, y in points],
+            "mode": mode,
+            "name": name,
+            "line": line,
+        }
+    ]
 
 
 def _epochs(traces: list[Figure]) -> Figure:

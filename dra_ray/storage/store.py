@@ -257,20 +257,21 @@ class Store:
 
     def read_json(self) -> Any:
         try:
-            return json.loads(self.read_bytes())
+            return read_json(self.read_bytes())
         except json.JSONDecodeError as error:
             raise DataError(
                 f"'{self.uri}' is not valid JSON ({error}); restore or delete it"
             ) from None
 
     def write_json(self, value: Any) -> None:
-        self.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=True) + "\n")
+        """As `strict_json` writes it: NaN comes back as None."""
+        self.write_text(strict_json(value, indent=2) + "\n")
 
     def read_jsonl(self) -> list[dict[str, Any]]:
         rows = []
         for number, line in enumerate(self.read_text().splitlines(), 1):
             try:
-                rows.append(json.loads(line))
+                rows.append(read_json(line))
             except json.JSONDecodeError as error:
                 raise DataError(
                     f"'{self.uri}', line {number} is not valid JSON ({error}); restore the file"
@@ -278,7 +279,8 @@ class Store:
         return rows
 
     def write_jsonl(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        self.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+        """A line per row, as `strict_json` writes it."""
+        self.write_text("".join(strict_json(row) + "\n" for row in rows))
 
     def read_npz(self, digest: str | None = None) -> dict[str, np.ndarray]:
         """Arrays of an `.npz` file; object arrays (pickles) are refused. `digest` is checked as in
@@ -775,6 +777,47 @@ def _unreachable(uri: str, error: Exception) -> str:
         else type(error).__name__
     )
     return f"storage '{uri}' cannot be reached or written ({reason}); check the path, permissions and credentials"
+
+
+def strict_json(value: Any, indent: int | None = None) -> str:
+    """JSON that every parser reads, keys sorted: what is not a number is null; infinity is 1e999,
+    which reads back as infinity.
+
+    Python's own `NaN` and `Infinity` are no JSON: jq, browsers and DuckDB refuse a whole file for
+    one of them.
+    """
+    try:
+        return json.dumps(value, indent=indent, sort_keys=True, allow_nan=False)
+    except ValueError:
+        token = (
+            uuid.uuid4().hex
+        )  # stands for infinity until the text is there: json has no hook for floats
+        text = json.dumps(_finite(value, token), indent=indent, sort_keys=True, allow_nan=False)
+        return text.replace(f'"-{token}"', "-1e999").replace(f'"{token}"', "1e999")
+
+
+def read_json(text: str | bytes) -> Any:
+    """As `strict_json` wrote it; files of earlier versions may hold NaN, which is None here too."""
+    return json.loads(
+        text, parse_constant=lambda constant: None if constant == "NaN" else float(constant)
+    )
+
+
+def _finite(value: Any, infinity: str) -> Any:
+    """The same tree with None for NaN and a word for infinity."""
+    if isinstance(value, float):
+        return (
+            None
+            if math.isnan(value)
+            else value
+            if math.isfinite(value)
+            else infinity
+            if value > 0
+            else f"-{infinity}"
+        )
+    if isinstance(value, Mapping):
+        return {key: _finite(item, infinity) for key, item in value.items()}
+    return [_finite(item, infinity) for item in value] if isinstance(value, list | tuple) else value
 
 
 def sha256(data: bytes) -> str:

@@ -40,7 +40,8 @@ def scores(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
     """Robust accuracy by trial and epoch, from the rows of rungs.jsonl."""
     found: dict[str, dict[int, float]] = {}
     for row in rows:
-        found.setdefault(row["trial"], {})[row["epoch"]] = row["robust_accuracy"]
+        if row["robust_accuracy"] is not None:
+            found.setdefault(row["trial"], {})[row["epoch"]] = row["robust_accuracy"]
     return found
 
 

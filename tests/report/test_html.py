@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import math
+import re
 import tomllib
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -282,7 +283,37 @@ def test_a_loss_that_is_not_a_number_still_draws(make_train: Callable[..., Store
         for figure in page(run).figures()
         if "loss" in figure["layout"]["yaxis"]["title"]["text"]
     )
-    assert losses["data"][0]["y"][-1] is None
+    assert losses["data"][0]["y"][-1] is None and losses["data"][0]["y"][-2] is not None
+    (run / "metrics.jsonl").write_jsonl(row | {"loss_clean": math.nan} for row in logged)
+    page(run)
+
+
+def test_a_summary_is_json_for_every_parser(quickstart: Store) -> None:
+    """Whatever a run's files hold, and those of earlier versions, in which NaN could stand."""
+    name = collect(quickstart)["finals"]["dra"]["run"]
+    for file, text in (
+        ("sweep/rungs.jsonl", '"clean_accuracy": NaN, '),
+        ("sweep/pool.jsonl", '"demand": Infinity, '),
+        (f"{name}/metrics.jsonl", '"loss_align": NaN, '),
+    ):
+        lines = (quickstart / file).read_text().splitlines()
+        key = text.split(":")[0]
+        lines[-1] = re.sub(key + ": [^,]*, ", text, lines[-1])
+        assert text in lines[-1]
+        (quickstart / file).write_text("\n".join(lines) + "\n")
+    config = (quickstart / "manifest.json").read_json()["config"] | {"odd": [math.nan, -math.inf]}
+    (quickstart / "manifest.json").write_json(
+        (quickstart / "manifest.json").read_json() | {"config": config}
+    )
+    seen = page(quickstart)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    json.loads((quickstart / "summary.json").read_text(), parse_constant=refuse)
+    for script in seen.scripts:
+        if script.startswith("{"):
+            json.loads(script, parse_constant=refuse)
 
 
 @pytest.mark.parametrize("kind", ["teacher", "synthetic"])

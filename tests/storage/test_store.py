@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fractions
 import io
+import json
+import math
 import os
 import pickle
 import tarfile
@@ -346,3 +348,40 @@ def test_a_pickle_gets_stand_ins_and_nothing_else(tmp_path) -> None:
         ):
             file.read_pickle({"fractions.Decimal": str, "system": os.system})
     assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "back"),
+    [
+        (math.nan, "null", None),
+        (math.inf, "1e999", math.inf),
+        (-math.inf, "-1e999", -math.inf),
+        (
+            {"a": [1, (math.nan, {"b": -math.inf})]},
+            '{"a": [1, [null, {"b": -1e999}]]}',
+            {"a": [1, [None, {"b": -math.inf}]]},
+        ),
+        (
+            {"Infinity": "NaN", "x": np.float64("nan")},
+            '{"Infinity": "NaN", "x": null}',
+            {"Infinity": "NaN", "x": None},
+        ),
+        ([1.5, "1e999", True, None], '[1.5, "1e999", true, null]', [1.5, "1e999", True, None]),
+    ],
+)
+def test_json_holds_no_constants_that_json_lacks(tmp_path, value, text, back) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    file = Store(str(tmp_path)) / "a.json"
+    file.write_json(value)
+    assert file.read_json() == back and json.loads(file.read_text(), parse_constant=refuse) == back
+    file.write_jsonl([{"row": value}])
+    assert file.read_text() == f'{{"row": {text}}}\n' and file.read_jsonl() == [{"row": back}]
+
+
+def test_files_of_earlier_versions_may_hold_pythons_constants(tmp_path) -> None:
+    file = Store(str(tmp_path)) / "a.json"
+    file.write_text('{"a": NaN, "b": [Infinity, -Infinity]}\n')
+    assert file.read_json() == {"a": None, "b": [math.inf, -math.inf]}
+    assert file.read_jsonl() == [{"a": None, "b": [math.inf, -math.inf]}]
