@@ -5,6 +5,8 @@ from.
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -43,17 +45,27 @@ ORDERS = {
     "rand": ("apgd-ce", "apgd-dlr"),
 }
 RESULT = "autoattack.json"  # what an evaluation writes last
-DECISIONS = {"stop": "stopped", "done": "done", "continue": "running"}
+# What the last row of a trial in rungs.jsonl makes of it. Nothing says that somebody still trains
+# it: a driver can be gone.
+DECISIONS = {"stop": "stopped", "done": "done", "continue": "unfinished", "failed": "failed"}
+LOGS = (
+    "metrics.jsonl",
+    "steps.jsonl",
+    "rungs.jsonl",
+    "pool.jsonl",
+)  # their rows say when they were written, as `at`
 
 
 def collect(run: Store) -> dict[str, Any]:
     """Everything a report needs, as plain JSON values; accuracies are fractions in 0..1, times
     seconds.
 
-    Always there: `name`, `kind`, `status`, `created`, `elapsed_s`, `stages` [{"name", "seconds"}],
-    `config`, `versions`, `hardware`, `missing` (sentences on what an unfinished run lacks), `files`
-    {what: URI}, `headline`, and `sources`: dotted name of a number -> names of the files below the
-    run that it was read or computed from. By kind of run: `teacher`, `synthetic`, `sweep` (list of
+    Always there: `name`, `title` (with the sweep's or run's name, where the folder lies in one),
+    `kind`, `status` ("done", "stopped" or "unfinished"; never "running", since no file knows
+    whether its driver lives), `created`, `elapsed_s`, `stages` [{"name", "seconds"}], `config`,
+    `versions`, `hardware`, `missing` (sentences on what an unfinished run lacks), `files` {what:
+    URI}, `headline`, and `sources`: dotted name of a number -> names of the files below the run
+    that it was read or computed from. By kind of run: `teacher`, `synthetic`, `sweep` (list of
     trials), `asha`, `equal` (DRA against none where all else is equal), `pool`, `train`, `finals`
     and `paired`. A folder that holds an evaluation and no training run is of kind "evaluation".
     Raises `DataError` when the folder is neither or one of its files is damaged.
@@ -64,7 +76,8 @@ def collect(run: Store) -> dict[str, Any]:
     facts.values |= {
         "kind": kind,
         "name": manifest.get("name", run.name),
-        "status": manifest.get("status", "unknown"),
+        "title": _title(run, manifest),
+        "status": _status(run, manifest),
         "created": manifest.get("created"),
         "description": manifest.get("config", {}).get("description", ""),
         "config": manifest.get("config", {}),
@@ -78,7 +91,7 @@ def collect(run: Store) -> dict[str, Any]:
     if facts.values["elapsed_s"] is not None:
         facts.cite("elapsed_s", "manifest.json")
     if facts.values["status"] != "done":
-        facts.missing.append(f"the run is not finished: its status is '{facts.values['status']}'")
+        facts.missing.append(_why(run, manifest, facts.values["status"]))
     readers = {"teacher": _teacher, "synthetic": _synthetic, "sweep": _sweep, "train": _train}
     if kind == EVALUATION:
         _evaluation(facts)
@@ -111,7 +124,7 @@ def rows(run: Store) -> list[dict[str, Any]]:
                 "clean %": in_percent(trial["clean_accuracy"]),
                 "robust %": in_percent(trial["robust_accuracy"]),
                 "best robust %": in_percent(trial["best_robust_accuracy"]),
-                "decision": trial["decision"],
+                "decision": outcome(trial),
                 "AutoAttack %": in_percent(scores.get("autoattack_accuracy")),
             }
         )
@@ -206,6 +219,81 @@ def _manifest(run: Store) -> dict[str, Any]:
         raise DataError(f"'{run}' is not a run: it has no manifest.json; {remedy}")
     raise DataError(
         f"'{file}' is of kind {manifest.get('kind')!r}, which no report knows; {remedy}"
+    )
+
+
+def _title(run: Store, manifest: Mapping[str, Any]) -> str:
+    """The run's name; of a trial, and of an evaluation within a run, after the name of what it
+    belongs to.
+    """
+    name = str(manifest.get("name", run.name))
+    if sweep := _sweep_of(run):
+        return f"{sweep.name}, {name}"
+    if inside := re.fullmatch(
+        r"(?:.*/)?([^/]+)/evaluation(?:/([^/]+))?", run.resolved().uri.rstrip("/")
+    ):
+        return f"{inside[1]}, evaluation" + (f" {inside[2]}" if inside[2] else "")
+    return name
+
+
+def _sweep_of(run: Store) -> Store | None:
+    """The sweep of a trial, whose folder is SWEEP/trials/TRIAL."""
+    inside = re.fullmatch(r"(.+)/trials/[^/]+", run.resolved().uri.rstrip("/"))
+    return Store(inside[1]) if inside and (Store(inside[1]) / "rungs.jsonl").exists() else None
+
+
+def _status(run: Store, manifest: Mapping[str, Any]) -> str:
+    if manifest.get("status") == "done":
+        return "done"
+    if manifest.get("stopped") or _stop_of(run):
+        return "stopped"
+    return (
+        "unfinished" if manifest.get("status", "running") == "running" else str(manifest["status"])
+    )
+
+
+def _stop_of(run: Store) -> dict[str, Any] | None:
+    """The row with which its sweep stopped this trial, and the sweep's name: the trial's own
+    manifest does not know.
+    """
+    sweep = _sweep_of(run)
+    rows = [row for row in read_rungs(sweep) if row["trial"] == run.name] if sweep else []
+    return (
+        rows[-1] | {"sweep": sweep.name}
+        if sweep and rows and rows[-1]["decision"] == "stop"
+        else None
+    )
+
+
+def _why(run: Store, manifest: Mapping[str, Any], status: str) -> str:
+    """Why a run is not done, as far as its files know."""
+    if reason := manifest.get("stopped"):
+        return f"training stopped: {reason}"
+    if stop := _stop_of(run):
+        accuracy = words.percent(stop["robust_accuracy"])
+        return f"the rest of the training: sweep '{stop['sweep']}' stopped this trial after epoch {stop['epoch']}, at {accuracy} robust accuracy"
+    sign = _last_sign(run, manifest)
+    seen = f"; its last sign of life is from {sign}" if sign else ""
+    word = "unfinished" if status == "unfinished" else f"not finished: its status is '{status}'"
+    return f"the run is {word}{seen}. Where nothing trains it any more, the command that started it resumes it"
+
+
+def _last_sign(run: Store, manifest: Mapping[str, Any]) -> str | None:
+    """When a file of the run was last added to, in UTC; None where none says so."""
+    folders = {"", *PARTS.get(manifest["kind"], {}).values()}
+    files = [run / _path(folder, log) for folder in folders for log in LOGS]
+    times = [
+        row["at"]
+        for file in files
+        if file.exists()
+        for row in read_rows(file)[-1:]
+        if row.get("at") is not None
+    ]
+    if not times:
+        started = manifest.get("started_at") or manifest.get("created")
+        return str(started) if started else None
+    return datetime.datetime.fromtimestamp(max(times), datetime.UTC).strftime(
+        "%Y-%m-%d %H:%M:%S UTC"
     )
 
 
@@ -351,19 +439,20 @@ def _sweep(facts: _Facts, folder: str) -> None:
     history: dict[str, list[dict[str, Any]]] = {trial: [] for trial in chosen}
     for row in rungs:
         history.setdefault(row["trial"], []).append(row)
-    facts.values["sweep"] = [
-        _trial(trial, chosen.get(trial, {}), reports) for trial, reports in sorted(history.items())
-    ]
-    facts.cite("sweep", name, _path(folder, "rungs.jsonl"))
-    stopped = sum(trial["decision"] == "stopped" for trial in facts.values["sweep"])
-    facts.put(
-        "asha",
-        {"trials": len(history), "stopped_early": stopped},
-        name,
-        _path(folder, "rungs.jsonl"),
-    )
     images_per_epoch = rungs[0]["images_seen"] // max(rungs[0]["epoch"], 1) if rungs else 1
-    facts.put("asha", {"rungs": _rung_epochs(manifest.get("config", {}), images_per_epoch)}, name)
+    epochs = _rung_epochs(manifest.get("config", {}), images_per_epoch)
+    trials = [
+        _trial(trial, chosen.get(trial, {}), reports, epochs)
+        for trial, reports in sorted(history.items())
+    ]
+    facts.values["sweep"] = trials
+    facts.cite("sweep", name, _path(folder, "rungs.jsonl"))
+    decisions = [trial["decision"] for trial in trials]
+    counts = {"trials": len(trials)} | {
+        key: decisions.count(decision) for key, decision in COUNTED.items()
+    }
+    facts.put("asha", counts | {"stops": _stops(trials)}, name, _path(folder, "rungs.jsonl"))
+    facts.put("asha", {"rungs": epochs}, name)
     _equal(facts, folder, rungs)
     _pool(facts, folder)
     facts.link("sweep trials", _path(folder, "trials"))
@@ -376,7 +465,50 @@ def _sweep(facts: _Facts, folder: str) -> None:
     _paired(facts)
 
 
-def _trial(trial: str, fields: Mapping[str, Any], reports: list[dict[str, Any]]) -> dict[str, Any]:
+COUNTED = {
+    "trained_to_the_end": "done",
+    "stopped_early": "stopped",
+    "unfinished": "unfinished",
+    "failed": "failed",
+    "not_started": "not started",
+}
+
+
+def _stops(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where trials were stopped, and the lowest and highest robust accuracy at which that happened."""
+    stopped: dict[int, list[dict[str, Any]]] = {}
+    for trial in trials:
+        if trial["decision"] == "stopped":
+            stopped.setdefault(trial["epoch"], []).append(trial)
+    return [
+        {
+            "epoch": epoch,
+            "rung": of_epoch[0]["rung"],
+            "trials": len(of_epoch),
+            "lowest": min(trial["robust_accuracy"] for trial in of_epoch),
+            "highest": max(trial["robust_accuracy"] for trial in of_epoch),
+        }
+        for epoch, of_epoch in sorted(stopped.items())
+    ]
+
+
+def outcome(trial: Mapping[str, Any]) -> str:
+    """What became of a trial, in words."""
+    if trial["decision"] != "stopped":
+        return {"done": "trained to the end"}.get(trial["decision"], trial["decision"])
+    return f"stopped {_at(trial)} at {words.percent(trial['robust_accuracy'])}"
+
+
+def _at(stop: Mapping[str, Any]) -> str:
+    return f"at rung {stop['rung']}" if stop["rung"] else f"after epoch {stop['epoch']}"
+
+
+def _trial(
+    trial: str, fields: Mapping[str, Any], reports: list[dict[str, Any]], rungs: list[int]
+) -> dict[str, Any]:
+    """Its last validation; `rung` is the number of the rung at which it stopped, None where it did
+    not stop at one.
+    """
     last = reports[-1] if reports else {}
     best = max(
         (row["robust_accuracy"] for row in reports if row["robust_accuracy"] is not None),
@@ -385,13 +517,17 @@ def _trial(trial: str, fields: Mapping[str, Any], reports: list[dict[str, Any]])
     kept = {
         key: last.get(key) for key in ("epoch", "images_seen", "clean_accuracy", "robust_accuracy")
     }
-    decision = DECISIONS.get(last.get("decision", ""), "waiting")
+    decision = DECISIONS.get(last["decision"], str(last["decision"])) if last else "not started"
+    rung = (
+        rungs.index(last["epoch"]) + 1 if decision == "stopped" and last["epoch"] in rungs else None
+    )
     return {
         "trial": trial,
         "fields": dict(fields),
         **kept,
         "best_robust_accuracy": best,
         "decision": decision,
+        "rung": rung,
     }
 
 
@@ -449,7 +585,14 @@ def _train(facts: _Facts, folder: str) -> None:
     }
     values["best_robust_accuracy"] = max((row["robust_accuracy"] for row in checked), default=None)
     facts.put("train", values, _path(folder, "metrics.jsonl"))
-    facts.values["train"]["decision"] = "done" if facts.values["status"] == "done" else "running"
+    epochs = (
+        _read_object(facts.at(_path(folder, "manifest.json")))
+        .get("config", {})
+        .get("optim", {})
+        .get("epochs")
+    )
+    facts.put("train", {"epochs": epochs}, _path(folder, "manifest.json"))
+    facts.values["train"] |= {"decision": facts.values["status"], "rung": None}
     if facts.values["elapsed_s"] is None and logged and "elapsed_s" in logged[-1]:
         facts.values["elapsed_s"] = logged[-1]["elapsed_s"]
         facts.cite("elapsed_s", _path(folder, "metrics.jsonl"))
@@ -612,17 +755,59 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 def _what_ran(summary: Mapping[str, Any]) -> str:
     if "sweep" in summary:
-        trials, stopped = summary["asha"]["trials"], summary["asha"]["stopped_early"]
-        return f"{trials} classifiers were trained against attacks, {stopped} of them stopped early because others did better."
+        return _trials(summary["asha"])
     if "train" in summary:
-        return f"One classifier was trained against attacks for {words.count(summary['train']['epoch'], 'no')} epochs."
+        epoch, epochs = summary["train"]["epoch"], summary["train"]["epochs"]
+        of = "" if summary["status"] == "done" or epochs is None else f" of {words.count(epochs)}"
+        return f"One classifier was trained against attacks for {words.count(epoch, 'no')}{of} epochs{_ended(summary)}."
     if "teacher" in summary:
-        return f"A diffusion teacher was trained on {words.count(summary['teacher']['images_seen'], 'no')} images."
+        return f"A diffusion teacher was trained on {words.count(summary['teacher']['images_seen'], 'no')} images{_ended(summary)}."
     if "synthetic" in summary:
         return f"{words.count(summary['synthetic']['images'], 'no')} synthetic images were made."
     if "finals" in summary:
         return f"One classifier was attacked on {words.count(summary['finals']['run']['images'], 'no')} test images."
     return "Nothing has been run yet."
+
+
+def _ended(summary: Mapping[str, Any]) -> str:
+    """How a run ended that is not done."""
+    return {
+        "done": "",
+        "stopped": " and then stopped",
+        "unfinished": "; the run is unfinished",
+    }.get(summary["status"], "")
+
+
+def _trials(asha: Mapping[str, Any]) -> str:
+    """How many classifiers trained how far, and where the others stopped."""
+    total, done, stopped = asha["trials"], asha["trained_to_the_end"], asha["stopped_early"]
+    if asha["not_started"] == total:
+        are = "is" if total == 1 else "are"
+        return f"{words.number(total, 'classifier')} {are} to be trained against attacks; none has been validated yet."
+    told = [f"{words.count(done)} {'was' if done == 1 else 'were'} trained to the end"]
+    if stopped:
+        places = [
+            f"{words.count(stop['trials'])} {_at(stop)} at {_range(stop)}" for stop in asha["stops"]
+        ]
+        told.append(
+            f"{words.count(stopped)} {'was' if stopped == 1 else 'were'} stopped early "
+            f"({', '.join(places)})"
+        )
+    for key, text in (
+        ("unfinished", "unfinished"),
+        ("failed", "failed"),
+        ("not_started", "not started"),
+    ):
+        if asha[key]:
+            told.append(f"{words.count(asha[key])} {text}")
+    listed = f"{', '.join(told[:-1])} and {told[-1]}" if len(told) > 1 else told[0]
+    return f"Of {words.number(total, 'classifier')}, {listed}."
+
+
+def _range(stop: Mapping[str, Any]) -> str:
+    """Robust accuracy at which trials stopped."""
+    low, high = words.percent(stop["lowest"]), words.percent(stop["highest"])
+    return low if low == high else f"{words.points(stop['lowest'], sign=False)} to {high}"
 
 
 def _what_was_found(summary: Mapping[str, Any]) -> str:

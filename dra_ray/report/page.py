@@ -12,6 +12,7 @@ from dra_ray.report.collect import (
     LABELS,
     also_differ,
     collect,
+    outcome,
     read_metrics,
     read_pool,
     read_rungs,
@@ -48,12 +49,14 @@ def _page(run: Store, summary: Mapping[str, Any]) -> str:
         _words(summary),
         _files(run, summary),
     ]
+    title, kind = str(summary["title"]), _KINDS[summary["kind"]]
     return html.page(
-        str(summary["name"]),
-        _KINDS[summary["kind"]],
+        title,
+        kind,
         summary["headline"],
         sections,
         str(summary["description"] or ""),
+        f"{title} ({kind.lower()})",
     )
 
 
@@ -135,11 +138,16 @@ def _cards(summary: Mapping[str, Any]) -> html.Section | None:
             )
         )
     if asha := summary.get("asha"):
-        cards.append(
-            html.Card(
-                "Trials", words.count(asha["trials"]), f"{asha['stopped_early']} stopped early"
-            )
+        counts = {
+            "trained to the end": asha["trained_to_the_end"],
+            "stopped early": asha["stopped_early"],
+            "failed": asha["failed"],
+        }
+        counts |= {"unfinished": asha["unfinished"], "not started": asha["not_started"]}
+        note = ", ".join(
+            f"{words.count(number)} {what}" for what, number in counts.items() if number
         )
+        cards.append(html.Card("Trials", words.count(asha["trials"]), note))
     if (train := summary.get("train")) and train["robust_accuracy"] is not None:
         note = f"clean {words.percent(train['clean_accuracy'])}, after epoch {train['epoch']}"
         cards.append(
@@ -318,7 +326,7 @@ def _sweep(
             words.in_percent(trial["clean_accuracy"]),
             words.in_percent(trial["robust_accuracy"]),
             words.in_percent(trial["best_robust_accuracy"]),
-            groups.get(trial["trial"], trial["decision"]),
+            groups.get(trial["trial"], outcome(trial)),
         ]
         for trial in trials
     ]

@@ -15,7 +15,7 @@ from typing import Any
 
 from dra_ray.evaluation import intervals
 from dra_ray.report import words
-from dra_ray.report.collect import LABELS
+from dra_ray.report.collect import LABELS, outcome
 from dra_ray.report.words import in_percent
 from dra_ray.sweeps import equal
 
@@ -30,7 +30,8 @@ GROUPS = {
     "dra": ("DRA finalist", BLUE, "circle", 1.0),
     "baseline": ("Baseline finalist", VERMILLION, "diamond", 1.0),
     "done": ("trained to the end", GREEN, "square", 0.9),
-    "running": ("still training", PURPLE, "triangle-up", 0.9),
+    "unfinished": ("unfinished", PURPLE, "triangle-up", 0.9),
+    "failed": ("failed", PURPLE, "cross", 0.9),
     "stopped": ("stopped early", GREY, "x", 0.7),
 }
 AXES = {
@@ -410,7 +411,11 @@ def _scored(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _groups(summary: Mapping[str, Any]) -> dict[str, str]:
-    groups = {trial["trial"]: trial["decision"] for trial in summary.get("sweep", [])}
+    decisions = {trial["trial"]: trial["decision"] for trial in summary.get("sweep", [])}
+    groups = {
+        trial: decision if decision in GROUPS else "unfinished"
+        for trial, decision in decisions.items()
+    }
     return groups | {final["trial"]: role for role, final in summary.get("finals", {}).items()}
 
 
@@ -449,7 +454,7 @@ def _hover(trial: Mapping[str, Any]) -> str:
     scores = f"{clean}robust {in_percent(trial['robust_accuracy'])} % after epoch {trial['epoch']}"
     return "<br>".join(
         html.escape(line).replace("%{", "% {")
-        for line in [trial["trial"], *fields, scores, trial["decision"]]
+        for line in [trial["trial"], *fields, scores, outcome(trial)]
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import re
@@ -64,7 +65,18 @@ def test_every_trial_has_the_score_of_its_last_rung(quickstart: Store) -> None:
 
 def test_asha_pool_stages_teacher_and_synthetic(quickstart: Store) -> None:
     summary = collect(quickstart)
-    assert summary["asha"] == {"trials": 10, "stopped_early": 7, "rungs": [2, 4, 8]}
+    asha = summary["asha"]
+    assert (asha["trials"], asha["trained_to_the_end"], asha["stopped_early"], asha["rungs"]) == (
+        10,
+        3,
+        7,
+        [2, 4, 8],
+    )
+    assert [(stop["epoch"], stop["rung"], stop["trials"]) for stop in asha["stops"]] == [
+        (2, 1, 3),
+        (4, 2, 2),
+        (8, 3, 2),
+    ]
     pool = read(quickstart.uri, "sweep/pool.jsonl")
     assert summary["pool"]["replicas"] == [1, 2, 1]
     assert summary["pool"]["max_running"] == 2
@@ -177,8 +189,9 @@ def test_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> None:
     )
     summary = collect(run)
     text = " ".join(summary["missing"])
+    assert summary["status"] == "unfinished" and "running" not in text
     for part in (
-        "'running'",
+        "the run is unfinished",
         "teacher/manifest.json",
         "synthetic/manifest.json",
         "sweep/manifest.json",
@@ -194,7 +207,8 @@ def test_a_sweep_without_reports_or_finalists_yet(tmp_path: Path) -> None:
         {"kind": "sweep", "name": "young", "status": "running", "config": {}, "trials": trials}
     )
     summary = collect(run)
-    assert summary["sweep"][0]["decision"] == "waiting"
+    assert summary["sweep"][0]["decision"] == "not started"
+    assert summary["headline"].startswith("1 classifier is to be trained against attacks")
     assert any("rungs.jsonl" in line for line in summary["missing"]) and any(
         "finalists" in line for line in summary["missing"]
     )
@@ -331,3 +345,101 @@ def test_trials_are_matched_after_an_epoch_that_both_have_reached(quickstart: St
             assert chosen()[trial]["synthetic.images"] == match["shared"]["synthetic.images"]
             assert (chosen()[trial]["align.weight"] > 0) == (kind == "aligned")
             assert match[f"{kind}_accuracy"] == reported[trial, match["epoch"]]
+
+
+def test_the_headline_counts_what_really_trained(quickstart: Store) -> None:
+    summary = collect(quickstart)
+    last = {trial["trial"]: trial for trial in summary["sweep"]}
+    first = [
+        f"{100 * trial['robust_accuracy']:.1f}"
+        for trial in last.values()
+        if trial["epoch"] == 2 and trial["decision"] == "stopped"
+    ]
+    assert summary["headline"].startswith(
+        "Of 10 classifiers, 3 were trained to the end and 7 were stopped early (3 at rung 1 at "
+    )
+    assert (
+        f"3 at rung 1 at {min(first)} to {max(first)}" in summary["headline"]
+        and "others did better" not in summary["headline"]
+    )
+    stopped = next(trial for trial in last.values() if trial["epoch"] == 2)
+    row = next(row for row in rows(quickstart) if row["trial"] == stopped["trial"])
+    assert row["decision"] == f"stopped at rung 1 at {100 * stopped['robust_accuracy']:.1f}\u00a0%"
+
+
+def test_a_sweep_whose_driver_is_gone_is_unfinished(quickstart: Store) -> None:
+    sweep = quickstart / "sweep"
+    reported = (sweep / "rungs.jsonl").read_jsonl()
+    kept = [
+        row
+        for row in reported
+        if row["epoch"] <= 3 and row["trial"] not in ("trial-000", "trial-001")
+    ]
+    (sweep / "rungs.jsonl").write_jsonl(
+        kept + [kept[-1] | {"trial": "trial-001", "epoch": 1, "decision": "failed"}]
+    )
+    manifest = (sweep / "manifest.json").read_json()
+    (sweep / "manifest.json").write_json(
+        {key: value for key, value in manifest.items() if key != "finals"} | {"status": "running"}
+    )
+    summary = collect(sweep)
+    assert summary["status"] == "unfinished" and summary["asha"]["trained_to_the_end"] == 0
+    counts = {
+        key: summary["asha"][key]
+        for key in ("stopped_early", "unfinished", "failed", "not_started")
+    }
+    assert (
+        sum(counts.values()) == 10
+        and (counts["failed"], counts["not_started"]) == (1, 1)
+        and counts["unfinished"] > 0
+    )
+    assert f"{counts['unfinished']} unfinished, 1 failed and 1 not started" in summary["headline"]
+    (line,) = [line for line in summary["missing"] if "unfinished" in line]
+    pool = max(row["at"] for row in (sweep / "pool.jsonl").read_jsonl())
+    at = max(pool, *(row["at"] for row in kept))
+    assert (
+        f"{datetime.datetime.fromtimestamp(at, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC" in line
+        and "resumes it" in line
+    )
+
+
+def test_a_trial_that_its_sweep_stopped_says_so(quickstart: Store) -> None:
+    sweep = quickstart / "sweep"
+    trial = next(trial for trial in collect(quickstart)["sweep"] if trial["decision"] == "stopped")
+    run = sweep / "trials" / trial["trial"]
+    (run / "manifest.json").write_json((run / "manifest.json").read_json() | {"status": "running"})
+    summary = collect(run)
+    assert summary["status"] == "stopped" and summary["title"] == f"sweep, {trial['trial']}"
+    assert f"sweep 'sweep' stopped this trial after epoch {trial['epoch']}" in summary["missing"][0]
+    assert (
+        f"for {trial['epoch']} of {summary['config']['optim']['epochs']} epochs and then stopped"
+        in summary["headline"]
+    )
+
+
+@pytest.mark.parametrize("status", ["running", "done"])
+def test_a_run_that_stopped_itself_or_is_done(
+    make_train: Callable[..., Store], status: str
+) -> None:
+    run = make_train("solo", epochs=3)
+    (run / "manifest.json").write_json(
+        (run / "manifest.json").read_json()
+        | {"status": status, "stopped": "the loss is nan at step 5"}
+    )
+    summary = collect(run)
+    if status == "done":  # it went on later, and got there
+        assert summary["status"] == "done" and summary["missing"] == []
+    else:
+        assert (
+            summary["status"] == "stopped"
+            and "training stopped: the loss is nan at step 5" in summary["missing"]
+        )
+        assert "and then stopped" in summary["headline"]
+
+
+def test_a_page_is_named_after_what_its_folder_belongs_to(attacked: Store) -> None:
+    other = attacked / "evaluation" / "eps-4.5"
+    for name in ("autoattack.json", "per_sample.npz"):
+        (other / name).write_bytes((attacked / "evaluation" / name).read_bytes())
+    titles = [collect(folder)["title"] for folder in (attacked, attacked / "evaluation", other)]
+    assert titles == ["attacked", "attacked, evaluation", "attacked, evaluation eps-4.5"]
