@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
@@ -42,6 +44,32 @@ def versions() -> dict[str, str]:
     return found
 
 
+def commit(folder: str | None = None) -> dict[str, str]:
+    """{"commit": hash} of the checkout that this package (or `folder`) is part of, with "-dirty"
+    where files differ; else {}.
+
+    A folder that git ignores, such as an environment inside some other checkout, is no part of it.
+    """
+    folder = folder or os.path.dirname(os.path.abspath(__file__))
+    git = ["git", "-C", folder]
+    try:
+        tracked = subprocess.run(
+            [*git, "ls-files", "."], capture_output=True, timeout=10, check=True
+        )
+        if not tracked.stdout:
+            return {}
+        described = subprocess.run(
+            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):  # no git, or no checkout
+        return {}
+    return {"commit": described.stdout.strip()}
+
+
 # -- run directories -------------------------------------------------------------------------------
 def begin_run(
     run: Store, kind: str, config: Mapping[str, Any], digest: str, **facts: Any
@@ -64,7 +92,7 @@ def begin_run(
             "created": utc_now(),
             "config": config,
             "digest": digest,
-            "versions": versions(),
+            "versions": versions() | commit(),
             **facts,
         }
         manifest["status"] = "running"

@@ -670,6 +670,8 @@ def _scores(facts: _Facts, role: str, folder: str) -> None:
     entry["after_attack"] = _in_order(found["after_attack"], found.get("version", "standard"))
     entry["flags"] = list(found.get("flags", []))
     entry["threat"] = found.get("threat", {})
+    if "settings" in found:
+        facts.put(f"finals.{role}.settings", found["settings"], name)
     chunks = _path(folder, "chunks")
     if "tasks" not in entry and (tasks := _tasks(facts.at(chunks))):
         facts.put(f"finals.{role}.tasks", tasks, chunks)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
 from dra_ray.config import flatten
-from dra_ray.report import evaluation, html, plots, words
+from dra_ray.report import command, evaluation, html, plots, words
 from dra_ray.report.collect import (
     ATTACKS,
+    EVALUATION,
     LABELS,
+    PARTS,
     also_differ,
     collect,
     outcome,
@@ -43,9 +46,9 @@ def _page(run: Store, summary: Mapping[str, Any]) -> str:
         _sweep(run, summary, figures),
         _training(figures),
         _pool(summary, figures),
-        _images(run, summary),
+        _images(run, summary, figures),
         evaluation.how(summary),
-        _what_ran(summary),
+        _what_ran(run, summary),
         _words(summary),
         _files(run, summary),
     ]
@@ -92,6 +95,9 @@ def figures_of(run: Store, summary: Mapping[str, Any]) -> dict[str, plots.Figure
         "training": plots.training(curves),
         "losses": plots.losses(curves),
         "pool": plots.pool(read_pool(folder)),
+        "teacher": plots.teacher(read_metrics(run / PARTS[summary["kind"]]["teacher"]))
+        if "teacher" in summary
+        else None,
     }
     return {name: figure for name, figure in figures.items() if figure}
 
@@ -480,7 +486,9 @@ def _pool(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> ht
     )
 
 
-def _images(run: Store, summary: Mapping[str, Any]) -> html.Section | None:
+def _images(
+    run: Store, summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]
+) -> html.Section | None:
     captions = {
         "synthetic": "Synthetic images, as used for training: one column per class.",
         "teacher": "Samples of the teacher at the end of its training: their classes should be "
@@ -492,19 +500,50 @@ def _images(run: Store, summary: Mapping[str, Any]) -> html.Section | None:
         for part, name in sheets.items()
         if name
     )
-    counts = summary.get("synthetic", {}).get("counts")
-    table = (
-        html.Table(list(counts), [[words.count(count) for count in counts.values()]])
-        if counts
-        else None
+    loss = html.plot(
+        figures.get("teacher"),
+        "Loss of the teacher",
+        "Mean over the steps since the last row of its log. It falls fast and then slowly; images "
+        "still get better while it hardly moves.",
     )
-    heading = html.Heading("Synthetic images per class") if counts else None
     return html.section(
-        "images", "What the diffusion model makes", "", html.grid(*pictures), heading, table
+        "images", "The diffusion model", "", html.grid(*pictures, loss), _per_class(summary)
     )
 
 
-def _what_ran(summary: Mapping[str, Any]) -> html.Section | None:
+def _per_class(summary: Mapping[str, Any]) -> html.Block | None:
+    """How many synthetic images each class has: one number where they are equal."""
+    counts = summary.get("synthetic", {}).get("counts")
+    if not counts:
+        return None
+    if len(set(counts.values())) == 1:
+        each = words.count(next(iter(counts.values())))
+        return html.caption(f"Each of the {len(counts)} classes has {each} synthetic images.")
+    rows = [[label, count] for label, count in counts.items()]
+    return html.Details("Synthetic images per class", [html.Table(["class", "images"], rows)])
+
+
+def _commands(run: Store, summary: Mapping[str, Any]) -> list[str]:
+    """What to type: the code's commit, the run, and its evaluation."""
+    made = command.reproduce(summary["kind"], str(summary["name"]), summary["config"])
+    commands = [made] if made else []
+    if summary["kind"] == "train" and "settings" in (
+        final := summary.get("finals", {}).get("run", {})
+    ):
+        commands.append(command.evaluate(run.uri, summary["config"], final["settings"]))
+    if commands and (commit := str(summary["versions"].get("commit", ""))):
+        commands.insert(
+            0,
+            f"git checkout {commit.removesuffix('-dirty')}"
+            + ("  # files differed from it" if commit.endswith("-dirty") else ""),
+        )
+    return commands
+
+
+_REPRODUCED = "The recipe that is nearest, with every field that differs. Equal configs and versions give equal results on one kind of machine."
+
+
+def _what_ran(run: Store, summary: Mapping[str, Any]) -> html.Section | None:
     facts: list[tuple[str, Any]] = [
         ("kind", summary["kind"]),
         ("status", summary["status"]),
@@ -525,14 +564,22 @@ def _what_ran(summary: Mapping[str, Any]) -> html.Section | None:
         if isinstance(hardware, Mapping)
         else [("hardware", hardware)]
     )
-    facts += [(f"version of {name}", version) for name, version in summary["versions"].items()]
+    evaluated = [final.get("versions") for final in summary.get("finals", {}).values()]
+    if (
+        summary["kind"] != EVALUATION or summary["versions"] not in evaluated
+    ):  # which lists them among its own settings
+        facts += [(f"version of {name}", version) for name, version in summary["versions"].items()]
     known = [[what, words.beside_name(value)] for what, value in facts if value is not None]
     config = [[field, words.beside_name(value)] for field, value in flatten(summary["config"])]
     stages = [(str(stage["name"]), stage["seconds"], "") for stage in summary["stages"]]
+    commands = _commands(run, summary)
     return html.section(
         "ran",
         "What ran",
         "",
+        html.Heading("To reproduce it") if commands else None,
+        html.Code("\n".join(commands)) if commands else None,
+        html.caption(_REPRODUCED) if commands else None,
         html.Heading("Time per stage") if stages else None,
         html.Bars(stages) if stages else None,
         html.Table(["what", "value"], known),
@@ -592,5 +639,11 @@ _WORDS = (
 
 def _files(run: Store, summary: Mapping[str, Any]) -> html.Section | None:
     files = summary["files"] | {"this report's numbers, with sources": (run / "summary.json").uri}
-    rows = [[what, uri] for what, uri in sorted(files.items())]
+    rows = [[what, _link(run, uri)] for what, uri in sorted(files.items())]
     return html.section("files", "Where every file is", "", html.Table(["what", "URI"], rows))
+
+
+def _link(run: Store, uri: str) -> html.Link | str:
+    """To a file below the page, wherever the folder is moved to; others as they are."""
+    below = uri.removeprefix(f"{run.uri.rstrip('/')}/")
+    return html.Link(uri, f"./{urllib.parse.quote(below)}") if below != uri else uri

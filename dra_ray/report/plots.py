@@ -260,6 +260,26 @@ def losses(curves: Mapping[str, Rows]) -> Figure | None:
     )
 
 
+def teacher(rows: Rows) -> Figure | None:
+    """A teacher's training loss over the images that it has seen."""
+    seen = [row for row in rows if "loss" in row]
+    if all(row["loss"] is None for row in seen):
+        return None
+    trace = {
+        "x": [row["images_seen"] for row in seen],
+        "y": [row["loss"] for row in seen],
+        "mode": "lines" if len(seen) > 1 else "markers",
+        "name": "loss",
+        "line": {"color": BLUE, "width": 2},
+    }
+    return {
+        "data": [trace],
+        "layout": frame(
+            {"title": "images seen", "rangemode": "tozero"}, {"title": "loss (no unit)"}
+        ),
+    }
+
+
 def attacks(finals: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     """Test accuracy after each attack of AutoAttack, with Wilson's 95 % intervals."""
     traces = []

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import tomllib
+import urllib.parse
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 import pytest
 
+from dra_ray import config
 from dra_ray.report import html, write
 from dra_ray.report.collect import collect
 from dra_ray.report.page import figures_of
@@ -104,8 +106,8 @@ def test_the_page_never_offers_to_send_data_away(quickstart: Store) -> None:
 def test_every_figure_is_valid_plotly_with_data_and_axis_titles(quickstart: Store) -> None:
     figures = page(quickstart).figures()
     assert (
-        len(figures) == 9
-    )  # attacks, trade-off, rungs, lambda, sigma, synthetic, training, losses, pool
+        len(figures) == 10
+    )  # attacks, trade-off, rungs, lambda, sigma, synthetic, training, losses, pool, teacher
     for figure in figures:
         go.Figure(figure)  # raises on a property that plotly does not know
         assert figure["data"] and all(
@@ -320,3 +322,57 @@ def test_a_summary_is_json_for_every_parser(quickstart: Store) -> None:
 def test_other_kinds_of_run_have_a_report_too(quickstart: Store, kind: str) -> None:
     seen = page(quickstart / kind)
     assert "images" in seen.ids and seen.resources[0].startswith("data:image/png")
+
+
+def test_the_contents_and_files_are_links_that_lead_somewhere(quickstart: Store) -> None:
+    seen = page(quickstart)
+    inside = [link.removeprefix("#") for link in seen.links if link.startswith("#")]
+    assert inside == seen.ids
+    beside = [urllib.parse.unquote(link) for link in seen.links if not link.startswith("#")]
+    assert len(beside) > 10 and all(
+        link.startswith("./") and (Path(quickstart.uri) / link).exists() for link in beside
+    )
+
+
+def test_a_page_says_how_to_reproduce_its_run(make_train: Callable[..., Store]) -> None:
+    run = make_train("solo")
+    manifest, result = (
+        (run / "manifest.json").read_json(),
+        (run / "evaluation/autoattack.json").read_json(),
+    )
+    settings = config.override(config.load("digits-dm-at", config.Experiment), {"optim.lr": 1e-3})
+    (run / "manifest.json").write_json(
+        manifest | {"config": settings.model_dump(mode="json"), "versions": {"commit": "abc-dirty"}}
+    )
+    threat = {"norm": settings.threat.norm, "eps_255": 4.0}
+    (run / "evaluation/autoattack.json").write_json(
+        result | {"settings": settings.evaluation.model_dump(mode="json") | {"threat": threat}}
+    )
+    text = page(run).text
+    assert "git checkout abc  # files differed from it" in text
+    assert "dra train digits-dm-at --name solo-again --set optim.lr=0.001" in text
+    assert f"dra evaluate {run.uri} --set threat.eps_255=4.0" in text
+
+
+def test_pages_are_named_and_tell_nothing_twice(attacked: Store) -> None:
+    write(attacked)
+    assert (
+        "<title>attacked (training run): dra_ray report</title>"
+        in (attacked / "report.html").read_text()
+    )
+    seen = page(attacked / "evaluation")
+    assert seen.text.count("pyautoattack") == 1 and "attacked, evaluation" in seen.text
+
+
+def test_the_teachers_loss_is_drawn_and_equal_classes_are_one_sentence(quickstart: Store) -> None:
+    logged = (quickstart / "teacher/metrics.jsonl").read_jsonl()
+    figure = figures_of(quickstart, collect(quickstart))["teacher"]
+    assert (
+        figure["data"][0]["y"] == [row["loss"] for row in logged]
+        and figure["data"][0]["x"][-1] == 200_000
+    )
+    assert figures_of(quickstart / "teacher", collect(quickstart / "teacher"))["teacher"] == figure
+    assert "Each of the 10 classes has 400 synthetic images." in page(quickstart).text
+    name = quickstart / "synthetic/manifest.json"
+    name.write_json(name.read_json() | {"counts": {"0": 399, "1": 401}})
+    assert "Synthetic images per class" in page(quickstart).text

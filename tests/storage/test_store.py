@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
@@ -385,3 +386,32 @@ def test_files_of_earlier_versions_may_hold_pythons_constants(tmp_path) -> None:
     file.write_text('{"a": NaN, "b": [Infinity, -Infinity]}\n')
     assert file.read_json() == {"a": None, "b": [math.inf, -math.inf]}
     assert file.read_jsonl() == [{"a": None, "b": [math.inf, -math.inf]}]
+
+
+def test_a_manifest_names_the_commit_of_a_checkout(tmp_path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+
+    package, environment = tmp_path / "package", tmp_path / "env"
+    for folder in (package, environment):
+        folder.mkdir()
+        (folder / "a.py").write_text("1")
+    assert runs.commit(str(package)) == {}  # no checkout
+    git("init", "-q")
+    (tmp_path / ".gitignore").write_text("env\n")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    head = git("rev-parse", "HEAD")
+    assert runs.commit(str(package)) == {"commit": head}
+    (package / "a.py").write_text("2")
+    assert runs.commit(str(package)) == {"commit": f"{head}-dirty"}
+    assert runs.commit(str(environment)) == {}, "an environment inside another project"
+    run = Store(str(tmp_path / "run"))
+    manifest = runs.begin_run(run, "train", {}, "d")
+    assert manifest["versions"] == runs.versions() | runs.commit()
