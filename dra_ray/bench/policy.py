@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import heapq
+import html as html_text
 import itertools
 import math
 import random
@@ -20,7 +21,7 @@ from typing import Any, Protocol
 
 from dra_ray.errors import ConfigError
 from dra_ray.pool.policy import DemandPolicy, Observation
-from dra_ray.report import html, plots
+from dra_ray.report import html, plots, words
 from dra_ray.storage import Store
 
 
@@ -614,63 +615,113 @@ def plot(outcomes: Sequence[Outcome]) -> dict[str, plots.Figure]:
     """Title -> figure (plotly as plain data): what waiting costs, and each elastic pool over the
     day.
     """
-    groups = {
-        "fixed pools": (
-            [outcome for outcome in outcomes if "of_fixed" not in outcome.row],
-            plots.VERMILLION,
-            "square",
-            "lines+markers+text",
-        ),
-        "elastic pools": (
-            [outcome for outcome in outcomes if "of_fixed" in outcome.row],
-            plots.BLUE,
-            "circle",
-            "markers+text",
-        ),
-    }
-    traces = [
-        {
-            "x": [outcome.row["replica_hours"] for outcome in shown],
-            "y": [outcome.row["mean_wait_s"] for outcome in shown],
-            "text": [outcome.name for outcome in shown],
-            "textposition": "top right",
-            "mode": mode,
-            "name": group,
-            "line": {"color": colour, "dash": "dot"},
-            "marker": {"color": colour, "symbol": symbol, "size": 11},
-        }
-        for group, (shown, colour, symbol, mode) in groups.items()
-    ]
-    axes = {
-        "xaxis": {"title": {"text": "replica-hours paid"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": "mean wait of a step (s)"}},
-    }
-    figures: dict[str, plots.Figure] = {"Cost against waiting": {"data": traces, "layout": axes}}
+    figures: dict[str, plots.Figure] = {COST: _cost(outcomes)}
     for outcome in outcomes:
         if "of_fixed" in outcome.row and (figure := plots.pool(outcome.history)):
             figures[f"Replicas over the day: {outcome.name}"] = figure
     return figures
 
 
+COST = "Cost against waiting"
+_SYMBOLS = ("circle", "diamond", "triangle-up", "x", "star", "cross")
+_COLOURS = (plots.BLUE, plots.GREEN, plots.PURPLE, plots.GREY)
+
+
+def _cost(outcomes: Sequence[Outcome]) -> plots.Figure:
+    """Only fixed pools, which lie apart, are named beside their marks; elastic ones lie close
+    together: the legend names them.
+    """
+    fixed = [outcome for outcome in outcomes if "of_fixed" not in outcome.row]
+    elastic = [outcome for outcome in outcomes if "of_fixed" in outcome.row]
+    traces = (
+        [_marks(fixed, "fixed pools", plots.VERMILLION, "square") | {"mode": "lines+markers+text"}]
+        if fixed
+        else []
+    )
+    for place, outcome in enumerate(elastic):
+        colour, symbol = _COLOURS[place % len(_COLOURS)], _SYMBOLS[place % len(_SYMBOLS)]
+        traces.append(_marks([outcome], html_text.escape(outcome.name), colour, symbol))
+    hours, waits = (
+        [outcome.row[key] for outcome in outcomes] for key in ("replica_hours", "mean_wait_s")
+    )
+    x = {"title": "replica-hours paid", "range": [0, 1.2 * max(hours, default=1) or 1]}
+    y = {
+        "title": "mean wait of a step (s)",
+        "range": [-0.05 * max(waits, default=1), 1.15 * max(waits, default=1) or 1],
+    }
+    return {"data": traces, "layout": plots.frame(x, y)}
+
+
+def _marks(outcomes: Sequence[Outcome], name: str, colour: str, symbol: str) -> plots.Figure:
+    names = [html_text.escape(outcome.name) for outcome in outcomes]
+    return {
+        "x": [outcome.row["replica_hours"] for outcome in outcomes],
+        "y": [outcome.row["mean_wait_s"] for outcome in outcomes],
+        "text": names,
+        "textposition": "top right",
+        "cliponaxis": False,
+        "mode": "markers",
+        "name": name,
+        "line": {"color": colour, "dash": "dot"},
+        "marker": {"color": colour, "symbol": symbol, "size": 11},
+        "hovertemplate": "%{text}: %{x:.1f} replica-hours, %{y:.3f} s<extra></extra>",
+    }
+
+
+# column of a row -> its heading on the page, for those that a reader needs first
+_HEADINGS = {
+    "policy": "policy",
+    "replica_hours": "replica-hours",
+    "of_fixed": "% of fixed",
+    "mean_wait_s": "mean wait (s)",
+    "p95_wait_s": "95 % wait below (s)",
+    "wait_share": "waiting, % of time",
+    "gpu_hours": "GPU-hours in all",
+}
+
+
 def write(page: Store, workload: Workload, outcomes: Sequence[Outcome]) -> None:
-    """One self-contained HTML file: the workload, the table, the figures."""
+    """One self-contained HTML file: the table, the figures, the workload, and every number."""
     rows = [outcome.row for outcome in outcomes]
+    shown = [[_brief(row, column) for column in _HEADINGS] for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    settings = ", ".join(f"{name} = {value}" for name, value in vars(workload).items())
+    whole = html.Table(
+        [column.replace("_", " ") for column in columns],
+        [[row.get(column) for column in columns] for row in rows],
+        sortable=True,
+    )
+    settings = [
+        [name.replace("_", " "), words.beside_name(value)] for name, value in vars(workload).items()
+    ]
+    figures = plot(outcomes)
+    cost = html.plot(
+        figures.pop(COST),
+        COST,
+        "Down and to the left is better. The dotted line joins fixed pools of several sizes.",
+    )
     sections = [
         html.section(
             "policies",
             "Every policy",
-            settings,
-            html.Table(
-                columns, [[row.get(column) for column in columns] for row in rows], sortable=True
-            ),
+            "",
+            html.Table(list(_HEADINGS.values()), shown, sortable=True),
+            html.caption(_ABOUT),
+            cost,
         ),
         html.section(
-            "figures",
-            "In pictures",
+            "days",
+            "Over the day",
             "",
-            *(html.plot(figure, title) for title, figure in plot(outcomes).items()),
+            html.grid(*(html.plot(figure, title) for title, figure in figures.items())),
+        ),
+        html.section(
+            "workload",
+            "The workload",
+            "Sweeps start at the given hours and share one pool.",
+            html.Table(["field", "value"], settings),
+        ),
+        html.section(
+            "numbers", "All numbers", "", html.Details("Every column of every policy", [whole])
         ),
     ]
     headline = "What each policy would cost, and how long training would wait for its teacher."
@@ -679,3 +730,19 @@ def write(page: Store, workload: Workload, outcomes: Sequence[Outcome]) -> None:
             "Scaling policies of the teacher pool, simulated", "Simulation", headline, sections
         )
     )
+
+
+def _brief(row: Mapping[str, Any], column: str) -> Any:
+    value = row.get(column)
+    if column in ("of_fixed", "wait_share"):
+        return words.in_percent(value)
+    return round(value, 3) if isinstance(value, float) else value
+
+
+_ABOUT = (
+    "A replica-hour is paid from the order of its node until the node is gone. Waiting is what a "
+    "training step loses because its feature is not "
+    "there when its attack ends. % of fixed: replica-hours as a share of what a fixed pool costs "
+    "at which training waits as long. GPU-hours in all: "
+    "of teachers, and of students that wait for them."
+)

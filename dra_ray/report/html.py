@@ -169,6 +169,15 @@ class Table(Block):
     def cells(self) -> list[list[Cell]]:
         return [[cell(value) for value in row] for row in self.rows]
 
+    @property
+    def columns(self) -> list[tuple[str, bool]]:
+        """Each head, and whether numbers stand below it."""
+        numeric = [
+            any(shown.number is not None for shown in column)
+            for column in zip(*self.cells, strict=True)
+        ]
+        return list(zip(self.head, numeric or [False] * len(self.head), strict=True))
+
 
 @dataclasses.dataclass(frozen=True)
 class Shares(Block):

@@ -7,6 +7,7 @@ function draw() {
       hoverlabel: {align: "left", bgcolor: css("--paper"), bordercolor: css("--line"), font: {color: css("--ink")}}});
     for (const axis of [layout.xaxis, layout.yaxis]) Object.assign(axis, {gridcolor: css("--grid"), linecolor: css("--line"), showline: true});
     for (const trace of figure.data) if (trace.error_y) trace.error_y.color = css("--ink");
+    if (box.clientWidth < 480) layout.margin = {...layout.margin, l: 44, r: 8};
     layout.modebar = {bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--ink")};
     // Named buttons only, and no server: plotly's own set has one that uploads the figure.
     Plotly.react(box, figure.data, layout, {responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",

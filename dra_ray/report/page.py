@@ -118,22 +118,19 @@ def _missing(summary: Mapping[str, Any]) -> html.Section | None:
 def _cards(summary: Mapping[str, Any]) -> html.Section | None:
     cards: list[html.Card] = []
     for role, final in summary.get("finals", {}).items():
+        owner = "" if role == "run" else f", {LABELS[role]}"
         if "autoattack_accuracy" in final:
             note = f"95 % interval {words.span(final['interval'])}; clean {words.percent(final['clean_accuracy'])}"
             cards.append(
                 html.Card(
-                    f"AutoAttack accuracy, {LABELS[role]}",
-                    words.percent(final["autoattack_accuracy"]),
-                    note,
+                    f"AutoAttack accuracy{owner}", words.percent(final["autoattack_accuracy"]), note
                 )
             )
         if corruptions := final.get("corruptions"):
             note = f"mean of {len(corruptions['rows'])} kinds and severities"
             cards.append(
                 html.Card(
-                    f"Accuracy under corruptions, {LABELS[role]}",
-                    words.percent(corruptions["mean"]),
-                    note,
+                    f"Accuracy under corruptions{owner}", words.percent(corruptions["mean"]), note
                 )
             )
     if paired := summary.get("paired"):
@@ -192,25 +189,22 @@ def _verdicts(
         return None
     steps = next(iter(finals.values())).get("pgd_steps")
     head = [
-        "",
-        "trial",
         "AutoAttack %",
         "95 % interval",
         f"PGD-{steps} %" if steps else "PGD %",
         "clean %",
         "images",
-        "settings",
     ]
+    several = len(finals) > 1  # the page of one run needs no column that names it
     rows = [
         [
-            LABELS[role],
-            final["trial"],
+            *([LABELS[role], final["trial"]] if several else []),
             words.in_percent(final["autoattack_accuracy"]),
             words.span(final["interval"]),
             words.in_percent(final.get("pgd_accuracy")),
             words.in_percent(final["clean_accuracy"]),
             final["images"],
-            words.fields(final["fields"]),
+            *([words.fields(final["fields"])] if several else []),
         ]
         for role, final in finals.items()
     ]
@@ -218,7 +212,7 @@ def _verdicts(
         "verdict",
         "Test accuracy under attack",
         f"{_series(finals)} These test images were used for nothing else.",
-        html.Table(head, rows),
+        html.Table(["", "trial", *head, "settings"] if several else head, rows),
         *_warnings(finals),
         *_paired(summary),
         html.plot(

@@ -178,7 +178,13 @@ def pool(history: Rows) -> Figure | None:
     seconds = history[-1]["at"] - history[0]["at"]
     counts = [row.get(key) or 0 for row in history for key in ("running", "target", "demand")]
     highest = max(1, *filter(math.isfinite, counts))
-    unit, name = (60, "minutes") if seconds > 300 else (1, "seconds")
+    unit, name = (
+        (3600, "hours")
+        if seconds > 10_800
+        else (60, "minutes")
+        if seconds > 300
+        else (1, "seconds")
+    )
     x = [round((row["at"] - history[0]["at"]) / unit, 3) for row in history]
     series = [
         (
@@ -225,7 +231,7 @@ def training(curves: Mapping[str, Rows]) -> Figure | None:
             traces += _curve(
                 rows,
                 key,
-                f"{LABELS[role]}, {what}",
+                _named(role, what),
                 {"color": COLOURS[role], "dash": dash, "width": 2},
                 scale=100,
             )
@@ -250,7 +256,7 @@ def losses(curves: Mapping[str, Rows]) -> Figure | None:
                 traces += _curve(
                     rows,
                     key,
-                    f"{LABELS[role]}, {what}",
+                    _named(role, what),
                     {"color": COLOURS[role], "dash": dash, "width": 2},
                 )
     return (
@@ -323,16 +329,12 @@ def curve(finals: Mapping[str, Mapping[str, Any]]) -> Figure | None:
         edges = [row.get("interval") or _wilson(row["accuracy"], final["images"]) for row in rows]
         traces.append(
             _points(
-                f"{LABELS[role]}, PGD",
-                [row["eps_255"] for row in rows],
-                scores,
-                edges,
-                COLOURS[role],
+                _named(role, "PGD"), [row["eps_255"] for row in rows], scores, edges, COLOURS[role]
             )
             | {"mode": "lines+markers"}
         )
         if "eps_255" in final["threat"]:
-            name, radius = f"{LABELS[role]}, AutoAttack", final["threat"]["eps_255"]
+            name, radius = _named(role, "AutoAttack"), final["threat"]["eps_255"]
             traces.append(
                 _points(
                     name,
@@ -384,6 +386,11 @@ def frame(x: Figure, y: Figure) -> Figure:
         "legend": legend,
         "margin": {"l": 60, "r": 16, "t": 34, "b": 60},
     }
+
+
+def _named(role: str, what: str) -> str:
+    """A curve's name; on the page of one run it needs no owner."""
+    return what if role == "run" else f"{LABELS[role]}, {what}"
 
 
 def _points(
