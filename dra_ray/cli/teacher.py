@@ -196,7 +196,10 @@ def teacher_probe(
         str, typer.Option(help="Noise levels; a flow's time t is sigma = (1-t)/t.")
     ] = "0.02,0.06,0.14,0.3",
     layers: Annotated[
-        str, typer.Option(help="Names with commas between them; default: every layer.")
+        str,
+        typer.Option(
+            help="Names with commas between them, or all; default: five, from first to last."
+        ),
     ] = "",
     images: Annotated[
         int, typer.Option(min=2, help="Training images, and at most as many held-out ones.")
@@ -225,8 +228,20 @@ def teacher_probe(
     with terminal.Bars() as bars:
         from dra_ray.inspection import probe as job
 
+        def show(done: int, of: int) -> None:
+            bars.show("probe", done / of, f"probing: {done} of {of}")
+
         for row in job.probe_teacher(
-            Store(uri), set_ or [], levels, names, images, label, seed, os.cpu_count() or 1, device
+            Store(uri),
+            set_ or [],
+            levels,
+            names,
+            images,
+            label,
+            seed,
+            os.cpu_count() or 1,
+            device,
+            show,
         ):
             rows.append(row)
             bars.say(f"{row['layer']} at sigma {row['sigma']:g}: {row['accuracy']:.2%}")

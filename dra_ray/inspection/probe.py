@@ -122,6 +122,7 @@ def encode(
 
 
 SIGMAS = (0.02, 0.06, 0.14, 0.3)  # around DDAE's best for EDM on CIFAR-10 (arXiv 2303.09769)
+FEW = 5  # layers that are probed where none is named
 Row = dict[str, Any]
 
 
@@ -157,35 +158,55 @@ def probe_teacher(
     seed: int = 0,
     threads: int = 1,
     device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Row]:
     """A row per layer and noise level: {"layer", "sigma", "width", "accuracy"}, as it is found.
 
     A linear probe (`teachers.probe`) on features of `images` training images, tested on as many of
     the held-out training images (the test images are for evaluation alone). `layers` are by default
-    every one that can be a feature. With `label` "true" the teacher is given the class, which leaks
-    the answer: a bound on what its label says, no measure of the feature.
+    a few (`some_layers`); "all" alone stands for each. With `label` "true" the teacher is given the
+    class, which leaks the answer: a bound on what its label says, no measure of the feature.
     """
     settled = config.validate(config.Teacher, {"label": label}, "probe")
     net = checkpoint.load(teacher)
     found = data.load(data_of(checkpoint.read_card(teacher), settings))
     check_fits(net, found)
-    chosen = [net.check_layer(layer) for layer in layers] or list(net.layers())
+    chosen = (
+        list(net.layers())
+        if list(layers) == ["all"]
+        else [net.check_layer(layer) for layer in layers] or some_layers(net)
+    )
+    if progress:
+        progress(0, len(chosen) * len(sigmas))
     for sigma in sigmas:
         net.check_sigma(torch.tensor([sigma]))
     train, test = first_images(found.train, images), first_images(found.validation, images)
-    for layer in chosen:
-        for sigma in sigmas:
+    for number, layer in enumerate(chosen):
+        for place, sigma in enumerate(sigmas, start=1):
             features = [
                 encode(net, settled, part, layer, sigma, seed, threads, device)
                 for part in (train, test)
             ]
             accuracy = probe(features[0], train.labels, features[1], test.labels)
+            if progress:
+                progress(number * len(sigmas) + place, len(chosen) * len(sigmas))
             yield {
                 "layer": layer,
                 "sigma": sigma,
                 "width": net.feature_dim(layer),
                 "accuracy": accuracy,
             }
+
+
+def some_layers(net: Network) -> list[str]:
+    """The network's default layer and others at equal distances, in the order of computation: a
+    large net has dozens.
+    """
+    names = list(net.layers())
+    last = len(names) - 1
+    places = {round(last * place / max(FEW - 2, 1)) for place in range(FEW - 1)}
+    chosen = {names[place] for place in places} | {net.check_layer(None)}
+    return [name for name in names if name in chosen]
 
 
 def check_fits(net: Network, found: data.Images) -> None:

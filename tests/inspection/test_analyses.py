@@ -46,6 +46,31 @@ def test_a_grid_of_probes_and_its_page(untrained, tmp_path):
     assert [len(trace["x"]) for trace in probes.figure(rows)["data"]] == [2, 2]
 
 
+def test_a_probe_looks_at_a_few_layers_unless_told_otherwise(untrained):
+    net = checkpoint.load(untrained)
+    names, some = list(net.layers()), probe.some_layers(net)
+    assert len(names) > probe.FEW >= len(some) and {
+        names[0],
+        names[-1],
+        net.check_layer(None),
+    } <= set(some)
+    assert some == [name for name in names if name in some]
+    steps: list[tuple[int, int]] = []
+    rows = list(
+        probe.probe_teacher(
+            untrained, (), (0.1, 0.3), (), 60, progress=lambda done, of: steps.append((done, of))
+        )
+    )
+    assert list(dict.fromkeys(row["layer"] for row in rows)) == some
+    assert steps == [(done, 2 * len(some)) for done in range(2 * len(some) + 1)]
+    first = next(
+        probe.probe_teacher(
+            untrained, (), (0.1,), ("all",), 60, progress=lambda done, of: steps.append((done, of))
+        )
+    )
+    assert steps[-1] == (1, len(names)) and first["layer"] == names[0]
+
+
 def test_what_a_probe_cannot_do_is_refused(untrained):
     with pytest.raises(ConfigError, match="dec.4x4_in0|did you mean"):
         list(probe.probe_teacher(untrained, (), (0.1,), ("dec.4x4_in9",), 50))
