@@ -250,3 +250,19 @@ def test_half_the_replica_hours_at_equal_waiting_on_the_default_day() -> None:
         outcome.name: outcome.row for outcome in policy.compare(workload, policy.suited(workload))
     }
     assert rows["demand"]["of_fixed"] <= 0.5 < rows["Serve's default"]["of_fixed"]
+
+
+def test_policies_that_lie_close_together_are_named_in_the_legend() -> None:
+    outcomes = [
+        policy.play(SMALL, f"near {number}", policy.suited(SMALL)) for number in range(3)
+    ] + [policy.play(SMALL, "fixed 1", Fixed(1))]
+    for outcome in outcomes[:3]:
+        outcome.row["of_fixed"] = 0.5
+    fixed, *near = policy.plot(outcomes)[policy.COST]["data"]
+    assert [(trace["mode"], trace["name"]) for trace in near] == [
+        ("markers", f"near {number}") for number in range(3)
+    ]
+    assert (
+        len({(trace["marker"]["symbol"], trace["marker"]["color"]) for trace in near}) == 3
+        and "text" in fixed["mode"]
+    )
