@@ -23,6 +23,7 @@ class Stream(enum.IntEnum):
     VALIDATION = 6
     EXTRA_NOISE = 7
     EXTRA_SIGMA = 8
+    STUDENT = 9
     TEACHER_INIT = 10
     TEACHER_TRAINING = 11
     TEACHER_DROPOUT = 12

@@ -4,9 +4,10 @@ that a checkpoint holds.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -139,6 +140,19 @@ class Feed:
         return self._ready.pop(number)
 
 
+@contextlib.contextmanager
+def drawing(seed: int, device: torch.device) -> Iterator[None]:
+    """What a network draws from torch's global generators, such as dropout, is a function of
+    `seed`; they go on as before.
+
+    Checkpoints hold no generator's state, so this is what lets such a network resume to the bit.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
 def step(
     state: State, experiment: config.Experiment, asked: Batch, mine: slice, epoch: int = 0
 ) -> Tensor:
@@ -163,9 +177,12 @@ def step(
     )  # the first batch sets the running statistics
     threat = pgd.threat_at(experiment.threat, epoch)
     state.optimizer.zero_grad()
-    with objective.attacked(
-        student, x, labels, noise, experiment.loss, threat, state.class_means, epoch
-    ) as attacked:
+    with (
+        drawing(random.derive(seed, random.Stream.STUDENT, state.step, mine.start), x.device),
+        objective.attacked(
+            student, x, labels, noise, experiment.loss, threat, state.class_means, epoch
+        ) as attacked,
+    ):
         loss_clean, loss_robust, features = attacked.losses()
         loss_align = torch.zeros((), device=x.device)
         for weight, pending in asked.targets:

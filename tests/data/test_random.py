@@ -15,6 +15,7 @@ def test_streams_keep_the_values_that_old_runs_were_drawn_with() -> None:
         "VALIDATION": 6,
         "EXTRA_NOISE": 7,
         "EXTRA_SIGMA": 8,
+        "STUDENT": 9,
         "TEACHER_INIT": 10,
         "TEACHER_TRAINING": 11,
         "TEACHER_DROPOUT": 12,

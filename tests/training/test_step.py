@@ -4,20 +4,24 @@ objectives; other arithmetic.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
+import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dra_ray import config, data
+from dra_ray import config, data, students
 from dra_ray.data import batches
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
+from dra_ray.students.backbone import Backbone
+from dra_ray.students.student import Normalise
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.edm import EDM
 from dra_ray.teachers.source import Ready
-from dra_ray.training import optimisers, step
+from dra_ray.training import losses, optimisers, step
 from dra_ray.workloads import train
 from tests.training.two_workers import on_two
 
@@ -218,3 +222,76 @@ def test_features_are_asked_for_ahead_and_once() -> None:
         assert torch.equal(taken.images, alone.images) and taken.labels.tolist() == [number] * 8
     assert counts == [3, 4, 5, 6, 6, 6], "two steps ahead, and nothing beyond the last"
     assert source.asked == plain.asked and len(set(source.asked)) == 6
+
+
+class Dropping(students.Student):
+    """A linear classifier of pixels, half of which it drops."""
+
+    classifier = "last."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalise = Normalise((0.0,), (1.0,))
+        self.feature_dim = 64
+        self.drop, self.last = nn.Dropout(0.5), nn.Linear(64, 10)
+
+    def with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.drop(x.flatten(1))
+        return self.last(features), features
+
+
+def _fresh(experiment: config.Experiment, name: str) -> step.State:
+    """The state before the first step, of a student that draws random numbers."""
+    shape = data.outline(experiment.data).shape
+    torch.manual_seed(0)
+    net: students.Student
+    if name == "dropout":
+        net = Dropping()
+    else:
+        options = {"drop_path_rate": 0.5} if name == "convnext_atto" else {"drop_rate": 0.5}
+        network = timm.create_model(name, in_chans=1, num_classes=10, **options)
+        net = Backbone(network, (0.0,), (1.0,))
+    optimizer = optimisers.build(net, None, experiment.optim)
+    means = losses.ClassMeans(shape.num_classes, torch.device("cpu"))
+    return step.State(net, copy.deepcopy(net), None, optimizer, 0, -1.0, torch.zeros(4), means, [])
+
+
+def _steps(state: step.State, experiment: config.Experiment, number: int) -> None:
+    images = data.load(experiment.data)
+    for _ in range(number):
+        optimisers.set_rate(state.optimizer, experiment.optim.lr, 0.9)
+        pixels, labels = images.train.take(torch.arange(state.step * 8, state.step * 8 + 8))
+        pixels = (
+            pixels
+            if isinstance(state.student, Dropping)
+            else pixels.repeat_interleave(4, 2).repeat_interleave(4, 3)
+        )
+        step.step(state, experiment, step.Batch(pixels, labels, []), slice(0, 8))
+        state.step += 1
+
+
+@pytest.mark.parametrize("name", ["dropout", "ghostnet_050", "convnext_atto"])
+def test_a_student_that_draws_resumes_to_the_bit(tmp_path, name: str) -> None:
+    """Two steps, a checkpoint, a process that has drawn otherwise since, two steps: the weights of
+    four steps.
+    """
+    experiment = small(optim__batch=8, threat__steps=1)
+    whole, first, second = (_fresh(experiment, name) for _ in range(3))
+    _steps(whole, experiment, 4)
+    _steps(first, experiment, 2)
+    first.save(Store(str(tmp_path)))
+    torch.manual_seed(1234)
+    second.load(Store(str(tmp_path)))
+    _steps(second, experiment, 2)
+    for key, value in whole.student.state_dict().items():
+        assert torch.equal(value, second.student.state_dict()[key]), key
+
+
+def test_a_step_leaves_the_global_generator_as_it_was_and_draws_anew() -> None:
+    before = torch.random.get_rng_state()
+    draws = []
+    for seed in (1, 2, 1):
+        with step.drawing(seed, torch.device("cpu")):
+            draws.append(torch.rand(3))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.equal(draws[0], draws[2]) and not torch.equal(draws[0], draws[1])
