@@ -91,9 +91,10 @@ def parameters(net: torch.nn.Module) -> int:
 
 @functools.cache
 def student_cost(settings: Model, shape: Shape) -> tuple[int, float, int]:
-    """(parameters, MACs of one image's forward pass, width of the feature) of a student."""
-    with torch.device("meta"):
-        student = students.build(settings, shape).eval()
+    """(parameters, MACs of one image's forward pass, width of the feature) of a student; the errors
+    of `models.check`.
+    """
+    student = students.check(settings, shape).eval()
     forward = macs(
         lambda: student(
             torch.empty(1, shape.channels, shape.resolution, shape.resolution, device="meta")

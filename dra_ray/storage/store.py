@@ -18,11 +18,8 @@ import io
 import json
 import math
 import os
-import pickle
 import re
 import shutil
-import struct
-import sys
 import tarfile
 import tempfile
 import time
@@ -36,7 +33,7 @@ import numpy as np
 
 from dra_ray.errors import DataError, DraError, StorageError
 from dra_ray.storage.archives import StoredArray, TarMember, stored_array, tar_member
-from dra_ray.storage.unpickle import torch_from_bytes, unpickle
+from dra_ray.storage.unpickle import torch_from_bytes, unpickle, what_it_is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -400,10 +397,12 @@ class Store:
         import safetensors.torch
         from safetensors import SafetensorError
 
+        content = self.read_bytes()
         try:
-            return safetensors.torch.load(self.read_bytes())
+            return safetensors.torch.load(content)
         except SafetensorError as error:
-            raise DataError(f"'{self.uri}' is not a readable safetensors file ({error})") from None
+            reason = what_it_is(content) or str(error)
+            raise DataError(f"'{self.uri}' is not a readable safetensors file: {reason}") from None
 
     def write_tensors(self, tensors: Mapping[str, Any]) -> None:
         import safetensors.torch
@@ -415,7 +414,7 @@ class Store:
         )
 
     def read_torch(self) -> Any:
-        """A `torch.save` file, weights only: tensors and plain containers, never code."""
+        """A `torch.save` file: tensors and plain containers, never code; see `torch_from_bytes`."""
         return torch_from_bytes(self.read_bytes(), self.uri)
 
     def write_torch(self, value: Any) -> None:
@@ -737,15 +736,6 @@ def cache() -> Store:
             "can write"
         ) from None
     return Store(os.path.abspath(folder))
-
-
-def _load_bytearray8(unpickler: Any) -> None:
-    """Reads first: Python's own reserves what the file declares before it reads."""
-    (count,) = struct.unpack("<Q", unpickler.read(8))
-    raw = unpickler.read(min(count, sys.maxsize))
-    if len(raw) < count:
-        raise pickle.UnpicklingError(f"it declares {count:,} bytes and ends before them")
-    unpickler.append(bytearray(raw))
 
 
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "r2"})

@@ -7,8 +7,12 @@ asks for it.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
+import inspect
+import io
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -48,6 +52,27 @@ class Backbone(Student):
         return self.net.get_classifier()(features), features
 
 
+class Named(Backbone):
+    """A network that timm knows by its name, so that it can convert weights for it."""
+
+    def converted(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights under other projects' names (Facebook's ConvNeXt and DINOv3, say) or with
+        position embeddings of another size, as timm converts them for this network; as they are
+        where timm cannot.
+        """
+        module = sys.modules[type(self.net).__module__]
+        filters = (getattr(module, name, None) for name in ("checkpoint_filter_fn", "_filter_fn"))
+        convert = next((each for each in filters if each), None)
+        if convert is None:
+            return weights
+        arguments = (weights, self.net)[: len(inspect.signature(convert).parameters)]
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # timm prints what it tries
+                return dict(convert(*arguments))
+        except Exception:  # weights of another network, which the caller names by their keys
+            return weights
+
+
 def named(name: str, shape: Shape, mean: Sequence[float], std: Sequence[float]) -> Backbone:
     """The timm model `name`, such as `vit_base_patch16_dinov3` or `convnext_base`, never with
     weights: nothing is downloaded.
@@ -81,7 +106,7 @@ def named(name: str, shape: Shape, mean: Sequence[float], std: Sequence[float]) 
                 f"it ends in {type(net.get_classifier()).__name__}, not in one linear layer over "
                 "features"
             )
-        student = Backbone(net, mean, std)
+        student = Named(net, mean, std)
         with (
             torch.no_grad()
         ):  # a net may shrink images by more than they have pixels; only running it shows that

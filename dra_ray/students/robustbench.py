@@ -31,9 +31,6 @@ def load(store: Store, model: config.Model, shape: Shape) -> students.Student:
     try:
         weights = read_weights(store)
     except DataError as error:
-        # old checkpoints often carry a numpy scalar or an optimiser's class, which weights-only
-        # reading refuses
-        remedy = "fetch it again or, where you trust its source, load it there and write its state dict anew with torch.save"
-        raise CheckpointError(f"{error}; {remedy}") from None
+        raise CheckpointError(str(error)) from None
     load_into(student, weights, model.name, str(store))
     return student.eval().requires_grad_(False)

@@ -1,13 +1,16 @@
 """Weights from elsewhere: read without unpickling code, and fitted to a student's names.
 
-Files of other projects wrap their state dict, prefix its keys and keep normalisation among the
-weights; all of that is recognised. What then still differs is an error that names the keys.
+Files of other projects wrap their state dict, prefix its keys, keep an average of the weights
+beside the raw ones and normalisation among them; all of that is recognised. What then still differs
+is an error that names the keys.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -16,40 +19,94 @@ from dra_ray.errors import CheckpointError
 from dra_ray.storage import Store
 from dra_ray.students.student import Student
 
-# where a training checkpoint keeps the weights to use, most specific first (DM-AT's are averaged
-# ones)
+# where a training checkpoint keeps the weights to use, most specific first
 WRAPPERS = (
     "model_state_dict",
     "state_dict",
     "model",
     "net",
+    "network",
     "module",
-    "ema",
-    "state_dict_ema",
-    "model_ema",
+    "params",
+    "weights",
+    "backbone",
+    "student",
 )
-# of DataParallel, torch.compile and wrappers; stripped where every key has it
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+# names of averaged weights: timm, DiT, lucidrains, Lightning's callbacks, SWA, BasicSR, mmengine,
+# DM-AT, our own
+AVERAGED = (
+    "state_dict_ema",
+    "ema_state_dict",
+    "model_ema_state_dict",
+    "ema_model_state_dict",
+    "model_ema",
+    "ema_model",
+    "ema",
+    "ema_weights",
+    "ema_params",
+    "params_ema",
+    "net_ema",
+    "ema_net",
+    "module_ema",
+    "averaged_model_state_dict",
+    "averaged_model",
+    "average_model_state",
+    "average_model",
+    "average",
+    "avg_model",
+    "swa_state_dict",
+    "swa_model_state_dict",
+    "swa_model",
+    "shadow",
+)
+# the first name says that the second holds averaged weights: DM-AT, Lightning's WeightAveraging
+RAW_BESIDE = {
+    "unaveraged_model_state_dict": "model_state_dict",
+    "current_model_state": "state_dict",
+}
+# of DataParallel, torch.compile and wrappers
+PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "net.",
+    "backbone.",
+    "network.",
+    "student.",
+    "encoder.",
+)
+# counts and rates beside weights: SWA's, ema-pytorch's, LitEma's, mmengine's
+COUNTERS = frozenset({"n_averaged", "initted", "step", "steps", "decay", "num_updates", "updates"})
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 NORMALISATION = {"mean": "mean", "mu": "mean", "std": "std", "sigma": "std"}
 # data sets' means are quoted to 3 or 4 digits
 SAME_NORMALISATION = 1e-3
+DEEP = 8  # wrappers inside each other; modules of a network are deeper
+MODULES_DEEP = 50
 
 
-def read_weights(store: Store) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, or of a weights-only `torch.save` file, out of whatever
-    wraps them.
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Tensors by name, and where in the file averaged ones lay, "" for raw ones."""
 
-    Raises `CheckpointError` when there are none, `DataError` when the file is damaged or holds
-    code.
+    tensors: dict[str, Tensor]
+    averaged: str = ""
+
+
+def read_weights(store: Store) -> Weights:
+    """The tensors of a `.safetensors` file, or of a `torch.save` file, out of whatever wraps them.
+
+    Where averaged and raw weights lie in one file, the averaged ones. Raises `CheckpointError` when
+    there are none, `DataError` when the file is damaged or something else.
     """
     if store.name.endswith(".safetensors"):
-        return store.read_tensors()
+        return _of_state_dict(store.read_tensors())
     if not store.name.endswith((".pt", ".pth", ".bin", ".ckpt", ".tar")):
         raise CheckpointError(
             f"'{store}' is not named as weights are; give a .safetensors, .pt or .pth file"
         )
-    weights = _unwrapped(store.read_torch())
-    if not weights:
+    weights = _unwrapped(store.read_torch(), DEEP)
+    if not weights.tensors:
         raise CheckpointError(
             f"'{store}' holds no tensors by name; give a file with a state dict, under one of "
             f"{', '.join(WRAPPERS)} if wrapped"
@@ -57,20 +114,97 @@ def read_weights(store: Store) -> dict[str, Tensor]:
     return weights
 
 
-def _unwrapped(value: Any) -> dict[str, Tensor]:
-    if not isinstance(value, Mapping):
-        return {}
-    inner = next(
-        (value[name] for name in WRAPPERS if isinstance(value.get(name), Mapping) and value[name]),
-        None,
-    )
-    return (
-        {key: item for key, item in value.items() if isinstance(item, Tensor)}
-        if inner is None
-        else _unwrapped(inner)
+def _unwrapped(value: Any, deep: int) -> Weights:
+    if not isinstance(value, Mapping) or not deep:
+        return Weights({})
+    raw = _raw(value, deep)
+    for name, inner in _averages(value):
+        average = _unwrapped(inner, deep - 1)
+        if average.tensors:
+            path = f"{name}.{average.averaged}" if average.averaged else name
+            return Weights(_with_statistics(average.tensors, raw.tensors), path)
+    return raw
+
+
+def _averages(value: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Name and content of what may be averaged weights at this level, and of Lightning's callbacks."""
+    yield from ((name, value.get(name)) for raw, name in RAW_BESIDE.items() if raw in value)
+    yield from ((name, value[name]) for name in AVERAGED if name in value)
+    callbacks = value.get("callbacks")
+    for callback, state in callbacks.items() if isinstance(callbacks, Mapping) else ():
+        if isinstance(state, Mapping):
+            for name, inner in _averages(state):
+                yield f"callbacks.{callback}.{name}", inner
+
+
+def _raw(value: Mapping[Any, Any], deep: int) -> Weights:
+    for name in WRAPPERS:
+        inner = _unwrapped(value.get(name), deep - 1)
+        if inner.tensors:
+            return dataclasses.replace(
+                inner, averaged=f"{name}.{inner.averaged}" if inner.averaged else ""
+            )
+    if isinstance(
+        value.get("_modules"), Mapping
+    ):  # a whole network was saved, of which only its tensors are read
+        return _of_state_dict(dict(_of_modules(value, "", MODULES_DEEP)))
+    return _of_state_dict(
+        {str(key): item for key, item in value.items() if isinstance(item, Tensor)}
     )
 
 
+def _of_modules(module: Mapping[Any, Any], prefix: str, deep: int) -> Iterator[tuple[str, Tensor]]:
+    for kind in ("_parameters", "_buffers"):
+        for name, tensor in (module.get(kind) or {}).items():
+            if isinstance(tensor, Tensor):
+                yield f"{prefix}{name}", tensor
+    for name, inner in (module.get("_modules") or {}).items():
+        if isinstance(inner, Mapping) and deep:
+            yield from _of_modules(inner, f"{prefix}{name}.", deep - 1)
+
+
+# -- averages inside one state dict ----------------------------------------------------------------
+_IN_KEY = re.compile(
+    rf"((?:{'|'.join(re.escape(p) for p in PREFIXES)})*)({'|'.join(AVERAGED)})\.(.+)"
+)
+
+
+def _of_state_dict(tensors: Mapping[str, Tensor]) -> Weights:
+    """Apart where names say so: `ema_model.*` beside `online_model.*` (ema-pytorch), `model_ema.*`
+    beside `model.*` (Lightning; LitEma drops the dots of the names), `module.*` beside `n_averaged`
+    (SWA).
+    """
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if (match := _IN_KEY.fullmatch(key)) and match[3] not in COUNTERS:
+            groups.setdefault(f"{match[1]}{match[2]}", {})[match[3]] = tensor
+    raw = {key: tensor for key, tensor in tensors.items() if not _IN_KEY.fullmatch(key)}
+    if groups:
+        name, average = max(groups.items(), key=lambda group: len(group[1]))
+        return Weights(_with_statistics(_dotted(average, raw), raw), name)
+    if any(key.rpartition(".")[2] == "n_averaged" for key in tensors):
+        return Weights(dict(tensors), "n_averaged")
+    return Weights(dict(tensors))
+
+
+def _dotted(average: dict[str, Tensor], raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The averages under the raw weights' names, where theirs are those without dots."""
+    if any("." in key for key in average):
+        return average
+    plain = {bare.replace(".", ""): bare for bare in _bare(raw)}
+    known = {plain[key]: tensor for key, tensor in average.items() if key in plain}
+    return known or average
+
+
+def _with_statistics(average: dict[str, Tensor], raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With BatchNorm's statistics of the raw weights where the averages are of parameters only."""
+    statistics = {bare: raw[key] for bare, key in _bare(raw).items() if key.endswith(STATISTICS)}
+    if not statistics or any(key.endswith(STATISTICS) for key in average):
+        return average
+    return {bare: average[key] for bare, key in _bare(average).items()} | statistics
+
+
+# -- fitting them to a student ---------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class Fit:
     """How weights fit a student: what to load under its keys, and what does not fit; `reshaped`
@@ -84,57 +218,103 @@ class Fit:
     ignored: list[str]
     normalisation: dict[str, Tensor]  # mean, std
 
+    @property
+    def differences(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.reshaped)
+
 
 def fit_keys(
     weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], unused: tuple[str, ...] = ()
 ) -> Fit:
-    """Match keys up to the prefixes that all of them share; `unused` are prefixes of keys to leave
-    out.
+    """Match keys up to the prefix under which most of them are the student's; `unused` are prefixes
+    of keys to leave out.
 
-    Normalisation (a last name of mean, std, mu or sigma) is set apart. A missing count of
-    BatchNorm's batches is no difference: files of old PyTorch versions lack it, and nothing here
-    reads it.
+    Normalisation (a last name of mean, std, mu or sigma) is set apart. What lies outside of the
+    prefix (a loss, metrics, another network) is ignored where the network is whole without it, and
+    so are counters. A missing count of BatchNorm's batches is no difference: files of old PyTorch
+    versions lack it, and nothing here reads it.
+
+    Raises `CheckpointError` where two networks in the file fit alike.
     """
     constants = {
         NORMALISATION[last]: key
         for key in weights
         if (last := key.rsplit(".", 1)[-1]) in NORMALISATION
     }
-    given, ours = _bare(key for key in weights if key not in constants.values()), _bare(wanted)
-    ignored = [bare for bare in given if bare not in ours and bare.startswith(unused)]
+    ours = _bare(wanted)
+    keys = [key for key in weights if key not in constants.values()]
+    prefix = _prefix(keys, ours)
+    given = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
+    outside = [key for key in keys if not key.startswith(prefix)]
+    ignored = [
+        key
+        for bare, key in given.items()
+        if bare not in ours and (bare.startswith(unused) or bare in COUNTERS)
+    ]
     common = [bare for bare in ours if bare in given]
     reshaped = {
         ours[b]: (list(weights[given[b]].shape), list(wanted[ours[b]].shape))
         for b in common
         if weights[given[b]].shape != wanted[ours[b]].shape
     }
+    missing = [ours[b] for b in ours if b not in given and not b.endswith("num_batches_tracked")]
+    counters = [key for key in outside if key.rpartition(".")[2] in COUNTERS]
+    ignored += counters if missing else outside
+    used = {given[bare] for bare in common}
     return Fit(
         weights={ours[bare]: weights[given[bare]] for bare in common if ours[bare] not in reshaped},
-        missing=[
-            ours[bare]
-            for bare in ours
-            if bare not in given and not bare.endswith("num_batches_tracked")
-        ],
-        unexpected=[given[bare] for bare in given if bare not in ours and bare not in ignored],
+        missing=missing,
+        unexpected=[key for key in keys if key not in ignored and key not in used],
         reshaped=reshaped,
-        ignored=[given[bare] for bare in ignored],
+        ignored=ignored,
         normalisation={name: weights[key] for name, key in constants.items()},
     )
 
 
-def _bare(keys: Iterable[str]) -> dict[str, str]:
-    """Key without the prefixes that all keys share -> key."""
-    bare = {key: key for key in keys}
-    while prefix := next(
-        (p for p in PREFIXES if bare and all(key.startswith(p) for key in bare)), None
+def _prefix(keys: Iterable[str], ours: Mapping[str, str]) -> str:
+    """The prefix under which most keys are ours."""
+    votes: Counter[str] = Counter()
+    for key in keys:
+        parts = key.split(".")
+        votes.update(
+            ".".join([*parts[:cut], ""])
+            for cut in range(len(parts))
+            if ".".join(parts[cut:]) in ours
+        )
+    best = votes.most_common(2)
+    if not best:
+        return _common_prefix(keys)
+    if len(best) == 2 and best[0][1] == best[1][1] >= len(
+        [b for b in ours if not b.endswith(STATISTICS)]
     ):
-        bare = {key.removeprefix(prefix): whole for key, whole in bare.items()}
-    return bare
+        names = " and ".join(repr(name) for name, _ in best)
+        raise CheckpointError(
+            f"two networks fit, under the prefixes {names}; write one of them to a file of its own"
+        )
+    return best[0][0]
+
+
+def _common_prefix(keys: Iterable[str]) -> str:
+    """The wrappers' prefixes that most keys share, so that one foreign key does not hide them."""
+    bare, whole = list(keys), ""
+    while prefix := next(
+        (p for p in PREFIXES if sum(key.startswith(p) for key in bare) > 0.8 * len(bare) > 0), None
+    ):
+        bare = [key.removeprefix(prefix) for key in bare if key.startswith(prefix)]
+        whole += prefix
+    return whole
+
+
+def _bare(keys: Iterable[str]) -> dict[str, str]:
+    """Key without the prefixes that its fellows share -> key; what does not share them is left out."""
+    keys = list(keys)
+    prefix = _common_prefix(keys)
+    return {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
 
 
 def load_into(
     student: Student,
-    weights: Mapping[str, Tensor],
+    weights: Weights | Mapping[str, Tensor],
     name: str,
     where: str,
     new_classifier: bool = False,
@@ -142,11 +322,31 @@ def load_into(
     """Load `weights`, read from `where`, into the student that is called `name`; returns a sentence
     on what was loaded.
 
+    Raises what `fitted` raises.
+    """
+    fit, origin = fitted(student, weights, name, where, new_classifier)
+    student.load_state_dict(fit.weights, strict=False)
+    return origin
+
+
+def fitted(
+    student: Student,
+    weights: Weights | Mapping[str, Tensor],
+    name: str,
+    where: str,
+    new_classifier: bool = False,
+) -> tuple[Fit, str]:
+    """What `load_into` would load, and its sentence; the student may be on the meta device.
+
     With `new_classifier` a last layer that is missing or of another size stays as it was
     initialised, and the sentence says so. Raises `CheckpointError` naming what else differs, also a
     normalisation that the weights come with.
     """
-    fit = fit_keys(weights, student.state_dict(), student.unused)
+    source = weights if isinstance(weights, Weights) else Weights(dict(weights))
+    try:
+        fit, adapted = _best_fit(student, source.tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"'{where}': {error}") from None
     fresh = {
         key
         for key in (*fit.missing, *fit.reshaped)
@@ -173,15 +373,41 @@ def load_into(
             "to what these weights are of"
         )
     _check_normalisation(student, fit.normalisation, where)
-    student.load_state_dict(fit.weights, strict=False)
-    told = f"weights of '{where}'"
+    origin = (
+        f"averaged weights ({source.averaged}) of '{where}'"
+        if source.averaged
+        else f"weights of '{where}'"
+    )
+    if adapted:
+        origin += ", with names and position embeddings converted as timm does"
     if fresh:
-        told += f", but a newly initialised classifier ({', '.join(sorted(fresh))})"
+        origin += f", but a newly initialised classifier ({', '.join(sorted(fresh))})"
     if fit.ignored:
-        told += (
+        origin += (
             f", without {len(fit.ignored)} keys that the network never uses ({fit.ignored[0]}, ...)"
         )
-    return told
+    return fit, origin
+
+
+def _best_fit(student: Student, tensors: Mapping[str, Tensor]) -> tuple[Fit, bool]:
+    """The weights as they are or, where those do not fit, as the network's own library converts
+    them.
+    """
+    wanted = student.state_dict()
+    fit = fit_keys(tensors, wanted, student.unused)
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = getattr(
+        student, "converted", None
+    )
+    if not fit.differences or convert is None:
+        return fit, False
+    prefix = _common_prefix(tensors)
+    bare = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(prefix)
+    }
+    other = fit_keys(convert(bare), wanted, student.unused)
+    return (other, True) if other.differences < fit.differences else (fit, False)
 
 
 def _some(kind: str, keys: list[str]) -> str:
@@ -193,7 +419,7 @@ def _check_normalisation(student: Student, theirs: Mapping[str, Tensor], where: 
     give it away.
     """
     there = {name: value.flatten().tolist() for name, value in theirs.items()}
-    ours = {name: getattr(student.normalise, name).flatten().tolist() for name in theirs}
+    ours = {name: student.normalise.constants[name] for name in theirs}
     if any(
         len(there[n]) != len(ours[n])
         or any(abs(a - b) > SAME_NORMALISATION for a, b in zip(there[n], ours[n], strict=True))

@@ -17,7 +17,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from dra_ray import cluster, config, data, runs
+from dra_ray import cluster, config, data, runs, students
 from dra_ray.errors import ConfigError, RunError
 from dra_ray.pool import client, service
 from dra_ray.storage import Store
@@ -99,6 +99,8 @@ def _check(experiments: dict[str, config.Experiment]) -> None:
     train.load_synthetic(largest, images)
     for experiment in experiments.values():
         train.check_teacher(experiment, images.num_classes)
+    for model in dict.fromkeys(experiment.model for experiment in experiments.values()):
+        students.check(model, images.shape)
     clocks = {
         (e.optim.epochs, e.optim.batch, e.selection.every_epochs) for e in experiments.values()
     }

@@ -24,7 +24,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util import metrics
 from torch import nn
 
-from dra_ray import cluster, config, data, runs
+from dra_ray import cluster, config, data, runs, students
 from dra_ray.attacks import pgd
 from dra_ray.data import Images, Pictures, random, synthetic
 from dra_ray.data import batches as batch_plan
@@ -74,6 +74,9 @@ def fit(
     )
     del generated
     check_teacher(experiment, images.num_classes)
+    students.check(
+        experiment.model, images.shape
+    )  # in the worker its errors would come after the run's name is taken
     manifest = runs.begin_run(
         run,
         "train",

@@ -176,10 +176,11 @@ def test_another_network_is_named_by_its_first_keys(tmp_path) -> None:
     )  # a prefix that only some keys have is no prefix
 
 
-def test_a_pickle_that_needs_code_is_one_line(tmp_path) -> None:
-    refused(
-        "asks for numpy.* load it there and write its state dict anew",
+def test_a_scalar_beside_the_weights_is_no_hindrance_and_a_cut_file_is_one_line(tmp_path) -> None:
+    robustbench.load(
         saved(tmp_path, {"state_dict": dm_state(), "best": np.float64(0.5)}),
+        config.Model(name="wrn-16-2"),
+        SMALL,
     )
     store = Store(str(tmp_path)) / "cut.pt"
     store.write_bytes(saved(tmp_path, dm_state()).read_bytes()[:5000])

@@ -4,12 +4,20 @@ named.
 
 from __future__ import annotations
 
+import argparse
+import io
+import re
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
 from dra_ray import config, students
 from dra_ray.data import Shape
-from dra_ray.errors import CheckpointError, DataError
+from dra_ray.errors import CheckpointError, ConfigError, DataError, DraError
 from dra_ray.storage import Store
 from dra_ray.students import weights
 
@@ -49,7 +57,7 @@ def test_a_file_as_dm_at_releases_them_loads(tmp_path) -> None:
         }
     )
     told = students.initialise(fresh, config.Model(name="wrn-10-1", weights=store.uri))
-    assert same(fresh, trained) and told == f"weights of '{store}'"
+    assert same(fresh, trained) and told == f"averaged weights (model_state_dict) of '{store}'"
 
 
 @pytest.mark.parametrize("wrapper", [(), ("state_dict",), ("model",), ("net",), ("ema", "module")])
@@ -175,3 +183,287 @@ def test_a_file_without_weights_says_so(tmp_path) -> None:
     store.write_bytes(b"not a file of torch's")
     with pytest.raises(DataError, match="not a weights-only torch file"):
         weights.read_weights(store)
+
+
+PARTS = "weight", "bias"
+
+
+def raw_and_average() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    return student("resnet-18", 0).state_dict(), student("resnet-18", 1).state_dict()
+
+
+def under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + key: tensor for key, tensor in tensors.items()}
+
+
+def files_with_averages() -> dict[str, object]:
+    """As the field's trainers write them: raw weights and averaged ones in one file."""
+    raw, average = raw_and_average()
+    parameters = {key: tensor for key, tensor in average.items() if key.endswith(PARTS)}
+    flat = {key.replace(".", ""): tensor for key, tensor in parameters.items()}
+    one = torch.tensor(1)
+    return {
+        "timm": {"state_dict": raw, "state_dict_ema": average, "epoch": 3},
+        "timm args": {
+            "state_dict": raw,
+            "model_ema": average,
+            "args": argparse.Namespace(lr=0.1),
+            "metric": np.float64(1),
+        },
+        "dit": {"model": raw, "ema": average, "opt": {}},
+        "deit": {"model": under("module.", raw), "model_ema": {"module": average, "decay": 0.9}},
+        "ema-pytorch": {
+            "model": raw,
+            "ema": under("ema_model.", average)
+            | under("online_model.", raw)
+            | {"initted": one, "step": one},
+        },
+        "ema-pytorch alone": under("ema_model.", average)
+        | under("online_model.", raw)
+        | {"initted": one, "step": one},
+        "lightning": {
+            "state_dict": under("model.", raw) | under("ema_model.", average),
+            "callbacks": {},
+        },
+        "lightning compiled": {
+            "state_dict": under("net._orig_mod.", raw) | under("model_ema.module.", average)
+        },
+        "lit-ema": {
+            "state_dict": under("model.", raw)
+            | under("model_ema.", flat | {"decay": one, "num_updates": one})
+        },
+        "callback": {
+            "state_dict": under("model.", raw),
+            "callbacks": {"EMA": {"ema_state_dict": under("model.", average)}},
+        },
+        "swa callback": {
+            "state_dict": raw,
+            "callbacks": {"SWA": {"average_model_state": average, "n_averaged": one}},
+        },
+        "weight averaging": {
+            "state_dict": under("model.", average),
+            "current_model_state": under("model.", raw),
+        },
+        "swa": {
+            "state_dict": raw,
+            "swa_state_dict": under("module.", average) | {"n_averaged": one},
+        },
+        "averaged model": under("module.", average) | {"n_averaged": one},
+        "shadow": {"model": raw, "ema": {"decay": 0.9, "shadow": under("module.", parameters)}},
+        "ours": {"student": raw, "average": average, "sums": torch.zeros(4)},
+        "nothing averaged yet": {"state_dict": average, "state_dict_ema": None, "model_ema": {}},
+    }
+
+
+@pytest.mark.parametrize("kind", files_with_averages())
+def test_of_raw_and_averaged_weights_the_averaged_are_taken(tmp_path, kind: str) -> None:
+    fresh, (_, average) = student("resnet-18", 2), raw_and_average()
+    store = Store(str(tmp_path)) / "some.ckpt"
+    store.write_torch(files_with_averages()[kind])
+    origin = students.initialise(fresh, config.Model(name="resnet-18", weights=store.uri))
+    for key, tensor in fresh.state_dict().items():
+        if key.endswith(PARTS):
+            assert torch.equal(tensor, average[key]), key
+    assert origin.startswith("averaged weights (") == (kind != "nothing averaged yet")
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "_orig_mod.module.", "net.backbone.", "classifier_of_mine.", "model.model.model."],
+)
+@pytest.mark.parametrize(
+    "foreign", ["criterion.weight", "train_acc.total", "n_averaged", "module.step"]
+)
+def test_a_foreign_key_does_not_hide_the_prefix(prefix: str, foreign: str) -> None:
+    trained, fresh = student("wrn-10-1", 0), student("wrn-10-1", 1)
+    origin = weights.load_into(
+        fresh, prefixed(prefix, trained) | {foreign: torch.tensor(3)}, "wrn-10-1", "there.pt"
+    )
+    assert same(fresh, trained) and foreign in origin
+
+
+def test_two_networks_that_fit_alike_are_not_chosen_between() -> None:
+    both = prefixed("left.", student("wrn-10-1", 0)) | prefixed("right.", student("wrn-10-1", 1))
+    with pytest.raises(
+        CheckpointError,
+        match="'there.pt': two networks fit, under the prefixes 'left.' and 'right.'",
+    ):
+        weights.load_into(student("wrn-10-1", 2), both, "wrn-10-1", "there.pt")
+
+
+class Settings(dict):
+    """A dict with attributes, as yacs, addict and OmegaConf have it."""
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_objects_beside_the_weights_are_read_inertly(tmp_path, zipped: bool) -> None:
+    trained, fresh = student("wrn-10-1", 0), student("wrn-10-1", 1)
+    settings = Settings(lr=0.1)
+    settings.extra = [np.float32(1), np.arange(3)]
+    beside = {
+        "args": argparse.Namespace(a=1),
+        "best": np.float64(0.5),
+        "cfg": settings,
+        "path": Path("a"),
+        "net_class": Settings,
+    }
+    torch.save(
+        {"state_dict": trained.state_dict(), **beside},
+        buffer := io.BytesIO(),
+        _use_new_zipfile_serialization=zipped,
+    )
+    store = Store(str(tmp_path)) / "some.pt"
+    store.write_bytes(buffer.getvalue())
+    weights.load_into(fresh, weights.read_weights(store), "wrn-10-1", store.uri)
+    assert same(fresh, trained)
+
+
+def test_a_whole_network_gives_its_tensors(tmp_path) -> None:
+    trained, fresh = student("wrn-10-1", 0), student("wrn-10-1", 1)
+    store = Store(str(tmp_path)) / "some.pt"
+    store.write_torch({"model": trained, "epoch": 3})
+    weights.load_into(fresh, weights.read_weights(store), "wrn-10-1", store.uri)
+    assert all(
+        torch.equal(p, q) for p, q in zip(fresh.parameters(), trained.parameters(), strict=True)
+    )
+
+
+def zip_of(name: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, b"text")
+    return buffer.getvalue()
+
+
+def saved(value: object, zipped: bool = True) -> bytes:
+    torch.save(value, buffer := io.BytesIO(), _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (b"\n <!DOCTYPE html><html>Sign in</html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+        (b'<?xml version="1.0"?><Error/>', "an XML document"),
+        (b'{"error": "not found"}', "JSON text"),
+        (b"\x1f\x8b\x08 and so on", "compressed with gzip"),
+        (zip_of("notes/readme.md"), "a zip archive of other files"),
+        (saved({"a": torch.ones(100)})[:600], "cut short"),
+        (saved({"a": torch.ones(100)}, zipped=False)[:300], "cut short"),
+        (b"not a file of torch's", "damaged"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
+def test_what_is_no_checkpoint_is_called_what_it_is(
+    tmp_path, content: bytes, words: str, name: str
+) -> None:
+    store = Store(str(tmp_path)) / name
+    store.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        weights.read_weights(store)
+    assert (
+        name in str(caught.value)
+        and "\n" not in str(caught.value)
+        and "weights_only" not in str(caught.value)
+    )
+    assert name == "x.safetensors" or words in str(caught.value)
+
+
+def test_facebooks_names_and_other_position_embeddings_load_as_timm_converts_them(tmp_path) -> None:
+    shape = Shape(10, 3, 64, (0.5,) * 3, (0.25,) * 3)
+    trained, fresh = (student("timm/convnext_atto", seed, shape) for seed in (0, 1))
+    theirs = {}
+    for key, tensor in trained.net.state_dict().items():
+        name = (
+            key.replace("head.norm.", "norm.")
+            .replace("head.fc.", "head.")
+            .replace("stem.", "downsample_layers.0.")
+        )
+        name = (
+            name.replace(".blocks.", ".").replace("conv_dw", "dwconv").replace("mlp.fc", "pwconv")
+        )
+        name = re.sub(r"stages\.(\d)\.downsample", r"downsample_layers.\1", name)
+        theirs[name] = tensor.flatten(1) if "pwconv" in name and name.endswith("weight") else tensor
+    store = Store(str(tmp_path)) / "facebook.pth"
+    store.write_torch({"model": theirs})
+    origin = students.initialise(fresh, config.Model(name="timm/convnext_atto", weights=store.uri))
+    assert same(fresh, trained) and "as timm does" in origin
+    larger = Shape(10, 3, 96, (0.5,) * 3, (0.25,) * 3)
+    small, large = (
+        student("timm/vit_tiny_patch16_224", 0, shape),
+        student("timm/vit_tiny_patch16_224", 1, larger),
+    )
+    store.write_torch(small.net.state_dict())
+    origin = students.initialise(
+        large, config.Model(name="timm/vit_tiny_patch16_224", weights=store.uri)
+    )
+    assert large.net.pos_embed.shape[1] == 37 and "as timm does" in origin
+    torch.testing.assert_close(large.net.pos_embed[:, 0], small.net.pos_embed[:, 0])
+    assert torch.equal(large.net.blocks[3].mlp.fc1.weight, small.net.blocks[3].mlp.fc1.weight)
+
+
+def test_facebooks_dinov3_loads(tmp_path) -> None:
+    shape = Shape(10, 3, 64, (0.5,) * 3, (0.25,) * 3)
+    name = "timm/vit_small_patch16_dinov3"
+    trained, fresh = student(name, 0, shape), student(name, 1, shape)
+    theirs = {"mask_token": torch.zeros(1, 384), "rope_embed.periods": torch.ones(16)}
+    for key, tensor in trained.net.state_dict().items():
+        if not key.startswith("head."):
+            name_there = (
+                key.replace("reg_token", "storage_tokens")
+                .replace("gamma_1", "ls1.gamma")
+                .replace("gamma_2", "ls2.gamma")
+            )
+            theirs[name_there] = tensor
+    theirs |= {
+        f"blocks.{n}.attn.qkv.{part}": torch.zeros(1152)
+        for n in range(12)
+        for part in ("bias", "bias_mask")
+    }
+    store = Store(str(tmp_path)) / "dinov3.pth"
+    store.write_torch(theirs)
+    origin = students.initialise(fresh, config.Model(name=name, weights=store.uri))
+    fresh.net.head.load_state_dict(trained.net.head.state_dict())
+    assert same(fresh, trained) and "newly initialised classifier" in origin
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "wrn-100000-1",
+        "wrn-28-100000",
+        "relu-wrn-1000-9999",
+        "wrn-10-999999999",
+        "vit-b-99999999",
+        "timm/" + "a" * 9999,
+    ],
+)
+def test_absurd_networks_are_refused_before_they_are_built(name: str) -> None:
+    start = time.monotonic()
+    for device in ("cpu", "meta"):
+        with torch.device(device), pytest.raises(ConfigError, match="model.name="):
+            students.build(config.Model(name=name), SHAPE)
+    assert time.monotonic() - start < 30  # timm's import included
+
+
+def test_a_check_raises_what_a_worker_would(tmp_path) -> None:
+    store = Store(str(tmp_path)) / "some.pt"
+    store.write_torch(student("wrn-10-1", 0).state_dict())
+    assert next(
+        students.check(config.Model(name="wrn-10-1", weights=store.uri), SHAPE).parameters()
+    ).is_meta
+    for settings in (
+        config.Model(name="wrn-10-2", weights=store.uri),
+        config.Model(name="resnet-18", weights=store.uri),
+        config.Model(name="wrn-11-1"),
+        config.Model(name="wrn-10-1", weights=f"{tmp_path}/none.pt"),
+    ):
+        with pytest.raises(DraError) as checked:
+            students.check(settings, SHAPE)
+        with pytest.raises(DraError) as started:
+            students.initialise(students.build(settings, SHAPE), settings)
+        assert str(checked.value) == str(started.value) and type(checked.value) is type(
+            started.value
+        )
