@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dra_ray import config, data, runs, students
+from dra_ray import config, data, students
 from dra_ray.data import Shape
 from dra_ray.errors import CheckpointError, ConfigError, DataError, nearest
 from dra_ray.storage import Store, sha256
@@ -55,6 +55,7 @@ class Subject:
         beside: another folder of results whose batches serve where they are the same.
         keep: whether a result of other settings in `folder` is an error, or replaced.
         code: modules that other machines may not have, sent to them with the student.
+        notes: sentences on what was changed in the student, for the result's flags.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Subject:
     beside: Store | None = None
     keep: bool = False
     code: tuple[ModuleType, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +133,15 @@ def read(what: str, options: Options | None = None) -> Subject:
         options,
         _shape(experiment, options, images, labels, known=run is not None),
     )
+    notes: tuple[str, ...] = ()
+    if source["kind"] == "function":
+        student, notes = _fitting(what, student, images, labels)
     return dataclasses.replace(
-        subject, student=student.requires_grad_(False), source=subject.source | source, code=code
+        subject,
+        student=student.requires_grad_(False),
+        source=subject.source | source,
+        code=code,
+        notes=notes,
     )
 
 
@@ -189,15 +198,15 @@ def _run_around(file: Store) -> Store | None:
         folder = folder.rpartition("/")[0]
         if not folder or folder.endswith(":/"):
             return None
-        manifest = runs.read_manifest(Store(folder))
-        if manifest and manifest.get("kind") == "train":
+        manifest = checkpoint.manifest(Store(folder))
+        if manifest.get("kind") == "train":
             return Store(folder)
     return None
 
 
 def _experiment(run: Store) -> config.Experiment:
     return config.validate(
-        config.Experiment, (run / "manifest.json").read_json()["config"], str(run / "manifest.json")
+        config.Experiment, checkpoint.manifest(run).get("config", {}), str(run / "manifest.json")
     )
 
 
@@ -461,7 +470,7 @@ def _made_by(what: str) -> Found:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(name)
-    except Exception as error:  # the user's module may fail in any way
+    except (Exception, SystemExit) as error:  # the user's module may fail in any way
         raise ConfigError(
             f"'{what}': module '{name}' cannot be imported ({_first_line(error)}); run it where "
             f"`import {name}` works"
@@ -474,7 +483,7 @@ def _made_by(what: str) -> Found:
         )
     try:
         student = make()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"'{what}' failed ({_first_line(error)}); it is called without arguments and must "
             "return a torch.nn.Module"
@@ -490,6 +499,83 @@ def _made_by(what: str) -> Found:
         for found, part in sorted(code.items())
     }
     return student, {"kind": "function", "code": digests}, tuple(code.values())
+
+
+class Logits(nn.Module):
+    """`net`, of whose output (a tuple, a dict, an object with `logits`) only the logits are given."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _logits(self.net(x))
+
+
+def _logits(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        names = [name for name in ("logits", "out", "output", "pred") if name in output]
+        return output[names[0]] if names else next(iter(output.values()), None)
+    if hasattr(output, "logits"):
+        return output.logits
+    return output[0] if isinstance(output, tuple | list) and output else output
+
+
+def _fitting(
+    what: str, student: nn.Module, images: Tensor, labels: Tensor
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The user's network in eval mode and float32, giving logits [N,K], and what was changed for
+    that.
+
+    It is tried on two images here, so that what cannot work is said before Ray starts. Raises
+    `ConfigError`.
+    """
+    notes = []
+    if any(module.training for module in student.modules()):
+        notes.append(f"'{what}' returned a network in train mode; it was put into eval mode.")
+    student = student.eval().cpu()
+    tensors = [*student.parameters(), *student.buffers()]
+    kinds = {str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()} - {
+        "float32"
+    }
+    if kinds:
+        notes.append(
+            f"'{what}' returned a network in {', '.join(sorted(kinds))}; it was evaluated in "
+            "float32."
+        )
+        student = student.float()
+    few = images[:2]
+    try:
+        with torch.no_grad():
+            output = student(few)
+            logits = _logits(output)
+    except Exception as error:  # the user's network may fail in any way
+        raise ConfigError(
+            f"'{what}' cannot take float32 images {list(few.shape)} ({_first_line(error)}); make "
+            "it take images in [0,1] and give logits"
+        ) from error
+    if not isinstance(logits, Tensor):
+        raise ConfigError(
+            f"'{what}' gives {type(output).__name__} for images; it must give logits [N,K]"
+        )
+    classes = int(labels.max()) + 1
+    if (
+        logits.ndim != 2
+        or len(logits) != len(few)
+        or logits.shape[1] < classes
+        or not logits.is_floating_point()
+    ):
+        kind = f"{str(logits.dtype).removeprefix('torch.')} {list(logits.shape)}"
+        raise ConfigError(
+            f"'{what}' gives {kind} for {len(few)} images of {classes} classes; it must give "
+            "logits [N,K]"
+        )
+    if not isinstance(output, Tensor):
+        notes.append(f"'{what}' gives {type(output).__name__}; its logits were taken.")
+        student = Logits(student).eval()
+    return student, tuple(notes)
 
 
 def _local_code(name: str) -> dict[str, ModuleType]:
@@ -523,7 +609,7 @@ def _is_local(module: ModuleType) -> bool:
     )
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (
         f"{type(error).__name__}: {str(error).splitlines()[0]}"
         if str(error)

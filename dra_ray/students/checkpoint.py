@@ -5,6 +5,7 @@ best validation so far.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -21,20 +22,41 @@ def save(run: Store, weights: Mapping[str, Tensor]) -> None:
     (run / WEIGHTS).write_tensors(weights)
 
 
+def manifest(run: Store) -> Mapping[str, Any]:
+    """A run's manifest, which may be a stranger's; empty where there is none.
+
+    Raises `CheckpointError` where it is no JSON object or its config is none.
+    """
+    try:
+        facts = runs.read_manifest(run)
+    except (ValueError, RecursionError):  # bytes that are no text, or brackets without end
+        facts = []  # type: ignore[assignment]
+    if facts is None:
+        return {}
+    if not isinstance(facts, Mapping) or not isinstance(facts.get("config", {}), Mapping):
+        raise CheckpointError(
+            f"'{run / 'manifest.json'}' is not a run's manifest; give the folder that `dra train` "
+            "wrote"
+        )
+    return facts
+
+
 def load(run: Store) -> tuple[students.Student, config.Experiment]:
     """The selected student in eval mode, without gradients, and the experiment that it comes from.
 
     Raises `CheckpointError` when there is none or when its keys or shapes are another
     architecture's.
     """
-    manifest = runs.read_manifest(run)
-    if manifest is None or manifest.get("kind") != "train":
+    facts = manifest(run)
+    if facts.get("kind") != "train":
         raise CheckpointError(
             f"'{run}' is not a training run; give the folder that `dra train` wrote"
         )
     if not (run / WEIGHTS).exists():
         raise CheckpointError(f"'{run}' has no trained weights yet; resume it with `dra train`")
-    experiment = config.validate(config.Experiment, manifest["config"], str(run / "manifest.json"))
+    experiment = config.validate(
+        config.Experiment, facts.get("config", {}), str(run / "manifest.json")
+    )
     student = students.build(experiment.model, data.outline(experiment.data).shape)
     load_into(student, read_weights(run / WEIGHTS), experiment.model.name, str(run / WEIGHTS))
     return student.eval().requires_grad_(False), experiment

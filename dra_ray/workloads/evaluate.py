@@ -503,6 +503,7 @@ class _Job:
             self.result = (
                 self.found.summary(self.evaluation, self.threat, self.effort) | self._facts()
             )
+            self.result["flags"].extend(self.subject.notes)
             if self.batch != self.evaluation.batch:
                 self.result["flags"].append(
                     SHRUNK.format(asked=self.evaluation.batch, batch=self.batch)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dra_ray import config, data, runs, students
-from dra_ray.errors import CheckpointError, ConfigError, DataError
+from dra_ray.errors import CheckpointError, ConfigError, DataError, DraError
 from dra_ray.evaluation import subjects
 from dra_ray.evaluation.subjects import Options
 from dra_ray.storage import Store
@@ -40,6 +40,54 @@ def net():
 
 def number():
     return 3
+
+def training():
+    return Net()
+
+def half():
+    return Net().eval().half()
+
+def double():
+    return Net().eval().double()
+
+class Wrapped(torch.nn.Module):
+    def __init__(self, wrap):
+        super().__init__()
+        self.net, self.wrap = Net(), wrap
+
+    def forward(self, x):
+        return self.wrap(self.net(x))
+
+def pair():
+    return Wrapped(lambda y: (y, None)).eval()
+
+def mapping():
+    return Wrapped(lambda y: {"aux": y * 0, "logits": y}).eval()
+
+class Output:
+    def __init__(self, logits):
+        self.loss, self.logits = None, logits
+
+def record():
+    return Wrapped(Output).eval()
+
+def text():
+    return Wrapped(str).eval()
+
+def flat():
+    return Wrapped(lambda y: y.sum(1)).eval()
+
+def narrow():
+    return Wrapped(lambda y: y[:, :3]).eval()
+
+def needs(size):
+    return Net()
+
+def leaves():
+    raise SystemExit(3)
+
+def wrong_size():
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(65, 10)).eval()
 
 def broken():
     raise KeyError("weights")
@@ -241,6 +289,12 @@ def test_a_function_of_the_users(here: Path, pictures: str) -> None:
         ("mine_to_try:nets", "has no function 'nets'; did you mean 'net'"),
         ("mine_to_try:number", "returned int; it must return a torch.nn.Module"),
         ("mine_to_try:broken", "failed .*KeyError"),
+        ("mine_to_try:needs", "failed .*missing 1 required positional argument"),
+        ("mine_to_try:leaves", "failed .*SystemExit"),
+        ("mine_to_try:text", "gives str for images; it must give logits"),
+        ("mine_to_try:flat", r"gives float32 \[2\] for 2 images"),
+        ("mine_to_try:narrow", r"gives float32 \[2, 3\] for 2 images of 10 classes"),
+        ("mine_to_try:wrong_size", r"cannot take float32 images \[2, 1, 8, 8\]"),
         ("timm/resnet10t", "--weights is not set"),
         ("robustbench:a.pt", "--architecture is not set"),
     ],
@@ -320,3 +374,51 @@ def test_a_run_keeps_what_it_is(run: Store) -> None:
         subjects.read(run.uri, Options({"model.name": "wrn-10-2"}))
     with pytest.raises(ConfigError, match="--weights was given"):
         subjects.read(run.uri, Options(weights="a.pt"))
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("net", None),
+        ("training", "put into eval mode"),
+        ("half", "in float16; it was evaluated in float32"),
+        ("double", "in float64; it was evaluated in float32"),
+        ("pair", "gives tuple; its logits"),
+        ("mapping", "gives dict; its logits"),
+        ("record", "gives Output; its logits"),
+    ],
+)
+def test_a_users_network_is_made_to_fit_and_this_is_said(
+    here: Path, pictures: str, function: str, words: str | None
+) -> None:
+    subject = subjects.read(
+        f"mine_to_try:{function}", Options(images=pictures, to=Store("results"))
+    )
+    logits = subject.student(subject.images)
+    assert (
+        logits.shape == (4, 10) and logits.dtype == torch.float32 and not subject.student.training
+    )
+    assert [words in note for note in subject.notes if words] == ([True] if words else [])
+    assert len(subject.notes) == (words is not None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "[1]",
+        '"text"',
+        "5",
+        "{}",
+        '{"kind": []}',
+        '{"kind": "train", "config": []}',
+        '{"kind": {"a": 1}}',
+        "[" * 100000,
+        "\xff{",
+    ],
+)
+def test_a_strangers_manifest_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_bytes(text.encode("latin1"))
+    with pytest.raises(DraError) as caught:
+        subjects.read(str(tmp_path))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
