@@ -29,7 +29,7 @@ from dra_ray.data import Shape
 from dra_ray.errors import CheckpointError, ConfigError, DataError, nearest
 from dra_ray.storage import Store, sha256
 from dra_ray.students import checkpoint, robustbench
-from dra_ray.students.weights import load_into, read_weights
+from dra_ray.students.weights import Weights, load_into, read_weights
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
@@ -434,7 +434,7 @@ def _loaded(
         )
     weights, student = _weights(file), students.build(settings, shape)
     if options.images and "data" not in experiment.model_fields_set:
-        outputs = _outputs(weights, student)
+        outputs = _outputs(weights.tensors, student)
         if outputs > shape.num_classes:  # the images of the npz file lack the last classes
             student = students.build(settings, dataclasses.replace(shape, num_classes=outputs))
     load_into(student, weights, settings.name, str(file))
@@ -450,7 +450,7 @@ def _outputs(weights: Mapping[str, Tensor], student: students.Student) -> int:
     )
 
 
-def _weights(file: Store) -> dict[str, Tensor]:
+def _weights(file: Store) -> Weights:
     """Of a training checkpoint, the averaged weights."""
     file = file / STATE if not file.uri.endswith(FILES) else file
     if file.name != STATE:
@@ -460,7 +460,7 @@ def _weights(file: Store) -> dict[str, Tensor]:
         raise CheckpointError(
             f"'{file}' has no averaged weights; give a checkpoint that `dra train` wrote"
         )
-    return dict(state["average"])
+    return Weights(dict(state["average"]))
 
 
 def _made_by(what: str) -> Found:

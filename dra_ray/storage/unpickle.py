@@ -69,7 +69,6 @@ def _load_bytearray8(unpickler: Any) -> None:
     unpickler.append(bytearray(raw))
 
 
-
 class _InertUnpickler(pickle._Unpickler):
     """Builds plain Python values, and asks only `stand_ins` for anything else.
 
