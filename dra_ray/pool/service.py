@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import threading
 import time
 import uuid
@@ -22,7 +23,7 @@ from ray.serve.exceptions import RayServeException
 from ray.util import metrics
 
 from dra_ray import config
-from dra_ray.errors import PoolError
+from dra_ray.errors import PoolError, StorageError
 from dra_ray.pool import replica
 from dra_ray.pool.exchange import NAMESPACE, open_exchange
 from dra_ray.pool.ledger import find_ledger, open_ledger
@@ -34,6 +35,7 @@ from dra_ray.pool.rows import Rows
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 
+logger = logging.getLogger("dra_ray")
 DEPLOYMENT = "teacher"
 PREFIX = "teacher-"  # of the applications that are pools
 POLICY = {
@@ -254,6 +256,9 @@ def _let_go(app: str, driver: str) -> bool:
 class Watch:
     """Says that this driver is there, and writes what the pool does to a `.jsonl` file: a row at
     every change and every few seconds.
+
+    Each has a thread of its own: the pool stays up for its drivers when the log's store is slow or
+    away.
     """
 
     PERIOD_S, EVERY_S = 0.5, 2.0
@@ -261,7 +266,11 @@ class Watch:
     def __init__(self, app: str, log: Store | None = None, driver: str | None = None) -> None:
         self._app, self._log, self._driver = app, log, driver
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, daemon=True)
+        duties = [self._renew] * bool(driver) + [self._record] * (log is not None)
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(duty,), daemon=True) for duty in duties
+        ]
+        self._unwritten = False
         self._rows: list[dict[str, Any]] = (
             log.read_jsonl() if log is not None and log.exists() else []
         )
@@ -280,16 +289,18 @@ class Watch:
     def __enter__(self) -> Watch:
         if self._driver:
             ray.get(find_ledger(self._app).hold.remote(self._driver))
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         if self._log is not None:
             with contextlib.suppress(RayError, RayServeException, KeyError, ValueError):
                 self._rows.append(self.sample())
-            self._log.write_jsonl(self._rows)
+            self._flush(self._log)
 
     def sample(self) -> dict[str, Any]:
         """One row: replicas, demand over the last seconds, and totals since the log began."""
@@ -319,18 +330,18 @@ class Watch:
             self._gauges[name].set(row[key], {"teacher": self._app})
         return row
 
-    def _loop(self) -> None:
+    def _repeat(self, duty: Callable[[], None]) -> None:
         while not self._stop.wait(self.PERIOD_S):
-            try:
-                if self._driver:
-                    find_ledger(self._app).hold.remote(self._driver)
-                if self._log is not None:
-                    self._write(self.sample())
-            except (RayError, RayServeException, KeyError, ValueError):
-                continue  # the pool is going up or down: the next sample tells
+            # the pool is going up or down: the next time tells
+            with contextlib.suppress(RayError, RayServeException, KeyError, ValueError):
+                duty()
 
-    def _write(self, row: dict[str, Any]) -> None:
+    def _renew(self) -> None:
+        find_ledger(self._app).hold.remote(self._driver)
+
+    def _record(self) -> None:
         assert self._log is not None
+        row = self.sample()
         last = self._rows[-1] if self._rows else None
         if (
             last is None
@@ -338,4 +349,18 @@ class Watch:
             or any(row[k] != last[k] for k in ("running", "target", "clients"))
         ):
             self._rows.append(row)
-            self._log.write_jsonl(self._rows)
+            self._flush(self._log)
+
+    def _flush(self, log: Store) -> None:
+        """Write all rows; one warning for a store that is away, since the next success brings every
+        row.
+        """
+        try:
+            log.write_jsonl(self._rows)
+            self._unwritten = False
+        except StorageError as error:
+            if not self._unwritten:
+                logger.warning(
+                    "%s; the pool goes on without its log until that can be written", error
+                )
+            self._unwritten = True
