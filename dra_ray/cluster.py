@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -17,12 +18,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader, Config
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from dra_ray.config import Resources
-from dra_ray.errors import ConfigError, RunError, StorageError
+from dra_ray.errors import ConfigError, LastingError, RunError, StorageError, is_lasting
 from dra_ray.storage import Store
 
 log = logging.getLogger("dra_ray")
@@ -46,15 +49,18 @@ ENVIRONMENT = {
 
 # set where the cluster is one that we started on this machine, for every process of it
 _OURS = "DRA_RAY_LOCAL"
+_LOOPBACK = "127.0.0.1"
 
 
 @contextmanager
 def connect(num_cpus: int | None = None) -> Iterator[Any]:
     """Ray for the length of a `with` block; gives what `ray.init` returned.
 
-    With RAY_ADDRESS set (every Ray job has it) we join that cluster and leave it running; otherwise
-    we start one on this machine, dashboard included (Ray Train frees the slots of a stopped trial
-    through it), and stop it at the end.
+    With RAY_ADDRESS set (every Ray job has it) we join that cluster, with the user's own
+    authentication, and leave it running; otherwise we start one on this machine, dashboard included
+    (Ray Train frees the slots of a stopped trial through it), and stop it at the end. Nobody else
+    gets into that one: it listens on the loopback interface only and wants a token that lives in
+    the environment of its processes, and nobody else reads its logs.
 
     Args:
         num_cpus: slots of a cluster that we start; default: the cores of the machine.
@@ -68,15 +74,16 @@ def connect(num_cpus: int | None = None) -> Iterator[Any]:
             yield context
         return
     with (
-        _environment(_of_our_own()),
+        _private(),
         ray.init(
             address="local",
             num_cpus=num_cpus,
             include_dashboard=True,
-            dashboard_host="127.0.0.1",
+            dashboard_host=_LOOPBACK,
             **quiet,
         ) as context,
     ):
+        _close_to_others(context.address_info["session_dir"])
         try:
             yield context
         finally:
@@ -98,6 +105,41 @@ def connect_to_running() -> Iterator[Any]:
         yield context
 
 
+@contextmanager
+def _private() -> Iterator[None]:
+    """The settings under which this process starts a cluster of its own, for the length of a `with`
+    block.
+
+    Ray binds every service to the loopback interface where that is the node's address, and takes it
+    as the node's address where it does not expect other nodes. Other processes read that switch
+    from the environment; this one has read it when it imported Ray, perhaps before us.
+    """
+    expects_nodes = ray_constants.ENABLE_RAY_CLUSTER
+    try:
+        with _environment(_of_our_own()):
+            ray_constants.ENABLE_RAY_CLUSTER = False
+            _read_authentication()
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = expects_nodes
+        _read_authentication()
+
+
+def _read_authentication() -> None:
+    """Ray keeps what it once read of mode and token; the next cluster of this process may have
+    others.
+    """
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _close_to_others(session: str) -> None:
+    """Logs and sockets of the cluster are for its owner. A umask would do too, but workers would
+    write runs with it.
+    """
+    os.chmod(session, 0o700)
+
+
 def _of_our_own() -> dict[str, str]:
     """Environment of a cluster on this machine.
 
@@ -106,13 +148,17 @@ def _of_our_own() -> dict[str, str]:
     wrong one, and free nothing.
     """
     with socket.socket() as probe:
-        probe.bind(("", 0))
+        probe.bind((_LOOPBACK, 0))
         port = probe.getsockname()[1]
     return {
         "RAY_GCS_SERVER_PORT": str(port),
-        "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}",
-        # one user on the loopback interface; Ray's token mode would write into the home directory
-        "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
+        "RAY_ADDRESS": f"{_LOOPBACK}:{port}",
+        # other users of this machine reach the loopback interface as well: a token for this run
+        # alone, which goes on by environment; in token mode without one, Ray would write its own
+        # into the home directory
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
         # nobody takes this machine away; saves a process per run
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         _OURS: "1",
@@ -189,7 +235,9 @@ def fit(
             has.
 
     Raises:
-        RunError: it failed for good, or there is no room for it; the same command resumes it.
+        LastingError: its own code failed, at every restart alike.
+        RunError: workers were lost too often, or there is no room for them; the same command
+            resumes it.
     """
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(
         resources.start_timeout_s
@@ -203,9 +251,14 @@ def fit(
         with _interruptible():
             trainer.fit()
     except TrainingFailedError as error:
+        reason = f"{what} failed ({_cause(error, resources)})"
+        if _repeats(error):
+            raise LastingError(
+                f"{reason}; it fails alike when it is started again, so change its config or mend "
+                "that first"
+            ) from error
         raise RunError(
-            f"{what} failed ({_cause(error, resources)}); start the same command again to resume "
-            "from its last checkpoint"
+            f"{reason}; start the same command again to resume from its last checkpoint"
         ) from error
     finally:
         done.set()
@@ -217,11 +270,19 @@ def _watch_start(
 ) -> None:
     """Warn once if no worker has begun after half of the time that a start may take."""
     deadline = time.monotonic() + min(45.0, resources.start_timeout_s / 2)
+
+    def begun() -> bool:
+        try:
+            return started()
+        except StorageError:
+            # the store is away for a moment: this thread has no other duty than to look again
+            return False
+
     while time.monotonic() < deadline:
-        if done.wait(2.0) or started():
+        if done.wait(2.0) or begun():
             return
     # workers that are placed and import torch are no stall
-    if not done.is_set() and not started() and _no_room(resources):
+    if not done.is_set() and not begun() and _no_room(resources):
         log.warning(
             "%s has not started: %s; it starts by itself once there is room",
             what,
@@ -239,6 +300,26 @@ def _cause(error: TrainingFailedError, resources: Resources) -> str:
         rank, failure = next(iter(error.worker_failures.items()))
         return f"worker {rank}: {_last_line(failure)}"
     return _last_line(error)
+
+
+def _repeats(error: TrainingFailedError) -> bool:
+    """Whether every worker that failed did so by an exception of our own code, which no lost fellow
+    explains.
+    """
+    if not isinstance(error, WorkerGroupError) or not error.worker_failures:
+        return False
+    causes = [getattr(failure, "_base_exc", None) for failure in error.worker_failures.values()]
+    return all(
+        cause is not None and not _of_a_fellow(cause) and is_lasting(cause) for cause in causes
+    )
+
+
+def _of_a_fellow(error: BaseException) -> bool:
+    """A collective that broke since another worker went away, or a call of Ray that did."""
+    network = ("gloo", "nccl", "connection", "timed out", "peer")
+    return isinstance(error, ray.exceptions.RayError) or any(
+        word in str(error).lower() for word in network
+    )
 
 
 def _last_line(error: BaseException) -> str:

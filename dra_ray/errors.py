@@ -46,6 +46,21 @@ class RunError(DraError):
     """A workload failed while it ran; the message says which run can be resumed and how."""
 
 
+class LastingError(RunError):
+    """A workload failed in a way that comes again: starting the same command once more does not
+    help.
+    """
+
+
+def is_lasting(error: BaseException) -> bool:
+    """Whether the same work would fail alike again, unlike a lost node, a full cluster or a store
+    that is away.
+    """
+    if isinstance(error, DraError):
+        return isinstance(error, (LastingError, ConfigError, DataError, CheckpointError))
+    return not isinstance(error, (OSError, KeyboardInterrupt, SystemExit, MemoryError))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A remedy for a misspelt name: ` (did you mean 'x'?)`, or the list of known names."""
     known = sorted(known)

@@ -153,9 +153,13 @@ def sweep_rows(bars: Bars, settings: config.Sweep) -> Callable[[Row], None]:
     def show(row: Row) -> None:
         nonlocal best
         done[row["trial"]] = (
-            epochs if row["decision"] == "stop" else max(done.get(row["trial"], 0), row["epoch"])
+            epochs
+            if row["decision"] in ("stop", "failed")
+            else max(done.get(row["trial"], 0), row["epoch"])
         )
-        best = max(best, row["robust_accuracy"])
+        best = max(best, row["robust_accuracy"] or 0.0)
+        if row["decision"] == "failed":
+            bars.say(f"{row['trial']} failed and is ranked last: {row['reason']}")
         ended = sum(count == epochs for count in done.values())
         bars.show(
             "sweep",

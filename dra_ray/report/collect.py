@@ -187,7 +187,10 @@ def read_rungs(sweep: Store) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     keys = ("trial", "epoch", "images_seen", "robust_accuracy", "clean_accuracy", "decision")
-    latest = {(row["trial"], row["epoch"]): row for row in read_rows(file, keys)}
+    scored = [
+        row for row in read_rows(file, keys) if row["robust_accuracy"] is not None
+    ]  # not what failed before a validation
+    latest = {(row["trial"], row["epoch"]): row for row in scored}
     return [latest[key] for key in sorted(latest)]
 
 
@@ -445,6 +448,14 @@ def _sweep(facts: _Facts, folder: str) -> None:
         _trial(trial, chosen.get(trial, {}), reports, epochs)
         for trial, reports in sorted(history.items())
     ]
+    failures = _failures(facts.at(folder))
+    for trial in trials:
+        if trial["trial"] in failures:
+            trial["decision"] = "failed"
+    facts.missing += [
+        f"{trial}: it failed and is ranked last ({reason})"
+        for trial, reason in sorted(failures.items())
+    ]
     facts.values["sweep"] = trials
     facts.cite("sweep", name, _path(folder, "rungs.jsonl"))
     decisions = [trial["decision"] for trial in trials]
@@ -529,6 +540,13 @@ def _trial(
         "decision": decision,
         "rung": rung,
     }
+
+
+def _failures(sweep: Store) -> dict[str, str]:
+    """Trials that failed for good, and why."""
+    file = sweep / "rungs.jsonl"
+    logged = read_rows(file, ("trial", "decision")) if file.exists() else []
+    return {row["trial"]: row.get("reason", "") for row in logged if row["decision"] == "failed"}
 
 
 def _equal(facts: _Facts, folder: str, rungs: list[dict[str, Any]]) -> None:

@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayError
+from ray.tune.execution import class_cache
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from dra_ray import cluster, config, data, runs, students
-from dra_ray.errors import ConfigError, RunError
+from dra_ray.errors import ConfigError, LastingError, RunError, is_lasting
 from dra_ray.pool import client, service
 from dra_ray.storage import Store
 from dra_ray.workloads import train
@@ -33,8 +35,10 @@ def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> 
     budget.
 
     Returns the manifest, with `finals`: {"dra": trial, "baseline": trial} (those that the sweep
-    has). Raises `ConfigError` before anything starts, `RunError` when trials failed; the same call
-    resumes.
+    has). A trial that fails in a way that comes again is ranked last and never started again; the
+    others go on. Raises `ConfigError` before anything starts, `LastingError` when every trial
+    failed like that, `RunError` when trials were lost with what they ran on; the same call resumes
+    those.
     """
     store = store.resolved()
     experiments = {
@@ -61,14 +65,21 @@ def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> 
         at_once = min(sweep.asha.max_concurrent, _slots(experiments))
         _tune(store, experiments, scores.unfinished(experiments), scores, at_once)
         finals = finalists(experiments, scores.rows)
-        behind = [
+        while behind := [
             name
             for name in finals.values()
             if scores.last(name)["epoch"] < experiments[name].optim.epochs
-        ]
-        if behind:
+        ]:
             scores.racing = False
             _tune(store, experiments, behind, scores, at_once)
+            finals = finalists(
+                experiments, scores.rows
+            )  # one that failed on the way makes room for the next
+        if not finals:
+            reason = scores.last(next(iter(experiments)))["reason"]
+            raise LastingError(
+                f"all {len(experiments)} trials of '{store}' failed, the first since {reason}"
+            )
     return runs.update_manifest(store, status="done", finals=finals)
 
 
@@ -77,10 +88,13 @@ def finalists(
 ) -> dict[str, str]:
     """The best trial with alignment and the best without: of those that got furthest, the most
     robust at that rung.
+
+    A trial that failed for good is none: its full budget cannot be reached.
     """
     last: dict[str, dict[str, Any]] = {}
     for row in rows:
         last[row["trial"]] = row
+    last = {name: row for name, row in last.items() if row.get("decision") != "failed"}
     kinds = {
         "dra": [n for n in last if experiments[n].align.weight > 0],
         "baseline": [n for n in last if experiments[n].align.weight == 0],
@@ -160,6 +174,12 @@ def _tune(
 ) -> None:
     if not names:
         return
+    # Ray Tune would copy these keys into every trial's runtime environment, which Ray logs and
+    # shows on its dashboard. Processes of a cluster of our own inherit the environment; nodes of
+    # another have roles or keys of their own.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+        {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    )
     trees = {name: experiments[name].model_dump(mode="json") for name in names}
 
     def trial(job: dict[str, Any]) -> None:
@@ -187,11 +207,11 @@ def _tune(
         ),
     )
     results = tuner.fit()
-    if results.num_errors:
-        first = str(results.errors[0]).strip().splitlines()[-1]
+    if results.num_errors and (lost := scores.lost(names)):
+        reason = next(iter(lost.values()))
         raise RunError(
-            f"{results.num_errors} of {len(names)} trials of '{store}' failed ({first}); start the "
-            "same command again to resume them"
+            f"{len(lost)} of {len(names)} trials of '{store}' were lost ({reason}); start the same "
+            "command again to resume them"
         )
 
 
@@ -222,6 +242,7 @@ class Rungs:
     def __init__(self, sweep: config.Sweep, file: Store, progress: Progress | None) -> None:
         self.sweep, self.file, self.progress = sweep, file, progress
         self.rows: list[dict[str, Any]] = file.read_jsonl() if file.exists() else []
+        self._lost: dict[str, str] = {}  # trials that failed by what may pass, and why
         self.racing = True  # ASHA decides; off for the finals, which nothing stops
 
     def __getstate__(self) -> dict[str, Any]:
@@ -247,6 +268,33 @@ class Rungs:
         }
         if any(r["trial"] == trial and r[CLOCK] >= row[CLOCK] for r in self.rows):
             return  # an epoch that was repeated after a restart: the same score, already there
+        self._append(row)
+
+    def fail(self, trial: str, error: BaseException) -> None:
+        """A trial that would fail alike again ends here, with its last scores if it has any; any
+        other may be resumed.
+        """
+        cause = getattr(error, "cause", None) or error
+        reason = str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__
+        if isinstance(cause, RayError) or not is_lasting(cause):
+            self._lost[trial] = reason
+            return
+        scores = next(
+            (row for row in reversed(self.rows) if row["trial"] == trial), {"epoch": 0, CLOCK: 0}
+        )
+        row = {key: scores.get(key) for key in ("epoch", CLOCK, OBJECTIVE, "clean_accuracy")}
+        self._append(
+            row | {"trial": trial, "decision": "failed", "reason": reason, "at": time.time()}
+        )
+
+    def lost(self, trials: Iterable[str]) -> dict[str, str]:
+        return {name: self._lost[name] for name in trials if name in self._lost}
+
+    def scored(self) -> list[dict[str, Any]]:
+        """The rows of validations."""
+        return [row for row in self.rows if row["decision"] != "failed"]
+
+    def _append(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         self.file.write_jsonl(self.rows)
         if self.progress:
@@ -276,9 +324,9 @@ class _Asha(ASHAScheduler):
         )
         self._record = rungs
         self.set_search_properties(OBJECTIVE, "max")
-        for name in dict.fromkeys(row["trial"] for row in rungs.rows):
+        for name in dict.fromkeys(row["trial"] for row in rungs.scored()):
             super().on_trial_add(None, _Named(name))  # type: ignore[arg-type]
-        for row in rungs.rows:
+        for row in rungs.scored():
             super().on_trial_result(None, _Named(row["trial"]), row)  # type: ignore[arg-type]
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
@@ -303,6 +351,13 @@ class _Asha(ASHAScheduler):
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         """Its scores stay: they are what later trials are compared with."""
 
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        _note_failure(self._record, trial)
+
+
+def _note_failure(rungs: Rungs, trial: Any) -> None:
+    rungs.fail(trial.config["trial"], trial.get_pickled_error() or RunError(str(trial.get_error())))
+
 
 class _Recorder(FIFOScheduler):
     def __init__(self, rungs: Rungs) -> None:
@@ -312,3 +367,6 @@ class _Recorder(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         self._record.add(trial.config["trial"], result, stop=False)
         return TrialScheduler.CONTINUE
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        _note_failure(self._record, trial)

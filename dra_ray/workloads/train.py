@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import os
 import tempfile
@@ -29,7 +30,7 @@ from dra_ray.attacks import pgd
 from dra_ray.data import Images, Pictures, random, synthetic
 from dra_ray.data import batches as batch_plan
 from dra_ray.data.loader import Batches
-from dra_ray.errors import ConfigError, RunError
+from dra_ray.errors import ConfigError, LastingError, StorageError
 from dra_ray.pool import client, service
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint
@@ -37,6 +38,7 @@ from dra_ray.teachers import checkpoint as teacher_checkpoint
 from dra_ray.training import arithmetic, averaging, optimisers, schedule, workers
 from dra_ray.training.step import PARTS, Feed, State, _mean, initial_state, step
 
+logger = logging.getLogger("dra_ray")
 METRICS = {
     "dra_train_images": "training images seen, over all workers",
     "dra_train_robust_accuracy": "robust accuracy on the validation images",
@@ -61,7 +63,8 @@ def fit(
     Raises:
         ConfigError: the directory holds another config, or the experiment lacks a teacher or
             images.
-        RunError: training failed; the run can be resumed by the same call.
+        LastingError: training diverged, or failed in its own code; the same call fails alike.
+        RunError: training failed by what it runs on; the run can be resumed by the same call.
     """
     experiment = experiment.with_sources()
     run = run.resolved()
@@ -131,7 +134,7 @@ def _fit(
             trainer, f"training '{run}'", resources, lambda: bool(_manifest(run).get("started_at"))
         )
     if stopped := _manifest(run).get("stopped"):
-        raise RunError(f"training '{run}' stopped: {stopped}")
+        raise LastingError(f"training '{run}' stopped: {stopped}")
     runs.update_manifest(run, status="done")
     return (run / "metrics.jsonl").read_jsonl()[-1]
 
@@ -393,7 +396,10 @@ class StepLog:
             | dict(zip(PARTS, parts, strict=True))
             | {"lr": rate, "images_per_s": round(speed, 2), "at": time.time()}
         )
-        self.file.write_jsonl(self.rows)
+        try:
+            self.file.write_jsonl(self.rows)
+        except StorageError as error:
+            logger.warning("%s; training goes on, and the next row brings this one", error)
 
 
 def _stop(run: Store, state: State, rank: int, why: str) -> None:

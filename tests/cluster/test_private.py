@@ -1,0 +1,246 @@
+"""A cluster of our own is for its own processes: no door without the token, no secret in files or
+on the dashboard.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from dra_ray import config
+from dra_ray.storage import Store
+from dra_ray.workloads import sweep
+from tests.cluster.small import experiment
+
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": "PLANTEDKEYID" + "0123456789",
+    "AWS_SECRET_ACCESS_KEY": "planted-secret-" + "0123456789",
+    "AWS_SESSION_TOKEN": "planted-session-" + "0123456789",
+    "AWS_SECURITY_TOKEN": "planted-security-" + "0123456789",
+}
+STRANGER = """
+import sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+print("inside", ray.get(ray.remote(lambda: 40 + 2).remote()), ray.nodes())
+"""
+ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # where the cluster is; not a secret
+PATHS = (
+    "/",
+    "/api/version",
+    "/nodes?view=summary",
+    "/api/v0/actors?detail=1",
+    "/api/jobs/",
+    "/logs",
+    "/get_or_create_runtime_env",
+    "/metrics",
+)
+
+
+# -- doors -----------------------------------------------------------------------------------------
+def processes() -> list[int]:
+    """This process and all that descend from it: Ray's daemons, their workers."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit():
+                parents[int(folder.name)] = int(
+                    (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                )
+        except OSError:
+            continue  # it has ended
+    family = [os.getpid()]
+    for pid in family:
+        family += [child for child, parent in parents.items() if parent == pid]
+    return family
+
+
+def listening() -> dict[int, str]:
+    """Port -> address, as /proc/net shows it, of every TCP socket on which one of our processes
+    listens.
+    """
+    sockets: dict[str, tuple[int, str]] = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            fields = line.split()
+            address, _, port = fields[1].partition(":")
+            if fields[3] == "0A":
+                sockets[f"socket:[{fields[9]}]"] = (int(port, 16), address)
+    ours = {}
+    for pid in processes():
+        try:
+            links = [os.readlink(link) for link in Path("/proc", str(pid), "fd").iterdir()]
+        except OSError:
+            continue
+        ours |= {sockets[link][0]: sockets[link][1] for link in links if link in sockets}
+    return ours
+
+
+@pytest.fixture
+def served(ray_cluster: Any) -> Any:
+    """The cluster with Serve's processes up, as a pool needs them."""
+    from ray import serve
+
+    serve.start(proxy_location="Disabled")
+    return ray_cluster
+
+
+def test_every_socket_is_bound_to_loopback(served: Any) -> None:
+    doors = listening()
+    assert len(doors) >= 8  # store, raylet, dashboard, agents, metrics, workers
+    # 127.0.0.1 as tcp, or mapped or ::1 as tcp6
+    loopback = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
+    assert {port: address for port, address in doors.items() if address not in loopback} == {}
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        ON_LOOPBACK,
+        ON_LOOPBACK | {"RAY_AUTH_MODE": "disabled"},
+        ON_LOOPBACK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64},
+    ],
+    ids=["empty", "knows where", "without token", "wrong token"],
+)
+def test_a_stranger_runs_nothing(
+    ray_cluster: Any, environment: dict[str, str], tmp_path: Path
+) -> None:
+    address = ray_cluster.address_info["address"]
+    known = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "3",
+    }
+    command = [sys.executable, "-c", STRANGER, address]
+    try:
+        done = subprocess.run(
+            command, env=known | environment, capture_output=True, text=True, timeout=20
+        )
+    except subprocess.TimeoutExpired as waited:
+        assert "inside" not in str(waited.stdout)
+        return
+    assert done.returncode != 0 and "inside" not in done.stdout
+    assert not (tmp_path / ".ray").exists()
+
+
+def test_no_port_tells_a_stranger_anything_but_metrics(served: Any) -> None:
+    for port in listening():
+        for path in PATHS:
+            for headers in ({}, {"Authorization": "Bearer " + "f" * 64}):
+                status, body = request(port, path, headers)
+                numbers_only = body.startswith(b"#") or not body
+                assert status != 200 or numbers_only, (port, path, body[:200])
+
+
+def test_the_token_is_known_to_nobody_else(ray_cluster: Any) -> None:
+    token = os.environ["RAY_AUTH_TOKEN"]
+    assert (
+        request(dashboard(ray_cluster), "/api/version", {"Authorization": f"Bearer {token}"})[0]
+        == 200
+    )
+    assert not [path for path in files(session(ray_cluster)) if token.encode() in path.read_bytes()]
+    command_lines = [Path("/proc", str(pid), "cmdline") for pid in processes()]
+    assert not [
+        line for line in command_lines if line.exists() and token.encode() in line.read_bytes()
+    ]
+    assert session(ray_cluster).stat().st_mode & 0o077 == 0
+
+
+def request(port: int, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
+    """(status, first bytes) of a GET; status 0 where it is not HTTP."""
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers), timeout=3
+        ) as reply:
+            return reply.status, reply.read(2**22)
+    except urllib.error.HTTPError as error:
+        return error.code, b""
+    except (
+        OSError,
+        ValueError,
+        urllib.error.URLError,
+        Exception,
+    ) as error:  # gRPC answers in its own protocol
+        return 0, repr(error).encode()
+
+
+def dashboard(context: Any) -> int:
+    return int(context.dashboard_url.rpartition(":")[2])
+
+
+def session(context: Any) -> Path:
+    return Path(context.address_info["session_dir"])
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+# -- secrets ---------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def swept(
+    ray_cluster: Any, teacher: Store, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Store]:
+    """A sweep of two trials, one of which diverges, by a user who has keys in the environment."""
+    base = experiment(
+        teacher, optim__epochs=2, resources__metrics_steps=5, threat__steps=1, selection__steps=1
+    )
+    asha = config.Asha(grace_epochs=1, reduction_factor=2, max_concurrent=2)
+    space = {"align.weight": [0.0], "optim.lr": [0.1, 1e12]}
+    run = Store(str(tmp_path_factory.mktemp("swept"))) / "sweep"
+    with pytest.MonkeyPatch.context() as user:
+        for name, value in SECRETS.items():
+            user.setenv(name, value)
+        sweep.run(config.Sweep(base=base, space=space, asha=asha), run)
+        yield run
+
+
+def test_no_key_of_the_environment_is_in_a_file_or_on_the_dashboard(
+    ray_cluster: Any, swept: Store
+) -> None:
+    values = [value.encode() for value in SECRETS.values()]
+    written = files(session(ray_cluster)) + files(Path(swept.uri))
+    assert len(written) > 20
+    assert not [path for path in written if any(value in path.read_bytes() for value in values)]
+    headers = {"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
+    for table in (
+        "actors",
+        "tasks",
+        "runtime_envs",
+        "workers",
+        "jobs",
+        "nodes",
+        "placement_groups",
+    ):
+        status, body = request(
+            dashboard(ray_cluster), f"/api/v0/{table}?detail=1&limit=10000", headers
+        )
+        assert status == 200 and not [value for value in values if value in body], table
+    for path in ("/api/jobs/", "/logical/actors", "/nodes?view=details"):
+        _, body = request(dashboard(ray_cluster), path, headers)
+        assert body and not [value for value in values if value in body], path
+
+
+def test_a_trial_that_diverges_ends_as_failed_and_the_sweep_goes_on(swept: Store) -> None:
+    manifest = (swept / "manifest.json").read_json()
+    rates = {trial: fields["optim.lr"] for trial, fields in manifest["trials"].items()}
+    sound, diverged = (
+        next(trial for trial, rate in rates.items() if rate == value) for value in (0.1, 1e12)
+    )
+    assert manifest["status"] == "done" and manifest["finals"] == {"baseline": sound}
+    last = {row["trial"]: row for row in (swept / "rungs.jsonl").read_jsonl()}
+    assert last[sound]["decision"] == "done" and last[diverged]["decision"] == "failed"
+    assert (
+        "the loss is" in last[diverged]["reason"]
+        and "start the same command again" not in last[diverged]["reason"]
+    )
+    assert ray.is_initialized()
