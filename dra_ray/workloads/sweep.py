@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -206,8 +207,11 @@ def _tune(
             **store.for_ray(),
         ),
     )
-    results = tuner.fit()
-    if results.num_errors and (lost := scores.lost(names)):
+    logging.getLogger("ray.tune").setLevel(
+        logging.CRITICAL
+    )  # tracebacks of trials, whose reasons we give in a line each
+    tuner.fit()
+    if lost := scores.settle():
         reason = next(iter(lost.values()))
         raise RunError(
             f"{len(lost)} of {len(names)} trials of '{store}' were lost ({reason}); start the same "
@@ -242,14 +246,16 @@ class Rungs:
     def __init__(self, sweep: config.Sweep, file: Store, progress: Progress | None) -> None:
         self.sweep, self.file, self.progress = sweep, file, progress
         self.rows: list[dict[str, Any]] = file.read_jsonl() if file.exists() else []
-        self._lost: dict[str, str] = {}  # trials that failed by what may pass, and why
+        self.errored: list[
+            Any
+        ] = []  # Ray Tune's trials; their errors can be read once Tune has ended
         self.racing = True  # ASHA decides; off for the finals, which nothing stops
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray Tune pickles its scheduler beside its state; a progress bar cannot go along, and
         nothing reads it back.
         """
-        return self.__dict__ | {"progress": None}
+        return self.__dict__ | {"progress": None, "errored": []}
 
     def last(self, trial: str) -> dict[str, Any]:
         return next(row for row in reversed(self.rows) if row["trial"] == trial)
@@ -270,15 +276,26 @@ class Rungs:
             return  # an epoch that was repeated after a restart: the same score, already there
         self._append(row)
 
-    def fail(self, trial: str, error: BaseException) -> None:
+    def settle(self) -> dict[str, str]:
+        """End the trials that failed for good; the others by name, which may be resumed, and why
+        each was lost.
+        """
+        errors = {
+            trial.config["trial"]: trial.get_pickled_error() or RunError(str(trial.get_error()))
+            for trial in self.errored
+        }
+        self.errored = []
+        reasons = {name: self.fail(name, error) for name, error in errors.items()}
+        return {name: reason for name, reason in reasons.items() if reason is not None}
+
+    def fail(self, trial: str, error: BaseException) -> str | None:
         """A trial that would fail alike again ends here, with its last scores if it has any; any
-        other may be resumed.
+        other gives its reason.
         """
         cause = getattr(error, "cause", None) or error
         reason = str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__
         if isinstance(cause, RayError) or not is_lasting(cause):
-            self._lost[trial] = reason
-            return
+            return reason
         scores = next(
             (row for row in reversed(self.rows) if row["trial"] == trial), {"epoch": 0, CLOCK: 0}
         )
@@ -286,9 +303,7 @@ class Rungs:
         self._append(
             row | {"trial": trial, "decision": "failed", "reason": reason, "at": time.time()}
         )
-
-    def lost(self, trials: Iterable[str]) -> dict[str, str]:
-        return {name: self._lost[name] for name in trials if name in self._lost}
+        return None
 
     def scored(self) -> list[dict[str, Any]]:
         """The rows of validations."""
@@ -352,11 +367,7 @@ class _Asha(ASHAScheduler):
         """Its scores stay: they are what later trials are compared with."""
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        _note_failure(self._record, trial)
-
-
-def _note_failure(rungs: Rungs, trial: Any) -> None:
-    rungs.fail(trial.config["trial"], trial.get_pickled_error() or RunError(str(trial.get_error())))
+        self._record.errored.append(trial)
 
 
 class _Recorder(FIFOScheduler):
@@ -369,4 +380,4 @@ class _Recorder(FIFOScheduler):
         return TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        _note_failure(self._record, trial)
+        self._record.errored.append(trial)

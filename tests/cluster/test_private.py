@@ -33,8 +33,8 @@ ray.init(address=sys.argv[1], log_to_driver=False)
 print("inside", ray.get(ray.remote(lambda: 40 + 2).remote()), ray.nodes())
 """
 ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # where the cluster is; not a secret
+# the dashboard's page itself is a static file, for anyone; all that it shows comes from the rest
 PATHS = (
-    "/",
     "/api/version",
     "/nodes?view=summary",
     "/api/v0/actors?detail=1",
@@ -101,34 +101,34 @@ def test_every_socket_is_bound_to_loopback(served: Any) -> None:
     assert {port: address for port, address in doors.items() if address not in loopback} == {}
 
 
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {},
-        ON_LOOPBACK,
-        ON_LOOPBACK | {"RAY_AUTH_MODE": "disabled"},
-        ON_LOOPBACK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64},
-    ],
-    ids=["empty", "knows where", "without token", "wrong token"],
+STRANGERS = (
+    {},
+    ON_LOOPBACK,
+    ON_LOOPBACK | {"RAY_AUTH_MODE": "disabled"},
+    ON_LOOPBACK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64},
 )
-def test_a_stranger_runs_nothing(
-    ray_cluster: Any, environment: dict[str, str], tmp_path: Path
-) -> None:
-    address = ray_cluster.address_info["address"]
-    known = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path),
-        "RAY_gcs_rpc_server_reconnect_timeout_s": "3",
-    }
-    command = [sys.executable, "-c", STRANGER, address]
-    try:
-        done = subprocess.run(
-            command, env=known | environment, capture_output=True, text=True, timeout=20
+
+
+def test_a_stranger_runs_nothing(ray_cluster: Any, tmp_path: Path) -> None:
+    """With an empty environment, knowing where the cluster is, without a token, with a wrong one;
+    all at the same time.
+    """
+    known = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", STRANGER, ray_cluster.address_info["address"]]
+    strangers = [
+        subprocess.Popen(
+            command, env=known | more, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
-    except subprocess.TimeoutExpired as waited:
-        assert "inside" not in str(waited.stdout)
-        return
-    assert done.returncode != 0 and "inside" not in done.stdout
+        for more in STRANGERS
+    ]
+    for stranger in strangers:
+        try:
+            said, _ = stranger.communicate(timeout=20)
+            assert stranger.returncode != 0
+        except subprocess.TimeoutExpired:  # it asks again and again
+            stranger.kill()
+            said, _ = stranger.communicate()
+        assert "inside" not in said
     assert not (tmp_path / ".ray").exists()
 
 
