@@ -15,7 +15,7 @@ import pytest
 
 from dra_ray.errors import CheckpointError, DataError
 from dra_ray.evaluation.compare import compare_runs
-from dra_ray.report import collect, rows
+from dra_ray.report import collect, rows, write
 from dra_ray.storage import Store
 from tests.report.written_runs import (
     EPOCHS,
@@ -61,6 +61,35 @@ def test_every_trial_has_the_score_of_its_last_rung(quickstart: Store) -> None:
         assert trial["clean_accuracy"] == clean(trial["fields"], last["epoch"])
         assert trial["best_robust_accuracy"] == max(row["robust_accuracy"] for row in mine)
         assert trial["decision"] == ("done" if last["epoch"] == EPOCHS else "stopped")
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_a_trial_that_failed_is_told_with_its_reason(quickstart: Store, validated: bool) -> None:
+    file, finals = quickstart / "sweep" / "rungs.jsonl", collect(quickstart)["finals"].values()
+    logged = file.read_jsonl()
+    trial = next(
+        row["trial"] for row in logged if row["trial"] not in {final["trial"] for final in finals}
+    )
+    mine = [row for row in logged if row["trial"] == trial][: int(validated)]
+    scores = (
+        mine[0]
+        if mine
+        else {"epoch": 0, "images_seen": 0, "robust_accuracy": None, "clean_accuracy": None}
+    )
+    failure = scores | {
+        "trial": trial,
+        "decision": "failed",
+        "reason": "the loss is nan at step 5",
+        "at": 0.0,
+    }
+    file.write_jsonl([row for row in logged if row["trial"] != trial] + mine + [failure])
+    summary = collect(quickstart)
+    seen = next(row for row in summary["sweep"] if row["trial"] == trial)
+    assert seen["decision"] == "failed" and seen["robust_accuracy"] == scores["robust_accuracy"]
+    assert (
+        f"{trial}: it failed and is ranked last (the loss is nan at step 5)" in summary["missing"]
+    )
+    assert "the loss is nan at step 5" in write(quickstart).read_text()
 
 
 def test_asha_pool_stages_teacher_and_synthetic(quickstart: Store) -> None:
