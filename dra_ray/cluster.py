@@ -15,17 +15,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import ray
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray.experimental import internal_kv
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from dra_ray.config import Resources
-from dra_ray.errors import ConfigError, LastingError, RunError, StorageError, is_lasting
+from dra_ray.errors import ConfigError, DraError, LastingError, RunError, is_lasting
 from dra_ray.storage import Store
 
 log = logging.getLogger("dra_ray")
@@ -224,17 +226,20 @@ def failures(resources: Resources) -> FailureConfig:
 
 
 def fit(
-    trainer: TorchTrainer, what: str, resources: Resources, started: Callable[[], bool]
+    trainer: TorchTrainer, run: str, what: str, resources: Resources, started: Callable[[], bool]
 ) -> None:
     """Run a trainer to its end. A start that stalls is told, with what is missing, before a minute
     is over.
 
     Args:
+        run: URI of the run, by which its workers know that they are asked to stop.
         what: the run, for messages.
         started: whether a worker of this very start has begun; asked every few seconds until it
             has.
 
     Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the workers have ended their step and written a
+            checkpoint, or had 30 s for it.
         LastingError: its own code failed, at every restart alike.
         RunError: workers were lost too often, or there is no room for them; the same command
             resumes it.
@@ -248,8 +253,7 @@ def fit(
     )
     watch.start()
     try:
-        with _interruptible():
-            trainer.fit()
+        _run(trainer, run)
     except TrainingFailedError as error:
         reason = f"{what} failed ({_cause(error, resources)})"
         if _repeats(error):
@@ -274,7 +278,7 @@ def _watch_start(
     def begun() -> bool:
         try:
             return started()
-        except StorageError:
+        except DraError:
             # the store is away for a moment: this thread has no other duty than to look again
             return False
 
@@ -282,11 +286,20 @@ def _watch_start(
         if done.wait(2.0) or begun():
             return
     # workers that are placed and import torch are no stall
-    if not done.is_set() and not begun() and _no_room(resources):
+    if done.is_set() or begun():
+        return
+    if _no_room(resources):
         log.warning(
             "%s has not started: %s; it starts by itself once there is room",
             what,
             _missing(resources),
+        )
+    elif resources.min_workers:
+        # nothing public shortens it, and the reservation's owner is known to nobody after a kill
+        log.warning(
+            "%s has not started: Ray keeps the room of an elastic run that was killed for 180 s; "
+            "it starts by itself then",
+            what,
         )
 
 
@@ -356,23 +369,74 @@ def _missing(resources: Resources) -> str:
     return "; ".join(parts)
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Around a trainer's `fit`: Ctrl-C is a KeyboardInterrupt, then and later.
+# -- stopping --------------------------------------------------------------------------------------
+_NAMESPACE = "dra_ray"
+_STOP_S = 30.0  # for the end of a step and its checkpoint; a second Ctrl-C ends the wait
 
-    Ray Train puts its own handler of SIGINT in place, which leaves by SystemExit and outlives
-    `fit`.
+
+def ask_to_stop(run: str, stop: bool = True) -> None:
+    """Ask the workers of a run to end after their step, with a checkpoint, or take that back."""
+    internal_kv._internal_kv_put(
+        f"stop {run}", b"1" if stop else b"", overwrite=True, namespace=_NAMESPACE
+    )
+
+
+def is_asked_to_stop(run: str) -> bool:
+    """Whether somebody has called `ask_to_stop`; a question to the head node, of about a
+    millisecond.
     """
+    return bool(internal_kv._internal_kv_get(f"stop {run}", namespace=_NAMESPACE))
+
+
+def _run(trainer: TorchTrainer, run: str) -> None:
+    """`trainer.fit()`; Ctrl-C and SIGTERM, which a job's stop and a lost spot node send, let the
+    workers write a checkpoint first.
+
+    Ray Train's own handler of SIGINT, which it sets in the main thread only, would end them in the
+    middle of a step.
+    """
+    ask_to_stop(run, False)
     if threading.current_thread() is not threading.main_thread():
-        yield
+        trainer.fit()  # a trial's driver
         return
-    before = signal.getsignal(signal.SIGINT)
+    errors: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    with _signals() as stopping:
+        thread.start()
+        while thread.is_alive() and not stopping.is_set():
+            thread.join(0.1)
+        if stopping.is_set():
+            log.warning("stopping, the checkpoint is kept")
+            ask_to_stop(run)
+            thread.join(_STOP_S)
+            raise KeyboardInterrupt
+    if errors:
+        raise errors[0]
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; the second is a KeyboardInterrupt at once."""
+    stopping = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if stopping.is_set():
+            raise KeyboardInterrupt
+        stopping.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
+        yield stopping
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def require(
@@ -443,7 +507,7 @@ def following(
 def _rows(file: Store) -> list[dict[str, Any]]:
     try:
         return file.read_jsonl()
-    except StorageError:
+    except DraError:  # the store is away, or the file half there: the next look tells
         return []
 
 

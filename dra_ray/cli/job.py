@@ -28,6 +28,9 @@ def main(kind: type[Frozen] | None, call: Callable[..., dict[str, Any]]) -> NoRe
         given = [run] if kind is None else [load(arguments.config, kind, arguments.set), run]
         with connect():
             result = call(*given, progress=_progress)
+    except KeyboardInterrupt:
+        print("error: stopped; the same job resumes it", file=sys.stderr)
+        sys.exit(130)
     except DraError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -33,6 +33,13 @@ def totals(tensors: Sequence[Tensor]) -> list[Tensor]:
     return _exchanged(tensors, torch.distributed.all_reduce)
 
 
+def agreed(answer: bool, device: torch.device) -> bool:
+    """Worker 0's answer, for all workers."""
+    flag = torch.tensor([float(answer)], device=device)
+    share_([flag])
+    return bool(flag.item())
+
+
 def average_(tensors: Sequence[Tensor]) -> None:
     """Each tensor becomes its mean over all workers."""
 

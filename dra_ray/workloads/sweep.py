@@ -211,6 +211,8 @@ def _tune(
         logging.CRITICAL
     )  # tracebacks of trials, whose reasons we give in a line each
     tuner.fit()
+    for name in names:
+        train.complete_rows(store / "trials" / name)
     if lost := scores.settle():
         reason = next(iter(lost.values()))
         raise RunError(

@@ -14,8 +14,9 @@ import logging
 import math
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray.train
@@ -30,7 +31,7 @@ from dra_ray.attacks import pgd
 from dra_ray.data import Images, Pictures, random, synthetic
 from dra_ray.data import batches as batch_plan
 from dra_ray.data.loader import Batches
-from dra_ray.errors import ConfigError, LastingError, StorageError
+from dra_ray.errors import ConfigError, DataError, LastingError, StorageError
 from dra_ray.pool import client, service
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint
@@ -129,14 +130,76 @@ def _fit(
     with (
         cluster.following(run / "metrics.jsonl", progress),
         cluster.following(run / "steps.jsonl", progress),
+        _completing(run),
     ):
         cluster.fit(
-            trainer, f"training '{run}'", resources, lambda: bool(_manifest(run).get("started_at"))
+            trainer,
+            run.uri,
+            f"training '{run}'",
+            resources,
+            lambda: bool(_manifest(run).get("started_at")),
         )
     if stopped := _manifest(run).get("stopped"):
         raise LastingError(f"training '{run}' stopped: {stopped}")
     runs.update_manifest(run, status="done")
     return (run / "metrics.jsonl").read_jsonl()[-1]
+
+
+@contextlib.contextmanager
+def _completing(run: Store) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        complete_rows(run)
+
+
+def complete_rows(run: Store) -> None:
+    """Bring metrics.jsonl up to the newest committed checkpoint, whose commit the workers may not
+    have lived to see.
+    """
+    folder = run / "checkpoints" / run.name
+    committed = _committed(run)
+    if committed is None:
+        return
+    rows = (folder / committed["checkpoint_dir_name"] / "state.json").read_json()["rows"]
+    file = run / "metrics.jsonl"
+    if len(rows) > (len(file.read_jsonl()) if file.exists() else 0):
+        file.write_jsonl(rows)
+
+
+def _committed(run: Store) -> dict[str, Any] | None:
+    """{"checkpoint_dir_name", "metrics"} of the newest checkpoint that a resumed run would take up."""
+    snapshot = run / "checkpoints" / run.name / "checkpoint_manager_snapshot.json"
+    try:
+        return snapshot.read_json()["latest_checkpoint_result"] if snapshot.exists() else None
+    except (StorageError, DataError):
+        return None  # Ray Train is writing it at this moment
+
+
+class Rows:
+    """`metrics.jsonl`: a row is there once its checkpoint is committed, so a resumed run has every
+    row that anybody has seen.
+    """
+
+    PERIOD_S = 0.5
+
+    def __init__(self, run: Store, rows: list[dict[str, Any]]) -> None:
+        self._run, self._rows, self._looked_at = run, rows, time.monotonic()
+        self._written = 0
+        self._write(len(rows))  # of the checkpoint that training goes on from
+
+    def look(self) -> None:
+        """Write what has been committed since; costs nothing while nothing is under way."""
+        if self._written == len(self._rows) or time.monotonic() - self._looked_at < self.PERIOD_S:
+            return
+        self._looked_at = time.monotonic()
+        if committed := _committed(self._run):
+            self._write(sum(row["step"] <= committed["metrics"]["step"] for row in self._rows))
+
+    def _write(self, count: int) -> None:
+        if count > self._written:
+            (self._run / "metrics.jsonl").write_jsonl(self._rows[:count])
+            self._written = count
 
 
 def _manifest(run: Store) -> dict[str, Any]:
@@ -234,7 +297,42 @@ def train_worker(job: dict[str, Any]) -> None:
             source,
             experiment.optim.epochs * batches.steps_per_epoch,
         )
-        _train(experiment, run, place, state, feed, images.validation, batches.steps_per_epoch)
+        shown = stack.enter_context(
+            contextlib.closing(
+                Shown(run.name, state.rows[-1]["robust_accuracy"] if state.rows else None)
+            )
+        )
+        _train(
+            experiment, run, place, state, feed, images.validation, batches.steps_per_epoch, shown
+        )
+
+
+class Shown:
+    """`dra_train_robust_accuracy`, set again and again: Ray drops a gauge that was not set for 20
+    s, and validations are minutes apart.
+    """
+
+    PERIOD_S = 5.0
+
+    def __init__(self, run: str, value: float | None) -> None:
+        self._gauge = metrics.Gauge(
+            "dra_train_robust_accuracy", METRICS["dra_train_robust_accuracy"], tag_keys=("run",)
+        )
+        self._run, self._value = run, value
+        self._stop = threading.Event()
+        threading.Thread(target=self._repeat, daemon=True).start()
+
+    def set(self, value: float) -> None:
+        self._value = value
+        self._gauge.set(value, {"run": self._run})
+
+    def close(self) -> None:
+        self._stop.set()
+
+    def _repeat(self) -> None:
+        while not self._stop.wait(self.PERIOD_S):
+            if self._value is not None:
+                self.set(self._value)
 
 
 def _train(
@@ -245,14 +343,13 @@ def _train(
     feed: Feed,
     validation: Pictures,
     epoch_steps: int,
+    shown: Shown,
 ) -> None:
     """The training loop (DM-AT, arXiv 2302.04638; alignment: arXiv 2602.19931, section 4.2)."""
     optim, resources, selection = experiment.optim, experiment.resources, experiment.selection
     total_steps = optim.epochs * epoch_steps
     log = StepLog(run, state.step, optim.batch, epoch_steps) if place.rank == 0 else None
-    gauge = metrics.Gauge(
-        "dra_train_robust_accuracy", METRICS["dra_train_robust_accuracy"], tag_keys=("run",)
-    )
+    validated = Rows(run, state.rows) if place.rank == 0 else None
     counter = metrics.Counter("dra_train_images", METRICS["dra_train_images"])
     start, already_s = time.monotonic(), state.rows[-1]["elapsed_s"] if state.rows else 0.0
     told = None
@@ -280,6 +377,9 @@ def _train(
             if not all(map(math.isfinite, now)):
                 return _stop(run, state, place.rank, f"the loss is {now[0]} at step {state.step}")
         told, notice = _preempted(state.step, told)
+        stop = workers.agreed(place.rank == 0 and cluster.is_asked_to_stop(run.uri), place.device)
+        if validated:
+            validated.look()
         due = resources.checkpoint_steps and state.step % resources.checkpoint_steps == 0
         if state.step % epoch_steps == 0:
             _end_epoch(state, optim, epoch)
@@ -312,16 +412,18 @@ def _train(
                 if place.rank == 0 and robust >= state.best:
                     checkpoint.save(run, state.average.state_dict())
                 state.best = max(state.best, robust)
-                gauge.set(robust, {"run": run.name})
-                if place.rank == 0:
-                    (run / "metrics.jsonl").write_jsonl(state.rows)
-                _report(state, row, place.rank, at_once=notice)
+                shown.set(robust)
+                _report(state, row, place.rank, at_once=notice or stop)
+                if stop:
+                    return
                 continue
-        if due or notice:
+        if due or notice or stop:
             state.sums.copy_(
                 _mean(state.sums, place.mine, optim.batch)
             )  # a checkpoint is worker 0's, so all must hold the same
-            _report(state, {"step": state.step}, place.rank, at_once=notice)
+            _report(state, {"step": state.step}, place.rank, at_once=notice or stop)
+        if stop:
+            return
 
 
 def validate(

@@ -25,7 +25,7 @@ from dra_ray.config import Synthesis, TeacherTraining
 from dra_ray.data import augment
 from dra_ray.data.batches import BatchPlan, part_of
 from dra_ray.data.random import Stream, derive, generator
-from dra_ray.errors import ConfigError, RunError
+from dra_ray.errors import ConfigError, LastingError
 from dra_ray.storage import Store
 from dra_ray.teachers import augment as edm_augment
 from dra_ray.teachers import checkpoint, diffusion, pixels
@@ -247,7 +247,7 @@ def fit(
     one is returned at once.
 
     Ray must have been initialised. `progress` gets every new row of `metrics.jsonl`, in a thread.
-    Raises `ConfigError` when `store` holds another run, `RunError` when training fails for good.
+    Raises `ConfigError` when `store` holds another run, `RunError` when training fails.
     """
     store = store.resolved()
     resources = config.resources
@@ -336,6 +336,7 @@ def _train(config: TeacherTraining, store: Store) -> None:
     runs.update_manifest(store, started_at=None)
     cluster.fit(
         trainer,
+        store.uri,
         f"teacher run '{store}'",
         resources,
         lambda: bool((runs.read_manifest(store) or {}).get("started_at")),
@@ -382,27 +383,30 @@ def _work(settings: dict[str, Any]) -> None:
                     lr,
                     **({} if accuracy is None else {"validation_accuracy": accuracy}),
                 )
-        if save:
-            _save(training, store, rank)
+        stop = workers.agreed(rank == 0 and cluster.is_asked_to_stop(store.uri), get_device())
+        if save or stop:
+            _save(training, store, rank, sheet=save)
+        if stop:
+            return
     if rank == 0:
         checkpoint.save(store, training.average, training.card())
 
 
 def _mean(losses: list[Tensor]) -> float:
-    """Mean loss over the steps and over all workers; `RunError` if training diverged."""
+    """Mean loss over the steps and over all workers; `LastingError` if training diverged."""
     mean = torch.stack(losses).mean()
     workers.average_([mean])
     if not bool(mean.isfinite()):
-        raise RunError("the teacher's loss is not finite; lower lr or lengthen warmup_images")
+        raise LastingError("the teacher's loss is not finite; lower lr or lengthen warmup_images")
     return float(mean)
 
 
-def _save(training: Training, store: Store, rank: int) -> None:
-    """Report a checkpoint (every worker must), after rank 0 has drawn its sample sheet."""
+def _save(training: Training, store: Store, rank: int, sheet: bool) -> None:
+    """Report a checkpoint (every worker must), after rank 0 has drawn its sample `sheet`."""
     if rank:
         ray.train.report({"images_seen": training.images_seen})
         return
-    if sheet_png := training.samples():
+    if sheet and (sheet_png := training.samples()):
         (store / f"samples-{training.images_seen}.png").write_bytes(sheet_png)
     with tempfile.TemporaryDirectory() as folder:
         (Store(folder) / "state.pt").write_torch(training.state())
