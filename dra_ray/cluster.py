@@ -118,7 +118,7 @@ def _private() -> Iterator[None]:
     """
     expects_nodes = ray_constants.ENABLE_RAY_CLUSTER
     try:
-        with _environment(_of_our_own()):
+        with _environment(of_our_own()):
             ray_constants.ENABLE_RAY_CLUSTER = False
             _read_authentication()
             yield
@@ -142,7 +142,7 @@ def _close_to_others(session: str) -> None:
     os.chmod(session, 0o700)
 
 
-def _of_our_own() -> dict[str, str]:
+def of_our_own() -> dict[str, str]:
     """Environment of a cluster on this machine.
 
     Its processes find each other by RAY_ADDRESS: Ray Train's clean-up after a stopped trial looks

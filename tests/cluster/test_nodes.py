@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dra_ray import config
+from dra_ray import cluster, config
 from dra_ray.storage import Store
 
 SETTINGS: dict[str, Any] = {
@@ -27,11 +27,8 @@ def _play(root: Store, changes: dict[str, Any]) -> dict[str, Any]:
     wanted = config.override(config.Experiment(), SETTINGS | changes)
     (root / "wanted.json").write_json(wanted.model_dump(mode="json"))
     command = [sys.executable, "-m", "tests.cluster.nodes", root.uri]
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("RAY_ADDRESS", "RAY_GCS_SERVER_PORT", "DRA_RAY_LOCAL")
-    }
+    private = cluster.of_our_own()  # what a cluster that other tests share has put there
+    environment = {name: value for name, value in os.environ.items() if name not in private}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
