@@ -33,7 +33,6 @@ GROUPS = {
     "unfinished": ("unfinished", PURPLE, "triangle-up", 0.9),
     "failed": ("failed", PURPLE, "cross", 0.9),
     "stopped": ("stopped early", GREY, "x", 0.7),
-    "failed": ("failed", GREY, "cross", 0.7),
 }
 AXES = {
     "align.weight": "λ, weight of the alignment (align.weight)",
