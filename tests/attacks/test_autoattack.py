@@ -13,12 +13,13 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
-from dra_ray.attacks import autoattack, checks, levels, square
+from dra_ray.attacks import checks, levels, square
 from dra_ray.attacks import plan as attack_plan
 from dra_ray.attacks.autoattack import attack_chunk, clean_correct, single_process
 from dra_ray.attacks.checks import check
 from dra_ray.attacks.draws import PerBatch
 from dra_ray.attacks.plan import Effort, Plan, plan_chunks
+from dra_ray.attacks.stock import package as packaged_attack
 from dra_ray.attacks.stock import stock
 from dra_ray.config import Threat
 from dra_ray.errors import DataError
@@ -201,7 +202,7 @@ def test_our_loop_of_an_attack_is_the_packages_to_the_bit(student, attack, threa
         student, images, labels, threat, SEED, Effort(24, 4, 260), "plus", "reference", 10, True
     )
     with torch.no_grad(), torch.random.fork_rng():
-        theirs = autoattack._package(case, attack)
+        theirs = packaged_attack(case, attack)
     broken, ours = attack_chunk(
         student, images, labels, attack, threat, SEED, case.effort, version="plus"
     )
@@ -220,7 +221,7 @@ def test_a_randomised_student_gets_the_packages_own_order_of_draws(student):
         )
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(1)
-            theirs = autoattack._package(case, "apgd-ce")
+            theirs = packaged_attack(case, "apgd-ce")
             wrong = noisy(theirs).argmax(1) != labels
         with torch.random.fork_rng():
             torch.manual_seed(1)

@@ -580,23 +580,28 @@ FASHION = Experiment(
 )
 EVALUATE = """
 import sys
-from dra_ray import cluster, subjects
-from dra_ray.evaluate import evaluate_many
-from dra_ray.robust.autoattack import Effort
+from dra_ray import cluster
+from dra_ray.attacks.plan import Effort
+from dra_ray.evaluation import subjects
+from dra_ray.evaluation.subjects import Options
 from dra_ray.storage import Store
-from dra_ray.subjects import Options
+from dra_ray.workloads.evaluate import evaluate_many
 
 def chosen(to):
     fashion, weights, pictures, results = sys.argv[1:5]
-    resnet = {"name": "cifar10", "model.name": "resnet-18", "model.normalise": False, "evaluation.batch": 8, "evaluation.pgd_steps": 2}
+    folder = Store(results) / to
+    resnet = {"name": "cifar10", "model.name": "resnet-18", "model.normalise": False}
+    resnet |= {"evaluation.batch": 8, "evaluation.pgd_steps": 2}
+    attacked = Options(resnet, eps_255=0.5, images=pictures, to=folder / "resnet")
     return [
-        subjects.read(fashion, Options(to=Store(results) / to / "fashion")),
-        subjects.read(weights, Options(resnet, eps_255=0.5, images=pictures, to=Store(results) / to / "resnet")),
+        subjects.read(fashion, Options(to=folder / "fashion")),
+        subjects.read(weights, attacked),
     ]
 
 if __name__ == "__main__":
     with cluster.connect():  # the cluster of the tests, by RAY_ADDRESS
-        evaluate_many(chosen("killed"), 3, lambda row: print(row["attack"], flush=True), Effort(*map(int, sys.argv[5:])))
+        effort = Effort(*map(int, sys.argv[5:]))
+        evaluate_many(chosen("killed"), 3, lambda row: print(row["attack"], flush=True), effort)
 """
 
 
