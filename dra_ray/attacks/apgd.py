@@ -49,8 +49,8 @@ def targeted_dlr(target: Tensor) -> Objective:
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         ordered = logits.sort(dim=1)[0]
-        true, wanted = (logits.gather(1, index[:, None]).squeeze(1) for index in (labels, target))
-        return -(true - wanted) / (ordered[:, -1] - 0.5 * (ordered[:, -3] + ordered[:, -4]) + 1e-12)
+        true, goal = (logits.gather(1, index[:, None]).squeeze(1) for index in (labels, target))
+        return -(true - goal) / (ordered[:, -1] - 0.5 * (ordered[:, -3] + ordered[:, -4]) + 1e-12)
 
     return loss
 
@@ -74,6 +74,7 @@ def untargeted(
     x: Tensor,
     labels: Tensor,
     how: Ascent,
+    *,
     objective: Objective,
     restarts: int,
     draws: Draws,
@@ -81,19 +82,18 @@ def untargeted(
     """Adversarial images [n,C,H,W]; the clean one where none was found. Later restarts attack what
     withstood the earlier ones.
     """
-    found = x.clone()
+    adversarial = x.clone()
     alive = student(x).argmax(1) == labels
     for restart in range(restarts):
         rows = alive.nonzero().squeeze(1)
         if len(rows):
             noise = draws.noise(NOISE[how.norm], rows.cpu(), x.shape[1:], 0, restart).to(x)
-            _merge(
-                rows,
-                ascend(student, x[rows], labels[rows], noise, how, lambda kept: objective),
-                alive,
-                found,
+            fooled, images = ascend(
+                student, x[rows], labels[rows], noise, how, lambda kept: objective
             )
-    return found
+            alive[rows[fooled]] = False
+            adversarial[rows[fooled]] = images[fooled]
+    return adversarial
 
 
 def targeted(
@@ -102,34 +102,25 @@ def targeted(
     """As `untargeted`, on the targeted DLR loss, towards the second to the (targets+1)-th largest
     logit of the clean image in turn.
     """
-    found = x.clone()
+    adversarial = x.clone()
     alive = student(x).argmax(1) == labels
     for rank in range(2, targets + 2):
         rows = alive.nonzero().squeeze(1)
         if len(rows):
             goal = student(x[rows]).sort(dim=1)[1][:, -rank]
             noise = draws.noise(NOISE[how.norm], rows.cpu(), x.shape[1:], rank, 0).to(x)
-            _merge(
-                rows,
-                ascend(student, x[rows], labels[rows], noise, how, _towards(goal)),
-                alive,
-                found,
-            )
-    return found
+            fooled, images = ascend(student, x[rows], labels[rows], noise, how, _towards(goal))
+            alive[rows[fooled]] = False
+            adversarial[rows[fooled]] = images[fooled]
+    return adversarial
 
 
 def _towards(goal: Tensor) -> Callable[[Tensor], Objective]:
     return lambda kept: targeted_dlr(goal[kept])
 
 
-def _merge(rows: Tensor, outcome: tuple[Tensor, Tensor], alive: Tensor, found: Tensor) -> None:
-    fooled, images = outcome
-    alive[rows[fooled]] = False
-    found[rows[fooled]] = images[fooled]
-
-
 # -- the ascent ------------------------------------------------------------------------------------
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class _State:
     """Of the images that are still attacked; every tensor has them in its first dimension."""
 
@@ -175,39 +166,39 @@ def ascend(
     fooled, images = logits.argmax(1) != labels, now.clone()
     ones = torch.ones_like(loss)
     state = _State(
-        *(
-            everyone,
-            x,
-            labels,
-            now,
-            now.clone(),
-            gradient,
-            now.clone(),
-            gradient.clone(),
-            loss.clone(),
-        ),
-        *(
-            2 * how.eps * ones[:, None, None, None],
-            ones,
-            loss.clone(),
-            x.new_zeros(len(x), how.steps),
-        ),
+        rows=everyone,
+        x=x,
+        labels=labels,
+        now=now,
+        before=now.clone(),
+        gradient=gradient,
+        best=now.clone(),
+        best_gradient=gradient.clone(),
+        best_loss=loss.clone(),
+        step=2 * how.eps * ones[:, None, None, None],
+        halved=ones,
+        best_then=loss.clone(),
+        history=x.new_zeros(len(x), how.steps),
     )
+    # steps between two checkpoints: fewer and fewer, so that the ascent explores before it refines
     interval, shorter, shortest = (max(int(part * how.steps), 1) for part in (0.22, 0.03, 0.06))
     since = 0
     for number in range(how.steps):
+        # images leave in groups, since every tensor of the state is copied then
         if how.drop and int(fooled[state.rows].sum()) * DROP_SHARE >= len(state.rows):
             state = state.take(~fooled[state.rows])
             if not len(state.rows):
                 break
             objective = objective_of(state.rows)
+        # the first step has no earlier one to carry on
         moved = _moved(state, how, MOMENTUM if number else 1.0)
         state.before, state.now = state.now, moved
         last = number + 1 == how.steps
         loss, logits, gradient = _climb(
-            student, moved, state.labels, objective, how.eot, wanted=not last
+            student, moved, state.labels, objective, how.eot, with_gradient=not last
         )
         wrong = logits.argmax(1) != state.labels
+        # the package returns the last fooling iterate; with `drop` an image has only its first
         fresh = wrong & ~fooled[state.rows] if how.drop else wrong
         images[state.rows[fresh]] = moved[fresh]
         fooled[state.rows[fresh]] = True
@@ -223,10 +214,15 @@ def ascend(
 
 
 def _climb(
-    student: Logits, x: Tensor, labels: Tensor, objective: Objective, eot: int, wanted: bool = True
+    student: Logits,
+    x: Tensor,
+    labels: Tensor,
+    objective: Objective,
+    eot: int,
+    with_gradient: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss [n], logits [n,K], gradient of the loss) at x, the gradient averaged over `eot` passes,
-    or 0 where it is not wanted.
+    or 0 unless `with_gradient`.
     """
     x = x.detach().requires_grad_(True)
     total = torch.zeros_like(x)
@@ -235,7 +231,7 @@ def _climb(
             logits = student(x)
             loss = objective(logits, labels)
             summed = loss.sum()
-        if wanted:
+        if with_gradient:
             total += torch.autograd.grad(summed, x)[0]
     x.requires_grad_(False)
     return loss.detach(), logits.detach(), total / eot
@@ -293,8 +289,10 @@ def _checkpoint(state: _State, number: int, interval: int) -> None:
     As in the authors' code, the oldest comparison of the first checkpoint is with the last column,
     which is still 0.
     """
+    # of the first interval the oldest column is -1, the history's last
     columns = torch.arange(number - interval + 1, number + 1, device=state.history.device)
     rises = (state.history[:, columns] > state.history[:, columns - 1]).sum(1)
+    # a step that was not halved last time, and brought no better loss since, is too long
     stuck = (1 - state.halved) * (state.best_then >= state.best_loss).to(state.halved)
     halve = torch.maximum((rises <= interval * RHO).to(state.halved), stuck)
     state.halved, state.best_then = halve, state.best_loss.clone()

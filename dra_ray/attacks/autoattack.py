@@ -8,11 +8,11 @@ chunks of `batch`, and attacking every chunk with the same seed, on any machine 
 `Plan` holds the barriers, `attack_chunk` is the unit of work, and `single_process` is both in a
 loop:
 
-    plan = Plan(clean_correct(student, images, labels, batch), images, batch, num_classes)
+    correct = clean_correct(student, images, labels, batch)
+    plan = Plan(correct, images, batch, settings.attacks(num_classes))
     while chunks := plan.chunks():
         for chunk in chunks:
-            plan.merge(chunk, *attack_chunk(student, images[chunk.indices], labels[chunk.indices],
-            chunk.attack, threat, seed))
+            plan.merge(chunk, *attack_chunk(student, chunk.case(images, labels, settings)))
 
 | level | student | attacks | verdicts |
 |---|---|---|---|
@@ -27,18 +27,21 @@ depends neither on batch nor on order, as far as a row's logits do not depend on
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from dra_ray import config
 from dra_ray.attacks import apgd, fab, levels, square
+from dra_ray.attacks.apgd import Objective
+from dra_ray.attacks.catalogue import ATTACKS, TARGETS
 from dra_ray.attacks.draws import Draws, PerBatch, PerImage
 from dra_ray.attacks.pgd import frozen
-from dra_ray.attacks.plan import EOT, RESTARTS, STANDARD, VERSIONS, Case, Effort, Plan
+from dra_ray.attacks.plan import Case, Plan, Settings
 from dra_ray.attacks.stock import package, projection_l2, projection_linf
 
 PROJECTIONS: dict[str, fab.Project] = {"linf": projection_linf, "l2": projection_l2}
+OBJECTIVES: dict[str, Objective] = {"ce": apgd.cross_entropy, "dlr": apgd.dlr}
 
 
 def clean_correct(student: nn.Module, images: Tensor, labels: Tensor, batch: int) -> Tensor:
@@ -52,44 +55,35 @@ def clean_correct(student: nn.Module, images: Tensor, labels: Tensor, batch: int
         )
 
 
-def attack_chunk(
-    student: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    attack: str,
-    threat: config.Threat,
-    seed: int,
-    effort: Effort = STANDARD,
-    *,
-    version: str = "standard",
-    level: str = "reference",
-    streams: str = "batch",
-    numbers: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def attack_chunk(student: nn.Module, case: Case) -> tuple[Tensor, Tensor]:
     """Run one attack on one chunk, as the single process would run it on this batch.
-
-    Args:
-        images: float [n,C,H,W] in [0,1], on the student's device; labels: int64 [n].
-        numbers: the images' own numbers in the data set, int64 [n]; streams='sample' draws from
-            them.
 
     Returns:
         broken bool [n], by one forward pass of the student as it is, and the images float [n,C,H,W]
         that do it (the clean image where not broken). torch's global generators are left as they
         were.
+
+    Raises:
+        ValueError: for an attack that is not in the catalogue, or without the images' numbers where
+            streams='sample' needs them.
     """
+    images, labels, settings = case.images, case.labels, case.settings
+    if case.attack not in LOOPS:
+        raise ValueError(f"attack '{case.attack}' is not one of {sorted(LOOPS)}")
     devices = [images.device] if images.is_cuda else []
     with frozen(student), torch.no_grad(), torch.random.fork_rng(devices):
         logits = student(images)
-        steady = torch.equal(logits, student(images)) and version != "rand"
-        ours = student if level == "reference" else levels.prepare(student, level, images.device)
-        case = Case(
-            ours, images, labels, threat, seed, effort, version, level, logits.shape[1], steady
-        )
-        if streams == "batch" and (not steady or (attack == "square" and threat.norm == "l2")):
-            adversarial = package(case, attack)
+        steady = torch.equal(logits, student(images)) and settings.version != "rand"
+        targets = min(TARGETS, logits.shape[1] - 1)
+        plain = settings.level == "reference"
+        attacked = student if plain else levels.prepare(student, settings.level, images.device)
+        # our Square in the l2 ball gives every image windows of its own, the package does not
+        packaged = not steady or (case.attack == "square" and settings.threat.norm == "l2")
+        if settings.streams == "batch" and packaged:
+            adversarial = package(attacked, case, targets)
         else:
-            adversarial = _own(case, attack, _draws(streams, seed, attack, numbers))
+            loop = _Loop(attacked, case, _draws(case), targets, steady)
+            adversarial = LOOPS[case.attack](loop)
         broken = student(adversarial).max(1)[1] != labels
         return broken, torch.where(broken[:, None, None, None], adversarial, images)
 
@@ -98,14 +92,9 @@ def single_process(
     student: nn.Module,
     images: Tensor,
     labels: Tensor,
-    threat: config.Threat,
-    seed: int,
-    batch: int,
-    effort: Effort = STANDARD,
+    settings: Settings,
     *,
-    version: str = "standard",
-    level: str = "reference",
-    streams: str = "batch",
+    batch: int,
     seconds: dict[str, float] | None = None,
 ) -> Plan:
     """All attacks on images float [N,C,H,W], one chunk after another; adds each attack's time to
@@ -114,22 +103,11 @@ def single_process(
     correct = clean_correct(student, images, labels, batch)
     with torch.no_grad():
         num_classes = student(images[:1]).shape[1]
-    plan = Plan(correct, images, batch, num_classes, version, threat.norm, level)
+    plan = Plan(correct, images, batch, settings.attacks(num_classes))
     while chunks := plan.chunks():
         for chunk in chunks:
             started = time.perf_counter()
-            part = images[chunk.indices], labels[chunk.indices], chunk.attack, threat, seed, effort
-            plan.merge(
-                chunk,
-                *attack_chunk(
-                    student,
-                    *part,
-                    version=version,
-                    level=level,
-                    streams=streams,
-                    numbers=chunk.indices,
-                ),
-            )
+            plan.merge(chunk, *attack_chunk(student, chunk.case(images, labels, settings)))
             if seconds is not None:
                 seconds[chunk.attack] = (
                     seconds.get(chunk.attack, 0.0) + time.perf_counter() - started
@@ -137,44 +115,78 @@ def single_process(
     return plan
 
 
-def _draws(streams: str, seed: int, attack: str, numbers: Tensor | None) -> Draws:
-    if streams == "batch":
-        return PerBatch(seed)
-    if numbers is None:
+def _draws(case: Case) -> Draws:
+    if case.settings.streams == "batch":
+        return PerBatch(case.settings.seed)
+    if case.numbers is None:
         raise ValueError("streams='sample' draws from the images' numbers: give numbers, int64 [n]")
-    return PerImage(seed, attack, numbers)
+    return PerImage(case.settings.seed, ATTACKS[case.attack].stream, case.numbers)
 
 
-def _own(case: Case, attack: str, draws: Draws) -> Tensor:
-    """Our loops over the attacks' formulas, which leave out what is computed in vain."""
-    student, x, labels, threat = case.student, case.images, case.labels, case.threat
-    drop = case.steady and (case.level != "reference" or not draws.shared)
-    ascent = apgd.Ascent(threat.norm, threat.eps, case.effort.apgd_steps, EOT[case.version], drop)
-    search = fab.Search(
-        threat.norm, threat.eps, case.effort.fab_steps, PROJECTIONS[threat.norm], drop
+# -- our loops over the attacks' formulas, which leave out what is computed in vain ----------------
+class _Loop:
+    """One batch that one of our loops attacks.
+
+    `student` is the one that is attacked (as the level prepares it), `steady` says that it gives
+    the same logits again, to the bit.
+    """
+
+    def __init__(
+        self, student: nn.Module, case: Case, draws: Draws, targets: int, steady: bool
+    ) -> None:
+        self.batch = student, case.images, case.labels
+        self.attack, self.settings = ATTACKS[case.attack], case.settings
+        self.draws, self.targets = draws, targets
+        # the reference keeps fooled images in the batch: their rows decide the others' last bits
+        self.drop = steady and (self.settings.level != "reference" or not draws.shared)
+        self.restarts = self.settings.of_version.restarts
+
+    @property
+    def ascent(self) -> apgd.Ascent:
+        threat, steps = self.settings.threat, self.settings.effort.apgd_steps
+        eot = self.settings.of_version.eot
+        return apgd.Ascent(threat.norm, threat.eps, steps, eot, self.drop)
+
+    @property
+    def search(self) -> fab.Search:
+        threat, steps = self.settings.threat, self.settings.effort.fab_steps
+        return fab.Search(threat.norm, threat.eps, steps, PROJECTIONS[threat.norm], self.drop)
+
+
+def _apgd(loop: _Loop) -> Tensor:
+    assert loop.attack.loss
+    objective = OBJECTIVES[loop.attack.loss]
+    return apgd.untargeted(
+        *loop.batch, loop.ascent, objective=objective, restarts=loop.restarts, draws=loop.draws
     )
-    restarts = RESTARTS[case.version]
-    if attack in ("apgd-ce", "apgd-dlr"):
-        return apgd.untargeted(
-            student,
-            x,
-            labels,
-            ascent,
-            apgd.cross_entropy if attack == "apgd-ce" else apgd.dlr,
-            restarts,
-            draws,
-        )
-    if attack == "apgd-t":
-        return apgd.targeted(student, x, labels, ascent, case.targets, draws)
-    if attack == "fab-t":
-        return fab.targeted(student, x, labels, search, case.targets)
-    if attack == "fab":
-        return fab.untargeted(student, x, labels, search, restarts, draws)
-    if attack == "square":
-        rows = levels.Rows(student, exact=case.level == "reference" and draws.shared)
-        return (square.linf if threat.norm == "linf" else square.l2)(
-            rows, x, labels, threat.eps, case.effort.square_queries, draws
-        )
-    raise ValueError(
-        f"attack '{attack}' is not one of {sorted({*VERSIONS['standard'], *VERSIONS['plus']})}"
-    )
+
+
+def _apgd_targeted(loop: _Loop) -> Tensor:
+    return apgd.targeted(*loop.batch, loop.ascent, loop.targets, loop.draws)
+
+
+def _fab(loop: _Loop) -> Tensor:
+    return fab.untargeted(*loop.batch, loop.search, loop.restarts, loop.draws)
+
+
+def _fab_targeted(loop: _Loop) -> Tensor:
+    return fab.targeted(*loop.batch, loop.search, loop.targets)
+
+
+def _square(loop: _Loop) -> Tensor:
+    student, images, labels = loop.batch
+    settings = loop.settings
+    rows = levels.Rows(student, exact=settings.level == "reference" and loop.draws.shared)
+    attack = square.linf if settings.threat.norm == "linf" else square.l2
+    queries = settings.effort.square_queries
+    return attack(rows, images, labels, settings.threat.eps, queries, loop.draws)
+
+
+LOOPS: dict[str, Callable[[_Loop], Tensor]] = {
+    "apgd-ce": _apgd,
+    "apgd-dlr": _apgd,
+    "apgd-t": _apgd_targeted,
+    "fab": _fab,
+    "fab-t": _fab_targeted,
+    "square": _square,
+}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dra_ray.attacks.catalogue import ATTACKS, TARGETS, VERSIONS, Effort, attacks
 from dra_ray.attacks.pgd import frozen
-from dra_ray.attacks.plan import CLASSES, TARGETS, VERSIONS, Effort, attacks
 from dra_ray.errors import DataError
 
 SQUARE_DROP = 0.002  # above it, official AutoAttack calls its own gradient attacks unreliable
@@ -64,11 +64,12 @@ def is_randomised(student: nn.Module, images: Tensor, labels: Tensor) -> bool:
 
 def class_flags(num_classes: int, version: str = "standard") -> list[str]:
     """What is missing from a version of AutoAttack with few classes."""
-    missing = [name for name in VERSIONS[version] if name not in attacks(num_classes, version)]
-    fewer = num_classes <= TARGETS and "fab-t" in VERSIONS[version]
+    complete, possible = VERSIONS[version].attacks, attacks(num_classes, version)
+    missing = [name for name in complete if name not in possible]
+    fewer = num_classes <= TARGETS and "fab-t" in complete
     if missing:
         needs = " and ".join(
-            f"{name} was left out (its loss needs {CLASSES[name]})" for name in missing
+            f"{name} was left out (its loss needs {ATTACKS[name].min_classes})" for name in missing
         )
         targets = (
             f" and fab-t used {num_classes - 1} target classes instead of {TARGETS}"
@@ -87,39 +88,41 @@ def class_flags(num_classes: int, version: str = "standard") -> list[str]:
     return []
 
 
-def notes(
-    version: str, level: str, streams: str, num_classes: int, norm: str = "linf"
-) -> list[str]:
+def notes(version: str, level: str, streams: str, num_classes: int) -> list[str]:
     """Sentences that must stand beside a result: how it is related to what AutoAttack's authors
     would get.
     """
-    found = []
+    sentences = []
     if level == "screen":
-        names = " and ".join(attacks(num_classes, version, norm, level))
-        found.append(
+        names = " and ".join(attacks(num_classes, version, level))
+        sentences.append(
             f"Screened with {names} only, in bfloat16 where the device has it: an upper bound for "
             "sweeps, never a reported number."
         )
     if level == "fast":
-        found.append(
+        sentences.append(
             "Same mathematics as AutoAttack with other rounding (folded weights, other memory "
             "layout): equivalent, not identical to the bit."
         )
     if streams == "sample":
-        found.append(
+        sentences.append(
             "Random numbers belong to images, not to batches: equivalent to AutoAttack, not "
             "identical; verdicts depend on no batch and no order."
         )
         if version == "rand":
-            found.append("A randomised student's own random numbers still depend on its batches.")
+            sentences.append(
+                "A randomised student's own random numbers still depend on its batches."
+            )
     if version == "plus":
-        found.append("Version plus: more attacks than the standard version that leaderboards use.")
+        sentences.append(
+            "Version plus: more attacks than the standard version that leaderboards use."
+        )
     if version == "rand":
-        found.append(
+        sentences.append(
             "Version rand (APGD with gradients averaged over 20 passes) counts an image as broken "
             "when one pass misclassifies it."
         )
-    return found
+    return sentences
 
 
 def effort_flags(effort: Effort) -> list[str]:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dra_ray.data.random import generator
 
-ATTACK_NUMBERS = {"apgd-ce": 1, "apgd-dlr": 2, "apgd-t": 3, "fab": 4, "fab-t": 5, "square": 6}
 Kind = Literal["uniform", "normal"]
 
 
@@ -45,7 +44,7 @@ class PerBatch:
         self._generator = torch.Generator().manual_seed(seed)
 
     def noise(self, kind: Kind, rows: Tensor, shape: Sequence[int], *path: int) -> Tensor:
-        return _draw(kind)(len(rows), *shape, generator=self._generator)
+        return _draw(kind, (len(rows), *shape), self._generator)
 
     def table(self, columns: Sequence[int], length: int, rows: int) -> Tensor:
         return torch.cat(
@@ -54,21 +53,21 @@ class PerBatch:
 
 
 class PerImage:
-    """Every number is a function of (seed, the image's number in the data set, attack, path) alone:
-    no batch, no order.
+    """Every number is a function of (seed, the attack's stream, the image's number in the data set,
+    path) alone: no batch, no order.
     """
 
     shared = False
     TABLE = 1 << 20  # a path that no noise has
 
-    def __init__(self, seed: int, attack: str, numbers: Tensor) -> None:
-        self._start = (seed, ATTACK_NUMBERS[attack])
+    def __init__(self, seed: int, stream: int, numbers: Tensor) -> None:
+        self._start = (seed, stream)
         self._numbers = numbers.tolist()
 
     def noise(self, kind: Kind, rows: Tensor, shape: Sequence[int], *path: int) -> Tensor:
         return torch.stack(
             [
-                _draw(kind)(*shape, generator=generator(*self._start, self._numbers[row], *path))
+                _draw(kind, shape, generator(*self._start, self._numbers[row], *path))
                 for row in rows.tolist()
             ]
         )
@@ -86,5 +85,6 @@ class PerImage:
         )
 
 
-def _draw(kind: Kind):  # type: ignore[no-untyped-def]  # torch.rand and torch.randn have many overloads
-    return torch.rand if kind == "uniform" else torch.randn
+def _draw(kind: Kind, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    draw = torch.rand if kind == "uniform" else torch.randn
+    return draw(*shape, generator=generator)

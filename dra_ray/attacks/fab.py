@@ -42,7 +42,7 @@ def untargeted(
     """Adversarial images [n,C,H,W] within eps, the clean one where none was found; restarts after
     the first begin at random.
     """
-    found, alive = x.clone(), student(x).argmax(1) == labels
+    adversarial, alive = x.clone(), student(x).argmax(1) == labels
     for restart in range(restarts):
         rows = alive.nonzero().squeeze(1)
         if len(rows):
@@ -53,54 +53,32 @@ def untargeted(
                     draws.noise(NOISE[how.norm], rows.cpu(), x.shape[1:], 0, restart).to(x),
                     how,
                 )
-            _merge(
-                student,
-                rows,
-                x[rows],
-                labels[rows],
-                search(student, x[rows], labels[rows], start, None, how),
-                how,
-                alive,
-                found,
-            )
-    return found
+            images = search(student, x[rows], labels[rows], start, None, how)
+            fooled = _fools(student, x[rows], labels[rows], images, how)
+            alive[rows[fooled]] = False
+            adversarial[rows[fooled]] = images[fooled]
+    return adversarial
 
 
 def targeted(student: Logits, x: Tensor, labels: Tensor, how: Search, targets: int) -> Tensor:
     """As `untargeted`, from the clean image towards the second to the (targets+1)-th largest logit
     in turn; nothing random.
     """
-    found, alive = x.clone(), student(x).argmax(1) == labels
+    adversarial, alive = x.clone(), student(x).argmax(1) == labels
     for rank in range(2, targets + 2):
         rows = alive.nonzero().squeeze(1)
         if len(rows):
             goal = student(x[rows]).sort(dim=-1)[1][:, -rank]
-            _merge(
-                student,
-                rows,
-                x[rows],
-                labels[rows],
-                search(student, x[rows], labels[rows], x[rows], goal, how),
-                how,
-                alive,
-                found,
-            )
-    return found
+            images = search(student, x[rows], labels[rows], x[rows], goal, how)
+            fooled = _fools(student, x[rows], labels[rows], images, how)
+            alive[rows[fooled]] = False
+            adversarial[rows[fooled]] = images[fooled]
+    return adversarial
 
 
-def _merge(
-    student: Logits,
-    rows: Tensor,
-    x: Tensor,
-    labels: Tensor,
-    images: Tensor,
-    how: Search,
-    alive: Tensor,
-    found: Tensor,
-) -> None:
-    fooled = (student(images).argmax(1) != labels) & (_lengths(x - images, how.norm) <= how.eps)
-    alive[rows[fooled]] = False
-    found[rows[fooled]] = images[fooled]
+def _fools(student: Logits, x: Tensor, labels: Tensor, images: Tensor, how: Search) -> Tensor:
+    """Misclassified and within eps of x, bool [n]: the search itself knows no bound."""
+    return (student(images).argmax(1) != labels) & (_lengths(x - images, how.norm) <= how.eps)
 
 
 def search(

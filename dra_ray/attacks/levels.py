@@ -25,9 +25,8 @@ def prepare(student: nn.Module, level: str, device: torch.device | str) -> nn.Mo
     """
     device = torch.device(device)
     ours = copy.deepcopy(student)
-    ours.__dict__.pop(
-        "with_features", None
-    )  # what `models.arithmetic` sets there is bound to the original
+    # what `training.arithmetic` sets there is bound to the original
+    ours.__dict__.pop("with_features", None)
     ours = ours.eval().requires_grad_(False).to(device)
     if level == "reference":
         return ours
@@ -120,20 +119,20 @@ class Rows:
         self._agreeing: set[int] = set()
         self._refused: set[tuple[int, int]] = set()
 
-    def __call__(self, x: Tensor, wanted: Tensor) -> Tensor:
-        """Logits [m,K] of rows `wanted` int64 [m], m > 0, of x [n,...]."""
-        if len(wanted) == len(x):
+    def __call__(self, x: Tensor, chosen: Tensor) -> Tensor:
+        """Logits [m,K] of rows `chosen` int64 [m], m > 0, of x [n,...]."""
+        if len(chosen) == len(x):
             return self._compute(x)
         if not self.exact:
-            return self._compute(x[wanted])
-        whole, part = len(x), _size(len(wanted), len(x))
+            return self._compute(x[chosen])
+        whole, part = len(x), _size(len(chosen), len(x))
         if part >= whole or (whole, part) in self._refused:
-            return self._compute(x)[wanted]
-        padded = torch.cat([wanted, wanted[:1].expand(part - len(wanted))])
+            return self._compute(x)[chosen]
+        padded = torch.cat([chosen, chosen[:1].expand(part - len(chosen))])
         logits = self._compute(x[padded])
         if {whole, part} <= self._agreeing:
-            return logits[: len(wanted)]
-        return self._compared(x, padded, logits)[: len(wanted)]
+            return logits[: len(chosen)]
+        return self._compared(x, padded, logits)[: len(chosen)]
 
     def _compared(self, x: Tensor, padded: Tensor, logits: Tensor) -> Tensor:
         whole, sizes = self._compute(x)[padded], {len(x), len(padded)}

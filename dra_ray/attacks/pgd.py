@@ -28,13 +28,13 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """Parameters need no gradient meanwhile: the input's gradient is the same and costs a third
     less.
     """
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    for parameter in wanted:
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
@@ -143,6 +143,7 @@ def pgd(
     start: Tensor,
     threat: config.Threat,
     steps: int,
+    *,
     step: float | None = None,
     escape: Tensor | None = None,
     passes: int = 1,
@@ -226,6 +227,7 @@ def evaluate_pgd(
     threat: config.Threat,
     noise: Tensor,
     steps: int,
+    *,
     loss: EvaluationLoss = "cross-entropy",
     step: float | None = None,
     eot: int = 1,
@@ -244,13 +246,11 @@ def evaluate_pgd(
     """
     withstood = torch.ones(len(x), dtype=torch.bool, device=x.device)
     with evaluating(student), torch.no_grad():
-        for one in noise if noise.dim() > x.dim() else noise[None]:
-            withstood &= (
-                student(strongest(student, x, labels, threat, one, steps, loss, step, eot)).argmax(
-                    1
-                )
-                == labels
+        for start_noise in noise if noise.dim() > x.dim() else noise[None]:
+            images = strongest(
+                student, x, labels, threat, start_noise, steps, loss=loss, step=step, eot=eot
             )
+            withstood &= student(images).argmax(1) == labels
     return withstood
 
 
@@ -261,6 +261,7 @@ def strongest(
     threat: config.Threat,
     noise: Tensor,
     steps: int,
+    *,
     loss: EvaluationLoss = "cross-entropy",
     step: float | None = None,
     eot: int = 1,
@@ -277,7 +278,7 @@ def strongest(
         )
 
     with frozen(student), evaluating(student):
-        return pgd(ascended, x, start(x, threat, noise), threat, steps, step, passes=eot)
+        return pgd(ascended, x, start(x, threat, noise), threat, steps, step=step, passes=eot)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,45 +1,55 @@
-"""What AutoAttack runs: its attacks, versions and efforts, and how images are cut into chunks."""
+"""What one evaluation by AutoAttack has to do: its settings, and how images are cut into chunks."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dra_ray import config
-
-ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
-VERSIONS: dict[str, tuple[str, ...]] = {
-    "standard": ATTACKS,
-    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
-    "rand": ("apgd-ce", "apgd-dlr"),
-}
-SCREEN = ("apgd-ce", "apgd-t", "apgd-dlr")  # what of a version the level screen runs
-CLASSES = {
-    "apgd-t": 4,
-    "apgd-dlr": 3,
-}  # the DLR losses divide by z(1) - (z(3) + z(4))/2 and z(1) - z(3)
-TARGETS = 9
-RESTARTS = {"standard": 1, "plus": 5, "rand": 1}  # of apgd-ce, apgd-dlr and fab
-EOT = {"standard": 1, "plus": 1, "rand": 20}
-NORMS = {"linf": "Linf", "l2": "L2"}
+from dra_ray.attacks.catalogue import STANDARD, VERSIONS, Effort, Version, attacks
 
 
-@dataclasses.dataclass(frozen=True)
-class Effort:
-    """Steps of each attack; anything but the defaults is no standard AutoAttack and is flagged."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What verdicts depend on beside the student, the images and how they are batched; the meaning
+    of each field is `config.Evaluation`'s.
+    """
 
-    apgd_steps: int = 100
-    fab_steps: int = 100
-    square_queries: int = 5000
+    threat: config.Threat
+    seed: int
+    effort: Effort = STANDARD
+    version: str = "standard"
+    level: str = "reference"
+    streams: str = "batch"
 
     @property
-    def standard(self) -> bool:
-        return self == STANDARD
+    def of_version(self) -> Version:
+        return VERSIONS[self.version]
+
+    def attacks(self, num_classes: int) -> tuple[str, ...]:
+        return attacks(num_classes, self.version, self.level)
 
 
-STANDARD = Effort()
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One batch that one attack gets.
+
+    Attributes:
+        images: float [n,C,H,W] in [0,1], on the student's device.
+        labels: int64 [n].
+        attack: a name of `catalogue.ATTACKS`.
+        numbers: the images' own numbers in the data set, int64 [n]; streams='sample' draws from
+            them.
+    """
+
+    images: Tensor
+    labels: Tensor
+    attack: str
+    settings: Settings
+    numbers: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +66,16 @@ class Chunk:
     def name(self) -> str:
         return f"{self.attack}-{self.k:05d}"
 
-
-def attacks(
-    num_classes: int, version: str = "standard", norm: str = "linf", level: str = "reference"
-) -> tuple[str, ...]:
-    """The attacks of a version, in their order, that `num_classes` classes allow (see
-    `class_flags`) and the level runs.
-    """
-    if norm not in NORMS:
-        raise ValueError(f"norm '{norm}' is not one of {tuple(NORMS)}")
-    allowed = [name for name in VERSIONS[version] if num_classes >= CLASSES.get(name, 2)]
-    return tuple(name for name in allowed if level != "screen" or name in SCREEN)
+    def case(self, images: Tensor, labels: Tensor, settings: Settings) -> Case:
+        """Its rows of all images float [N,C,H,W] and labels int64 [N], to be attacked."""
+        at = self.indices
+        return Case(
+            images=images[at],
+            labels=labels[at],
+            attack=self.attack,
+            settings=settings,
+            numbers=at,
+        )
 
 
 def plan_chunks(alive: Tensor, batch: int) -> list[Tensor]:
@@ -92,17 +101,14 @@ class Plan:
         correct: Tensor,
         images: Tensor,
         batch: int,
-        num_classes: int,
-        version: str = "standard",
-        norm: str = "linf",
-        level: str = "reference",
+        attacks: Sequence[str],
     ) -> None:
         self.alive = correct.clone()
         self.adversarial = images.clone()
         self.first_failure = ["" if good else "clean" for good in correct.tolist()]
         self.robust_after: dict[str, int] = {}
         self.batch = batch
-        self._attacks = list(attacks(num_classes, version, norm, level))
+        self._attacks = list(attacks)
         self._fooled = torch.zeros_like(self.alive)
         self._open: set[int] = set()
 
@@ -118,9 +124,8 @@ class Plan:
             if parts:
                 self._open = set(range(len(parts)))
                 return [Chunk(attack, k, part) for k, part in enumerate(parts)]
-            self._close(
-                attack
-            )  # nobody is left: as in a single process, the remaining attacks are skipped
+            # nobody is left: as in a single process, the remaining attacks are skipped
+            self._close(attack)
         return []
 
     def merge(self, chunk: Chunk, broken: Tensor, adversarial: Tensor) -> bool:
@@ -139,25 +144,3 @@ class Plan:
     def _close(self, attack: str) -> None:
         self._attacks.remove(attack)
         self.robust_after[attack] = int(self.alive.sum())
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """What an attack on a chunk needs; `steady`: the student gives the same logits again, to the
-    bit.
-    """
-
-    student: nn.Module
-    images: Tensor
-    labels: Tensor
-    threat: config.Threat
-    seed: int
-    effort: Effort
-    version: str
-    level: str
-    num_classes: int
-    steady: bool
-
-    @property
-    def targets(self) -> int:
-        return min(TARGETS, self.num_classes - 1)

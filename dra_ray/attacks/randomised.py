@@ -35,6 +35,7 @@ def eot_pgd(
     threat: config.Threat,
     noise: Tensor,
     steps: int,
+    *,
     eot: int,
     passes: int = 10,
 ) -> Score:
@@ -48,8 +49,8 @@ def eot_pgd(
     """
     scores = []
     for one in noise:
-        found = pgd.strongest(student, x, labels, threat, one, steps, eot=eot)
+        images = pgd.strongest(student, x, labels, threat, one, steps, eot=eot)
         with pgd.evaluating(student), torch.no_grad():
-            scores.append(torch.stack([student(found).argmax(1) == labels for _ in range(passes)]))
+            scores.append(torch.stack([student(images).argmax(1) == labels for _ in range(passes)]))
     right = torch.stack(scores)  # [restarts, passes, B]
     return Score(right.float().mean(1).amin(0), right.all(1).all(0))

@@ -20,9 +20,8 @@ from dra_ray.attacks.levels import Rows
 
 P_INIT = 0.8
 BREAKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # p halves after each of these queries
-WORTH = (
-    8  # remember what was turned down unless there are this many times more windows than queries
-)
+# remember what was turned down unless there are this many times more windows than queries
+WORTH = 8
 TILES = 5  # an l2 start is made of 5x5 tiles
 
 
@@ -60,12 +59,12 @@ def linf(rows: Rows, x: Tensor, labels: Tensor, eps: float, queries: int, draws:
         )
         if not len(todo):
             continue
-        asked = alive[todo]
-        found = margins(rows(proposed, todo), labels[asked])
-        better = found < margin[asked]
-        margin[asked] = torch.where(better, found, margin[asked])
-        best[asked[better]] = proposed[todo[better]]
-        known.note(asked, todo, key, better)
+        queried = alive[todo]
+        proposed_margin = margins(rows(proposed, todo), labels[queried])
+        better = proposed_margin < margin[queried]
+        margin[queried] = torch.where(better, proposed_margin, margin[queried])
+        best[queried[better]] = proposed[todo[better]]
+        known.note(queried, todo, key, better)
     return best
 
 
@@ -82,9 +81,10 @@ def l2(rows: Rows, x: Tensor, labels: Tensor, eps: float, queries: int, draws: D
             break
         side = min(_side(query, height, width, least=3) | 1, height, width)
         proposed = _moved(x[alive], best[alive], eps, side, table[alive, query])
-        found = margins(rows(proposed, torch.arange(len(alive), device=x.device)), labels[alive])
-        better = found < margin[alive]
-        margin[alive] = torch.where(better, found, margin[alive])
+        everyone = torch.arange(len(alive), device=x.device)
+        proposed_margin = margins(rows(proposed, everyone), labels[alive])
+        better = proposed_margin < margin[alive]
+        margin[alive] = torch.where(better, proposed_margin, margin[alive])
         best[alive[better]] = proposed[better]
     return best
 
@@ -129,11 +129,8 @@ class TurnedDown:
         queries: int,
         device: torch.device,
     ) -> None:
-        self.height, self.width, self.signs = (
-            height,
-            width,
-            3**channels,
-        )  # a sign may be 0, once in 2**24 draws
+        self.height, self.width = height, width
+        self.signs = 3**channels  # a sign may be 0, once in 2**24 draws
         self.queries, self.images = queries, images
         self._version = torch.zeros(images, dtype=torch.int32, device=device)
         self._seen: Tensor | None = None
@@ -167,13 +164,13 @@ class TurnedDown:
             return torch.zeros(len(alive), dtype=torch.bool, device=alive.device)
         return self._seen[alive, key] == self._version[alive]
 
-    def note(self, asked: Tensor, todo: Tensor, key: Tensor | None, better: Tensor) -> None:
-        """Images `asked`, at positions `todo` of the batch in hand, took (`better`) or turned down
+    def note(self, queried: Tensor, todo: Tensor, key: Tensor | None, better: Tensor) -> None:
+        """Images `queried`, at positions `todo` of the batch in hand, took (`better`) or turned down
         their proposal.
         """
         if key is not None and self._seen is not None:
-            self._seen[asked, key if len(key) == 1 else key[todo]] = self._version[asked]
-        self._version[asked[better]] += 1
+            self._seen[queried, key if len(key) == 1 else key[todo]] = self._version[queried]
+        self._version[queried[better]] += 1
 
 
 # -- l2 --------------------------------------------------------------------------------------------

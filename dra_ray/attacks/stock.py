@@ -12,60 +12,55 @@ from pyautoattack import AutoAttack
 from pyautoattack.fab_projections import projection_l2, projection_linf
 from torch import Tensor, nn
 
-from dra_ray import config
-from dra_ray.attacks.plan import NORMS, STANDARD, TARGETS, Case, Effort, attacks
+from dra_ray.attacks.catalogue import ATTACKS, TARGETS, attacks
+from dra_ray.attacks.plan import Case, Settings
 
 __all__ = ["package", "projection_l2", "projection_linf", "stock"]
 
+NORMS = {"linf": "Linf", "l2": "L2"}  # as the package spells them
 SILENT = logging.getLogger("dra_ray.silent")
 SILENT.disabled = True
 
 
-def package(case: Case, attack: str) -> Tensor:
-    """The package's own loop: where the student draws random numbers, each pass in it counts, and
-    so does their order.
+def package(student: nn.Module, case: Case, targets: int) -> Tensor:
+    """The package's own loop, towards `targets` classes where it is targeted: where the student
+    draws random numbers, each pass in it counts, and so does their order.
     """
-    run = _loaded(
-        case.student,
-        case.threat,
-        case.seed,
-        case.effort,
-        case.version,
-        case.targets,
-        case.images.device,
-    )
+    run = _loaded(student, case.settings, targets, case.images.device)
     images, labels = case.images.clone(), case.labels.clone()
-    if attack in ("apgd-ce", "apgd-dlr"):
-        run.apgd.loss = attack.removeprefix("apgd-")
+    attack = ATTACKS[case.attack]
+    if attack.loss and not attack.targeted:
+        run.apgd.loss = attack.loss
         return run.apgd.perturb(images, labels)
-    if attack in ("fab", "fab-t"):
-        run.fab.targeted = attack == "fab-t"
-        run.fab.n_restarts = 1 if run.fab.targeted else run.fab.n_restarts
+    if case.attack in ("fab", "fab-t"):
+        run.fab.targeted = attack.targeted
+        run.fab.n_restarts = 1 if attack.targeted else run.fab.n_restarts
         return run.fab.perturb(images, labels)
-    return {"apgd-t": run.apgd_targeted, "square": run.square}[attack].perturb(images, labels)
+    return {"apgd-t": run.apgd_targeted, "square": run.square}[case.attack].perturb(images, labels)
 
 
 def _loaded(
-    student: nn.Module,
-    threat: config.Threat,
-    seed: int,
-    effort: Effort,
-    version: str,
-    targets: int,
-    device: torch.device,
+    student: nn.Module, settings: Settings, targets: int, device: torch.device
 ) -> AutoAttack:
     """The package's own object, so that every hyper-parameter of a version is its own."""
     run = AutoAttack(
-        student, norm=NORMS[threat.norm], eps=threat.eps, seed=seed, version=version, device=device
+        student,
+        norm=NORMS[settings.threat.norm],
+        eps=settings.threat.eps,
+        seed=settings.seed,
+        version=settings.version,
+        device=device,
     )
     run.apgd_targeted.n_target_classes = run.fab.n_target_classes = targets
+    effort = settings.effort
     run.fab.n_iter, run.square.n_queries = effort.fab_steps, effort.square_queries
-    for one in (run.apgd, run.apgd_targeted):
-        one.n_iter = effort.apgd_steps
-        one.n_iter_2, one.n_iter_min, one.size_decr = (
-            max(int(part * one.n_iter), 1) for part in (0.22, 0.06, 0.03)
-        )  # step size checkpoints
-        one.logger = SILENT  # its one warning, zero gradients, is ours to give: see `check`
+    for apgd in (run.apgd, run.apgd_targeted):
+        apgd.n_iter = effort.apgd_steps
+        # the checkpoints of the step size, which the package derives only when it is constructed
+        apgd.n_iter_2, apgd.n_iter_min, apgd.size_decr = (
+            max(int(part * apgd.n_iter), 1) for part in (0.22, 0.06, 0.03)
+        )
+        apgd.logger = SILENT  # its one warning, zero gradients, is ours to give: see `check`
     return run
 
 
@@ -73,25 +68,22 @@ def stock(
     student: nn.Module,
     images: Tensor,
     labels: Tensor,
-    threat: config.Threat,
-    seed: int,
+    settings: Settings,
+    *,
     batch: int,
-    effort: Effort = STANDARD,
-    version: str = "standard",
     seconds: dict[str, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """pyautoattack itself, as its users run it: (adversarial images [N,C,H,W], robust bool [N]);
-    see `single_process` for the rest.
+    see `single_process` for the arguments.
 
-    Only the number of steps (`effort`) and of target classes, where there are fewer than ten, are
-    not its own.
+    Of `settings`, level and streams do not matter. Only the number of steps (`effort`) and of
+    target classes, where there are fewer than ten, are not the package's own.
     """
     with torch.no_grad():
         num_classes = student(images[:1]).shape[1]
-    run = _loaded(
-        student, threat, seed, effort, version, min(TARGETS, num_classes - 1), images.device
-    )
-    run.attacks_to_run = list(attacks(num_classes, version, threat.norm))
+    run = _loaded(student, settings, min(TARGETS, num_classes - 1), images.device)
+    # the package knows no levels: all attacks of the version
+    run.attacks_to_run = list(attacks(num_classes, settings.version))
     if seconds is not None:
         _time(run.apgd, lambda: f"apgd-{run.apgd.loss}", seconds)
         _time(run.apgd_targeted, lambda: "apgd-t", seconds)
@@ -103,12 +95,15 @@ def stock(
 
 
 def _time(attack: Any, name: Callable[[], str], seconds: dict[str, float]) -> None:
+    """The package has no hook for times, so its attack's method is wrapped; `attack` is untyped
+    there.
+    """
     perturb = attack.perturb
 
     def timed(x: Tensor, y: Tensor) -> Tensor:
         started = time.perf_counter()
-        found: Tensor = perturb(x, y)
+        adversarial: Tensor = perturb(x, y)
         seconds[name()] = seconds.get(name(), 0.0) + time.perf_counter() - started
-        return found
+        return adversarial
 
     attack.perturb = timed

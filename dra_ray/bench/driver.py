@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 from dra_ray import config
+from dra_ray.attacks.catalogue import VERSIONS
 from dra_ray.evaluation import batches
 from dra_ray.evaluation.batches import Arrays, Work
 from dra_ray.evaluation.subjects import Subject
 from dra_ray.storage import Store
 from dra_ray.workloads import evaluate
 
-STAGES = 5  # clean images and the four attacks
+STAGES = 1 + len(VERSIONS["standard"].attacks)  # clean images and the attacks
 
 
 class Wait(nn.Module):

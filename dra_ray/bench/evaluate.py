@@ -5,15 +5,18 @@ images, one after another.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dra_ray import config, data
+from dra_ray import data
 from dra_ray.attacks import autoattack, levels, stock
-from dra_ray.attacks.plan import STANDARD, Effort
+from dra_ray.attacks.catalogue import STANDARD, Effort
+from dra_ray.attacks.plan import Settings
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint
@@ -22,7 +25,7 @@ STOCK = "pyautoattack"
 TOTAL = "all attacks"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
     """One way through all attacks: time in all and by attack, who is robust bool [N], the images
     [N,C,H,W].
@@ -35,21 +38,20 @@ class Outcome:
     adversarial: Tensor
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
     """What all ways share."""
 
     student: nn.Module
     images: Tensor
     labels: Tensor
-    threat: config.Threat
-    seed: int
+    settings: Settings
     batch: int
-    effort: Effort
 
 
 def compare(
     run: Store,
+    *,
     images: int,
     batch: int,
     eps_255: float | None,
@@ -69,19 +71,19 @@ def compare(
         ConfigError: for a number of images or a radius that the run cannot give.
     """
     torch.set_num_threads(threads)
-    setting, settings = _setting(run, images, batch, eps_255, effort, device)
+    task, facts = _task(run, images, batch, eps_255, effort, device)
     with torch.no_grad():  # loads and tunes the kernels
         for _ in range(2):
-            setting.student(setting.images[:batch])
-    outcomes = {STOCK: _timed(lambda seconds: _stock(setting, seconds))}
+            task.student(task.images[:batch])
+    outcomes = {STOCK: _timed(functools.partial(_stock, task))}
     for level in levels.LEVELS:
-        outcomes[level] = _timed(lambda seconds, level=level: _ours(setting, level, seconds))
-    return _rows(outcomes), settings | _figures(outcomes)
+        outcomes[level] = _timed(functools.partial(_ours, task, level))
+    return _rows(outcomes), facts | _figures(outcomes)
 
 
-def _setting(
+def _task(
     run: Store, images: int, batch: int, eps_255: float | None, effort: float, device: str
-) -> tuple[Setting, dict[str, Any]]:
+) -> tuple[Task, dict[str, Any]]:
     student, experiment = checkpoint.load(run)
     test = data.in_memory(data.load(experiment.data).test)
     if images > len(test.labels):
@@ -101,7 +103,7 @@ def _setting(
     steps = Effort(*(max(1, round(effort * full)) for full in dataclasses.astuple(STANDARD)))
     x, y = data.to_float(test.images[:images]).to(device), test.labels[:images].to(device)
     student = student.to(device).eval().requires_grad_(True)
-    settings = {
+    facts = {
         "model": experiment.model.name,
         "data": experiment.data.name,
         "images": images,
@@ -116,43 +118,36 @@ def _setting(
         else f"cpu ({torch.backends.cpu.get_cpu_capability()})",
         "screen_bf16": levels.has_bfloat16(x.device),
     }
-    return Setting(student, x, y, threat, experiment.evaluation.seed, batch, steps), settings
+    settings = Settings(threat=threat, seed=experiment.evaluation.seed, effort=steps)
+    task = Task(student=student, images=x, labels=y, settings=settings, batch=batch)
+    return task, facts
 
 
-def _stock(setting: Setting, seconds: dict[str, float]) -> tuple[Tensor, Tensor]:
-    inputs = (
-        setting.student,
-        setting.images,
-        setting.labels,
-        setting.threat,
-        setting.seed,
-        setting.batch,
-        setting.effort,
+def _stock(task: Task, seconds: dict[str, float]) -> tuple[Tensor, Tensor]:
+    return stock.stock(
+        task.student, task.images, task.labels, task.settings, batch=task.batch, seconds=seconds
     )
-    return stock.stock(*inputs, seconds=seconds)
 
 
-def _ours(setting: Setting, level: str, seconds: dict[str, float]) -> tuple[Tensor, Tensor]:
-    inputs = (
-        setting.student,
-        setting.images,
-        setting.labels,
-        setting.threat,
-        setting.seed,
-        setting.batch,
-        setting.effort,
+def _ours(task: Task, level: str, seconds: dict[str, float]) -> tuple[Tensor, Tensor]:
+    settings = dataclasses.replace(task.settings, level=level)
+    plan = autoattack.single_process(
+        task.student, task.images, task.labels, settings, batch=task.batch, seconds=seconds
     )
-    plan = autoattack.single_process(*inputs, level=level, seconds=seconds)
     return plan.adversarial, plan.alive
 
 
-def _timed(work: Any) -> Outcome:
+def _timed(work: Callable[[dict[str, float]], tuple[Tensor, Tensor]]) -> Outcome:
     seconds: dict[str, float] = {}
     wall, cpu = time.perf_counter(), time.process_time()
     adversarial, robust = work(seconds)
     robust.sum().item()  # waits for the device
     return Outcome(
-        time.perf_counter() - wall, time.process_time() - cpu, seconds, robust, adversarial
+        wall_s=time.perf_counter() - wall,
+        cpu_s=time.process_time() - cpu,
+        attack_s=seconds,
+        robust=robust,
+        adversarial=adversarial,
     )
 
 
@@ -198,9 +193,8 @@ def _figures(outcomes: dict[str, Outcome]) -> dict[str, Any]:
     for level in levels.LEVELS:
         ours = outcomes[level]
         figures[f"{level}_speedup"] = theirs.wall_s / ours.wall_s
-        figures[f"{level}_cpu_speedup"] = (
-            theirs.cpu_s / ours.cpu_s
-        )  # of this process alone, so other work on the machine matters less
+        # of this process alone, so other work on the machine matters less
+        figures[f"{level}_cpu_speedup"] = theirs.cpu_s / ours.cpu_s
         figures[f"{level}_verdicts_differ"] = int((ours.robust != theirs.robust).sum())
         figures[f"{level}_accuracy_gap"] = figures["accuracy"][level] - figures["accuracy"][STOCK]
     figures["reference_bit_identical"] = torch.equal(

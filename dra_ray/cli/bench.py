@@ -143,7 +143,13 @@ def bench_evaluate(
     from dra_ray.bench import evaluate as job
 
     rows, figures = job.compare(
-        Store(run), images, batch, eps_255, effort, threads or os.cpu_count() or 1, device
+        Store(run),
+        images=images,
+        batch=batch,
+        eps_255=eps_255,
+        effort=effort,
+        threads=threads or os.cpu_count() or 1,
+        device=device,
     )
     terminal.table(
         rows, f"AutoAttack on {images} images of {run}, batch {batch}, on {figures['device']}", None

@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.table import Table
 
 from dra_ray import config
+from dra_ray.attacks.catalogue import STAGES
 from dra_ray.storage import Store
 
 # neither markup nor wrapping: what is printed may be a path, and goes into logs and pipes
@@ -30,19 +31,6 @@ err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 out = Console(
     highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200
 )
-
-# what the stages of an evaluation take, for the bar only; counted in forward passes of a robust
-# model
-_STAGE_PASSES = {
-    "clean": 75,
-    "apgd-ce": 200,
-    "apgd-dlr": 200,
-    "apgd-t": 1800,
-    "fab": 1500,
-    "fab-t": 2700,
-    "square": 5000,
-}
-_OTHER_PASSES = 100  # further radii, corruptions
 
 
 class Bars:
@@ -174,14 +162,9 @@ def evaluate_rows(bars: Bars, runs: int) -> Callable[[Row], None]:
     shares: dict[str, dict[str, float]] = {}
 
     def show(row: Row) -> None:
-        passes = {stage: _STAGE_PASSES.get(stage, _OTHER_PASSES) for stage in row["stages"]}
+        passes = sum(STAGES[stage].passes for stage in row["stages"])
         done = shares.setdefault(row["run"], {})
-        done[row["attack"]] = (
-            row["done"]
-            / row["of"]
-            * passes.get(row["attack"], _OTHER_PASSES)
-            / sum(passes.values())
-        )
+        done[row["attack"]] = row["done"] / row["of"] * STAGES[row["attack"]].passes / passes
         total = sum(sum(parts.values()) for parts in shares.values()) / runs
         bars.show("autoattack", total, f"AutoAttack: {row['attack']} on {row['run']}")
 

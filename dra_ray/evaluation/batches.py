@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from dra_ray import config, data
 from dra_ray.attacks import autoattack, checks
+from dra_ray.attacks.catalogue import Effort
 from dra_ray.attacks.pgd import evaluate_pgd
-from dra_ray.attacks.plan import Effort
+from dra_ray.attacks.plan import Case, Settings
 from dra_ray.attacks.randomised import eot_pgd
 from dra_ray.data import corruptions
 from dra_ray.storage import Store
@@ -27,7 +28,7 @@ Arrays = dict[str, np.ndarray]
 Kind = Literal["clean", "attack", "radius", "corrupted"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
     """images float [n,C,H,W] (uint8 where corrupted), labels int64 [n] and what to do with them.
 
@@ -76,9 +77,9 @@ def run(student: nn.Module, work: Work, file: Store, digest: str) -> Arrays:
                 "corrupted": _corrupted,
             }[work.kind](student, work)
     except torch.OutOfMemoryError as error:
-        full = str(
-            error
-        )  # raised again below: until this handler is left, its traceback keeps the batch's tensors on the GPU
+        # raised again below: until this handler is left, its traceback keeps the batch's tensors on
+        # the GPU
+        full = str(error)
     finally:
         torch.set_num_threads(threads)
     if work.device == "cuda":
@@ -123,24 +124,23 @@ def _clean(student: nn.Module, work: Work) -> Arrays:
 
 
 def _attack(student: nn.Module, work: Work) -> Arrays:
-    images, labels, evaluation = (
-        work.images.to(work.device),
-        work.labels.to(work.device),
-        work.evaluation,
-    )
-    broken, adversarial = autoattack.attack_chunk(
-        student,
-        images,
-        labels,
-        work.attack,
-        work.threat,
-        evaluation.seed,
-        work.effort,
+    evaluation = work.evaluation
+    settings = Settings(
+        threat=work.threat,
+        seed=evaluation.seed,
+        effort=work.effort,
         version=evaluation.version,
         level=evaluation.level,
         streams=evaluation.streams,
+    )
+    case = Case(
+        images=work.images.to(work.device),
+        labels=work.labels.to(work.device),
+        attack=work.attack,
+        settings=settings,
         numbers=work.numbers,
     )
+    broken, adversarial = autoattack.attack_chunk(student, case)
     return {"broken": broken.cpu().numpy(), "adversarial": adversarial.cpu().numpy()}
 
 
@@ -181,7 +181,7 @@ def _pgd(
     assert work.noise is not None
     noise, steps, eot = work.noise.to(work.device), work.evaluation.pgd_steps, work.evaluation.eot
     if eot > 1:
-        score = eot_pgd(student, images, labels, work.threat, noise, steps, eot)
+        score = eot_pgd(student, images, labels, work.threat, noise, steps, eot=eot)
         return score.mean.cpu().numpy(), score.worst.cpu().numpy()
     right = evaluate_pgd(student, images, labels, work.threat, noise, steps)
     return right.float().cpu().numpy(), right.cpu().numpy()

@@ -1,4 +1,4 @@
-"""What an evaluation has found so far, batch by batch, and the numbers that come of it."""
+"""The verdicts of an evaluation, gathered batch by batch, and the numbers that come of them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from dra_ray import config
-from dra_ray.attacks import checks, plan
-from dra_ray.attacks.plan import Chunk, Effort, Plan
+from dra_ray.attacks import catalogue, checks
+from dra_ray.attacks.catalogue import Effort
+from dra_ray.attacks.plan import Chunk, Plan
 from dra_ray.data import corruptions
 from dra_ray.evaluation.intervals import wilson
 
@@ -72,19 +73,10 @@ class Verdicts:
             self._warnings = [str(flag) for flag in outcome["flags"]]
             self.randomised = bool(outcome["randomised"])
 
-    def begin_attacks(
-        self, images: Tensor, batch: int, evaluation: config.Evaluation, norm: str
-    ) -> Plan:
+    def begin_attacks(self, images: Tensor, batch: int, evaluation: config.Evaluation) -> Plan:
         """AutoAttack on images float [N,C,H,W], once all clean batches are in."""
-        self.plan = Plan(
-            self.clean,
-            images,
-            batch,
-            self.num_classes,
-            version=evaluation.version,
-            norm=norm,
-            level=evaluation.level,
-        )
+        attacks = catalogue.attacks(self.num_classes, evaluation.version, evaluation.level)
+        self.plan = Plan(self.clean, images, batch, attacks)
         return self.plan
 
     def take_radius(self, radius: float, chunk: Chunk, outcome: Arrays) -> None:
@@ -101,12 +93,12 @@ class Verdicts:
         """
         assert self.plan
         failed = np.array(self.plan.first_failure)
-        found = {
+        arrays = {
             "clean_correct": self.clean.numpy(),
             "pgd_correct": (self.pgd > 0.5).numpy(),
             "robust": self.plan.alive.numpy(),
         }
-        found |= {
+        arrays |= {
             "first_failure": failed,
             "pgd_share": self.pgd.numpy(),
             "pgd_worst": self.pgd_worst.numpy(),
@@ -114,8 +106,8 @@ class Verdicts:
         lost = failed == "clean"
         for attack in self.plan.robust_after:
             lost = lost | (failed == attack)
-            found[f"after_{attack}"] = ~lost
-        return found
+            arrays[f"after_{attack}"] = ~lost
+        return arrays
 
     def summary(
         self, evaluation: config.Evaluation, threat: config.Threat, effort: Effort
@@ -143,7 +135,7 @@ class Verdicts:
             "threat": {"norm": threat.norm, "eps_255": threat.eps_255},
             "randomised": self.randomised,
             "score": self.score(evaluation),
-            "flags": self._warnings + self._notes(evaluation, threat.norm, effort),
+            "flags": self._warnings + self._notes(evaluation, effort),
             "numerics": self.numerics[0],
         }
         result |= {
@@ -164,7 +156,7 @@ class Verdicts:
 
     def _corruptions(self, source: str) -> dict[str, Any]:
         rows = sorted(self.corrupted)
-        found = corruptions.summary(rows)
+        means = corruptions.summary(rows)
         named = [
             {"name": name, "severity": severity, "accuracy": accuracy}
             for name, severity, accuracy in rows
@@ -172,22 +164,23 @@ class Verdicts:
         return {
             "source": source,
             "rows": named,
-            "mean": found["corruption_accuracy"],
-            "by_corruption": found["by_corruption"],
-        } | {"published_sets": found["published_sets"]}
+            "mean": means["corruption_accuracy"],
+            "by_corruption": means["by_corruption"],
+            "published_sets": means["published_sets"],
+        }
 
-    def _notes(self, evaluation: config.Evaluation, norm: str, effort: Effort) -> list[str]:
+    def _notes(self, evaluation: config.Evaluation, effort: Effort) -> list[str]:
         assert self.plan
         notes = checks.effort_flags(effort) + checks.square_flags(
             self.plan.robust_after, self.images
         )
         notes += checks.notes(
-            evaluation.version, evaluation.level, evaluation.streams, self.num_classes, norm
+            evaluation.version, evaluation.level, evaluation.streams, self.num_classes
         )
         if self.randomised:
             notes.append(_RANDOMISED[evaluation.eot > 1].format(eot=evaluation.eot))
         if len(self.numerics) > 1:
-            kinds = "; ".join(json.dumps(found, sort_keys=True) for found in self.numerics)
+            kinds = "; ".join(json.dumps(machine, sort_keys=True) for machine in self.numerics)
             notes.append(
                 "Batches were computed on machines that round differently, so the verdicts are no "
                 f"single machine's: {kinds}."
@@ -212,9 +205,7 @@ def table(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         "Clean": result["clean_accuracy"],
         f"PGD-{result['pgd_steps']}": result["pgd_accuracy"],
     }
-    order = [
-        attack for attack in plan.VERSIONS[result["version"]] if attack in result["after_attack"]
-    ]  # files hold them by name
+    order = catalogue.in_order(set(result["after_attack"]), result["version"])
     named |= {f"after {attack}": result["after_attack"][attack] for attack in order[:-1]}
     named["AutoAttack"] = result["autoattack_accuracy"]
     named |= {

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from dra_ray.attacks import catalogue
 from dra_ray.config import flatten
 from dra_ray.errors import DataError
 from dra_ray.evaluation import compare
@@ -33,17 +34,6 @@ PARTS: dict[str, dict[str, str]] = {
 EVALUATION = (
     "evaluation"  # the kind of a folder without a training run, and the folder's name within one
 )
-ATTACKS = (
-    "apgd-ce",
-    "apgd-t",
-    "fab-t",
-    "square",
-)  # the order in which standard AutoAttack runs them
-ORDERS = {
-    "standard": ATTACKS,
-    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
-    "rand": ("apgd-ce", "apgd-dlr"),
-}
 RESULT = "autoattack.json"  # what an evaluation writes last
 # What the last row of a trial in rungs.jsonl makes of it. Nothing says that somebody still trains
 # it: a driver can be gone.
@@ -685,7 +675,9 @@ def _scores(facts: _Facts, role: str, folder: str) -> None:
         {key: found[key] for key in (*NEEDED, *KEPT) if found.get(key) is not None},
         name,
     )
-    entry["after_attack"] = _in_order(found["after_attack"], found.get("version", "standard"))
+    after = found["after_attack"]
+    order = catalogue.in_order(set(after), found.get("version", "standard"))
+    entry["after_attack"] = {attack: after[attack] for attack in order}
     entry["flags"] = list(found.get("flags", []))
     entry["threat"] = found.get("threat", {})
     if "settings" in found:
@@ -712,14 +704,6 @@ def _others(facts: _Facts, role: str, folder: str) -> None:
             {"name": other} | {key: found[other].get(key) for key in keys} for other in found
         ]
         facts.cite(f"finals.{role}.others", *names.values())
-
-
-def _in_order(after_attack: Mapping[str, float], version: str) -> dict[str, float]:
-    """The attacks as they ran: files hold them by name."""
-    order = [*ORDERS.get(version, ATTACKS), *sorted(after_attack)]
-    return {
-        attack: after_attack[attack] for attack in dict.fromkeys(order) if attack in after_attack
-    }
 
 
 def _tasks(chunks: Store) -> dict[str, int]:

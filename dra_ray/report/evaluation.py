@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dra_ray.attacks import catalogue
+from dra_ray.attacks.catalogue import STAGES
 from dra_ray.config import flatten
 from dra_ray.errors import DraError
 from dra_ray.report import examples, html, plots, words
@@ -191,7 +193,7 @@ def _training_run(evaluation: Store) -> Store:
 
 
 def _named(example: examples.Example) -> str:
-    return f"Image {example.index}: {example.label}, fooled by {plots.ATTACK_LABELS.get(example.attack, example.attack.upper())}"
+    return f"Image {example.index}: {example.label}, fooled by {catalogue.label(example.attack)}"
 
 
 def _triple(example: examples.Example, factor: int) -> list[html.Picture]:
@@ -247,7 +249,7 @@ def _cost(final: Mapping[str, Any], title: html.Block | None) -> html.Block | No
     tasks = final.get("tasks", {})
     rows = [
         (
-            _STAGES.get(stage, stage),
+            STAGES[stage].label if stage in STAGES else stage,
             spent[stage],
             words.number(tasks[stage], "task") if stage in tasks else "",
         )
@@ -266,19 +268,6 @@ def _cost(final: Mapping[str, Any], title: html.Block | None) -> html.Block | No
             else " It ran in one go: nothing was resumed."
         )
     return html.Group(html.some(title, html.Bars(rows), html.caption(total)))
-
-
-_STAGES = {"clean": "clean images, PGD"} | {
-    attack: plots.ATTACK_LABELS.get(attack, attack.upper())
-    for attack in ("apgd-ce", "apgd-dlr", "apgd-t")
-}
-_STAGES |= {
-    "fab": "FAB",
-    "fab-t": "FAB-T",
-    "square": "Square",
-    "curve": "PGD at other radii",
-    "corruptions": "corruptions",
-}
 
 
 _SETTINGS = {

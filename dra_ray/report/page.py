@@ -6,10 +6,10 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
+from dra_ray.attacks import catalogue
 from dra_ray.config import flatten
 from dra_ray.report import command, evaluation, html, plots, words
 from dra_ray.report.collect import (
-    ATTACKS,
     EVALUATION,
     LABELS,
     PARTS,
@@ -228,9 +228,11 @@ def _verdicts(
 def _series(finals: Mapping[str, Mapping[str, Any]]) -> str:
     """What AutoAttack did, as far as the evaluations agree."""
     run = {tuple(final["after_attack"]) for final in finals.values()}
-    whole = run == {ATTACKS}
+    whole = run == {catalogue.VERSIONS["standard"].attacks}
     named = (
-        "" if whole or len(run) > 1 else f" ({', '.join(attack.upper() for attack in run.pop())})"
+        ""
+        if whole or len(run) > 1
+        else f" ({', '.join(catalogue.label(attack) for attack in run.pop())})"
     )
     return (
         f"AutoAttack is a fixed series of {'four ' if whole else ''}strong attacks{named}, run "

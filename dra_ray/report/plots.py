@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dra_ray.attacks import catalogue
 from dra_ray.evaluation import intervals
 from dra_ray.report import words
 from dra_ray.report.collect import LABELS, outcome
@@ -39,7 +40,6 @@ AXES = {
     "align.sigma": "σ, noise at which the teacher looks (align.sigma)",
     "synthetic.images": "synthetic images used (synthetic.images)",
 }
-ATTACK_LABELS = {"clean": "no attack", "fab": "FAB", "square": "Square"}  # others in capitals
 
 
 def swept(summary: Mapping[str, Any]) -> list[str]:
@@ -298,7 +298,7 @@ def attacks(finals: Mapping[str, Mapping[str, Any]]) -> Figure | None:
                 "type": "bar",
                 "name": LABELS[role],
                 "x": [
-                    f"{'+ ' * (place > 1)}{ATTACK_LABELS.get(attack, attack.upper())}"
+                    f"{'+ ' * (place > 1)}{_attack_label(attack)}"
                     for place, attack in enumerate(scores)
                 ],
                 "y": [in_percent(score) for score in scores.values()],
@@ -316,6 +316,10 @@ def attacks(finals: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     return (
         {"data": traces, "layout": layout | {"barmode": "group", "bargap": 0.3}} if traces else None
     )
+
+
+def _attack_label(attack: str) -> str:
+    return "no attack" if attack == catalogue.CLEAN.name else catalogue.label(attack)
 
 
 def curve(finals: Mapping[str, Mapping[str, Any]]) -> Figure | None:

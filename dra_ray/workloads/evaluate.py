@@ -2,14 +2,16 @@
 and a checkpoint.
 
 The verdicts are those of one AutoAttack process with the same seed and batch, to the bit (see
-robust/autoattack.py), whatever the number of workers, and however often the evaluation was killed
+attacks/autoattack.py), whatever the number of workers, and however often the evaluation was killed
 and started again. In the subject's folder, which is `<run>/evaluation` for a run:
 
     chunks/<stage>-<k>.npz    one batch each, with a digest of all it depends on; in batch-<n>/
-    where the batch had to shrink autoattack.json           the result, as `evaluate` returns it
+                              where the batch had to shrink
+    autoattack.json           the result, as `evaluate` returns it
     per_sample.npz            clean_correct, pgd_correct, robust, after_<attack> (bool [N]);
-    first_failure ("" for robust); labels adversarial.npz           images float32 [N,C,H,W]: what
-    fooled the student, else the clean image
+                              first_failure ("" for robust); labels
+    adversarial.npz           images float32 [N,C,H,W]: what fooled the student, else the clean
+                              image
 """
 
 from __future__ import annotations
@@ -33,9 +35,10 @@ import torch
 from torch import Tensor, nn
 
 from dra_ray import cluster, config
-from dra_ray.attacks import plan
+from dra_ray.attacks import catalogue
+from dra_ray.attacks.catalogue import STANDARD, Effort
 from dra_ray.attacks.pgd import noise_like
-from dra_ray.attacks.plan import STANDARD, Chunk, Effort
+from dra_ray.attacks.plan import Chunk
 from dra_ray.data import corruptions
 from dra_ray.errors import ConfigError, DataError, DraError, RunError
 from dra_ray.evaluation import batches, subjects, verdicts
@@ -45,19 +48,21 @@ from dra_ray.evaluation.verdicts import Verdicts
 from dra_ray.runs import versions
 from dra_ray.storage import Store, sha256
 
-CLEAN, CURVE, CORRUPTIONS = "clean", "curve", "corruptions"  # stages beside AutoAttack's own
+# stages beside AutoAttack's own
+CLEAN, CURVE = catalogue.CLEAN.name, catalogue.CURVE.name
+CORRUPTIONS = catalogue.CORRUPTIONS.name
+KINDS: dict[str, Kind] = {CLEAN: "clean", CURVE: "radius", CORRUPTIONS: "corrupted"}
 MAX_RETRIES = 3  # of a task whose worker or node died
 AGAIN = "evaluate it again to go on with the missing batches"
 SHRUNK = (
-    "A batch of {asked} images did not fit the GPU, so all were attacked in batches of {batch}: "
+    "A batch of {configured} images did not fit the GPU, so all were attacked in batches of {batch}: "
     "another reference configuration, whose verdicts may differ on a few images."
 )
 
 Progress = Callable[[dict[str, Any]], None]
 Batch = Callable[[nn.Module, Work, Store, str], Arrays]
-Pictures = tuple[
-    str, int, Tensor
-]  # corruption, severity, images uint8 [n,C,H,W] (clean where the worker corrupts them)
+# corruption, severity, images uint8 [n,C,H,W] (clean where the worker corrupts them)
+Pictures = tuple[str, int, Tensor]
 table = verdicts.table
 
 
@@ -72,7 +77,7 @@ def evaluate(
 
 
 def evaluate_many(
-    found: list[Store] | list[Subject] | list[Store | Subject],
+    evaluated: list[Store] | list[Subject] | list[Store | Subject],
     workers: int | None = None,
     progress: Progress | None = None,
     effort: Effort = STANDARD,
@@ -103,12 +108,13 @@ def evaluate_many(
     """
     jobs = [
         _Job(subjects.of_run(one) if isinstance(one, Store) else one, effort, batch)
-        for one in found
+        for one in evaluated
     ]
     missing = [job for job in jobs if job.result is None]
     if missing:
-        wanted = max(job.evaluation.workers for job in missing) if workers is None else workers
-        _drive(missing, wanted, progress or (lambda row: None))
+        if workers is None:
+            workers = max(job.evaluation.workers for job in missing)
+        _drive(missing, workers, progress or (lambda row: None))
     return [job.finish() for job in jobs]
 
 
@@ -174,9 +180,8 @@ def _outcome(ref: ray.ObjectRef, job: _Job, chunk: Chunk) -> Arrays:
 
 @ray.remote(num_cpus=1, max_retries=MAX_RETRIES)
 def _attack(batch: Batch, student: nn.Module, work: Work, file: Store, digest: str) -> Arrays:
-    return batch(
-        student, work, file, digest
-    )  # by reference: Ray pickles a remote function's own globals by value
+    # by reference: Ray pickles a remote function's own globals by value
+    return batch(student, work, file, digest)
 
 
 @contextmanager
@@ -242,7 +247,7 @@ class _Job:
     def _begin(self, batch: int) -> None:
         """Before the first stage, with nothing known."""
         self.batch = batch
-        self.found = Verdicts(len(self.labels), self.evaluation.curve_255)
+        self.verdicts = Verdicts(len(self.labels), self.evaluation.curve_255)
         self.resumed = 0
         self._stage, self._over = "", False  # of AutoAttack, clean images included
         self._main: list[Chunk] = []  # of the stage that is being done
@@ -270,7 +275,7 @@ class _Job:
 
     @property
     def stages_done(self) -> int:
-        return len(self.found.plan.robust_after) + 1 if self.found.plan else 0
+        return len(self.verdicts.plan.robust_after) + 1 if self.verdicts.plan else 0
 
     def take(self) -> Chunk:
         return (self._main or self._beside).pop(0)
@@ -283,7 +288,7 @@ class _Job:
             chunks = self._next_stage()
             self._over = not chunks
             self._offer(chunks, self._main)
-        while self.found.plan and not self.ready and (pictures := next(self._sets, None)):
+        while self.verdicts.plan and not self.ready and (pictures := next(self._sets, None)):
             self._offer([self._corruption(pictures)], self._beside)
         if self._over and not self.ready and self._done == self._of:
             self.finish()
@@ -293,12 +298,12 @@ class _Job:
         if not self._stage:
             self._stage = CLEAN
             return [Chunk(CLEAN, k, part) for k, part in enumerate(everyone.split(self.batch))]
-        if self.found.plan is None:
-            self.found.begin_attacks(self.images, self.batch, self.evaluation, self.threat.norm)
-            parts = [part for _ in self.found.curve for part in everyone.split(self.batch)]
+        if self.verdicts.plan is None:
+            self.verdicts.begin_attacks(self.images, self.batch, self.evaluation)
+            parts = [part for _ in self.verdicts.curve for part in everyone.split(self.batch)]
             self._offer([Chunk(CURVE, k, part) for k, part in enumerate(parts)], self._beside)
-        assert self.found.plan
-        chunks = self.found.plan.chunks()
+        assert self.verdicts.plan
+        chunks = self.verdicts.plan.chunks()
         self._stage = chunks[0].attack if chunks else self._stage
         return chunks
 
@@ -378,10 +383,9 @@ class _Job:
     @functools.cached_property
     def _bits(self) -> dict[str, str]:
         """What decides the last bits, as far as the driver can know it."""
-        found = versions()
-        return {name: found[name] for name in ("dra-ray", "torch", "pyautoattack", "machine")} | {
-            "device": self.device
-        }
+        installed = versions()
+        names = ("dra-ray", "torch", "pyautoattack", "machine")
+        return {name: installed[name] for name in names} | {"device": self.device}
 
     def _threat(self, chunk: Chunk) -> config.Threat:
         """That of the batch: a radius of the curve has its own."""
@@ -410,19 +414,17 @@ class _Job:
 
     def _work(self, chunk: Chunk) -> Work:
         at = chunk.indices
-        kind: Kind = {CLEAN: "clean", CURVE: "radius", CORRUPTIONS: "corrupted"}.get(
-            chunk.attack, "attack"
-        )  # type: ignore[assignment]
+        kind = KINDS.get(chunk.attack, "attack")
         evaluation = self.evaluation.model_copy(update={"batch": self.batch})
         work = Work(
-            self.images[at],
-            self.labels[at],
-            kind,
-            chunk.attack,
-            self._threat(chunk),
-            evaluation,
-            self.effort,
-            self.device,
+            images=self.images[at],
+            labels=self.labels[at],
+            kind=kind,
+            attack=chunk.attack,
+            threat=self._threat(chunk),
+            evaluation=evaluation,
+            effort=self.effort,
+            device=self.device,
             numbers=at,
         )
         if kind == "corrupted":
@@ -444,37 +446,37 @@ class _Job:
         )
 
     def absorb(self, chunk: Chunk, outcome: Arrays) -> None:
-        """Take what a task found."""
+        """Take the outcome of a task."""
         self.tasks_run += 1
         self._absorb(chunk, outcome)
 
     def _absorb(self, chunk: Chunk, outcome: Arrays) -> None:
         self._done[chunk.attack] += 1
-        self.found.spend(chunk.attack, outcome)
+        self.verdicts.spend(chunk.attack, outcome)
         if chunk.attack == CLEAN:
-            self.found.take_clean(chunk, outcome)
+            self.verdicts.take_clean(chunk, outcome)
         elif chunk.attack == CURVE:
-            self.found.take_radius(self._radius(chunk), chunk, outcome)
+            self.verdicts.take_radius(self._radius(chunk), chunk, outcome)
         elif chunk.attack == CORRUPTIONS:
             name, severity, _ = self._pictures.pop(chunk.k)
-            self.found.corrupted.append((name, severity, float(outcome["correct"].mean())))
+            self.verdicts.corrupted.append((name, severity, float(outcome["correct"].mean())))
         else:
-            self.found.take_attack(chunk, outcome)
+            self.verdicts.take_attack(chunk, outcome)
 
     def row(self, chunk: Chunk) -> dict[str, Any]:
-        """What `progress` is told after a batch."""
+        """The row that `progress` gets after a batch."""
         stage = chunk.attack
         done = {
             "done": self._done[stage],
             "of": self._of[stage],
-            "robust": self.found.standing,
+            "robust": self.verdicts.standing,
             "images": len(self.labels),
         }
         return {
             "run": self.name,
             "attack": stage,
             **done,
-            "seconds": self.found.seconds[stage],
+            "seconds": self.verdicts.seconds[stage],
             "stages": self._stages(),
         }
 
@@ -482,16 +484,15 @@ class _Job:
         """All that there may be; attacks are left out once nobody is left."""
         named = [
             CLEAN,
-            *plan.attacks(
-                self.found.num_classes or 10,
+            *catalogue.attacks(
+                self.verdicts.num_classes or catalogue.DIGITS,
                 self.evaluation.version,
-                self.threat.norm,
                 self.evaluation.level,
             ),
         ]
         return (
             named
-            + [CURVE] * bool(self.found.curve)
+            + [CURVE] * bool(self.verdicts.curve)
             + [CORRUPTIONS] * bool(self.evaluation.corruptions)
         )
 
@@ -499,20 +500,20 @@ class _Job:
     def finish(self) -> dict[str, Any]:
         """The result; written once, the JSON file last."""
         if self.result is None:
-            assert self.found.plan
+            assert self.verdicts.plan
             self.result = (
-                self.found.summary(self.evaluation, self.threat, self.effort) | self._facts()
+                self.verdicts.summary(self.evaluation, self.threat, self.effort) | self._facts()
             )
             self.result["flags"].extend(self.subject.notes)
             if self.batch != self.evaluation.batch:
                 self.result["flags"].append(
-                    SHRUNK.format(asked=self.evaluation.batch, batch=self.batch)
+                    SHRUNK.format(configured=self.evaluation.batch, batch=self.batch)
                 )
             (self.folder / "adversarial.npz").write_npz(
-                images=self.found.plan.adversarial.numpy(), labels=self.labels.numpy()
+                images=self.verdicts.plan.adversarial.numpy(), labels=self.labels.numpy()
             )
             (self.folder / "per_sample.npz").write_npz(
-                **self.found.per_sample(), labels=self.labels.numpy()
+                **self.verdicts.per_sample(), labels=self.labels.numpy()
             )
             (self.folder / "autoattack.json").write_json(self.result)
         return self.result
@@ -539,9 +540,8 @@ def _digest(student: nn.Module) -> str:
     """SHA-256 of a student: its modules' settings and every parameter and buffer, saved in
     checkpoints or not.
     """
-    settings = re.sub(
-        r" at 0x[0-9a-f]+", "", repr(student)
-    )  # addresses of functions, other in every process
+    # addresses of functions differ in every process
+    settings = re.sub(r" at 0x[0-9a-f]+", "", repr(student))
     digest = hashlib.sha256(settings.encode())
     for name, tensor in sorted(
         [*student.named_parameters(), *student.named_buffers()], key=lambda pair: pair[0]

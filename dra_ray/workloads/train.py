@@ -455,7 +455,14 @@ def validate(
             correct[0] += (student(x).argmax(1) == labels).sum()
         size = selection.step_255 / 255 if selection.step_255 else None
         correct[1] += pgd.evaluate_pgd(
-            student, x, labels, threat, noise.to(device), selection.steps, selection.loss, size
+            student,
+            x,
+            labels,
+            threat,
+            noise.to(device),
+            selection.steps,
+            loss=selection.loss,
+            step=size,
         ).sum()
     clean, robust = (workers.total(correct) / max(1, len(split))).tolist()
     return clean, robust

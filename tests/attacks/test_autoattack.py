@@ -4,6 +4,7 @@ the same images, to the bit.
 
 import copy
 import logging
+from typing import get_args
 
 import pytest
 import torch
@@ -13,19 +14,20 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
-from dra_ray.attacks import checks, levels, square
-from dra_ray.attacks import plan as attack_plan
-from dra_ray.attacks.autoattack import attack_chunk, clean_correct, single_process
+from dra_ray.attacks import catalogue, checks, levels, square
+from dra_ray.attacks.autoattack import LOOPS, attack_chunk, clean_correct, single_process
+from dra_ray.attacks.catalogue import Effort
 from dra_ray.attacks.checks import check
 from dra_ray.attacks.draws import PerBatch
-from dra_ray.attacks.plan import Effort, Plan, plan_chunks
+from dra_ray.attacks.plan import Case, Plan, Settings, plan_chunks
 from dra_ray.attacks.stock import package as packaged_attack
 from dra_ray.attacks.stock import stock
-from dra_ray.config import Threat
+from dra_ray.config import Evaluation, Threat
 from dra_ray.errors import DataError
 
 EFFORT = Effort(apgd_steps=25, fab_steps=4, square_queries=300)
 THREAT = Threat(eps_255=24, step_255=6)
+STANDARD = catalogue.VERSIONS["standard"].attacks
 IMAGES, BATCH, SEED = 48, 20, 7
 
 
@@ -83,6 +85,11 @@ def student():
     return trained()
 
 
+def whole(student, images, labels, batch, **settings):
+    chosen = Settings(**{"threat": THREAT, "seed": SEED} | settings)
+    return single_process(student, images, labels, chosen, batch=batch)
+
+
 def package(student, images, labels, effort, targets=9, seed=SEED, batch=BATCH):
     """The package's own loop over batches and attacks, with less effort. Parameters need gradients,
     as users have them.
@@ -108,28 +115,21 @@ def package(student, images, labels, effort, targets=9, seed=SEED, batch=BATCH):
     return adversarial, predicted == labels
 
 
+def attacked(student, images, labels, attack, numbers=None, **settings):
+    """One attack on one batch: broken, adversarial images."""
+    chosen = Settings(**{"threat": THREAT, "seed": SEED} | settings)
+    case = Case(images=images, labels=labels, attack=attack, settings=chosen, numbers=numbers)
+    return attack_chunk(student, case)
+
+
 def planned(student, images, labels, effort, backwards=False, seed=SEED):
-    plan = Plan(
-        clean_correct(student, images, labels, BATCH),
-        images,
-        BATCH,
-        num_classes=student(images[:1]).shape[1],
-    )
+    settings = Settings(threat=THREAT, seed=seed, effort=effort)
+    attacks = settings.attacks(student(images[:1]).shape[1])
+    plan = Plan(clean_correct(student, images, labels, BATCH), images, BATCH, attacks)
     while chunks := plan.chunks():
         for chunk in reversed(chunks) if backwards else chunks:
             torch.rand(5)  # whatever ran before in this process must not matter
-            plan.merge(
-                chunk,
-                *attack_chunk(
-                    student,
-                    images[chunk.indices],
-                    labels[chunk.indices],
-                    chunk.attack,
-                    THREAT,
-                    seed,
-                    effort,
-                ),
-            )
+            plan.merge(chunk, *attack_chunk(student, chunk.case(images, labels, settings)))
     return plan
 
 
@@ -155,7 +155,7 @@ def test_the_books_add_up(both):
     _, plan = both
     robust = plan.first_failure.count("")
     assert robust == int(plan.alive.sum()) == plan.robust_after["square"]
-    assert list(plan.robust_after) == list(attack_plan.ATTACKS)
+    assert list(plan.robust_after) == list(STANDARD)
     assert sorted(plan.robust_after.values(), reverse=True) == list(plan.robust_after.values())
     images, _ = digits(IMAGES)
     assert float((plan.adversarial - images).abs().max()) <= THREAT.eps + 1e-6
@@ -165,7 +165,7 @@ def test_the_books_add_up(both):
 def test_the_seed_matters(student):
     images, labels = digits(16)
     one, other = (
-        attack_chunk(student, images, labels, "apgd-ce", THREAT, seed, Effort(5, 5, 5))
+        attacked(student, images, labels, "apgd-ce", seed=seed, effort=Effort(5, 5, 5))
         for seed in (SEED, SEED + 1)
     )
     assert not torch.equal(one[1], other[1])
@@ -181,8 +181,9 @@ L2 = Threat(norm="l2", eps_255=90, step_255=22, start="normal")
 )
 def test_every_version_and_norm_is_the_packages_to_the_bit(student, version, threat):
     images, labels = digits(24)
-    adversarial, robust = stock(student, images, labels, threat, SEED, 16, QUICK, version)
-    plan = single_process(student, images, labels, threat, SEED, 16, QUICK, version=version)
+    settings = Settings(threat=threat, seed=SEED, effort=QUICK, version=version)
+    adversarial, robust = stock(student, images, labels, settings, batch=16)
+    plan = single_process(student, images, labels, settings, batch=16)
     assert torch.equal(plan.alive, robust) and torch.equal(plan.adversarial, adversarial)
     assert (
         0
@@ -198,14 +199,11 @@ def test_our_loop_of_an_attack_is_the_packages_to_the_bit(student, attack, threa
     images, labels = digits(20)
     alive = clean_correct(student, images, labels, 20)
     images, labels = images[alive], labels[alive]
-    case = attack_plan.Case(
-        student, images, labels, threat, SEED, Effort(24, 4, 260), "plus", "reference", 10, True
-    )
+    settings = Settings(threat=threat, seed=SEED, effort=Effort(24, 4, 260), version="plus")
+    case = Case(images=images, labels=labels, attack=attack, settings=settings)
     with torch.no_grad(), torch.random.fork_rng():
-        theirs = packaged_attack(case, attack)
-    broken, ours = attack_chunk(
-        student, images, labels, attack, threat, SEED, case.effort, version="plus"
-    )
+        theirs = packaged_attack(student, case, targets=9)
+    broken, ours = attack_chunk(student, case)
     assert torch.equal(ours[broken], theirs[broken]) and torch.equal(
         broken, student(theirs).argmax(1) != labels
     )
@@ -216,18 +214,15 @@ def test_a_randomised_student_gets_the_packages_own_order_of_draws(student):
     images, labels = digits(24)
     noisy = Noisy(student).eval()
     for version in ("rand", "standard"):
-        case = attack_plan.Case(
-            noisy, images, labels, THREAT, SEED, QUICK, version, "reference", 10, False
-        )
+        settings = Settings(threat=THREAT, seed=SEED, effort=QUICK, version=version)
+        case = Case(images=images, labels=labels, attack="apgd-ce", settings=settings)
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(1)
-            theirs = packaged_attack(case, "apgd-ce")
+            theirs = packaged_attack(noisy, case, targets=9)
             wrong = noisy(theirs).argmax(1) != labels
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            broken, ours = attack_chunk(
-                noisy, images, labels, "apgd-ce", THREAT, SEED, QUICK, version=version
-            )
+            broken, ours = attack_chunk(noisy, case)
         assert torch.equal(broken, wrong) and torch.equal(ours[broken], theirs[broken])
 
 
@@ -235,7 +230,7 @@ def test_a_randomised_student_gets_the_packages_own_order_of_draws(student):
 def test_fast_gives_the_same_verdicts(student, threat):
     images, labels = digits(48)
     reference, fast = (
-        single_process(student, images, labels, threat, SEED, 32, QUICK, level=level)
+        whole(student, images, labels, 32, threat=threat, effort=QUICK, level=level)
         for level in ("reference", "fast")
     )
     assert torch.equal(fast.alive, reference.alive) and fast.robust_after == reference.robust_after
@@ -253,7 +248,7 @@ def test_fast_gives_the_same_verdicts(student, threat):
 def test_screening_is_an_upper_bound(student):
     images, labels = digits(48)
     reference, screen = (
-        single_process(student, images, labels, THREAT, SEED, 32, QUICK, level=level)
+        whole(student, images, labels, 32, effort=QUICK, level=level)
         for level in ("reference", "screen")
     )
     assert list(screen.robust_after) == ["apgd-ce", "apgd-t"]
@@ -283,18 +278,20 @@ def test_with_its_own_stream_an_image_depends_on_no_batch(student, threat):
     effort = Effort(6, 2, 25)
     order = torch.randperm(14, generator=torch.Generator().manual_seed(0))
     for attack in ("apgd-ce", "fab", "square"):
-        found = []
+        outcomes = []
         for batch, rows in ((3, torch.arange(14)), (7, torch.arange(14)), (7, order)):
             broken, adversarial = torch.zeros(14, dtype=torch.bool), images.clone()
             for part in rows.split(batch):
-                given = {"version": "plus", "streams": "sample", "numbers": numbers[part]}
-                broken[part], adversarial[part] = attack_chunk(
-                    exact, images[part], labels[part], attack, threat, SEED, effort, **given
+                settings = {"threat": threat, "effort": effort, "version": "plus"}
+                settings |= {"streams": "sample", "numbers": numbers[part]}
+                broken[part], adversarial[part] = attacked(
+                    exact, images[part], labels[part], attack, **settings
                 )
-            found.append((broken, adversarial))
-        assert all(torch.equal(broken, found[0][0]) for broken, _ in found), attack
-        assert all(torch.allclose(images, found[0][1], atol=1e-9) for _, images in found), attack
-        assert found[0][0].any() and not found[0][0].all(), attack
+            outcomes.append((broken, adversarial))
+        assert all(torch.equal(broken, outcomes[0][0]) for broken, _ in outcomes), attack
+        first_broken, first = outcomes[0]
+        assert all(torch.allclose(other, first, atol=1e-9) for _, other in outcomes), attack
+        assert first_broken.any() and not first_broken.all(), attack
 
 
 @pytest.mark.parametrize("threat", [THREAT, L2], ids=["linf", "l2"])
@@ -302,23 +299,14 @@ def test_streams_per_image_break_about_as_many(student, threat):
     images, labels = digits(48)
     effort = Effort(10, 3, 200)
     plain, own = (
-        single_process(student, images, labels, threat, SEED, 48, effort, streams=streams)
+        whole(student, images, labels, 48, threat=threat, effort=effort, streams=streams)
         for streams in ("batch", "sample")
     )
     assert abs(int(plain.alive.sum()) - int(own.alive.sum())) <= 2
+    settings = {"threat": threat, "effort": effort, "numbers": torch.arange(48)}
     alone = [
-        attack_chunk(
-            student,
-            images,
-            labels,
-            "square",
-            threat,
-            SEED,
-            effort,
-            streams=s,
-            numbers=torch.arange(48),
-        )[0]
-        for s in ("batch", "sample")
+        attacked(student, images, labels, "square", streams=streams, **settings)[0]
+        for streams in ("batch", "sample")
     ]
     assert abs(int(alone[0].sum()) - int(alone[1].sum())) <= 6, (
         "Square with own windows is as strong as with shared ones"
@@ -327,7 +315,12 @@ def test_streams_per_image_break_about_as_many(student, threat):
 
 def test_streams_per_image_need_numbers(student):
     with pytest.raises(ValueError, match="numbers"):
-        attack_chunk(student, *digits(4), "square", THREAT, SEED, QUICK, streams="sample")
+        attacked(student, *digits(4), "square", effort=QUICK, streams="sample")
+
+
+def test_an_unknown_attack_is_refused(student):
+    with pytest.raises(ValueError, match="attack 'cw' is not one of"):
+        attacked(student, *digits(4), "cw", effort=QUICK)
 
 
 def test_plan_chunks_cuts_survivors_in_order():
@@ -338,10 +331,10 @@ def test_plan_chunks_cuts_survivors_in_order():
 
 def test_nobody_left_skips_the_remaining_attacks():
     images = torch.rand(3, 1, 4, 4)
-    plan = Plan(torch.tensor([True, False, True]), images, 8, 10)
+    plan = Plan(torch.tensor([True, False, True]), images, 8, STANDARD)
     (chunk,) = plan.chunks()
     assert plan.merge(chunk, torch.tensor([True, True]), images[chunk.indices] / 2)
-    assert plan.chunks() == [] and plan.robust_after == dict.fromkeys(attack_plan.ATTACKS, 0)
+    assert plan.chunks() == [] and plan.robust_after == dict.fromkeys(STANDARD, 0)
     assert plan.first_failure == ["apgd-ce", "clean", "apgd-ce"]
     assert torch.equal(plan.adversarial, torch.stack([images[0] / 2, images[1], images[2] / 2]))
 
@@ -363,8 +356,8 @@ def test_an_attack_leaves_no_trace(caplog):
     torch.manual_seed(3)
     before = images.clone()
     with caplog.at_level(logging.DEBUG):
-        for attack in attack_plan.ATTACKS:
-            attack_chunk(student, images, labels, attack, THREAT, SEED, Effort(3, 3, 3))
+        for attack in STANDARD:
+            attacked(student, images, labels, attack, effort=Effort(3, 3, 3))
     assert torch.equal(torch.rand(4), expected) and torch.equal(images, before)
     assert all(
         parameter.requires_grad and parameter.grad is None for parameter in student.parameters()
@@ -385,7 +378,7 @@ def test_five_classes_use_all_four_targets():
 def test_three_classes_leave_out_the_targeted_loss():
     images, labels = digits(12, classes=3)
     student = net(3).eval()
-    assert attack_plan.attacks(3) == ("apgd-ce", "fab-t", "square")
+    assert catalogue.attacks(3) == ("apgd-ce", "fab-t", "square")
     plan = planned(student, images, labels, Effort(3, 2, 20))
     assert list(plan.robust_after) == ["apgd-ce", "fab-t", "square"]
     assert any("apgd-t was left out" in flag for flag in check(student, images, labels))
@@ -467,14 +460,12 @@ def test_every_version_with_few_classes(classes):
     student = net(classes).eval()
     images, labels = digits(12, classes=classes)
     for version in ("standard", "plus", "rand"):
-        plan = single_process(
-            student, images, labels, THREAT, SEED, 8, Effort(4, 2, 20), version=version
-        )
-        assert list(plan.robust_after) == list(attack_plan.attacks(classes, version))
+        plan = whole(student, images, labels, 8, effort=Effort(4, 2, 20), version=version)
+        assert list(plan.robust_after) == list(catalogue.attacks(classes, version))
         assert ("apgd-dlr" in plan.robust_after) == (classes > 2 and version != "standard")
         flags = check(student, images, labels, version=version)
         assert any("left out" in flag for flag in flags) == (
-            attack_plan.attacks(classes, version) != attack_plan.VERSIONS[version]
+            catalogue.attacks(classes, version) != catalogue.VERSIONS[version].attacks
         )
 
 
@@ -492,12 +483,11 @@ def test_tiny_images(shape, streams):
     images = torch.rand(6, *shape)
     labels = student(images).argmax(1)
     for level in ("reference", "fast", "screen"):
-        plan = single_process(
-            student, images, labels, THREAT, SEED, 4, Effort(6, 3, 60), level=level, streams=streams
-        )
+        settings = {"effort": Effort(6, 3, 60), "streams": streams}
+        plan = whole(student, images, labels, 4, level=level, **settings)
         assert len(plan.robust_after) == (2 if level == "screen" else 4)
     if shape[1] >= 5 or streams == "sample":  # the package divides by h//5
-        single_process(student, images, labels, L2, SEED, 4, Effort(6, 3, 60), streams=streams)
+        whole(student, images, labels, 4, threat=L2, effort=Effort(6, 3, 60), streams=streams)
 
 
 def test_rand_takes_randomness_for_granted(student):
@@ -527,15 +517,8 @@ def test_masked_gradients_are_caught(student):
     words = " ".join(check(masked, *digits(16)))
     assert "probabilities, not logits" in words and "16 of 16 images have a zero gradient" in words
     images, labels = digits(48)
-    plan = single_process(
-        nn.Sequential(student, Rounded()).eval(),
-        images,
-        labels,
-        THREAT,
-        SEED,
-        48,
-        Effort(5, 2, 300),
-    )
+    rounded = nn.Sequential(student, Rounded()).eval()
+    plan = whole(rounded, images, labels, 48, effort=Effort(5, 2, 300))
     assert any("Square lowered" in flag for flag in checks.square_flags(plan.robust_after, 48)), (
         "gradient attacks fail, Square does not"
     )
@@ -557,3 +540,39 @@ def test_what_must_stand_beside_a_result():
         == []
         == checks.square_flags({"square": 5}, 10)
     )
+
+
+# -- the catalogue ---------------------------------------------------------------------------------
+def test_streams_and_names_never_change():
+    """Verdicts with streams='sample', and names of files, depend on them."""
+    assert {name: attack.stream for name, attack in catalogue.ATTACKS.items()} == {
+        "apgd-ce": 1,
+        "apgd-dlr": 2,
+        "apgd-t": 3,
+        "fab": 4,
+        "fab-t": 5,
+        "square": 6,
+    }
+    assert list(catalogue.STAGES) == ["clean", *catalogue.ATTACKS, "curve", "corruptions"]
+
+
+def test_every_attack_of_a_version_is_in_the_catalogue_and_has_a_loop():
+    named = {name for version in catalogue.VERSIONS.values() for name in version.attacks}
+    assert named == set(catalogue.ATTACKS) == set(LOOPS)
+    assert set(catalogue.VERSIONS) == set(get_args(Evaluation.model_fields["version"].annotation))
+
+
+def test_attacks_are_shown_in_the_order_in_which_they_ran():
+    ran = {"square": 0.1, "apgd-ce": 0.3, "of another program": 0.2}
+    assert catalogue.in_order(set(ran), "standard") == ["apgd-ce", "square", "of another program"]
+    assert catalogue.in_order({"fab", "square", "apgd-dlr"}, "plus") == [
+        "apgd-dlr",
+        "fab",
+        "square",
+    ]
+    assert catalogue.in_order({"square", "fab-t"}, "of later") == ["fab-t", "square"]
+    assert [catalogue.label(name) for name in ("square", "fab-t", "new")] == [
+        "Square",
+        "FAB-T",
+        "NEW",
+    ]

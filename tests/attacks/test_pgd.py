@@ -294,7 +294,9 @@ def test_more_steps_break_more(student: nn.Module, batch) -> None:
     y = student(x).argmax(1)  # what it says is right, so that clean accuracy is 1
     for loss in ("cross-entropy", "margin"):
         right = [
-            int(pgd.evaluate_pgd(student, x, y, LINF, noise_for(x, LINF, 2), steps, loss).sum())
+            int(
+                pgd.evaluate_pgd(student, x, y, LINF, noise_for(x, LINF, 2), steps, loss=loss).sum()
+            )
             for steps in (0, 20)
         ]
         assert right[1] < right[0], loss
@@ -330,7 +332,7 @@ def test_the_margin_loss_leaves_alone_what_it_broke(
     noise = noise_for(x, threat)
     ever = torch.zeros(len(x), dtype=torch.bool)
     for steps in range(8):
-        broken = ~pgd.evaluate_pgd(student, x, y, threat, noise, steps, "margin")
+        broken = ~pgd.evaluate_pgd(student, x, y, threat, noise, steps, loss="margin")
         assert (broken | ~ever).all(), "a broken image was repaired"
         ever |= broken
     assert ever.any()

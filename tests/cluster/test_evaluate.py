@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from dra_ray import data, students
 from dra_ray import runs as run_folder
+from dra_ray.attacks.catalogue import Effort, attacks
 from dra_ray.attacks.pgd import evaluate_pgd
-from dra_ray.attacks.plan import Effort, attacks
 from dra_ray.bench import driver
 from dra_ray.config import Data, Evaluation, Experiment, Model, Threat
 from dra_ray.data import corruptions
@@ -410,7 +410,7 @@ def test_other_versions_levels_and_streams(ray_cluster, run, version, level, str
     )
     result = evaluate(subject, workers=2, effort=Effort(2, 1, 4))
     assert (result["version"], result["level"], result["streams"]) == (version, level, streams)
-    assert list(result["after_attack"]) == list(attacks(10, version, "linf", level))
+    assert list(result["after_attack"]) == list(attacks(10, version, level))
     assert result["flags"] and not (run / "evaluation" / "autoattack.json").exists()
 
 
@@ -581,7 +581,7 @@ FASHION = Experiment(
 EVALUATE = """
 import sys
 from dra_ray import cluster
-from dra_ray.attacks.plan import Effort
+from dra_ray.attacks.catalogue import Effort
 from dra_ray.evaluation import subjects
 from dra_ray.evaluation.subjects import Options
 from dra_ray.storage import Store
