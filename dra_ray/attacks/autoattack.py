@@ -14,11 +14,12 @@ loop:
         for chunk in chunks:
             plan.merge(chunk, *attack_chunk(student, chunk.case(images, labels, settings)))
 
-| level | student | attacks | verdicts |
-|---|---|---|---|
-| reference | as it is | without what is computed in vain | pyautoattack's, and its images, to the bit |
-| fast | folded, channels_last | an image leaves a run when it is fooled | same maths, other rounding; confirmed by the student as it is |
-| screen | also bfloat16 where the device has it | the two APGD attacks only | an upper bound |
+Levels:
+    reference: the student as it is, the attacks without what is computed in vain; verdicts and
+        images are pyautoattack's, to the bit.
+    fast: the student folded and channels_last, an image leaves a run when it is fooled; same maths,
+        other rounding, each success confirmed by the student as it is.
+    screen: also bfloat16 where the device has it, and the APGD attacks only; an upper bound.
 
 With streams='sample' every image has random numbers of its own (see `draws`), so its verdict
 depends neither on batch nor on order, as far as a row's logits do not depend on its batch.

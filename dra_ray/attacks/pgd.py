@@ -40,7 +40,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def untracked(model: nn.Module) -> Iterator[None]:
-    """BatchNorm uses the batch's statistics in train mode but leaves its running statistics alone."""
+    """BatchNorm uses the batch's statistics in train mode and leaves its running ones alone."""
     tracking = [
         m
         for m in model.modules()
@@ -109,7 +109,7 @@ def start(x: Tensor, threat: config.Threat, noise: Tensor) -> Tensor:
 
 
 def random_start(x: Tensor, eps: float, noise: Tensor) -> Tensor:
-    """A point of the ball around x, kept inside [0,1]; `noise` is uniform in [0,1), of x's shape."""
+    """A point of the ball around x, inside [0,1]; `noise` is uniform in [0,1), of x's shape."""
     return (x + eps * (2 * noise - 1)).clamp_(0, 1)
 
 

@@ -165,8 +165,8 @@ class TurnedDown:
         return self._seen[alive, key] == self._version[alive]
 
     def note(self, queried: Tensor, todo: Tensor, key: Tensor | None, better: Tensor) -> None:
-        """Images `queried`, at positions `todo` of the batch in hand, took (`better`) or turned down
-        their proposal.
+        """Images `queried`, at positions `todo` of the batch, took (`better`) or turned down their
+        proposal.
         """
         if key is not None and self._seen is not None:
             self._seen[queried, key if len(key) == 1 else key[todo]] = self._version[queried]

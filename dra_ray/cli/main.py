@@ -237,17 +237,17 @@ def evaluate(
 
         with cluster.connect():
             result = job.evaluate(subject, workers, terminal.evaluate_rows(bars, 1))
-    threat = result["threat"]
+    threat = subject.experiment.threat
     terminal.table(
         job.table(result),
-        f"{what}: {result['images']} test images, {threat['norm']} eps {threat['eps_255']:g}/255",
+        f"{what}: {result.images} test images, {threat.norm} eps {threat.eps_255:g}/255",
         json,
     )
     terminal.err.print(f"results in '{subject.folder}'")
-    for flag in result["flags"]:
+    for flag in result.flags:
         terminal.err.print(f"note: {flag}")
     if robustbench:
-        entry, text = board.write(result, facts, subject.folder / "robustbench")
+        entry, text = board.write(result.tree(), facts, subject.folder / "robustbench")
         terminal.out.print(text)
         terminal.out.print(str(entry))
 

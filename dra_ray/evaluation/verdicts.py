@@ -17,6 +17,15 @@ from dra_ray.attacks.catalogue import Effort
 from dra_ray.attacks.plan import Chunk, Plan
 from dra_ray.data import corruptions
 from dra_ray.evaluation.intervals import wilson
+from dra_ray.evaluation.result import (
+    Corrupted,
+    Corruptions,
+    Interval,
+    Point,
+    Result,
+    Summary,
+    Threat,
+)
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -111,63 +120,66 @@ class Verdicts:
 
     def summary(
         self, evaluation: config.Evaluation, threat: config.Threat, effort: Effort
-    ) -> dict[str, Any]:
+    ) -> Summary:
         """Accuracies with their 95 % intervals, what they depend on, and what to know before
         believing them.
         """
         assert self.plan
         n = self.images
         clean, robust = int(self.clean.sum()), int(self.plan.alive.sum())
-        result: dict[str, Any] = {
-            "images": n,
-            "clean_accuracy": clean / n,
-            "clean_interval": list(wilson(clean, n)),
-            "pgd_accuracy": _mean(self.pgd),
-            "pgd_interval": _interval(_mean(self.pgd), n),
-            "pgd_worst_accuracy": int(self.pgd_worst.sum()) / n,
-            "autoattack_accuracy": robust / n,
-            "interval": list(wilson(robust, n)),
-            "after_attack": {attack: count / n for attack, count in self.plan.robust_after.items()},
-            "after_attack_interval": {
-                attack: list(wilson(count, n)) for attack, count in self.plan.robust_after.items()
-            },
-            "attack_s": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
-            "threat": {"norm": threat.norm, "eps_255": threat.eps_255},
-            "randomised": self.randomised,
-            "score": self.score(evaluation),
-            "flags": self._warnings + self._notes(evaluation, effort),
-            "numerics": self.numerics[0],
-        }
-        result |= {
-            field: getattr(evaluation, field)
-            for field in ("version", "level", "streams", "seed", "pgd_steps", "pgd_restarts", "eot")
-        }
+        measured: dict[str, Any] = {}
         if self.curve:
-            result["curve"] = [
+            measured["curve"] = [
                 _point(radius, share) for radius, share in sorted(self.curve.items())
             ]
         if self.corrupted:
-            result["corruptions"] = self._corruptions(str(evaluation.corruptions))
-        return result
+            measured["corruptions"] = self._corruptions(str(evaluation.corruptions))
+        return Summary(
+            images=n,
+            clean_accuracy=clean / n,
+            clean_interval=wilson(clean, n),
+            pgd_accuracy=_mean(self.pgd),
+            pgd_interval=_interval(_mean(self.pgd), n),
+            pgd_worst_accuracy=int(self.pgd_worst.sum()) / n,
+            autoattack_accuracy=robust / n,
+            interval=wilson(robust, n),
+            after_attack={attack: count / n for attack, count in self.plan.robust_after.items()},
+            after_attack_interval={
+                attack: wilson(count, n) for attack, count in self.plan.robust_after.items()
+            },
+            attack_s={stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
+            threat=Threat(norm=threat.norm, eps_255=threat.eps_255),
+            randomised=self.randomised,
+            score=self.score(evaluation),
+            flags=self._warnings + self._notes(evaluation, effort),
+            numerics=self.numerics[0],
+            version=evaluation.version,
+            level=evaluation.level,
+            streams=evaluation.streams,
+            seed=evaluation.seed,
+            pgd_steps=evaluation.pgd_steps,
+            pgd_restarts=evaluation.pgd_restarts,
+            eot=evaluation.eot,
+            **measured,
+        )
 
     def score(self, evaluation: config.Evaluation) -> str:
         """Which of the accuracies counts: against randomness, PGD that averages it out."""
         return "pgd_accuracy" if self.randomised and evaluation.eot > 1 else "autoattack_accuracy"
 
-    def _corruptions(self, source: str) -> dict[str, Any]:
+    def _corruptions(self, source: str) -> Corruptions:
         rows = sorted(self.corrupted)
         means = corruptions.summary(rows)
-        named = [
-            {"name": name, "severity": severity, "accuracy": accuracy}
-            for name, severity, accuracy in rows
-        ]
-        return {
-            "source": source,
-            "rows": named,
-            "mean": means["corruption_accuracy"],
-            "by_corruption": means["by_corruption"],
-            "published_sets": means["published_sets"],
-        }
+        return Corruptions(
+            source=source,
+            rows=[
+                Corrupted(name=name, severity=severity, accuracy=accuracy)
+                for name, severity, accuracy in rows
+            ],
+            mean=means["corruption_accuracy"],
+            by_corruption=means["by_corruption"],
+            published_sets=means["published_sets"],
+        )
 
     def _notes(self, evaluation: config.Evaluation, effort: Effort) -> list[str]:
         assert self.plan
@@ -197,42 +209,34 @@ _RANDOMISED = {
 }
 
 
-def table(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+def table(result: Result) -> list[dict[str, Any]]:
     """Rows {"what", "accuracy", "interval"} for printing: clean, PGD, after each attack,
     AutoAttack, further radii, corruptions.
     """
-    named = {
-        "Clean": result["clean_accuracy"],
-        f"PGD-{result['pgd_steps']}": result["pgd_accuracy"],
-    }
-    order = catalogue.in_order(set(result["after_attack"]), result["version"])
-    named |= {f"after {attack}": result["after_attack"][attack] for attack in order[:-1]}
-    named["AutoAttack"] = result["autoattack_accuracy"]
-    named |= {
-        f"PGD-{result['pgd_steps']} at {point['eps_255']:g}/255": point["accuracy"]
-        for point in result.get("curve", ())
-    }
+    pgd = f"PGD-{result.pgd_steps}"
+    order = catalogue.in_order(set(result.after_attack), result.version)
+    named = {"Clean": result.clean_accuracy}
+    if result.pgd_accuracy is not None:
+        named[pgd] = result.pgd_accuracy
+    named |= {f"after {attack}": result.after_attack[attack] for attack in order[:-1]}
+    named["AutoAttack"] = result.autoattack_accuracy
+    named |= {f"{pgd} at {point.eps_255:g}/255": point.accuracy for point in result.curve}
     rows: list[dict[str, Any]] = [
-        {"what": what, "accuracy": accuracy, "interval": _interval(accuracy, result["images"])}
+        {"what": what, "accuracy": accuracy, "interval": list(_interval(accuracy, result.images))}
         for what, accuracy in named.items()
     ]
-    if "corruptions" in result:  # a mean over sets of the same images, so no binomial interval
-        rows.append(
-            {"what": "corruptions", "accuracy": result["corruptions"]["mean"], "interval": None}
-        )
+    if result.corruptions:  # a mean over sets of the same images, so no binomial interval
+        rows.append({"what": "corruptions", "accuracy": result.corruptions.mean, "interval": None})
     return rows
 
 
-def _interval(accuracy: float, images: int) -> list[float]:
-    return list(wilson(round(accuracy * images), images))
+def _interval(accuracy: float, images: int) -> Interval:
+    return wilson(round(accuracy * images), images)
 
 
-def _point(radius: float, share: Tensor) -> dict[str, Any]:
-    return {
-        "eps_255": radius,
-        "accuracy": _mean(share),
-        "interval": _interval(_mean(share), len(share)),
-    }
+def _point(radius: float, share: Tensor) -> Point:
+    accuracy = _mean(share)
+    return Point(eps_255=radius, accuracy=accuracy, interval=_interval(accuracy, len(share)))
 
 
 def _mean(share: Tensor) -> float:

@@ -16,6 +16,7 @@ from dra_ray.attacks import catalogue
 from dra_ray.config import flatten
 from dra_ray.errors import DataError
 from dra_ray.evaluation import compare
+from dra_ray.evaluation.result import FILE, parse
 from dra_ray.report import words
 from dra_ray.report.words import in_percent
 from dra_ray.storage import Store, read_json
@@ -34,7 +35,7 @@ PARTS: dict[str, dict[str, str]] = {
 EVALUATION = (
     "evaluation"  # the kind of a folder without a training run, and the folder's name within one
 )
-RESULT = "autoattack.json"  # what an evaluation writes last
+RESULT = FILE
 # What the last row of a trial in rungs.jsonl makes of it. Nothing says that somebody still trains
 # it: a driver can be gone.
 DECISIONS = {"stop": "stopped", "done": "done", "continue": "unfinished", "failed": "failed"}
@@ -667,18 +668,16 @@ def _scores(facts: _Facts, role: str, folder: str) -> None:
     """What an evaluation in `folder` found, cost, and depends on, each number with its file."""
     name, entry = _path(folder, RESULT), facts.values["finals"][role]
     found = _read_object(facts.at(name))
-    absent = [key for key in NEEDED if key not in found]
-    if absent:
-        raise DataError(f"'{facts.at(name)}' has no '{absent[0]}'; run the evaluation again")
+    result = parse(found, facts.at(name))
     facts.put(
         f"finals.{role}",
         {key: found[key] for key in (*NEEDED, *KEPT) if found.get(key) is not None},
         name,
     )
-    after = found["after_attack"]
-    order = catalogue.in_order(set(after), found.get("version", "standard"))
+    after = result.after_attack
+    order = catalogue.in_order(set(after), result.version)
     entry["after_attack"] = {attack: after[attack] for attack in order}
-    entry["flags"] = list(found.get("flags", []))
+    entry["flags"] = result.flags
     entry["threat"] = found.get("threat", {})
     if "settings" in found:
         facts.put(f"finals.{role}.settings", found["settings"], name)

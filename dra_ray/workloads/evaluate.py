@@ -41,8 +41,9 @@ from dra_ray.attacks.pgd import noise_like
 from dra_ray.attacks.plan import Chunk
 from dra_ray.data import corruptions
 from dra_ray.errors import ConfigError, DataError, DraError, RunError
-from dra_ray.evaluation import batches, subjects, verdicts
+from dra_ray.evaluation import batches, result, subjects, verdicts
 from dra_ray.evaluation.batches import Arrays, Kind, Work
+from dra_ray.evaluation.result import FILE, Result
 from dra_ray.evaluation.subjects import Subject
 from dra_ray.evaluation.verdicts import Verdicts
 from dra_ray.runs import versions
@@ -55,8 +56,8 @@ KINDS: dict[str, Kind] = {CLEAN: "clean", CURVE: "radius", CORRUPTIONS: "corrupt
 MAX_RETRIES = 3  # of a task whose worker or node died
 AGAIN = "evaluate it again to go on with the missing batches"
 SHRUNK = (
-    "A batch of {configured} images did not fit the GPU, so all were attacked in batches of {batch}: "
-    "another reference configuration, whose verdicts may differ on a few images."
+    "A batch of {configured} images did not fit the GPU, so all were attacked in batches of "
+    "{batch}: another reference configuration, whose verdicts may differ on a few images."
 )
 
 Progress = Callable[[dict[str, Any]], None]
@@ -71,7 +72,7 @@ def evaluate(
     workers: int | None = None,
     progress: Progress | None = None,
     effort: Effort = STANDARD,
-) -> dict[str, Any]:
+) -> Result:
     """Evaluate one training run or other subject; see `evaluate_many`."""
     return evaluate_many([subject], workers, progress, effort)[0]
 
@@ -82,7 +83,7 @@ def evaluate_many(
     progress: Progress | None = None,
     effort: Effort = STANDARD,
     batch: Batch = batches.run,
-) -> list[dict[str, Any]]:
+) -> list[Result]:
     """Evaluate training runs and other subjects at the same time on the Ray cluster that the caller
     has joined.
 
@@ -230,13 +231,13 @@ class _Job:
             "effort": dataclasses.asdict(self.effort),
         }
 
-    def _stored_result(self) -> dict[str, Any] | None:
-        file = self.folder / "autoattack.json"
+    def _stored_result(self) -> Result | None:
+        file = self.folder / FILE
         if not (file.exists() and (self.folder / "per_sample.npz").exists()):
             return None
         stored = file.read_json()
         if isinstance(stored, dict) and stored.get("digest") == self.digest:
-            return stored
+            return result.parse(stored, file)
         if self.subject.keep:
             raise ConfigError(
                 f"--to '{self.folder}' holds the result of another model or of other settings; "
@@ -308,7 +309,7 @@ class _Job:
         return chunks
 
     def _corrupted(self, source: str) -> Iterator[Pictures]:
-        """Whatever has to be read is read one file after the other; what is made, the workers make."""
+        """Files are read one after the other; corruptions that are generated, the workers make."""
         pictures = (self.images * 255).round().to(torch.uint8)
         if source == corruptions.MADE:
             return (
@@ -356,7 +357,7 @@ class _Job:
         return folder / f"chunks/{shrunk}{chunk.name}.npz"
 
     def _key(self, chunk: Chunk) -> str:
-        """Digest of everything that the batch's arrays depend on, to the bit, and of nothing else."""
+        """Digest of all that the batch's arrays depend on, to the bit, and of nothing else."""
         used = ["weights", "code", "images", "labels", "seed"]
         what: dict[str, Any] = {}
         if chunk.attack == CORRUPTIONS:
@@ -436,7 +437,7 @@ class _Job:
 
     @functools.cached_property
     def _noise(self) -> Tensor:
-        """Of PGD's starts: float [restarts,N,C,H,W], each as one process draws it for all images."""
+        """PGD's starts: float [restarts,N,C,H,W], each as one process draws it for all images."""
         generator = torch.Generator().manual_seed(self.evaluation.seed)
         return torch.stack(
             [
@@ -497,42 +498,41 @@ class _Job:
         )
 
     # -- the result --------------------------------------------------------------------------------
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> Result:
         """The result; written once, the JSON file last."""
         if self.result is None:
             assert self.verdicts.plan
-            self.result = (
-                self.verdicts.summary(self.evaluation, self.threat, self.effort) | self._facts()
-            )
-            self.result["flags"].extend(self.subject.notes)
-            if self.batch != self.evaluation.batch:
-                self.result["flags"].append(
-                    SHRUNK.format(configured=self.evaluation.batch, batch=self.batch)
-                )
+            self.result = self._result()
+            labels = self.labels.numpy()
             (self.folder / "adversarial.npz").write_npz(
-                images=self.verdicts.plan.adversarial.numpy(), labels=self.labels.numpy()
+                images=self.verdicts.plan.adversarial.numpy(), labels=labels
             )
-            (self.folder / "per_sample.npz").write_npz(
-                **self.verdicts.per_sample(), labels=self.labels.numpy()
-            )
-            (self.folder / "autoattack.json").write_json(self.result)
+            (self.folder / "per_sample.npz").write_npz(**self.verdicts.per_sample(), labels=labels)
+            (self.folder / FILE).write_json(self.result.tree())
         return self.result
 
-    def _facts(self) -> dict[str, Any]:
-        """How the result came about."""
-        return {
-            "batch": self.batch,
-            "batch_asked": self.evaluation.batch,
-            "subject": self.subject.source,
-            "settings": self.settings | {"batch": self.batch},
-            "effort": self.settings["effort"],
-            "elapsed_s": round(time.monotonic() - self.started, 3),
-            "resumed_batches": self.resumed,
-            "tasks_run": self.tasks_run,
-            "tasks": dict(self._of),
-            "versions": versions(),
-            "digest": self.digest,
-        }
+    def _result(self) -> Result:
+        """The summary and how it came about."""
+        summary = self.verdicts.summary(self.evaluation, self.threat, self.effort).given()
+        summary["flags"] = [*summary["flags"], *self.subject.notes]
+        if self.batch != self.evaluation.batch:
+            summary["flags"].append(
+                SHRUNK.format(configured=self.evaluation.batch, batch=self.batch)
+            )
+        return Result(
+            **summary,
+            batch=self.batch,
+            batch_asked=self.evaluation.batch,
+            subject=self.subject.source,
+            settings=self.settings | {"batch": self.batch},
+            effort=self.settings["effort"],
+            elapsed_s=round(time.monotonic() - self.started, 3),
+            resumed_batches=self.resumed,
+            tasks_run=self.tasks_run,
+            tasks=dict(self._of),
+            versions=versions(),
+            digest=self.digest,
+        )
 
 
 # -- digests ---------------------------------------------------------------------------------------

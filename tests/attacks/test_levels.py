@@ -31,16 +31,11 @@ def shaken(student):
 @pytest.mark.parametrize(
     ("name", "side", "folded"),
     [
-        (
-            "wrn-10-1",
-            16,
-            3,
-        ),  # conv_0 before batchnorm_1 in each block; the stem's output is also the first block's residual
-        (
-            "wrn-10-2",
-            16,
-            4,
-        ),  # here the first block has a shortcut, and the stem feeds one BatchNorm only
+        # conv_0 before batchnorm_1 in each block; the stem's output is also the first block's
+        # residual
+        ("wrn-10-1", 16, 3),
+        # here the first block has a shortcut, and the stem feeds one BatchNorm only
+        ("wrn-10-2", 16, 4),
         ("relu-wrn-10-2", 16, 4),
         ("resnet-18", 8, 20),
         ("vit-t-4", 8, 0),

@@ -40,7 +40,7 @@ def noise_for(x: Tensor, threat: config.Threat, seed: int = 1) -> Tensor:
 
 
 def plain_trades_attack(student: nn.Module, x: Tensor, noise: Tensor) -> Tensor:
-    """DM-AT's inner loop, step by step, on a copy of the network so that its buffers do not matter."""
+    """DM-AT's inner loop, step by step, on a copy of the network, whose buffers do not matter."""
     student = copy.deepcopy(student).train()
     with torch.no_grad():
         p = F.softmax(copy.deepcopy(student)(x), dim=1)

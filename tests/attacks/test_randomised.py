@@ -1,4 +1,4 @@
-"""EOT-PGD against a student whose gradient is right only on average, and PGD with several starts."""
+"""EOT-PGD where the gradient is right only on average, and PGD with several starts."""
 
 import pytest
 import torch

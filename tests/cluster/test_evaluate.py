@@ -32,6 +32,7 @@ from dra_ray.data import corruptions
 from dra_ray.errors import CheckpointError, ConfigError, DataError, RunError
 from dra_ray.evaluation import subjects
 from dra_ray.evaluation.intervals import wilson
+from dra_ray.evaluation.result import read
 from dra_ray.evaluation.subjects import Options
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint
@@ -116,7 +117,7 @@ def single(images, weights):
 
 
 def stock(student, x, y, eps_255, seed, batch, effort):
-    """pyautoattack alone, in this process and on one thread: adversarial images, and who is robust."""
+    """pyautoattack alone, in this process and on one thread: adversarial images, robust flags."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     eps = eps_255 / 255
@@ -152,16 +153,14 @@ def check_against(single, run, result):
     assert np.array_equal(sample["first_failure"] == "", single["robust"])
     assert np.array_equal(sample["first_failure"] == "clean", ~single["clean"])
     assert (
-        result["autoattack_accuracy"] == single["robust"].mean()
-        and result["clean_accuracy"] == single["clean"].mean()
+        result.autoattack_accuracy == single["robust"].mean()
+        and result.clean_accuracy == single["clean"].mean()
     )
 
 
 def same_but_for_time(one, other):
     changing = {"elapsed_s", "attack_s", "resumed_batches", "tasks_run", "subject"}
-    return {k: v for k, v in one.items() if k not in changing} == {
-        k: v for k, v in other.items() if k not in changing
-    }
+    return one.model_dump(exclude=changing) == other.model_dump(exclude=changing)
 
 
 @pytest.mark.parametrize("workers", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
@@ -169,24 +168,23 @@ def test_sharded_is_single(ray_cluster, run, single, workers):
     rows = []
     result = evaluate(run, workers=workers, progress=rows.append, effort=EFFORT)
     check_against(single, run, result)
-    assert 0.05 < result["autoattack_accuracy"] < single["clean"].mean() - 0.1, (
+    assert 0.05 < result.autoattack_accuracy < single["clean"].mean() - 0.1, (
         "the net must be worth attacking"
     )
-    assert result == (run / "evaluation" / "autoattack.json").read_json()
-    assert result["interval"] == pytest.approx(wilson(int(single["robust"].sum()), 44))
-    assert list(result["after_attack"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert "not standard AutoAttack" in result["flags"][0]
-    assert (result["version"], result["level"], result["streams"], result["batch"]) == (
+    assert result.tree() == (run / "evaluation" / "autoattack.json").read_json()
+    assert result == read(run / "evaluation")
+    assert result.interval == pytest.approx(wilson(int(single["robust"].sum()), 44))
+    assert list(result.after_attack) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert "not standard AutoAttack" in result.flags[0]
+    assert (result.version, result.level, result.streams, result.batch) == (
         "standard",
         "reference",
         "batch",
         12,
     )
-    assert result["score"] == "autoattack_accuracy" and not result["randomised"]
-    assert result["numerics"]["threads"] == 1 and result["threat"] == {
-        "norm": "linf",
-        "eps_255": 20.0,
-    }
+    assert result.score == "autoattack_accuracy" and not result.randomised
+    assert result.numerics["threads"] == 1
+    assert (result.threat.norm, result.threat.eps_255) == ("linf", 20.0)
     assert (
         [row["attack"] for row in rows[:4]] == ["clean"] * 4
         and rows[-1]["attack"] == "square"
@@ -194,13 +192,12 @@ def test_sharded_is_single(ray_cluster, run, single, workers):
     )
     assert rows[-1]["robust"] == single["robust"].sum()
     assert (
-        result["tasks_run"] == len(rows) == sum(result["tasks"].values())
-        and result["resumed_batches"] == 0
+        result.tasks_run == len(rows) == sum(result.tasks.values()) and result.resumed_batches == 0
     )
     sample = (run / "evaluation" / "per_sample.npz").read_npz()
     assert {
-        attack: sample[f"after_{attack}"].mean() for attack in result["after_attack"]
-    } == result["after_attack"]
+        attack: sample[f"after_{attack}"].mean() for attack in result.after_attack
+    } == result.after_attack
     assert np.array_equal(sample["after_square"], sample["robust"])
     again = []
     assert evaluate(run, workers=2, progress=again.append, effort=EFFORT) == result
@@ -223,7 +220,7 @@ def test_an_interrupted_evaluation_goes_on(ray_cluster, run, single):
     rows = []
     result = evaluate(run, workers=1, progress=rows.append, effort=EFFORT)
     check_against(single, run, result)
-    assert result["resumed_batches"] >= len(finished) and {row["attack"] for row in rows} <= {
+    assert result.resumed_batches >= len(finished) and {row["attack"] for row in rows} <= {
         "apgd-t",
         "fab-t",
         "square",
@@ -263,9 +260,9 @@ def test_other_weights_or_settings_are_evaluated_anew(ray_cluster, run, weights)
         },
     )
     second = evaluate(run, effort=Effort(2, 1, 4))
-    assert second["digest"] != first["digest"] and second["resumed_batches"] == 0
+    assert second.digest != first.digest and second.resumed_batches == 0
     third = evaluate(run, effort=Effort(2, 1, 5))
-    assert third["digest"] != second["digest"] and third["effort"]["square_queries"] == 5
+    assert third.digest != second.digest and third.effort["square_queries"] == 5
 
 
 def test_two_models_share_the_workers(ray_cluster, tmp_path, weights, single):
@@ -311,7 +308,7 @@ def test_a_table_for_people(ray_cluster, run, single):
         "after fab-t",
         "AutoAttack",
     ]
-    assert rows[-1]["interval"] == pytest.approx(result["interval"])
+    assert rows[-1]["interval"] == pytest.approx(list(result.interval))
     assert all(row["interval"][0] <= row["accuracy"] <= row["interval"][1] for row in rows)
 
 
@@ -337,29 +334,25 @@ def test_further_radii_and_corruptions(ray_cluster, run, images, weights, single
     settings = {f"evaluation.{field}": value for field, value in MORE.items()}
     subject = subjects.read(run.uri, Options(settings))
     result = evaluate(subject, workers=3, effort=EFFORT)
-    assert result["resumed_batches"] == sum(plain["tasks"].values()) - plain["tasks"]["clean"], (
+    assert result.resumed_batches == sum(plain.tasks.values()) - plain.tasks["clean"], (
         "AutoAttack's batches are the run's own"
     )
+    assert result.tasks_run == 4 + 3 * 4 + 45 and read(run / "evaluation") == plain
     assert (
-        result["tasks_run"] == 4 + 3 * 4 + 45
-        and (run / "evaluation" / "autoattack.json").read_json() == plain
-    )
-    assert (
-        result["autoattack_accuracy"] == plain["autoattack_accuracy"]
-        and result["pgd_accuracy"] <= plain["pgd_accuracy"]
+        result.autoattack_accuracy == plain.autoattack_accuracy
+        and result.pgd_accuracy <= plain.pgd_accuracy
     )
 
     student = students.build(EXPERIMENT.model, images.shape).eval()
     student.load_state_dict(weights)
     x, y = data.to_float(images.test.images), images.test.labels
-    points = {point["eps_255"]: point for point in result["curve"]}
+    points = {point.eps_255: point for point in result.curve}
     assert (
         list(points) == [0.0, 10.0, 40.0]
-        and points[0.0]["accuracy"] == single["clean"].mean() > points[40.0]["accuracy"]
+        and points[0.0].accuracy == single["clean"].mean() > points[40.0].accuracy
     )
     assert all(
-        point["interval"][0] <= point["accuracy"] <= point["interval"][1]
-        for point in points.values()
+        point.interval[0] <= point.accuracy <= point.interval[1] for point in points.values()
     )
     noise, threat = (
         torch.rand((2, *x.shape), generator=torch.Generator().manual_seed(5)),
@@ -369,13 +362,11 @@ def test_further_radii_and_corruptions(ray_cluster, run, images, weights, single
         evaluate_pgd(student, x, y, threat, start, EXPERIMENT.evaluation.pgd_steps)
         for start in noise
     ]
-    assert points[10.0]["accuracy"] == pytest.approx(
+    assert points[10.0].accuracy == pytest.approx(
         (withstood[0] & withstood[1]).float().mean().item()
     )
 
-    found = {
-        (row["name"], row["severity"]): row["accuracy"] for row in result["corruptions"]["rows"]
-    }
+    found = {(row.name, row.severity): row.accuracy for row in result.corruptions.rows}
     fog = data.to_float(
         corruptions.generated(images.test.images, "contrast", 5, EXPERIMENT.evaluation.seed)
     )
@@ -383,7 +374,7 @@ def test_further_radii_and_corruptions(ray_cluster, run, images, weights, single
         assert found["contrast", 5] == pytest.approx(
             (student(fog).argmax(1) == y).float().mean().item()
         )
-    assert len(found) == 45 and result["corruptions"]["mean"] == pytest.approx(
+    assert len(found) == 45 and result.corruptions.mean == pytest.approx(
         np.mean(list(found.values()))
     )
     assert [row["what"] for row in table(result)][-4:] == [
@@ -395,7 +386,7 @@ def test_further_radii_and_corruptions(ray_cluster, run, images, weights, single
 
     (subject.folder / "autoattack.json").write_json({})
     again = evaluate(subject, effort=EFFORT)
-    assert same_but_for_time(result, again) and again["tasks_run"] == 0, (
+    assert same_but_for_time(result, again) and again.tasks_run == 0, (
         "nothing finished is done again"
     )
 
@@ -409,9 +400,9 @@ def test_other_versions_levels_and_streams(ray_cluster, run, version, level, str
         run.uri, Options({"test_images": 16}, version=version, level=level, streams=streams)
     )
     result = evaluate(subject, workers=2, effort=Effort(2, 1, 4))
-    assert (result["version"], result["level"], result["streams"]) == (version, level, streams)
-    assert list(result["after_attack"]) == list(attacks(10, version, level))
-    assert result["flags"] and not (run / "evaluation" / "autoattack.json").exists()
+    assert (result.version, result.level, result.streams) == (version, level, streams)
+    assert list(result.after_attack) == list(attacks(10, version, level))
+    assert result.flags and not (run / "evaluation" / "autoattack.json").exists()
 
 
 # -- what is not ours ------------------------------------------------------------------------------
@@ -490,9 +481,7 @@ def test_a_function_of_the_users(ray_cluster, user):
     result = evaluate(subject, workers=2, effort=EFFORT)
     adversarial, robust = stock(subject.student, subject.images, subject.labels, 16, 0, 12, EFFORT)
     assert np.array_equal((Store("results") / "adversarial.npz").read_npz()["images"], adversarial)
-    assert (
-        result["autoattack_accuracy"] == robust.mean() and result["subject"]["kind"] == "function"
-    )
+    assert result.autoattack_accuracy == robust.mean() and result.subject["kind"] == "function"
     assert evaluate(subjects.read("my_nets:net", user()), effort=EFFORT) == result
     with pytest.raises(ConfigError, match="holds the result of another model"):
         evaluate(subjects.read("my_nets:few", user()), effort=EFFORT)
@@ -503,11 +492,11 @@ def test_a_batch_that_does_not_fit_starts_over_with_half(ray_cluster, user):
     asked = evaluate(
         subjects.read("my_nets:net", user("other", evaluation__batch=6)), effort=EFFORT
     )
-    assert (result["batch"], result["batch_asked"]) == (
+    assert (result.batch, result.batch_asked) == (
         6,
         12,
-    ) and "another reference configuration" in result["flags"][-1]
-    assert result["after_attack"] == asked["after_attack"]
+    ) and "another reference configuration" in result.flags[-1]
+    assert result.after_attack == asked.after_attack
     ours, theirs = (
         (Store(folder) / "adversarial.npz").read_npz()["images"] for folder in ("results", "other")
     )
@@ -515,26 +504,23 @@ def test_a_batch_that_does_not_fit_starts_over_with_half(ray_cluster, user):
     assert evaluate(subjects.read("my_nets:large", user()), effort=EFFORT) == result
     os.remove("results/autoattack.json")
     again = evaluate(subjects.read("my_nets:large", user()), effort=EFFORT)
-    assert again["tasks_run"] == 0 and again["batch"] == 6
+    assert again.tasks_run == 0 and again.batch == 6
 
 
 def test_a_randomised_student_is_told(ray_cluster, user):
     result = evaluate(
         subjects.read("my_nets:noisy", user(evaluation__eot=4)), workers=2, effort=EFFORT
     )
-    assert result["randomised"] and result["score"] == "pgd_accuracy" and result["eot"] == 4
-    assert any("the score that counts is PGD's" in flag for flag in result["flags"])
-    assert result["pgd_worst_accuracy"] < result["pgd_accuracy"], "ten passes judge each image"
+    assert result.randomised and result.score == "pgd_accuracy" and result.eot == 4
+    assert any("the score that counts is PGD's" in flag for flag in result.flags)
+    assert result.pgd_worst_accuracy < result.pgd_accuracy, "ten passes judge each image"
     again = evaluate(
         subjects.read("my_nets:noisy", user("other", evaluation__eot=4)), workers=1, effort=EFFORT
     )
-    assert (
-        again["pgd_accuracy"] == result["pgd_accuracy"]
-        and again["after_attack"] == result["after_attack"]
-    )
+    assert again.pgd_accuracy == result.pgd_accuracy and again.after_attack == result.after_attack
     single = evaluate(subjects.read("my_nets:noisy", user("third")), effort=EFFORT)
-    assert single["score"] == "autoattack_accuracy" and any(
-        "set evaluation.eot" in flag for flag in single["flags"]
+    assert single.score == "autoattack_accuracy" and any(
+        "set evaluation.eot" in flag for flag in single.flags
     )
 
 
@@ -555,7 +541,7 @@ def test_a_student_that_makes_no_sense(ray_cluster, user, function, words):
 
 def test_probabilities_instead_of_logits_are_told(ray_cluster, user):
     result = evaluate(subjects.read("my_nets:probabilities", user()), effort=Effort(2, 1, 4))
-    assert any("probabilities, not logits" in flag for flag in result["flags"])
+    assert any("probabilities, not logits" in flag for flag in result.flags)
 
 
 def test_the_driver_keeps_its_workers_busy(ray_cluster, tmp_path):
@@ -746,8 +732,8 @@ def test_a_killed_driver_goes_on_where_it_was(ray_cluster, two, alone, tmp_path)
     both = chosen(two, "killed")
     results = evaluate_many(both, 3, effort=SMALL)
     check_both(alone, both)
-    assert sum(result["resumed_batches"] for result in results) >= len(stages)
+    assert sum(result.resumed_batches for result in results) >= len(stages)
     assert all(
-        result["tasks_run"] + result["resumed_batches"] == sum(result["tasks"].values())
+        result.tasks_run + result.resumed_batches == sum(result.tasks.values())
         for result in results
     )
