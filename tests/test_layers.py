@@ -22,7 +22,12 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 WITHOUT_RAY = LAYERS[0] | LAYERS[1] | LAYERS[2]
 WITHOUT_RAY_INSIDE = {"pool.rows", "pool.policy", "bench.policy"}
 # a sweep's trials are training runs, and the quickstart is every workload in turn
-BETWEEN_WORKLOADS = {"workloads.sweep": {"workloads.train"}, "workloads.quickstart": None}
+BETWEEN_WORKLOADS = {
+    "workloads.sweep": {"workloads.train"},
+    "workloads.quickstart": None,
+    "workloads.evaluate": {"workloads.tasks"},
+    "workloads.synthesize": {"workloads.tasks"},
+}
 STORAGE_ONLY = {
     "open",
     "io.open",

@@ -48,6 +48,7 @@ from dra_ray.evaluation.subjects import Subject
 from dra_ray.evaluation.verdicts import Verdicts
 from dra_ray.runs import versions
 from dra_ray.storage import Store, sha256
+from dra_ray.workloads.tasks import Tasks
 
 # stages beside AutoAttack's own
 CLEAN, CURVE = catalogue.CLEAN.name, catalogue.CURVE.name
@@ -124,26 +125,25 @@ def _drive(jobs: list[_Job], workers: int, progress: Progress) -> None:
     if workers < 1:
         raise ConfigError(f"workers={workers}: an evaluation needs at least 1")
     cluster.require(1, 1, max(job.gpus for job in jobs), "an evaluation")
-    running: dict[ray.ObjectRef, tuple[_Job, Chunk]] = {}
-    try:
-        while True:
-            while len(running) < workers and (free := _next(jobs)):
-                chunk = free.take()
-                running[free.submit(chunk)] = (free, chunk)
-            if not running:
-                return
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            job, chunk = running.pop(done)
+
+    def submit() -> tuple[ray.ObjectRef, tuple[_Job, Chunk]] | None:
+        job = _next(jobs)
+        if job is None:
+            return None
+        chunk = job.take()
+        return job.submit(chunk), (job, chunk)
+
+    with Tasks[tuple[_Job, Chunk]](workers) as tasks:
+        for ref, (job, chunk) in tasks.finished(submit):
             try:
-                outcome = _outcome(done, job, chunk)
+                outcome = _outcome(ref, job, chunk)
             except torch.OutOfMemoryError:
-                _cancel(running, job)
+                # its other batches have the size that does not fit, so what they find is of no use
+                tasks.cancel(functools.partial(_belongs, job))
                 job.start_over()
                 continue
             job.absorb(chunk, outcome)
             progress(job.row(chunk))
-    finally:
-        _cancel(running)
 
 
 def _next(jobs: list[_Job]) -> _Job | None:
@@ -157,10 +157,8 @@ def _next(jobs: list[_Job]) -> _Job | None:
     )
 
 
-def _cancel(running: dict[ray.ObjectRef, tuple[_Job, Chunk]], only: _Job | None = None) -> None:
-    for ref in [ref for ref, (job, _) in running.items() if only in (None, job)]:
-        ray.cancel(ref, force=True)
-        del running[ref]
+def _belongs(job: _Job, key: tuple[_Job, Chunk]) -> bool:
+    return key[0] is job
 
 
 def _outcome(ref: ray.ObjectRef, job: _Job, chunk: Chunk) -> Arrays:

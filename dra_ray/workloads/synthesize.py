@@ -29,6 +29,7 @@ from dra_ray.students import checkpoint as student_checkpoint
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.network import Network, image_sampler
 from dra_ray.teachers.sheet import sheet
+from dra_ray.workloads.tasks import Tasks
 
 SHEET_CLASSES, SHEET_ROWS = 10, 8
 CANDIDATES = "candidates"  # folder of the images to select from
@@ -152,29 +153,31 @@ def _make_all(
     """Every shard; at most `config.workers` are being made at the same time."""
     total = _made(config, num_classes)
     waiting = list(range(-(-total // config.shard_images)))
+    settings = config.model_dump(mode="json")
     task = ray.remote(_make).options(
         num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker, max_retries=3
     )
-    running: dict[Any, int] = {}
     made: dict[int, Made] = {}
+
+    def submit() -> tuple[ray.ObjectRef, int] | None:
+        if not waiting:
+            return None
+        index = waiting.pop(0)
+        return task.remote(settings, store.uri, teacher.uri, index), index
+
     try:
-        while waiting or running:
-            while waiting and len(running) < config.workers:
-                index = waiting.pop(0)
-                running[
-                    task.remote(config.model_dump(mode="json"), store.uri, teacher.uri, index)
-                ] = index
-            for ref in ray.wait(list(running), num_returns=1)[0]:
-                made[running.pop(ref)] = ray.get(ref)
-            if progress:
-                done = min(len(made) * config.shard_images, total)
-                progress(
-                    {
-                        "images": done,
-                        "images_total": total,
-                        "elapsed_s": round(time.monotonic() - started, 3),
-                    }
-                )
+        with Tasks[int](config.workers) as tasks:
+            for ref, index in tasks.finished(submit):
+                made[index] = ray.get(ref)
+                if progress:
+                    done = min(len(made) * config.shard_images, total)
+                    progress(
+                        {
+                            "images": done,
+                            "images_total": total,
+                            "elapsed_s": round(time.monotonic() - started, 3),
+                        }
+                    )
     except RayError as error:
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, DraError):
@@ -183,9 +186,6 @@ def _make_all(
             f"synthesis '{store.name}' failed ({str(cause).strip().splitlines()[-1]}); repeat the "
             f"command to go on in {store}"
         ) from error
-    finally:
-        for ref in running:
-            ray.cancel(ref, force=True)
     return [made[index] for index in sorted(made)]
 
 
