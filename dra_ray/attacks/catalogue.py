@@ -10,7 +10,7 @@ import dataclasses
 from typing import Literal
 
 TARGETS = 9  # classes that a targeted attack tries, where there are as many wrong ones
-DIGITS = 10  # classes of a data set while nobody has asked the student
+DEFAULT_CLASSES = 10  # of a student whose logits are not known yet
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

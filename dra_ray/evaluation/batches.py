@@ -159,10 +159,10 @@ def _radius(student: nn.Module, work: Work) -> Arrays:
 def _corrupted(student: nn.Module, work: Work) -> Arrays:
     """Many images, in parts of the evaluation's batch."""
     assert work.corruption
-    made = work.evaluation.corruptions == corruptions.MADE
+    generated = work.evaluation.corruptions == corruptions.MADE
     images = (
         corruptions.generated(work.images, *work.corruption, work.evaluation.seed)
-        if made
+        if generated
         else work.images
     )
     batch = work.evaluation.batch

@@ -484,7 +484,7 @@ class _Job:
         named = [
             CLEAN,
             *catalogue.attacks(
-                self.verdicts.num_classes or catalogue.DIGITS,
+                self.verdicts.num_classes or catalogue.DEFAULT_CLASSES,
                 self.evaluation.version,
                 self.evaluation.level,
             ),
