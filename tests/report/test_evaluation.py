@@ -132,7 +132,7 @@ def test_bars_are_in_the_order_of_the_attacks_with_wilsons_intervals(attacked: S
     low, high = wilson(round(0.5 * IMAGES), IMAGES)
     assert bar["error_y"]["array"][4] == pytest.approx(100 * (high - 0.5), abs=0.01)
     assert bar["error_y"]["arrayminus"][4] == pytest.approx(100 * (0.5 - low), abs=0.01)
-    assert "APGD-CE, APGD-DLR, FAB, SQUARE, APGD-T, FAB-T" in page(attacked).text
+    assert "APGD-CE, APGD-DLR, FAB, Square, APGD-T, FAB-T" in page(attacked).text
 
 
 def test_the_curve_shows_every_radius_and_autoattack(attacked: Store) -> None:
