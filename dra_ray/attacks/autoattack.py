@@ -51,7 +51,7 @@ def clean_correct(student: nn.Module, images: Tensor, labels: Tensor, batch: int
         return torch.cat(
             [
                 student(x).max(1)[1] == y
-                for x, y in zip(images.split(batch), labels.split(batch), strict=True)
+                for x, y in zip(torch.split(images, batch), torch.split(labels, batch), strict=True)
             ]
         )
 

@@ -40,7 +40,7 @@ def has_bfloat16(device: torch.device) -> bool:
     very slowly.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

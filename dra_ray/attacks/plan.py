@@ -83,7 +83,7 @@ def plan_chunks(alive: Tensor, batch: int) -> list[Tensor]:
     process.
     """
     indices = alive.nonzero().squeeze(1)
-    return list(indices.split(batch)) if len(indices) else []
+    return list(torch.split(indices, batch)) if len(indices) else []
 
 
 class Plan:

@@ -99,7 +99,7 @@ def share(query: int) -> float:
     """The share p of the image that a window covers at a query, without rescaling to the number of
     queries.
     """
-    return P_INIT / 2 ** sum(query > after for after in BREAKS)
+    return P_INIT / 2.0 ** sum(query > after for after in BREAKS)
 
 
 def _side(query: int, height: int, width: int, least: int = 1) -> int:
@@ -151,7 +151,8 @@ class TurnedDown:
         if self._seen is None:
             return None
         code = sum((signs[:, k].long() + 1) * 3**k for k in range(signs.shape[1]))
-        return (top * max(self.width - self._side, 1) + left) * self.signs + code
+        key: Tensor = (top * max(self.width - self._side, 1) + left) * self.signs + code
+        return key
 
     def _lasting(self, query: int) -> int:
         """Queries with windows of the size that `query` begins."""
@@ -180,7 +181,8 @@ def unit(delta: Tensor) -> Tensor:
 
 
 def _norm(delta: Tensor) -> Tensor:
-    return delta.flatten(1).norm(dim=1)[:, None, None, None]
+    norms: Tensor = delta.flatten(1).norm(dim=1)
+    return norms[:, None, None, None]
 
 
 def _tiles(x: Tensor, draws: Draws) -> Tensor:

@@ -27,16 +27,18 @@ def package(student: nn.Module, case: Case, targets: int) -> Tensor:
     draws random numbers, each pass in it counts, and so does their order.
     """
     run = _loaded(student, case.settings, targets, case.images.device)
-    images, labels = case.images.clone(), case.labels.clone()
     attack = ATTACKS[case.attack]
     if attack.loss and not attack.targeted:
         run.apgd.loss = attack.loss
-        return run.apgd.perturb(images, labels)
-    if case.attack in ("fab", "fab-t"):
+        loop = run.apgd
+    elif case.attack in ("fab", "fab-t"):
         run.fab.targeted = attack.targeted
         run.fab.n_restarts = 1 if attack.targeted else run.fab.n_restarts
-        return run.fab.perturb(images, labels)
-    return {"apgd-t": run.apgd_targeted, "square": run.square}[case.attack].perturb(images, labels)
+        loop = run.fab
+    else:
+        loop = {"apgd-t": run.apgd_targeted, "square": run.square}[case.attack]
+    adversarial: Tensor = loop.perturb(case.images.clone(), case.labels.clone())
+    return adversarial
 
 
 def _loaded(

@@ -166,7 +166,7 @@ def _corrupted(student: nn.Module, work: Work) -> Arrays:
         else work.images
     )
     batch = work.evaluation.batch
-    parts = zip(images.split(batch), work.labels.split(batch), strict=True)
+    parts = zip(torch.split(images, batch), torch.split(work.labels, batch), strict=True)
     with torch.no_grad():
         right = [student(data.to_float(x).to(work.device)).argmax(1).cpu() == y for x, y in parts]
     return {"correct": torch.cat(right).numpy()}
@@ -196,6 +196,6 @@ def numerics(device: str) -> dict[str, Any]:
         "matmul_tf32": torch.backends.cuda.matmul.allow_tf32,
         "cudnn_tf32": torch.backends.cudnn.allow_tf32,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
-        "cudnn_version": torch.backends.cudnn.version(),
+        "cudnn_version": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "cuda": torch.version.cuda,
     }
