@@ -25,7 +25,7 @@ from dra_ray.pool import client as pool_client
 from dra_ray.pool import service
 from dra_ray.pool.rows import Rows
 from dra_ray.teachers.edm import EDM
-from dra_ray.teachers.source import LocalTeacher, Ready
+from dra_ray.teachers.source import LocalTeacher, Pending, Ready, Request
 from dra_ray.training import arithmetic, step
 
 CHANNELS, RESOLUTION, CLASSES, FEATURES = 3, 32, 10, 256
@@ -33,12 +33,11 @@ IN_FLIGHT = 4
 MICRO_BATCH = 64
 TURNS = 3
 
-Request = tuple[Tensor, Tensor, Tensor, int]
 Say = Callable[[str], None]
 
 
 class Source(Protocol):
-    def submit(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int) -> Any: ...
+    def submit(self, request: Request) -> Pending: ...
 
 
 # -- teachers --------------------------------------------------------------------------------------
@@ -52,23 +51,17 @@ class Waiting:
     def __init__(self, service_s: float = 0.0, micro_batch: int = MICRO_BATCH) -> None:
         self._service_s, self.micro_batch, self.feature_dim = service_s, micro_batch, FEATURES
 
-    def check(self, images: Tensor, labels: Tensor, sigma: Tensor) -> None:
+    def check(self, request: Request) -> None:
         """Takes anything."""
 
-    def encode_each(
-        self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seeds: Tensor
-    ) -> Tensor:
+    def encode(self, request: Request) -> Tensor:
         if self._service_s:
             time.sleep(self._service_s)
-        return torch.zeros(len(images), self.feature_dim)
+        return torch.zeros(len(request), self.feature_dim)
 
-    def sample(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return (
-            torch.zeros(1, CHANNELS, 1, 1, dtype=torch.uint8),
-            torch.zeros(1, dtype=torch.int64),
-            torch.ones(1),
-            torch.zeros(1, dtype=torch.int64),
-        )
+    def sample(self) -> Request:
+        images = torch.zeros(1, CHANNELS, 1, 1, dtype=torch.uint8)
+        return Request.seeded(images, torch.zeros(1, dtype=torch.int64), torch.ones(1), 0)
 
 
 def small() -> LocalTeacher:
@@ -95,19 +88,12 @@ class InProcess:
     def __init__(self, teacher: Rows) -> None:
         self._teacher = teacher
 
-    def submit(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int) -> Ready:
-        return Ready(_encode(self._teacher, images, labels, sigma, noise_seed))
+    def submit(self, request: Request) -> Ready:
+        return Ready(_encode(self._teacher, request))
 
 
-def _encode(
-    teacher: Rows, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int
-) -> Tensor:
-    seeds = noise_seed + torch.arange(len(images))
-    parts = zip(
-        *(tensor.split(teacher.micro_batch) for tensor in (images, labels, sigma, seeds)),
-        strict=True,
-    )
-    return torch.cat([teacher.encode_each(*part) for part in parts])
+def _encode(teacher: Rows, request: Request) -> Tensor:
+    return torch.cat([teacher.encode(part) for part in request.split(teacher.micro_batch)])
 
 
 @ray.remote(num_cpus=0)
@@ -115,13 +101,8 @@ class PlainActor:
     def __init__(self, make: Callable[[], Rows]) -> None:
         self._teacher = make()
 
-    def encode(
-        self, images: np.ndarray, labels: np.ndarray, sigma: np.ndarray, noise_seed: int
-    ) -> np.ndarray:
-        pixels, classes, levels = (
-            torch.from_numpy(np.array(part)) for part in (images, labels, sigma)
-        )
-        return _encode(self._teacher, pixels, classes, levels, noise_seed).numpy()
+    def encode(self, request: Request) -> np.ndarray:
+        return _encode(self._teacher, request).numpy()
 
 
 class Actors:
@@ -131,13 +112,11 @@ class Actors:
         self._actors = [PlainActor.remote(make) for _ in range(count)]  # type: ignore[attr-defined]
         self._under_way: list[list[Any]] = [[] for _ in self._actors]
 
-    def submit(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int) -> _ActorCall:
+    def submit(self, request: Request) -> _ActorCall:
         for queue in self._under_way:
             queue[:] = ray.wait(queue, num_returns=len(queue), timeout=0)[1] if queue else []
         number = min(range(len(self._actors)), key=lambda index: len(self._under_way[index]))
-        ref = self._actors[number].encode.remote(
-            images.numpy(), labels.numpy(), sigma.numpy(), noise_seed
-        )
+        ref = self._actors[number].encode.remote(request)
         self._under_way[number].append(ref)
         return _ActorCall(ref)
 
@@ -252,7 +231,7 @@ def _measured(sources: list[Source], stream: list[Request], count: int) -> list[
     """
     for source in sources:
         for call in [
-            source.submit(*request) for request in stream[:IN_FLIGHT]
+            source.submit(request) for request in stream[:IN_FLIGHT]
         ]:  # all replicas are warm
             call.result()
     each = max(1, count // TURNS)
@@ -264,13 +243,13 @@ def _measured(sources: list[Source], stream: list[Request], count: int) -> list[
             for number in range(each):
                 if len(under_way) == IN_FLIGHT:
                     under_way.popleft().result()
-                under_way.append(source.submit(*stream[number % len(stream)]))
+                under_way.append(source.submit(stream[number % len(stream)]))
             while under_way:
                 under_way.popleft().result()
-            spent.append((time.perf_counter() - begun_s) / (each * len(stream[0][0])))
+            spent.append((time.perf_counter() - begun_s) / (each * len(stream[0])))
             for number in range(max(2, each // 4)):
                 begun_s = time.perf_counter()
-                source.submit(*stream[number % len(stream)]).result()
+                source.submit(stream[number % len(stream)]).result()
                 latencies.append(1000 * (time.perf_counter() - begun_s))
     return found
 
@@ -294,12 +273,8 @@ def _request(size: int, number: int) -> Request:
     images = torch.randint(
         256, (size, CHANNELS, RESOLUTION, RESOLUTION), dtype=torch.uint8, generator=draws
     )
-    return (
-        images,
-        torch.randint(CLASSES, (size,), generator=draws),
-        torch.full((size,), 0.06),
-        1000 * number,
-    )
+    labels = torch.randint(CLASSES, (size,), generator=draws)
+    return Request.seeded(images, labels, torch.full((size,), 0.06), 1000 * number)
 
 
 def lockstep_work(trials: int = 4, requests: int = 30, service_s: float = 0.05) -> float:
@@ -307,7 +282,7 @@ def lockstep_work(trials: int = 4, requests: int = 30, service_s: float = 0.05) 
 
     def follow(client: pool_client.PoolClient, seed: int) -> None:
         for number in range(requests):
-            client.submit(*_request(MICRO_BATCH, seed + number)).result()
+            client.submit(_request(MICRO_BATCH, seed + number)).result()
             time.sleep(0.02)
 
     with _pool("lockstep", functools.partial(Waiting, service_s), 2, 2) as make:
@@ -331,7 +306,7 @@ def scale_up(clients: int = 4, service_s: float = 0.2) -> float:
     def load(client: pool_client.PoolClient, seed: int) -> None:
         number = seed
         while not stop.is_set():
-            client.submit(*_request(MICRO_BATCH, number)).result()
+            client.submit(_request(MICRO_BATCH, number)).result()
             number += 1
 
     with _pool("load", functools.partial(Waiting, service_s), 1, 2) as make:
@@ -377,7 +352,8 @@ def step_overhead(student: str, batch: int, steps: int) -> dict[str, Any]:
     aligned = config.override(plain, {"align.weight": 1.0, "teacher.uri": "bench"})
     device, mine = torch.device("cpu"), slice(0, batch)
     arithmetic.prepare(plain.compute, torch.get_num_threads())
-    images, labels, *_ = _request(batch, 0)
+    request = _request(batch, 0)
+    images, labels = request.images, request.labels
     without, _ = step.initial_state(plain, shape, None, device)
     bare = step.Feed(plain, lambda number: (images, labels), mine, None, 2 + steps)
     first_s = [_timed(without, plain, bare, mine) for _ in range(2)]

@@ -19,7 +19,7 @@ from dra_ray.errors import ConfigError, DataError
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.network import Network
-from dra_ray.teachers.source import LocalTeacher
+from dra_ray.teachers.source import LocalTeacher, Request
 
 Encode = Callable[
     [Tensor, Tensor, str], Tensor
@@ -97,7 +97,8 @@ def frozen(
         source = LocalTeacher(
             net, config.model_copy(update={"layer": layer, "label": "null"}), threads, device
         )
-        return source.encode(images, torch.zeros(len(images), dtype=torch.int64), sigma, noise_seed)
+        labels = torch.zeros(len(images), dtype=torch.int64)
+        return source.encode(Request.seeded(images, labels, sigma, noise_seed))
 
     return encode
 
@@ -116,9 +117,8 @@ def encode(
     labels that `config.label` says.
     """
     source = LocalTeacher(net, config.model_copy(update={"layer": layer}), threads, device)
-    return source.encode(
-        images.images, images.labels, torch.full((len(images),), sigma), noise_seed
-    )
+    levels = torch.full((len(images),), sigma)
+    return source.encode(Request.seeded(images.images, images.labels, levels, noise_seed))
 
 
 SIGMAS = (0.02, 0.06, 0.14, 0.3)  # around DDAE's best for EDM on CIFAR-10 (arXiv 2303.09769)

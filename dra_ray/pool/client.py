@@ -25,7 +25,7 @@ from dra_ray.pool.metrics import METRICS, SECONDS
 from dra_ray.pool.service import app_name
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
-from dra_ray.teachers.source import FeatureSource, LocalTeacher
+from dra_ray.teachers.source import FeatureSource, LocalTeacher, Request
 
 # a request that ended so never ran to its end; RayTaskError, which says that it ran and failed, is
 # not among them
@@ -34,8 +34,6 @@ _REFUSED = (RayServeException,)  # nobody took it: the deployment is coming up, 
 # A request that was lost so often is cut into micro-batches, so that one that kills its replica is
 # found; that one is given up.
 CUT_AFTER, GIVE_UP_AFTER = 3, 6
-
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels, sigma
 
 
 class PoolClient:
@@ -72,12 +70,11 @@ class PoolClient:
         self.feature_dim: int = described["feature_dim"]
         self.micro_batch: int = described["micro_batch"]
 
-    def submit(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int) -> Call:
+    def submit(self, request: Request) -> Call:
         """Send a request; waits first for the oldest one where `pool.max_inflight` are under way."""
         while len(self._inflight) >= self._settings.max_inflight:
             self._inflight[0].result()
-        images_, labels_, sigma_ = (part.cpu().numpy() for part in (images, labels, sigma))
-        call = Call(self, (images_, labels_, sigma_), noise_seed)
+        call = Call(self, request)
         self._inflight.append(call)
         return call
 
@@ -114,10 +111,10 @@ class Call:
     As many parts as the client may have in flight are sent at once, the others as answers come.
     """
 
-    def __init__(self, client: PoolClient, arrays: Arrays, noise_seed: int) -> None:
+    def __init__(self, client: PoolClient, request: Request) -> None:
         self._client = client
         size = max(1, client._settings.request_images // client.micro_batch) * client.micro_batch
-        self._parts = _cut(client, arrays, noise_seed, size)
+        self._parts = [_Part(client, part) for part in request.split(size)]
         self._features: Tensor | None = None
         self._send(0)
 
@@ -144,24 +141,11 @@ class Call:
         return self._features
 
 
-def _cut(client: PoolClient, arrays: Arrays, noise_seed: int, size: int) -> list[_Part]:
-    starts = range(0, max(len(arrays[0]), 1), size)
-    images, labels, sigmas = arrays
-    return [
-        _Part(
-            client,
-            (images[at : at + size], labels[at : at + size], sigmas[at : at + size]),
-            noise_seed + at,
-        )
-        for at in starts
-    ]
-
-
 class _Part:
     """What one replica answers; sent when it is first needed."""
 
-    def __init__(self, client: PoolClient, arrays: Arrays, noise_seed: int) -> None:
-        self._client, self._arrays, self._noise_seed = client, arrays, noise_seed
+    def __init__(self, client: PoolClient, request: Request) -> None:
+        self._client, self._request = client, request
         self._response: Any = None
         self._features: np.ndarray | None = None
         self._lost = 0
@@ -170,7 +154,7 @@ class _Part:
         if self._features is None and (again or self._response is None):
             client = self._client
             self._response = client._handle.encode.remote(
-                *self._arrays, self._noise_seed, client._name, client._trial
+                self._request, client._name, client._trial
             )
 
     def result(self, deadline_s: float, limit_s: float) -> np.ndarray:
@@ -216,16 +200,12 @@ class _Part:
         a time tells.
         """
         size = self._client.micro_batch
-        if len(self._arrays[0]) > size:
-            return np.concatenate(
-                [
-                    part.result(deadline_s, limit_s)
-                    for part in _cut(self._client, self._arrays, self._noise_seed, size)
-                ]
-            )
+        if len(self._request) > size:
+            parts = [_Part(self._client, part) for part in self._request.split(size)]
+            return np.concatenate([part.result(deadline_s, limit_s) for part in parts])
         if self._lost >= GIVE_UP_AFTER:
             raise PoolError(
-                f"{self._lost} replicas died with the same {len(self._arrays[0])} images "
+                f"{self._lost} replicas died with the same {len(self._request)} images "
                 f"({_reason(error)}); if they ran out of memory, lower "
                 "teacher.micro_batch or give replicas more, then start the run again: it resumes "
                 "from its last checkpoint"

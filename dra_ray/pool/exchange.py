@@ -9,7 +9,6 @@ here needs torch: the actor is there at once.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -19,15 +18,6 @@ import numpy as np
 import ray
 
 NAMESPACE = "dra_ray"  # of the actors of pools
-
-
-def digest(*arrays: np.ndarray, seed: int) -> bytes:
-    """SHA-256 of a request's arrays, with shapes and types, and its seed."""
-    found = hashlib.sha256(str(seed).encode())
-    for array in arrays:
-        found.update(f"{array.dtype}{array.shape}".encode())
-        found.update(np.ascontiguousarray(array).data)
-    return found.digest()
 
 
 class Window:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from ray import serve
 from ray.exceptions import RayError
 from ray.util import metrics
@@ -22,7 +21,7 @@ from dra_ray.pool.metrics import METRICS, SECONDS
 from dra_ray.pool.rows import Encoder, Rows
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
-from dra_ray.teachers.source import LocalTeacher
+from dra_ray.teachers.source import LocalTeacher, Request
 
 log = logging.getLogger("ray.serve")
 
@@ -94,10 +93,7 @@ class TeacherReplica:
 
     async def encode(
         self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        sigma: np.ndarray,
-        noise_seed: int,
+        request: Request,
         client: str = "",
         trial: str = "",
     ) -> tuple[np.ndarray, dict[str, float]]:
@@ -107,13 +103,7 @@ class TeacherReplica:
         cost = {"service_s": 0.0, "waited_s": 0.0, "hit": 0.0}
 
         async def make() -> np.ndarray:
-            # own copies: what Ray hands over is read-only
-            pixels, classes, levels = (
-                torch.from_numpy(np.array(part)) for part in (images, labels, sigma)
-            )
-            answer = await asyncio.wrap_future(
-                self.encoder.submit(client, pixels, classes, levels, noise_seed)
-            )
+            answer = await asyncio.wrap_future(self.encoder.submit(client, request))
             cost.update(service_s=answer.service_s, waited_s=answer.waited_s)
             self._mean_s = (
                 answer.service_s
@@ -124,12 +114,12 @@ class TeacherReplica:
 
         self._clients[client] = time.monotonic()
         if self._settings.window_bytes and self._company():
-            key = exchange.digest(images, labels, sigma, seed=noise_seed)
+            key = request.digest()
             features, hit = await self._window.get(key, lambda: self._once(key, make, cost))
             cost["hit"] = max(cost["hit"], float(hit))
         else:
             features = await make()
-        self._tell(len(images), cost, trial)
+        self._tell(len(request), cost, trial)
         return features, cost
 
     def _company(self) -> bool:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dra_ray.errors import PoolError
+from dra_ray.teachers.source import Request
 
 
 class Rows(Protocol):
@@ -33,18 +34,16 @@ class Rows(Protocol):
     @property
     def feature_dim(self) -> int: ...
 
-    def check(self, images: Tensor, labels: Tensor, sigma: Tensor) -> None:
+    def check(self, request: Request) -> None:
         """Raises `DataError` for a request that cannot be encoded."""
         ...
 
-    def encode_each(
-        self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seeds: Tensor
-    ) -> Tensor:
-        """Features float32 [B,D] of at most `micro_batch` images, a noise seed each."""
+    def encode(self, request: Request) -> Tensor:
+        """Features float32 [B,D] of at most `micro_batch` images."""
         ...
 
-    def sample(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A micro-batch of made-up arguments of `encode_each`, to try what its kernels do."""
+    def sample(self) -> Request:
+        """A micro-batch of made-up rows, to try what its kernels do."""
         ...
 
 
@@ -61,7 +60,7 @@ class Answer:
 
 @dataclass(eq=False)
 class _Work:
-    parts: tuple[Tensor, Tensor, Tensor, Tensor]
+    request: Request
     features: Tensor
     future: Future[Answer] = field(default_factory=Future)
     arrived_s: float = field(default_factory=time.monotonic)
@@ -70,7 +69,7 @@ class _Work:
     service_s: float = 0.0
 
     def __len__(self) -> int:
-        return len(self.features)
+        return len(self.request)
 
 
 Part = tuple[_Work, slice]
@@ -109,17 +108,10 @@ class Encoder:
         self._thread = threading.Thread(target=self._loop, name="encoder", daemon=True)
         self._thread.start()
 
-    def submit(
-        self, client: str, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int
-    ) -> Future[Answer]:
-        """The answer to come; see `FeatureSource.submit`. Raises `DataError` at once for what
-        cannot be encoded.
-        """
-        self.teacher.check(images, labels, sigma)
-        seeds = noise_seed + torch.arange(len(images))
-        work = _Work(
-            (images, labels, sigma, seeds), torch.empty(len(images), self.teacher.feature_dim)
-        )
+    def submit(self, client: str, request: Request) -> Future[Answer]:
+        """The answer to come. Raises `DataError` at once for what cannot be encoded."""
+        self.teacher.check(request)
+        work = _Work(request, torch.empty(len(request), self.teacher.feature_dim))
         work.future.set_running_or_notify_cancel()  # from here on nobody can cancel it
         if not len(work):
             work.future.set_result(Answer(work.features, 0.0, 0.0))
@@ -202,8 +194,8 @@ class Encoder:
     def _encode(self, parts: Sequence[Part]) -> None:
         begun_s = self._begun_s = time.monotonic()
         try:
-            features = self.teacher.encode_each(
-                *(torch.cat(rows) for rows in zip(*map(_rows_of, parts), strict=True))
+            features = self.teacher.encode(
+                Request.joined([work.request[rows] for work, rows in parts])
             )
         except Exception as error:
             self._begun_s = None
@@ -248,11 +240,6 @@ class Encoder:
             work.future.set_exception(error)
 
 
-def _rows_of(part: Part) -> tuple[Tensor, ...]:
-    work, rows = part
-    return tuple(tensor[rows] for tensor in work.parts)
-
-
 def independent_rows(teacher: Rows) -> bool:
     """Whether an image's feature has the same bits at any place of a micro-batch, whatever stands
     beside it.
@@ -260,11 +247,11 @@ def independent_rows(teacher: Rows) -> bool:
     A property of the kernels on this device, so it is tried.
     """
     whole = teacher.sample()
-    count = len(whole[0])
-    wanted = teacher.encode_each(*whole)
+    count = len(whole)
+    features = teacher.encode(whole)
     for shift in {1, count // 3, count // 2, count - 1} - {0}:
-        moved = [tensor.roll(shift, 0) for tensor in whole]
-        if not torch.equal(teacher.encode_each(*moved).roll(-shift, 0), wanted):
+        moved = Request.joined([whole[-shift:], whole[:-shift]])
+        if not torch.equal(teacher.encode(moved).roll(-shift, 0), features):
             return False
-    alone = teacher.encode_each(*(tensor[: count // 2] for tensor in whole))
-    return torch.equal(alone, wanted[: count // 2])
+    alone = teacher.encode(whole[: count // 2])
+    return torch.equal(alone, features[: count // 2])

@@ -1,11 +1,15 @@
-"""What a training step asks a teacher for, and the teacher that answers in its own process."""
+"""Requests for teacher features, and the teacher that answers them in its own process."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -13,6 +17,100 @@ from dra_ray.config import Teacher
 from dra_ray.data.random import derive
 from dra_ray.errors import DataError
 from dra_ray.teachers.network import Network
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """Clean images to encode, each with its label, noise level and noise seed.
+
+    A row's feature depends on that row alone: requests may be cut, joined, repeated and answered
+    anywhere. On the wire a request is four arrays (`__reduce__`), whichever device it came from.
+
+    Attributes:
+        images: uint8 [B,C,H,W].
+        labels: int64 [B].
+        sigma: float32 [B].
+        noise_seeds: int64 [B]; see `noise_of`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    sigma: Tensor
+    noise_seeds: Tensor
+
+    @classmethod
+    def seeded(cls, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int) -> Request:
+        """The request in which position p has the noise seed `noise_seed + p`."""
+        return cls(images, labels, sigma, noise_seed + torch.arange(len(images)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Request]) -> Request:
+        """The rows of `parts`, of which there is at least one, in their order."""
+        return cls(*map(torch.cat, zip(*(part.tensors for part in parts), strict=True)))
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.images, self.labels, self.sigma, self.noise_seeds
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """`tensors` as arrays in main memory."""
+        return tuple(tensor.cpu().numpy() for tensor in self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: slice) -> Request:
+        return Request(*(tensor[rows] for tensor in self.tensors))
+
+    def __reduce__(self) -> tuple[Callable[..., Request], tuple[Array, ...]]:
+        return _from_arrays, self.arrays
+
+    def split(self, size: int) -> list[Request]:
+        """Requests of at most `size` rows; an empty request gives one, which is empty."""
+        return [self[at : at + size] for at in range(0, max(len(self), 1), size)]
+
+    def digest(self) -> bytes:
+        """SHA-256 of all that features depend on; consecutive seeds count as the first of them."""
+        seeds = self.noise_seeds.tolist()
+        consecutive = seeds == list(range(seeds[0], seeds[0] + len(seeds))) if seeds else False
+        state = hashlib.sha256(str(seeds[0] if consecutive else seeds).encode())
+        for array in self.arrays[:3]:
+            state.update(f"{array.dtype}{array.shape}".encode())
+            state.update(np.ascontiguousarray(array).data)
+        return state.digest()
+
+    def check(self, net: Network, labelled: bool) -> None:
+        """Raises `DataError` unless `net` can encode the images, and knows the labels where it is
+        `labelled`; `ConfigError` for a noise level that it does not know.
+        """
+        images, labels = self.images, self.labels
+        shape = (net.channels, net.resolution, net.resolution)
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != shape:
+            raise DataError(
+                f"images are {images.dtype} {list(images.shape)}, but the teacher encodes "
+                f"torch.uint8 [B, {', '.join(map(str, shape))}]; "
+                "use a teacher that was trained on this data"
+            )
+        if len({len(tensor) for tensor in self.tensors}) > 1:
+            raise DataError(
+                f"{len(images)} images came with {len(labels)} labels, {len(self.sigma)} sigmas "
+                f"and {len(self.noise_seeds)} noise seeds; send one of each per image"
+            )
+        net.check_sigma(self.sigma)
+        known = net.num_classes if labelled else 0
+        if known and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < known:
+            raise DataError(
+                f"labels run from {int(labels.min())} to {int(labels.max())}, but the teacher "
+                f"knows classes 0 to {known - 1}"
+            )
+
+
+def _from_arrays(*arrays: Array) -> Request:
+    # what Ray hands over may lie in its object store and be read-only, which a tensor cannot be
+    return Request(*(torch.from_numpy(np.require(array, requirements="W")) for array in arrays))
 
 
 class Pending(Protocol):
@@ -29,11 +127,7 @@ class FeatureSource(Protocol):
     @property
     def feature_dim(self) -> int: ...
 
-    def submit(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int) -> Pending:
-        """`images` uint8 [B,C,H,W]; `labels` int64 [B]; `sigma` float32 [B]; position p's noise has
-        seed `noise_seed + p`.
-        """
-        ...
+    def submit(self, request: Request) -> Pending: ...
 
     def close(self) -> None: ...
 
@@ -74,8 +168,8 @@ class LocalTeacher:
     def micro_batch(self) -> int:
         return self.config.micro_batch
 
-    def sample(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A micro-batch of made-up arguments of `encode_each`."""
+    def sample(self) -> Request:
+        """A micro-batch of made-up rows, to try what the kernels do."""
         count, net = self.micro_batch, self.net
         draws = torch.Generator().manual_seed(0)
         images = torch.randint(
@@ -86,82 +180,42 @@ class LocalTeacher:
         )
         labels = torch.randint(max(net.num_classes, 1), (count,), generator=draws)
         low, high = net.sigma_range
-        return (
-            images,
-            labels,
-            torch.linspace(0.05, 0.5, count).clamp(low, high),
-            torch.arange(count),
-        )
+        sigma = torch.linspace(0.05, 0.5, count).clamp(low, high)
+        return Request.seeded(images, labels, sigma, 0)
 
-    def submit(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int) -> Pending:
-        return Ready(self.encode(images, labels, sigma, noise_seed))
+    def submit(self, request: Request) -> Pending:
+        return Ready(self.encode(request))
 
     def close(self) -> None:
         """Nothing to release."""
 
-    def encode(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int) -> Tensor:
-        """Features float32 [B,D] on the CPU; position p's noise has seed `noise_seed + p`. See
-        `FeatureSource.submit`.
-        """
-        return self.encode_each(images, labels, sigma, noise_seed + torch.arange(len(images)))
+    def check(self, request: Request) -> None:
+        """Raises `DataError` or `ConfigError` for a request that cannot be encoded."""
+        request.check(self.net, self.config.label == "true")
 
     @torch.no_grad()
-    def encode_each(
-        self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seeds: Tensor
-    ) -> Tensor:
-        """`encode` with a noise seed per image, int64 [B]: what lets equal-shaped requests be
-        merged.
-        """
-        self.check(images, labels, sigma)
-        parts = zip(
-            *(
-                tensor.split(self.config.micro_batch)
-                for tensor in (images, labels, sigma, noise_seeds)
-            ),
-            strict=True,
-        )
+    def encode(self, request: Request) -> Tensor:
+        """Features float32 [B,D] on the CPU. Raises as `check` does."""
+        self.check(request)
+        if not len(request):
+            return torch.empty(0, self.feature_dim)
         with _threads(self.threads):
-            features = [self._encode_part(*part) for part in parts]
-        return torch.cat(features) if features else torch.empty(0, self.feature_dim)
+            return torch.cat(list(map(self._encode_part, request.split(self.micro_batch))))
 
-    def _encode_part(
-        self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seeds: Tensor
-    ) -> Tensor:
-        count, size = len(images), self.config.micro_batch
-        noise = _padded(noise_of(noise_seeds.tolist(), self.net.noise_shape), size, 0.0).to(
+    def _encode_part(self, request: Request) -> Tensor:
+        count, size = len(request), self.micro_batch
+        noise = _padded(noise_of(request.noise_seeds.tolist(), self.net.noise_shape), size, 0.0).to(
             self.device
         )
-        sigma = _padded(sigma.to(torch.float32), size, 1.0).to(self.device)
+        sigma = _padded(request.sigma.to(torch.float32), size, 1.0).to(self.device)
         noisy = (
-            self.net.clean(_padded(images, size, 0)).to(self.device)
+            self.net.clean(_padded(request.images, size, 0)).to(self.device)
             + sigma.reshape(-1, 1, 1, 1) * noise
         )
         one_hot = None
         if self.net.num_classes and self.config.label == "true":
-            one_hot = _padded(self.net.one_hot(labels), size, 0.0).to(self.device)
+            one_hot = _padded(self.net.one_hot(request.labels), size, 0.0).to(self.device)
         return self.net.features(noisy, sigma, one_hot, self.layer)[:count].to("cpu", torch.float32)
-
-    def check(self, images: Tensor, labels: Tensor, sigma: Tensor) -> None:
-        """`DataError` unless a request can be encoded."""
-        wanted = (self.net.channels, self.net.resolution, self.net.resolution)
-        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != wanted:
-            raise DataError(
-                f"images are {images.dtype} {list(images.shape)}, but the teacher encodes "
-                f"torch.uint8 [B, {', '.join(map(str, wanted))}]; "
-                "use a teacher that was trained on this data"
-            )
-        if not len(images) == len(labels) == len(sigma):
-            raise DataError(
-                f"{len(images)} images came with {len(labels)} labels and {len(sigma)} sigmas; "
-                "send one of each per image"
-            )
-        self.net.check_sigma(sigma)
-        known = self.net.num_classes if self.config.label == "true" else 0
-        if known and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < known:
-            raise DataError(
-                f"labels run from {int(labels.min())} to {int(labels.max())}, but the teacher "
-                f"knows classes 0 to {known - 1}"
-            )
 
 
 def noise_of(seeds: list[int], shape: tuple[int, ...]) -> Tensor:

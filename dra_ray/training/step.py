@@ -19,7 +19,7 @@ from dra_ray.data import augment, random
 from dra_ray.storage import Store
 from dra_ray.students import Student
 from dra_ray.teachers.diffusion import draw_sigma
-from dra_ray.teachers.source import FeatureSource, Pending
+from dra_ray.teachers.source import FeatureSource, Pending, Request
 from dra_ray.training import arithmetic, losses, objective, optimisers, syncnorm, workers
 from dra_ray.training.projector import projector
 
@@ -90,21 +90,20 @@ def prepare(
     mine: slice,
     source: FeatureSource | None,
 ) -> Batch:
-    """Step `number`'s batch, from images as the data set has them; its features are asked for."""
+    """Step `number`'s batch, from images as the data set has them; requests its features."""
     changes = augment.parameters(
         experiment.optim.batch,
         experiment.data,
         random.generator(experiment.seed, random.Stream.AUGMENT, number),
     )
     images = augment.apply(images, experiment.data, changes[mine])
-    return Batch(
-        images, labels, _ask(source, experiment, images, labels, number, mine) if source else []
-    )
+    targets = request_features(source, experiment, images, labels, number, mine) if source else []
+    return Batch(images, labels, targets)
 
 
 class Feed:
-    """The batches of coming steps. Their features are asked for `pool.ahead` steps before the step
-    that needs them, so that attacks hide the round trip and a pool that is busy for a while delays
+    """The batches of coming steps. Requests their features `pool.ahead` steps before the step that
+    needs them, so that attacks hide the round trip and a pool that is busy for a while delays
     nobody.
 
     Args:
@@ -131,7 +130,7 @@ class Feed:
         self._ready: dict[int, Batch] = {}
 
     def take(self, number: int) -> Batch:
-        """The batch of step `number`; steps are to be taken one after the other."""
+        """The batch of step `number`; call with consecutive steps."""
         for coming in range(number, min(number + self._ahead + 1, self._last)):
             if coming not in self._ready:
                 self._ready[coming] = prepare(
@@ -154,16 +153,16 @@ def drawing(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def step(
-    state: State, experiment: config.Experiment, asked: Batch, mine: slice, epoch: int = 0
+    state: State, experiment: config.Experiment, batch: Batch, mine: slice, epoch: int = 0
 ) -> Tensor:
     """One adversarial step on this worker's slice of the batch, gradients averaged over workers.
 
     Returns float32 [4]: loss and its clean, robust and alignment parts.
     """
-    batch, seed = experiment.optim.batch, experiment.seed
-    images, labels = asked.images, asked.labels
+    size, seed = experiment.optim.batch, experiment.seed
+    images, labels = batch.images, batch.labels
     noise = pgd.noise_like(
-        (batch, *images.shape[1:]),
+        (size, *images.shape[1:]),
         experiment.threat,
         random.generator(seed, random.Stream.ATTACK, state.step),
     )[mine]
@@ -185,13 +184,13 @@ def step(
     ):
         loss_clean, loss_robust, features = attacked.losses()
         loss_align = torch.zeros((), device=x.device)
-        for weight, pending in asked.targets:
+        for weight, pending in batch.targets:
             assert head is not None
             loss_align = loss_align + weight * losses.alignment(
                 head(features), pending.result().to(x.device)
             )
         loss = loss_clean + loss_robust + experiment.align.weight * loss_align
-        (loss * _share(mine, batch)).backward()
+        (loss * _share(mine, size)).backward()
     # in one message: the attack is nine tenths of a step, so there is nothing to overlap it with
     workers.average_(
         [
@@ -209,7 +208,7 @@ def step(
     return torch.stack([loss, loss_clean, loss_robust, loss_align]).detach()
 
 
-def _ask(
+def request_features(
     source: FeatureSource,
     experiment: config.Experiment,
     images: Tensor,
@@ -218,25 +217,19 @@ def _ask(
     mine: slice,
 ) -> list[tuple[float, Pending]]:
     """(weight, feature under way) of every alignment of this step."""
-    align, batch, seed = experiment.align, experiment.optim.batch, experiment.seed
-    sigma = torch.full((len(images),), align.sigma)
+    align, size, seed = experiment.align, experiment.optim.batch, experiment.seed
     # the seed of position p is seed + p: each worker's slice continues the batch's
-    asked: list[tuple[float, Pending]] = [
-        (
-            1.0,
-            source.submit(
-                images,
-                labels,
-                sigma,
-                random.derive(seed, random.Stream.TEACHER_NOISE, step) // 2 + mine.start,
-            ),
-        )
+    noise_seed = random.derive(seed, random.Stream.TEACHER_NOISE, step) // 2 + mine.start
+    sigma = torch.full((len(images),), align.sigma)
+    targets: list[tuple[float, Pending]] = [
+        (1.0, source.submit(Request.seeded(images, labels, sigma, noise_seed)))
     ]
     if align.extra_weight:
-        drawn = draw_sigma(batch, random.generator(seed, random.Stream.EXTRA_SIGMA, step))[mine]
         noise_seed = random.derive(seed, random.Stream.EXTRA_NOISE, step) // 2 + mine.start
-        asked.append((align.extra_weight, source.submit(images, labels, drawn, noise_seed)))
-    return asked
+        sigma = draw_sigma(size, random.generator(seed, random.Stream.EXTRA_SIGMA, step))[mine]
+        pending = source.submit(Request.seeded(images, labels, sigma, noise_seed))
+        targets.append((align.extra_weight, pending))
+    return targets
 
 
 def initial_state(

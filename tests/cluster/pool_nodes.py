@@ -30,9 +30,10 @@ from dra_ray.pool import client as pool_client
 from dra_ray.pool import service
 from dra_ray.storage import Store
 from dra_ray.workloads import sweep
-from tests.cluster import teachers
 from tests.cluster.small import experiment
-from tests.cluster.teachers import Sums, expected, request
+from tests.support import teachers
+from tests.support.requests import request
+from tests.support.teachers import Sums, expected
 
 ON_TEACHERS = {"resources": {"teacher": 1.0}, "cpus_per_replica": 0.0}
 QUICK = {
@@ -45,7 +46,7 @@ QUICK = {
 
 def lost() -> dict[str, Any]:
     """Two teacher nodes, both replicas on them; one node is killed with requests in flight."""
-    ray.cloudpickle.register_pickle_by_value(teachers)
+    teachers.travel()
     nodes = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
     )
@@ -59,10 +60,10 @@ def lost() -> dict[str, Any]:
     with service.held(app):
         assert cluster.wait_until(lambda: service.replicas(app).get("RUNNING", 0) == 2, 60)
         client = pool_client.PoolClient(app, settings.model_copy(update={"max_inflight": 8}))
-        calls = [client.submit(*request(number, 160)) for number in range(6)]
+        calls = [client.submit(request(number, 160)) for number in range(6)]
         time.sleep(0.3)
         nodes.remove_node(workers[0], allow_graceful=False)
-        calls += [client.submit(*request(number, 160)) for number in range(6, 8)]
+        calls += [client.submit(request(number, 160)) for number in range(6, 8)]
         wrong = [
             number
             for number, call in enumerate(calls)

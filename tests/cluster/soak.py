@@ -25,9 +25,10 @@ import torch
 from dra_ray import cluster, config
 from dra_ray.pool import client as pool_client
 from dra_ray.pool import service
-from tests.cluster import teachers
 from tests.cluster.small import replica_pids
-from tests.cluster.teachers import Sums, expected, request
+from tests.support import teachers
+from tests.support.requests import request
+from tests.support.teachers import Sums, expected
 
 KILL_EVERY_S = 30.0
 SETTINGS = config.Pool(
@@ -42,7 +43,7 @@ SETTINGS = config.Pool(
 
 
 def main(minutes: float) -> dict[str, Any]:
-    ray.cloudpickle.register_pickle_by_value(teachers)
+    teachers.travel()
     app = f"{service.PREFIX}soak"
     with cluster.connect(num_cpus=4):
         service.deploy(app, functools.partial(Sums, 0.02), SETTINGS, {"uri": "soak"})
@@ -64,7 +65,7 @@ def _play(app: str, minutes: float) -> dict[str, Any]:
                     return
                 sent[index] += 1
                 mismatches[index] += not torch.equal(
-                    clients[index].submit(*request(number, size)).result(), expected(number, size)
+                    clients[index].submit(request(number, size)).result(), expected(number, size)
                 )
         except Exception as error:
             errors.append(repr(error))

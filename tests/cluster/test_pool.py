@@ -4,6 +4,7 @@ replicas.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -24,8 +25,9 @@ from dra_ray.pool import service
 from dra_ray.pool.ledger import open_ledger
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
-from dra_ray.teachers.source import LocalTeacher
+from dra_ray.teachers.source import LocalTeacher, Request
 from tests.cluster.small import replica_pids
+from tests.support import requests
 
 SETTINGS = config.Pool(
     min_replicas=1,
@@ -39,15 +41,8 @@ SETTINGS = config.Pool(
 )
 
 
-def request(index: int, count: int = 96) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    draws = torch.Generator().manual_seed(index)
-    images = torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=draws)
-    return (
-        images,
-        torch.randint(10, (count,), generator=draws),
-        0.05 + torch.rand(count, generator=draws),
-        1000 * index,
-    )
+def request(index: int, count: int = 96) -> Request:
+    return requests.request(index, count, resolution=8)
 
 
 @pytest.fixture(scope="module")
@@ -72,20 +67,15 @@ def test_pool_equals_local_to_the_bit(app: str, local: LocalTeacher) -> None:
     assert client.feature_dim == local.feature_dim
     for index, count in enumerate((1, 63, 64, 65, 200)):
         assert torch.equal(
-            client.submit(*request(index, count)).result(), local.encode(*request(index, count))
+            client.submit(request(index, count)).result(), local.encode(request(index, count))
         )
 
 
 def test_a_slice_with_its_offset_equals_the_slice_of_the_whole(
     app: str, local: LocalTeacher
 ) -> None:
-    images, labels, sigma, seed = request(7, 100)
-    whole = local.encode(images, labels, sigma, seed)
-    part = (
-        pool_client.PoolClient(app, SETTINGS)
-        .submit(images[40:], labels[40:], sigma[40:], seed + 40)
-        .result()
-    )
+    whole = local.encode(request(7, 100))
+    part = pool_client.PoolClient(app, SETTINGS).submit(request(7, 100)[40:]).result()
     torch.testing.assert_close(part, whole[40:], rtol=1e-5, atol=1e-6)
 
 
@@ -97,38 +87,39 @@ def test_in_flight_requests_are_bounded_and_answered_in_any_order(
     )
     calls = []
     for index in range(6):
-        calls.append(client.submit(*request(index)))
+        calls.append(client.submit(request(index)))
         assert len(client._inflight) <= 2
     for index in reversed(range(6)):
-        assert torch.equal(calls[index].result(), local.encode(*request(index)))
+        assert torch.equal(calls[index].result(), local.encode(request(index)))
         assert torch.equal(calls[index].result(), calls[index].result())
 
 
 def test_killed_replicas_lose_nothing(app: str, local: LocalTeacher) -> None:
     client = pool_client.PoolClient(app, SETTINGS)
-    client.submit(*request(0)).result()
+    client.submit(request(0)).result()
     victims = replica_pids()
-    calls = [client.submit(*request(index, 4000)) for index in range(3)]
+    calls = [client.submit(request(index, 4000)) for index in range(3)]
     time.sleep(0.3)  # the first of them is being encoded now
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
-    calls.append(client.submit(*request(3, 4000)))
+    calls.append(client.submit(request(3, 4000)))
     for index, call in enumerate(calls):
-        assert torch.equal(call.result(), local.encode(*request(index, 4000)))
+        assert torch.equal(call.result(), local.encode(request(index, 4000)))
     assert client.totals["retries"] > 0, "nothing was in flight when the replica died"
     assert client.totals["requests"] == 5
 
 
 def test_a_refused_request_is_not_sent_again(app: str) -> None:
     client = pool_client.PoolClient(app, SETTINGS)
-    images, labels, sigma, seed = request(0)
+    grey = request(0)
+    colour = dataclasses.replace(grey, images=grey.images.expand(-1, 3, -1, -1))
     with pytest.raises(PoolError, match=r"the teacher failed.*\[96, 3, 8, 8\]"):
-        client.submit(images.expand(-1, 3, -1, -1), labels, sigma, seed).result()
+        client.submit(colour).result()
     assert client.totals["retries"] == 0
 
 
 def test_no_answer_in_time_is_an_error_with_the_remedy(app: str) -> None:
-    call = pool_client.PoolClient(app, SETTINGS).submit(*request(0, 2000))
+    call = pool_client.PoolClient(app, SETTINGS).submit(request(0, 2000))
     with pytest.raises(PoolError, match=r"pool.timeout_s=0.001.*resumes"):
         call.result(timeout_s=0.001)
 
@@ -143,7 +134,7 @@ def test_the_pool_grows_under_load_and_shrinks_after(app: str, tmp_path) -> None
         client = pool_client.PoolClient(app, SETTINGS)
         index = start
         while not stop.is_set():
-            client.submit(*request(index, 256)).result()
+            client.submit(request(index, 256)).result()
             index += 1
         client.close()
 
@@ -219,7 +210,7 @@ def test_a_pool_brought_up_by_hand_outlives_the_runs_that_use_it(
     with service.serving(own, SETTINGS) as app:
         assert app == name
         client = pool_client.PoolClient(app, SETTINGS, "trial-7")
-        client.submit(*request(1)).result()
+        client.submit(request(1)).result()
         client.close()
     found = {row["pool"]: row for row in dra("status", "--json", "found.json")}
     assert found[name]["trials"]["trial-7"]["requests"] == 1 and found[name]["replicas"] == {

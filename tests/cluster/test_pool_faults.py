@@ -5,6 +5,7 @@ told.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import signal
@@ -21,11 +22,12 @@ from dra_ray import cluster, config
 from dra_ray.errors import PoolError
 from dra_ray.pool import client as pool_client
 from dra_ray.pool import service
-from tests.cluster import teachers
 from tests.cluster.small import replica_pids
-from tests.cluster.teachers import ENDLESS, FATAL, Sums, expected, request
+from tests.support import teachers
+from tests.support.requests import request
+from tests.support.teachers import ENDLESS, FATAL, Mortal, Sums, expected
 
-ray.cloudpickle.register_pickle_by_value(teachers)  # replicas do not have the tests
+teachers.travel()
 
 USUAL = {
     "cpus_per_replica": 0.1,
@@ -60,11 +62,11 @@ def test_all_replicas_at_once(ray_cluster: Any) -> None:
             assert cluster.wait_until(
                 lambda: running("killed") == 2 and len(replica_pids()) == 2, 60
             )
-            calls = [source.submit(*request(10 * round_ + number, 100)) for number in range(4)]
+            calls = [source.submit(request(10 * round_ + number, 100)) for number in range(4)]
             time.sleep(0.2)
             for pid in replica_pids()[victims]:
                 os.kill(pid, signal.SIGKILL)
-            calls += [source.submit(*request(10 * round_ + number, 100)) for number in range(4, 6)]
+            calls += [source.submit(request(10 * round_ + number, 100)) for number in range(4, 6)]
             for number, call in enumerate(calls):
                 assert torch.equal(call.result(), expected(10 * round_ + number, 100))
         totals = source.totals
@@ -73,11 +75,11 @@ def test_all_replicas_at_once(ray_cluster: Any) -> None:
 
 
 def test_a_replica_that_hangs_is_replaced(ray_cluster: Any, tmp_path: Any) -> None:
-    make = functools.partial(Sums, once=str(tmp_path / "hung"))
+    make = functools.partial(Mortal, once=str(tmp_path / "hung"))
     with serving("hangs", make, min_replicas=1, max_replicas=1, hang_s=1.0) as client:
         source = client()
         calls = [
-            source.submit(*request(number, 20, label))
+            source.submit(request(number, 20, label))
             for number, label in enumerate((1, ENDLESS, 2))
         ]
         for number, label in enumerate((1, ENDLESS, 2)):
@@ -104,7 +106,7 @@ def test_scale_down_under_load_loses_nothing(ray_cluster: Any) -> None:
             while not stop.is_set():
                 number = next(numbers)
                 assert torch.equal(
-                    source.submit(*request(number, 16)).result(), expected(number, 16)
+                    source.submit(request(number, 16)).result(), expected(number, 16)
                 )
 
         threads = [threading.Thread(target=load, args=(source,)) for source in sources]
@@ -117,7 +119,7 @@ def test_scale_down_under_load_loses_nothing(ray_cluster: Any) -> None:
         light = client()
         sent = 0
         while running("shrinks") == 2 or sent < 5:  # a light load all the way down
-            assert torch.equal(light.submit(*request(sent, 16)).result(), expected(sent, 16))
+            assert torch.equal(light.submit(request(sent, 16)).result(), expected(sent, 16))
             sent += 1
             time.sleep(0.2)
             assert sent < 300, "the second replica stayed"
@@ -132,7 +134,7 @@ class Worker:
         self._source = pool_client.PoolClient(f"{service.PREFIX}left", settings)
 
     def ask(self) -> int:
-        self._calls = [self._source.submit(*teachers.request(number, 160)) for number in range(4)]
+        self._calls = [self._source.submit(request(number, 160)) for number in range(4)]
         return os.getpid()
 
 
@@ -142,7 +144,7 @@ def test_a_client_that_dies_leaves_the_others_alone(ray_cluster: Any) -> None:
         os.kill(ray.get(worker.ask.remote()), signal.SIGKILL)
         source = client()
         for number in range(6):
-            assert torch.equal(source.submit(*request(number, 30)).result(), expected(number, 30))
+            assert torch.equal(source.submit(request(number, 30)).result(), expected(number, 30))
         assert source.totals["requests"] == 6 and source.totals["retries"] == 0
         assert running("left") == 1
 
@@ -150,15 +152,15 @@ def test_a_client_that_dies_leaves_the_others_alone(ray_cluster: Any) -> None:
 def test_a_request_that_ends_its_replica_is_given_up_and_hurts_nobody_else(
     ray_cluster: Any,
 ) -> None:
-    with serving("fatal", Sums, min_replicas=2, max_replicas=2) as client:
+    with serving("fatal", Mortal, min_replicas=2, max_replicas=2) as client:
         assert cluster.wait_until(lambda: running("fatal") == 2, 60)
         bad, good = client(), client()
-        fatal = bad.submit(*request(0, 16, FATAL))
+        fatal = bad.submit(request(0, 16, FATAL))
         results: list[torch.Tensor] = []
 
         def others() -> None:
             for number in range(20):
-                results.append(good.submit(*request(number, 16)).result())
+                results.append(good.submit(request(number, 16)).result())
                 time.sleep(0.2)
 
         thread = threading.Thread(target=others)
@@ -177,12 +179,13 @@ def test_a_request_that_ends_its_replica_is_given_up_and_hurts_nobody_else(
 def test_poisoned_requests_hurt_only_their_sender(ray_cluster: Any) -> None:
     with serving("poison", functools.partial(Sums, 0.05), min_replicas=1, max_replicas=1) as client:
         sources = [client() for _ in range(3)]
-        images, labels, sigma, seed = request(1, 10)
+        good = request(1, 10)
+        colour = good.images.expand(-1, 3, -1, -1)
         calls = [
-            sources[0].submit(*request(0, 10)),
-            sources[1].submit(images, labels, sigma * float("nan"), seed),
-            sources[1].submit(images.expand(-1, 3, -1, -1), labels, sigma, seed),
-            sources[2].submit(*request(2, 10)),
+            sources[0].submit(request(0, 10)),
+            sources[1].submit(dataclasses.replace(good, sigma=good.sigma * float("nan"))),
+            sources[1].submit(dataclasses.replace(good, images=colour)),
+            sources[2].submit(request(2, 10)),
         ]
         for index in (1, 2):
             with pytest.raises(
@@ -207,7 +210,7 @@ def test_trials_in_lock_step_ask_once(ray_cluster: Any) -> None:
 
         def follow(source: pool_client.PoolClient) -> None:
             for number in range(requests):
-                found = source.submit(*request(number, 16)).result()
+                found = source.submit(request(number, 16)).result()
                 if not torch.equal(found, expected(number, 16)):
                     wrong.append(number)
 
@@ -227,9 +230,9 @@ def test_from_none_to_one_and_back(ray_cluster: Any) -> None:
     with serving("none", Sums, min_replicas=0, max_replicas=2) as client:
         assert running("none") == 0
         source = client()
-        assert torch.equal(source.submit(*request(1, 40)).result(), expected(1, 40))
+        assert torch.equal(source.submit(request(1, 40)).result(), expected(1, 40))
         assert running("none") == 1
         assert cluster.wait_until(lambda: running("none") == 0, 60), (
             "an idle pool keeps its replica"
         )
-        assert torch.equal(source.submit(*request(2, 40)).result(), expected(2, 40))
+        assert torch.equal(source.submit(request(2, 40)).result(), expected(2, 40))

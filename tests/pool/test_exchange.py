@@ -9,29 +9,11 @@ import asyncio
 import numpy as np
 import pytest
 
-from dra_ray.pool.exchange import Exchange, Window, digest
+from dra_ray.pool.exchange import Exchange, Window
 
 
 def features(value: float, count: int = 10) -> np.ndarray:
     return np.full((count, 4), value, dtype=np.float32)
-
-
-def test_a_digest_knows_every_part_of_a_request() -> None:
-    images, labels, sigma = (
-        np.zeros((2, 1, 2, 2), np.uint8),
-        np.zeros(2, np.int64),
-        np.ones(2, np.float32),
-    )
-    key = digest(images, labels, sigma, seed=0)
-    assert key == digest(images.copy(), labels.copy(), sigma.copy(), seed=0)
-    others = [
-        (images + 1, labels, sigma, 0),
-        (images, labels + 1, sigma, 0),
-        (images, labels, sigma * 2, 0),
-        (images, labels, sigma, 1),
-    ]
-    others.append((images.reshape(2, 2, 1, 2), labels, sigma, 0))
-    assert len({key, *(digest(*parts, seed=seed) for *parts, seed in others)}) == 6
 
 
 def test_requests_under_way_and_answered_are_made_once() -> None:

@@ -11,7 +11,7 @@ from dra_ray.storage import Store
 from dra_ray.teachers import dit
 from dra_ray.teachers.dit import XL_1, DiTSizes, LatentDiT, LightningDiT, Sampling
 from dra_ray.teachers.sampling import seeded_noise
-from dra_ray.teachers.source import LocalTeacher, noise_of
+from dra_ray.teachers.source import LocalTeacher, Request, noise_of
 from dra_ray.teachers.vae import VAE, LatentStats, VAESizes
 
 TINY = DiTSizes(4, 5, 1, 32, 85, depth=4, heads=2, num_classes=10)
@@ -347,13 +347,16 @@ def test_a_pixel_network_teaches():
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (12, 1, 8, 8), generator=generator, dtype=torch.uint8)
     labels, sigma = torch.arange(12) % 10, torch.linspace(0.1, 1, 12)
-    whole = source.encode(images, labels, sigma, 7)
+    request = Request.seeded(images, labels, sigma, 7)
+    whole = source.encode(request)
     assert whole.shape == (12, source.feature_dim)
-    assert torch.equal(whole[5:], source.encode(images[5:], labels[5:], sigma[5:], 12))
+    assert torch.equal(
+        whole[5:], source.encode(Request.seeded(images[5:], labels[5:], sigma[5:], 12))
+    )
     noisy = net.clean(images) + sigma.reshape(-1, 1, 1, 1) * noise_of(list(range(7, 19)), (1, 8, 8))
     assert torch.allclose(whole, net.features(noisy, sigma, net.one_hot(labels)), atol=1e-5)
     null = LocalTeacher(net, Teacher(micro_batch=8, label="null", layer="blocks.1.stream")).encode(
-        images, labels, sigma, 7
+        request
     )
     assert torch.allclose(null, net.features(noisy, sigma, None, "blocks.1.stream"), atol=1e-5)
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.edm import EDM
 from dra_ray.teachers.noisy import NoisyClassifier, noisy_accuracy, noisy_loss
-from dra_ray.teachers.source import LocalTeacher
+from dra_ray.teachers.source import LocalTeacher, Request
 
 SMALL = UNet(model_channels=16, attn_resolutions=(4,), augment_dim=9)
 
@@ -97,12 +98,11 @@ def test_it_serves_as_a_teacher(tmp_path):
     checkpoint.save(store, net, {"images_seen": 5})
     source = LocalTeacher(checkpoint.load(store), Teacher(micro_batch=4))
     images = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8)
-    features = source.encode(images, torch.arange(6), torch.full((6,), 0.06), 3)
+    request = Request.seeded(images, torch.arange(6), torch.full((6,), 0.06), 3)
+    features = source.encode(request)
     assert features.shape == (6, net.feature_dim()) == (6, 32)
-    assert torch.equal(
-        features,
-        source.encode(images, torch.zeros(6, dtype=torch.int64), torch.full((6,), 0.06), 3),
-    )
+    others = dataclasses.replace(request, labels=torch.zeros(6, dtype=torch.int64))
+    assert torch.equal(features, source.encode(others))
     again = checkpoint.load(store, NoisyClassifier)
     x, sigma = torch.randn(2, 1, 8, 8), torch.ones(2)
     assert torch.equal(again(x, sigma), net(x, sigma))

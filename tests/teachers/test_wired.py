@@ -7,7 +7,7 @@ from dra_ray.config import Teacher
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.dit import LatentDiT, LightningDiT
-from dra_ray.teachers.source import LocalTeacher, noise_of
+from dra_ray.teachers.source import LocalTeacher, Request, noise_of
 from tests.teachers.test_dit import TINY, latent_dit
 
 
@@ -18,8 +18,11 @@ def test_images_through_the_autoencoder(tmp_path):
     source = LocalTeacher(net, Teacher(micro_batch=8))
     images = torch.randint(0, 256, (12, 3, 6, 6), dtype=torch.uint8)
     labels, sigma = torch.arange(12) % 10, torch.linspace(0.1, 1, 12)
-    whole = source.encode(images, labels, sigma, 7)
-    assert torch.equal(whole[5:], source.encode(images[5:], labels[5:], sigma[5:], 12))
+    request = Request.seeded(images, labels, sigma, 7)
+    whole = source.encode(request)
+    assert torch.equal(
+        whole[5:], source.encode(Request.seeded(images[5:], labels[5:], sigma[5:], 12))
+    )
     noisy = net.clean(images) + sigma.reshape(-1, 1, 1, 1) * noise_of(list(range(7, 19)), (5, 4, 4))
     assert torch.allclose(whole, net.features(noisy, sigma, net.one_hot(labels)), atol=1e-5)
 

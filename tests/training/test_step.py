@@ -20,7 +20,7 @@ from dra_ray.students.backbone import Backbone
 from dra_ray.students.student import Normalise
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.edm import EDM
-from dra_ray.teachers.source import Ready
+from dra_ray.teachers.source import Ready, Request
 from dra_ray.training import losses, optimisers, step
 from dra_ray.workloads import train
 from tests.training.two_workers import on_two
@@ -194,16 +194,16 @@ class Notes:
     feature_dim = 4
 
     def __init__(self) -> None:
-        self.asked: list[int] = []
+        self.noise_seeds: list[int] = []
 
-    def submit(self, images: Tensor, labels: Tensor, sigma: Tensor, noise_seed: int) -> Ready:
-        self.asked.append(noise_seed)
-        return Ready(torch.zeros(len(images), 4))
+    def submit(self, request: Request) -> Ready:
+        self.noise_seeds.append(int(request.noise_seeds[0]))
+        return Ready(torch.zeros(len(request), 4))
 
     def close(self) -> None: ...
 
 
-def test_features_are_asked_for_ahead_and_once() -> None:
+def test_features_are_requested_ahead_and_once() -> None:
     wanted = config.override(
         config.Experiment(), {"optim.batch": 8, "pool.ahead": 2, "teacher.uri": "unused"}
     )
@@ -217,11 +217,11 @@ def test_features_are_asked_for_ahead_and_once() -> None:
     counts = []
     for number in range(6):
         taken = feed.take(number)
-        counts.append(len(source.asked))
+        counts.append(len(source.noise_seeds))
         alone = step.prepare(wanted, *get(number), number, slice(0, 8), plain)
         assert torch.equal(taken.images, alone.images) and taken.labels.tolist() == [number] * 8
     assert counts == [3, 4, 5, 6, 6, 6], "two steps ahead, and nothing beyond the last"
-    assert source.asked == plain.asked and len(set(source.asked)) == 6
+    assert source.noise_seeds == plain.noise_seeds and len(set(source.noise_seeds)) == 6
 
 
 class Dropping(students.Student):
