@@ -23,7 +23,7 @@ from dra_ray import cluster, config, data
 from dra_ray.errors import RunError
 from dra_ray.pool import client as pool_client
 from dra_ray.pool import service
-from dra_ray.pool.rows import Rows
+from dra_ray.pool.rows import BatchedTeacher
 from dra_ray.teachers.edm import EDM
 from dra_ray.teachers.source import LocalTeacher, Pending, Ready, Request
 from dra_ray.training import arithmetic, step
@@ -77,7 +77,7 @@ def small() -> LocalTeacher:
     return LocalTeacher(net, config.Teacher(micro_batch=MICRO_BATCH), threads=1)
 
 
-TEACHERS: dict[str, Callable[[], Rows]] = {
+TEACHERS: dict[str, Callable[[], BatchedTeacher]] = {
     "real": small,
     "no-op": functools.partial(Waiting, 0.0, 512),
 }
@@ -85,20 +85,20 @@ TEACHERS: dict[str, Callable[[], Rows]] = {
 
 # -- ways to a teacher -----------------------------------------------------------------------------
 class InProcess:
-    def __init__(self, teacher: Rows) -> None:
+    def __init__(self, teacher: BatchedTeacher) -> None:
         self._teacher = teacher
 
     def submit(self, request: Request) -> Ready:
         return Ready(_encode(self._teacher, request))
 
 
-def _encode(teacher: Rows, request: Request) -> Tensor:
+def _encode(teacher: BatchedTeacher, request: Request) -> Tensor:
     return torch.cat([teacher.encode(part) for part in request.split(teacher.micro_batch)])
 
 
 @ray.remote(num_cpus=0)
 class PlainActor:
-    def __init__(self, make: Callable[[], Rows]) -> None:
+    def __init__(self, make: Callable[[], BatchedTeacher]) -> None:
         self._teacher = make()
 
     def encode(self, request: Request) -> np.ndarray:
@@ -108,7 +108,7 @@ class PlainActor:
 class Actors:
     """A fixed number of plain actors, the one with the fewest requests first."""
 
-    def __init__(self, make: Callable[[], Rows], count: int) -> None:
+    def __init__(self, make: Callable[[], BatchedTeacher], count: int) -> None:
         self._actors = [PlainActor.remote(make) for _ in range(count)]  # type: ignore[attr-defined]
         self._under_way: list[list[Any]] = [[] for _ in self._actors]
 
@@ -147,7 +147,7 @@ def _settings(low: int, high: int) -> config.Pool:
 
 @contextlib.contextmanager
 def _pool(
-    name: str, make: Callable[[], Rows], low: int, high: int
+    name: str, make: Callable[[], BatchedTeacher], low: int, high: int
 ) -> Iterator[Callable[[str], pool_client.PoolClient]]:
     """A pool of that teacher; gives what makes a client of it."""
     app, settings = f"teacher-bench-{name}", _settings(low, high)
@@ -201,7 +201,9 @@ def compare(
     return rows, figures
 
 
-def _ways(name: str, make: Callable[[], Rows], size: int, count: int) -> list[dict[str, Any]]:
+def _ways(
+    name: str, make: Callable[[], BatchedTeacher], size: int, count: int
+) -> list[dict[str, Any]]:
     """Rows of one teacher and batch size. Actors and pool of a size are up together and take turns,
     so that a slow moment of the machine hits both; their ratio is the median over the turns.
     """

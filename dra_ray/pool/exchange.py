@@ -23,9 +23,6 @@ NAMESPACE = "dra_ray"  # of the actors of pools
 class Window:
     """Features by digest, the last ones used up to `limit_bytes`. For one event loop; nothing here
     waits for a lock.
-
-    Attributes:
-        hits, asked: requests answered without work, and all.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -33,7 +30,6 @@ class Window:
         self._bytes = 0
         self._there: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._coming: dict[bytes, asyncio.Task[np.ndarray]] = {}
-        self.hits = self.asked = 0
 
     async def get(
         self, key: bytes, make: Callable[[], Awaitable[np.ndarray]]
@@ -43,14 +39,11 @@ class Window:
 
         A caller that goes away does not take the work of the others with it.
         """
-        self.asked += 1
         if key in self._there:
             self._there.move_to_end(key)
-            self.hits += 1
             return self._there[key], True
         task = self._coming.get(key)
         hit = task is not None
-        self.hits += hit
         if task is None:
             task = self._coming[key] = asyncio.ensure_future(self._make(key, make))
         return await asyncio.shield(task), hit
@@ -94,14 +87,14 @@ class Exchange:
         self._window = Window(limit_bytes)
         self._claims: OrderedDict[bytes, tuple[asyncio.Event, float]] = OrderedDict()
 
-    async def claim(self, key: bytes, patience_s: float) -> np.ndarray | None:
+    async def claim(self, key: bytes, max_wait_s: float) -> np.ndarray | None:
         """Features [B,D] made by another, or None: make them yourself, and `give` them or `drop`
         the claim.
         """
         while (found := self._window.find(key)) is None and key in self._claims:
             mine, _ = self._claims[key]
             try:
-                await asyncio.wait_for(mine.wait(), patience_s)
+                await asyncio.wait_for(mine.wait(), max_wait_s)
             except TimeoutError:
                 if (
                     self._claims.get(key, (None,))[0] is mine
@@ -133,14 +126,14 @@ class Exchange:
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=1000)  # type: ignore[call-overload]
-class Shared:
+class ExchangeActor:
     """`Exchange` as an actor: one per pool, off the path of a request that nobody else asks for."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._exchange = Exchange(limit_bytes)
 
-    async def claim(self, key: bytes, patience_s: float) -> np.ndarray | None:
-        return await self._exchange.claim(key, patience_s)
+    async def claim(self, key: bytes, max_wait_s: float) -> np.ndarray | None:
+        return await self._exchange.claim(key, max_wait_s)
 
     async def give(self, key: bytes, features: np.ndarray) -> None:
         self._exchange.give(
@@ -159,4 +152,4 @@ def open_exchange(app: str, limit_bytes: int) -> Any:
         "lifetime": "detached",
         "get_if_exists": True,
     }
-    return Shared.options(**name).remote(limit_bytes)  # type: ignore[attr-defined]
+    return ExchangeActor.options(**name).remote(limit_bytes)  # type: ignore[attr-defined]

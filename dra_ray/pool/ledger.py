@@ -35,7 +35,7 @@ class Ledger:
             str, tuple[float, str, dict[str, float]]
         ] = {}  # client -> when, trial, totals
         self._gone: dict[str, dict[str, float]] = {}  # trial -> totals of clients that left
-        self._holders: dict[str, float] = {}
+        self._drivers: dict[str, float] = {}
         self._held_at = time.monotonic()
         self._closing = False
         threading.Thread(target=self._watch, daemon=True).start()
@@ -70,17 +70,17 @@ class Ledger:
         }
         return {**self._facts, **held, **self.totals(), "trials": trials}
 
-    def hold(self, driver: str) -> bool:
+    def acquire(self, driver: str) -> bool:
         """Whether the driver may rely on the pool; not if the last one before it is just taking it
         down.
         """
         if not self._closing:
-            self._holders[driver] = self._held_at = time.monotonic()
+            self._drivers[driver] = self._held_at = time.monotonic()
         return not self._closing
 
     def release(self, driver: str) -> bool:
         """Whether the pool may go: nobody else holds it and it is not to be kept."""
-        self._holders.pop(driver, None)
+        self._drivers.pop(driver, None)
         self._closing = not self._keep and not self._fresh()
         return self._closing
 
@@ -89,7 +89,7 @@ class Ledger:
 
     def _fresh(self) -> list[str]:
         now = time.monotonic()
-        return [driver for driver, at in self._holders.items() if now - at < self.HELD_S]
+        return [driver for driver, at in self._drivers.items() if now - at < self.HELD_S]
 
     def _watch(self) -> None:
         while True:

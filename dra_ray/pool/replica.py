@@ -18,7 +18,7 @@ from ray.util import metrics
 from dra_ray import config
 from dra_ray.pool import exchange
 from dra_ray.pool.metrics import METRICS, SECONDS
-from dra_ray.pool.rows import Encoder, Rows
+from dra_ray.pool.rows import Encoder, BatchedTeacher
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.source import LocalTeacher, Request
@@ -26,7 +26,7 @@ from dra_ray.teachers.source import LocalTeacher, Request
 log = logging.getLogger("ray.serve")
 
 
-def load(uri: str, teacher: dict[str, Any], threads: int, gpu: bool) -> Rows:
+def load(uri: str, teacher: dict[str, Any], threads: int, gpu: bool) -> BatchedTeacher:
     """The teacher of a replica, from its folder."""
     settings = config.Teacher.model_validate(teacher)
     return LocalTeacher(checkpoint.load(Store(uri)), settings, threads, "cuda" if gpu else "cpu")
@@ -35,7 +35,7 @@ def load(uri: str, teacher: dict[str, Any], threads: int, gpu: bool) -> Rows:
 class TeacherReplica:
     """One replica: a frozen teacher in its own process."""
 
-    def __init__(self, make: Callable[[], Rows], settings: dict[str, Any]) -> None:
+    def __init__(self, make: Callable[[], BatchedTeacher], settings: dict[str, Any]) -> None:
         self._settings = config.Pool.model_validate(settings)
         self._app = serve.get_replica_context().app_name
         tags = ("teacher", "trial")
@@ -113,7 +113,7 @@ class TeacherReplica:
             return answer.features.numpy()
 
         self._clients[client] = time.monotonic()
-        if self._settings.window_bytes and self._company():
+        if self._settings.window_bytes and self.has_other_clients():
             key = request.digest()
             features, hit = await self._window.get(key, lambda: self._once(key, make, cost))
             cost["hit"] = max(cost["hit"], float(hit))
@@ -122,7 +122,7 @@ class TeacherReplica:
         self._tell(len(request), cost, trial)
         return features, cost
 
-    def _company(self) -> bool:
+    def has_other_clients(self) -> bool:
         """Whether more than one client asked lately, so that there may be something to share."""
         if len(self._clients) > 1:
             now = time.monotonic()
@@ -135,12 +135,12 @@ class TeacherReplica:
         self, key: bytes, make: Callable[[], Any], cost: dict[str, float]
     ) -> np.ndarray:
         """The features from the replica that is at work on them, or from here."""
-        patience_s = 2.0 + 4 * self._mean_s
+        max_wait_s = 2.0 + 4 * self._mean_s
         with contextlib.suppress(
             RayError, TimeoutError
         ):  # it may be starting anew: then everybody makes his own
             found = await asyncio.wait_for(
-                self._shared.claim.remote(key, patience_s), patience_s + 1
+                self._shared.claim.remote(key, max_wait_s), max_wait_s + 1
             )
             if found is not None:
                 cost["hit"] = 1.0

@@ -23,7 +23,7 @@ from dra_ray.errors import PoolError
 from dra_ray.teachers.source import Request
 
 
-class Rows(Protocol):
+class BatchedTeacher(Protocol):
     """What a replica needs of a teacher; `LocalTeacher` is one."""
 
     @property
@@ -92,7 +92,7 @@ class Encoder:
 
     def __init__(
         self,
-        teacher: Rows,
+        teacher: BatchedTeacher,
         merge_wait_s: float = 0.0,
         on_batch: Callable[[int, float], None] | None = None,
     ) -> None:
@@ -174,7 +174,7 @@ class Encoder:
         return sum(len(work) - work.taken for queue in self._queues.values() for work in queue)
 
     def _next(self) -> list[Part]:
-        """Rows of the next micro-batch: clients take turns until it is full."""
+        """BatchedTeacher of the next micro-batch: clients take turns until it is full."""
         parts: list[Part] = []
         room = self.teacher.micro_batch
         while room and self._queues and (self.merges or not parts):
@@ -240,7 +240,7 @@ class Encoder:
             work.future.set_exception(error)
 
 
-def independent_rows(teacher: Rows) -> bool:
+def independent_rows(teacher: BatchedTeacher) -> bool:
     """Whether an image's feature has the same bits at any place of a micro-batch, whatever stands
     beside it.
 

@@ -31,7 +31,7 @@ from dra_ray.pool.metrics import METRICS
 from dra_ray.pool.policy import DemandPolicy
 from dra_ray.pool.replica import TeacherReplica
 from dra_ray.pool.router import LeastOutstanding
-from dra_ray.pool.rows import Rows
+from dra_ray.pool.rows import BatchedTeacher
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 
@@ -84,7 +84,9 @@ def up(teacher: config.Teacher, pool: config.Pool, change: bool = False) -> str:
     return app
 
 
-def deploy(app: str, make: Callable[[], Rows], pool: config.Pool, facts: dict[str, Any]) -> None:
+def deploy(
+    app: str, make: Callable[[], BatchedTeacher], pool: config.Pool, facts: dict[str, Any]
+) -> None:
     """Start, or change the settings of, a pool of whatever teacher `make` gives in a replica;
     `facts` describe it to people.
     """
@@ -213,7 +215,7 @@ def serving(teacher: config.Teacher, pool: config.Pool, log: Store | None = None
     found, driver = app_name(teacher) in applications(), uuid.uuid4().hex
     app = up(teacher, pool)
     deadline_s = time.monotonic() + pool.timeout_s
-    while not _hold(app, driver):  # another driver is taking it down at this moment
+    while not _acquire(app, driver):  # another driver is taking it down at this moment
         if time.monotonic() > deadline_s:
             raise PoolError(
                 f"the pool '{app}' is going down and does not end; run `dra pool down {app}` and "
@@ -235,18 +237,18 @@ def held(app: str, log: Store | None = None, driver: str | None = None) -> Itera
         with Watch(app, log, driver):
             yield
     finally:
-        if _let_go(app, driver):
+        if _release(app, driver):
             down(app)
 
 
-def _hold(app: str, driver: str) -> bool:
+def _acquire(app: str, driver: str) -> bool:
     try:
-        return bool(ray.get(find_ledger(app).hold.remote(driver)))
+        return bool(ray.get(find_ledger(app).acquire.remote(driver)))
     except (ValueError, RayError):
         return False  # it went down in between
 
 
-def _let_go(app: str, driver: str) -> bool:
+def _release(app: str, driver: str) -> bool:
     try:
         return bool(ray.get(find_ledger(app).release.remote(driver)))
     except (ValueError, RayError):
@@ -288,7 +290,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         if self._driver:
-            ray.get(find_ledger(self._app).hold.remote(self._driver))
+            ray.get(find_ledger(self._app).acquire.remote(self._driver))
         for thread in self._threads:
             thread.start()
         return self
@@ -337,7 +339,7 @@ class Watch:
                 duty()
 
     def _renew(self) -> None:
-        find_ledger(self._app).hold.remote(self._driver)
+        find_ledger(self._app).acquire.remote(self._driver)
 
     def _record(self) -> None:
         assert self._log is not None

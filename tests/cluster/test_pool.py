@@ -169,10 +169,10 @@ def test_one_teacher_has_one_pool(app: str, settings: config.Teacher) -> None:
 
 def test_nobody_relies_on_a_pool_that_the_last_driver_is_taking_down(ray_cluster: Any) -> None:
     books = open_ledger("unused", {}, keep=False)
-    assert ray.get([books.hold.remote("one"), books.hold.remote("two")]) == [True, True]
+    assert ray.get([books.acquire.remote("one"), books.acquire.remote("two")]) == [True, True]
     assert ray.get(books.release.remote("one")) is False, "another driver holds it"
     assert ray.get(books.release.remote("two")) is True
-    assert ray.get(books.hold.remote("three")) is False
+    assert ray.get(books.acquire.remote("three")) is False
     ray.kill(books)
 
 
