@@ -16,11 +16,12 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from dra_ray.errors import ConfigError
 from dra_ray.pool.policy import DemandPolicy, Observation
+from dra_ray.pool.records import LogRow
 from dra_ray.report import html, plots, words
 from dra_ray.storage import Store
 
@@ -237,12 +238,44 @@ class _Replica:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A row of the table: what a policy costs on a workload."""
+
+    policy: str
+    replica_hours: float  # paid
+    mean_wait_s: float  # of a step
+    p95_wait_s: float
+    wait_share: float  # of a trial's time
+    waited_gpu_hours: float  # of students
+    gpu_hours: float  # of teachers, and of students that waited for them
+    busy_share: float  # of the paid time
+    most_running: int
+    replicas_ordered: int
+    requests: int
+    retries: int
+    lost_work_s: float
+    finished_h: float
+    fixed_hours: float | None = None  # paid for a fixed pool that waits as long; elastic pools only
+    of_fixed: float | None = None  # part of it that this one pays
+
+    def as_json(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Outcome:
     """One policy on one workload: a row of the table, and rows like those of a pool's log."""
 
-    name: str
-    row: dict[str, Any]
-    history: list[dict[str, Any]]
+    row: Row
+    history: list[LogRow]
+
+    @property
+    def name(self) -> str:
+        return self.row.policy
+
+    @property
+    def elastic(self) -> bool:
+        return self.row.of_fixed is not None
 
 
 class _Simulation:
@@ -269,7 +302,7 @@ class _Simulation:
         self.waits_s: list[float] = []
         self.arrived = self.retries = self.ordered = 0
         self.lost_s = self.paid_s = self.busy_s = self.finished_s = 0.0
-        self.history: list[dict[str, Any]] = []
+        self.history: list[LogRow] = []
         self.samples = max(1, round(policy.look_back_period_s / self.tick_s))
         self.seen_load: deque[tuple[int, int]] = deque(
             maxlen=self.samples
@@ -462,15 +495,14 @@ class _Simulation:
         target = self.policy.decide(self.now, self.observe())
         self.resize(target)
         running = sum(replica.running for replica in self.replicas)
-        last = self.history[-1] if self.history else {"at": -self.EVERY_S}
-        if self.now - last["at"] >= self.EVERY_S or (running, target) != (
-            last["running"],
-            last["target"],
+        last = self.history[-1] if self.history else None
+        if (
+            last is None
+            or self.now - last.at >= self.EVERY_S
+            or (running, target) != (last.running, last.target)
         ):
             demand = self.training * self.service_s / self.step_s
-            self.history.append(
-                {"at": self.now, "running": running, "target": target, "demand": round(demand, 3)}
-            )
+            self.history.append(LogRow(self.now, running, target, round(demand, 3)))
 
     def observe(self) -> Observation:
         """What Serve's metrics would show: means over the policy's look-back period, sampled at
@@ -501,28 +533,26 @@ class _Simulation:
             / self.workload.batch,  # as measured on the day before
         )
 
-    def row(self, name: str) -> dict[str, Any]:
+    def row(self, name: str) -> Row:
         waits_s = sorted(self.waits_s) or [0.0]
         waited_s = sum(waits_s)
         trained_s = len(self.waits_s) * self.step_s
-        return {
-            "policy": name,
-            "replica_hours": round(self.paid_s / 3600, 3),
-            "mean_wait_s": round(waited_s / len(waits_s), 5),
-            "p95_wait_s": round(waits_s[int(0.95 * (len(waits_s) - 1))], 4),
-            "wait_share": round(waited_s / (waited_s + trained_s or 1.0), 5),
-            "waited_gpu_hours": round(waited_s / 3600, 3),  # of students
-            "gpu_hours": round(
-                (self.paid_s + waited_s) / 3600, 3
-            ),  # of teachers, and of students that waited for them
-            "busy_share": round(self.busy_s / (self.paid_s or 1.0), 4),
-            "most_running": max(row["running"] for row in self.history),
-            "replicas_ordered": self.ordered,
-            "requests": len(self.waits_s),
-            "retries": self.retries,
-            "lost_work_s": round(self.lost_s, 2),
-            "finished_h": round(self.finished_s / 3600, 3),
-        }
+        return Row(
+            policy=name,
+            replica_hours=round(self.paid_s / 3600, 3),
+            mean_wait_s=round(waited_s / len(waits_s), 5),
+            p95_wait_s=round(waits_s[int(0.95 * (len(waits_s) - 1))], 4),
+            wait_share=round(waited_s / (waited_s + trained_s or 1.0), 5),
+            waited_gpu_hours=round(waited_s / 3600, 3),
+            gpu_hours=round((self.paid_s + waited_s) / 3600, 3),
+            busy_share=round(self.busy_s / (self.paid_s or 1.0), 4),
+            most_running=max(row.running for row in self.history),
+            replicas_ordered=self.ordered,
+            requests=len(self.waits_s),
+            retries=self.retries,
+            lost_work_s=round(self.lost_s, 2),
+            finished_h=round(self.finished_s / 3600, 3),
+        )
 
 
 # -- comparisons -----------------------------------------------------------------------------------
@@ -552,11 +582,11 @@ def play(workload: Workload, name: str, policy: Policy) -> Outcome:
     """
     simulation = _Simulation(workload, copy.deepcopy(policy))
     simulation.run()
-    return Outcome(name, simulation.row(name), simulation.history)
+    return Outcome(simulation.row(name), simulation.history)
 
 
-def run(workload: Workload, policies: Mapping[str, Policy]) -> list[dict[str, Any]]:
-    """A row per policy: paid replica-hours, waiting of a training step for its feature, losses."""
+def run(workload: Workload, policies: Mapping[str, Policy]) -> list[Row]:
+    """A row per policy."""
     return [play(workload, name, policy).row for name, policy in policies.items()]
 
 
@@ -579,12 +609,13 @@ def compare(workload: Workload, policy: DemandPolicy) -> list[Outcome]:
         size: play(workload, f"fixed {size}", Fixed(size))
         for size in range(max(1, peak - 2), peak + 2)
     }
+    compared = []
     for outcome in elastic:
-        hours = _fixed_hours(workload, outcome.row["mean_wait_s"], fixed)
-        outcome.row.update(
-            fixed_hours=round(hours, 3), of_fixed=round(outcome.row["replica_hours"] / hours, 4)
-        )
-    return elastic + [fixed[size] for size in sorted(fixed)]
+        hours = _fixed_hours(workload, outcome.row.mean_wait_s, fixed)
+        part = round(outcome.row.replica_hours / hours, 4)
+        row = replace(outcome.row, fixed_hours=round(hours, 3), of_fixed=part)
+        compared.append(replace(outcome, row=row))
+    return compared + [fixed[size] for size in sorted(fixed)]
 
 
 def _fixed_hours(workload: Workload, wait_s: float, known: dict[int, Outcome]) -> float:
@@ -592,19 +623,19 @@ def _fixed_hours(workload: Workload, wait_s: float, known: dict[int, Outcome]) -
     `known`.
     """
     size = _peak(workload)
-    while _fixed(workload, size, known)["mean_wait_s"] > wait_s and size < workload.gpus:
+    while _fixed(workload, size, known).mean_wait_s > wait_s and size < workload.gpus:
         size += 1
-    while size > 1 and _fixed(workload, size - 1, known)["mean_wait_s"] <= wait_s:
+    while size > 1 and _fixed(workload, size - 1, known).mean_wait_s <= wait_s:
         size -= 1
     enough = known[size].row
-    if size == 1 or enough["mean_wait_s"] > wait_s:
-        return float(enough["replica_hours"])
+    if size == 1 or enough.mean_wait_s > wait_s:
+        return enough.replica_hours
     short = known[size - 1].row
-    part = (short["mean_wait_s"] - wait_s) / (short["mean_wait_s"] - enough["mean_wait_s"])
-    return float(short["replica_hours"] + part * (enough["replica_hours"] - short["replica_hours"]))
+    part = (short.mean_wait_s - wait_s) / (short.mean_wait_s - enough.mean_wait_s)
+    return short.replica_hours + part * (enough.replica_hours - short.replica_hours)
 
 
-def _fixed(workload: Workload, size: int, known: dict[int, Outcome]) -> dict[str, Any]:
+def _fixed(workload: Workload, size: int, known: dict[int, Outcome]) -> Row:
     if size not in known:
         known[size] = play(workload, f"fixed {size}", Fixed(size))
     return known[size].row
@@ -617,7 +648,7 @@ def plot(outcomes: Sequence[Outcome]) -> dict[str, plots.Figure]:
     """
     figures: dict[str, plots.Figure] = {COST: _cost(outcomes)}
     for outcome in outcomes:
-        if "of_fixed" in outcome.row and (figure := plots.pool(outcome.history)):
+        if outcome.elastic and (figure := plots.pool(outcome.history)):
             figures[f"Replicas over the day: {outcome.name}"] = figure
     return figures
 
@@ -631,8 +662,8 @@ def _cost(outcomes: Sequence[Outcome]) -> plots.Figure:
     """Only fixed pools, which lie apart, are named beside their marks; elastic ones lie close
     together: the legend names them.
     """
-    fixed = [outcome for outcome in outcomes if "of_fixed" not in outcome.row]
-    elastic = [outcome for outcome in outcomes if "of_fixed" in outcome.row]
+    fixed = [outcome for outcome in outcomes if not outcome.elastic]
+    elastic = [outcome for outcome in outcomes if outcome.elastic]
     traces = (
         [_marks(fixed, "fixed pools", plots.VERMILLION, "square") | {"mode": "lines+markers+text"}]
         if fixed
@@ -641,9 +672,8 @@ def _cost(outcomes: Sequence[Outcome]) -> plots.Figure:
     for place, outcome in enumerate(elastic):
         colour, symbol = _COLOURS[place % len(_COLOURS)], _SYMBOLS[place % len(_SYMBOLS)]
         traces.append(_marks([outcome], html_text.escape(outcome.name), colour, symbol))
-    hours, waits = (
-        [outcome.row[key] for outcome in outcomes] for key in ("replica_hours", "mean_wait_s")
-    )
+    hours = [outcome.row.replica_hours for outcome in outcomes]
+    waits = [outcome.row.mean_wait_s for outcome in outcomes]
     x = {"title": "replica-hours paid", "range": [0, 1.2 * max(hours, default=1) or 1]}
     y = {
         "title": "mean wait of a step (s)",
@@ -655,8 +685,8 @@ def _cost(outcomes: Sequence[Outcome]) -> plots.Figure:
 def _marks(outcomes: Sequence[Outcome], name: str, colour: str, symbol: str) -> plots.Figure:
     names = [html_text.escape(outcome.name) for outcome in outcomes]
     return {
-        "x": [outcome.row["replica_hours"] for outcome in outcomes],
-        "y": [outcome.row["mean_wait_s"] for outcome in outcomes],
+        "x": [outcome.row.replica_hours for outcome in outcomes],
+        "y": [outcome.row.mean_wait_s for outcome in outcomes],
         "text": names,
         "textposition": "top right",
         "cliponaxis": False,
@@ -682,7 +712,7 @@ _HEADINGS = {
 
 def write(page: Store, workload: Workload, outcomes: Sequence[Outcome]) -> None:
     """One self-contained HTML file: the table, the figures, the workload, and every number."""
-    rows = [outcome.row for outcome in outcomes]
+    rows = [outcome.row.as_json() for outcome in outcomes]
     shown = [[_brief(row, column) for column in _HEADINGS] for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     whole = html.Table(

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +35,49 @@ MICRO_BATCH = 64
 TURNS = 3
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to a teacher, with requests of `batch` images."""
+
+    teacher: str
+    way: str
+    batch: int
+    images_per_s: float  # with IN_FLIGHT requests under way
+    p50_ms: float  # of a request alone
+    p99_ms: float
+    vs_actors: float | None = None  # a pool's throughput over that of as many plain actors
+
+    def as_json(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What a training step pays for alignment through the pool."""
+
+    step_overhead: float  # time of a step over that of one without alignment
+    step_s: float  # without
+    service_s: float  # of the teacher, per step
+    step_waited_s: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All that `dra bench pool` measures."""
+
+    step: StepCost
+    throughput_vs_actors: float
+    noop_p50_ms: float
+    lockstep_teacher_work: float
+    scale_up_s: float
+    rows: list[Row]
+
+    def as_json(self) -> dict[str, Any]:
+        facts = vars(self) | {"rows": [row.as_json() for row in self.rows]}
+        del facts["step"]
+        return vars(self.step) | facts
 
 
 class Source(Protocol):
@@ -151,7 +195,7 @@ def _pool(
 ) -> Iterator[Callable[[str], pool_client.PoolClient]]:
     """A pool of that teacher; gives what makes a client of it."""
     app, settings = f"teacher-bench-{name}", _settings(low, high)
-    service.deploy(app, make, settings, {"uri": name})
+    service.deploy(app, make, settings, config.Teacher(uri=name))
     with service.held(app):
         if not cluster.wait_until(lambda: service.replicas(app).get("RUNNING", 0) >= low, 60):
             raise RunError(
@@ -162,14 +206,11 @@ def _pool(
 
 
 # -- measurements ----------------------------------------------------------------------------------
-def compare(
-    rounds: int, student: str, batch: int, steps: int, say: Say
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """(rows of throughput and latency, figures). Ray must have been initialised.
+def compare(rounds: int, student: str, batch: int, steps: int, say: Say) -> Figures:
+    """Ray must have been initialised.
 
-    Throughput is with `IN_FLIGHT` requests under way, latency with one. `throughput_vs_actors` is
-    the least, over batch sizes and one or two replicas, of the pool's throughput over that of as
-    many plain actors, with the real teacher.
+    `throughput_vs_actors` is the least, over batch sizes and one or two replicas, of the pool's
+    throughput over that of as many plain actors, with the real teacher.
     """
     rows = []
     for name, make in TEACHERS.items():
@@ -177,33 +218,20 @@ def compare(
             count = rounds * TURNS * (64 if name == "no-op" else max(4, 512 // size))
             say(f"{name} teacher, {count} requests of {size} images each way")
             rows += _ways(name, make, size, count)
-    vs_actors = min(
-        row["vs_actors"] for row in rows if row["teacher"] == "real" and "vs_actors" in row
-    )
+    vs_actors = min(row.vs_actors for row in rows if row.teacher == "real" and row.vs_actors)
     noop = next(
-        row
-        for row in rows
-        if (row["teacher"], row["way"], row["batch"]) == ("no-op", "pool of 1", 512)
+        row for row in rows if (row.teacher, row.way, row.batch) == ("no-op", "pool of 1", 512)
     )
     say("four trials in lock-step")
     lockstep = lockstep_work()
     say("a load step")
     scale_up_s = scale_up()
     say(f"training steps of {student}, batch {batch}")
-    figures = {
-        **step_overhead(student, batch, steps),
-        "throughput_vs_actors": vs_actors,
-        "noop_p50_ms": noop["p50_ms"],
-        "lockstep_teacher_work": lockstep,
-        "scale_up_s": scale_up_s,
-        "rows": rows,
-    }
-    return rows, figures
+    cost = step_overhead(student, batch, steps)
+    return Figures(cost, vs_actors, noop.p50_ms, lockstep, scale_up_s, rows)
 
 
-def _ways(
-    name: str, make: Callable[[], BatchedTeacher], size: int, count: int
-) -> list[dict[str, Any]]:
+def _ways(name: str, make: Callable[[], BatchedTeacher], size: int, count: int) -> list[Row]:
     """Rows of one teacher and batch size. Actors and pool of a size are up together and take turns,
     so that a slow moment of the machine hits both; their ratio is the median over the turns.
     """
@@ -214,13 +242,13 @@ def _ways(
         with _pool(f"{name}-{size}-{number}", make, number, number) as client:
             plain, pooled = _measured([actors, client("bench")], stream, count)
         actors.close()
-        rows += [
-            _row(name, f"{number} plain actor{'s' * (number - 1)}", size, *plain),
-            _row(name, f"pool of {number}", size, *pooled),
-        ]
-        rows[-1]["vs_actors"] = statistics.median(
+        ratio = statistics.median(
             theirs / ours for theirs, ours in zip(plain[0], pooled[0], strict=True)
         )
+        rows += [
+            _row(name, f"{number} plain actor{'s' * (number - 1)}", size, *plain),
+            replace(_row(name, f"pool of {number}", size, *pooled), vs_actors=ratio),
+        ]
     return rows
 
 
@@ -237,11 +265,11 @@ def _measured(sources: list[Source], stream: list[Request], count: int) -> list[
         ]:  # all replicas are warm
             call.result()
     each = max(1, count // TURNS)
-    found: list[Measured] = [([], []) for _ in sources]
+    measured: list[Measured] = [([], []) for _ in sources]
     for _ in range(TURNS):
-        for source, (spent, latencies) in zip(sources, found, strict=True):
+        for source, (spent, latencies) in zip(sources, measured, strict=True):
             begun_s = time.perf_counter()
-            under_way: deque[Any] = deque()
+            under_way: deque[Pending] = deque()
             for number in range(each):
                 if len(under_way) == IN_FLIGHT:
                     under_way.popleft().result()
@@ -253,21 +281,12 @@ def _measured(sources: list[Source], stream: list[Request], count: int) -> list[
                 begun_s = time.perf_counter()
                 source.submit(stream[number % len(stream)]).result()
                 latencies.append(1000 * (time.perf_counter() - begun_s))
-    return found
+    return measured
 
 
-def _row(
-    teacher: str, way: str, size: int, spent: list[float], latencies: list[float]
-) -> dict[str, Any]:
+def _row(teacher: str, way: str, size: int, spent: list[float], latencies: list[float]) -> Row:
     low, high = np.percentile(latencies, [50, 99])
-    return {
-        "teacher": teacher,
-        "way": way,
-        "batch": size,
-        "images_per_s": 1 / statistics.median(spent),
-        "p50_ms": float(low),
-        "p99_ms": float(high),
-    }
+    return Row(teacher, way, size, 1 / statistics.median(spent), float(low), float(high))
 
 
 def _request(size: int, number: int) -> Request:
@@ -296,7 +315,7 @@ def lockstep_work(trials: int = 4, requests: int = 30, service_s: float = 0.05) 
             thread.start()
         for thread in threads:
             thread.join()
-        return sum(client.totals["service_s"] for client in clients) / alone.totals["service_s"]
+        return sum(client.totals.service_s for client in clients) / alone.totals.service_s
 
 
 def scale_up(clients: int = 4, service_s: float = 0.2) -> float:
@@ -335,7 +354,7 @@ def scale_up(clients: int = 4, service_s: float = 0.2) -> float:
     return taken_s
 
 
-def step_overhead(student: str, batch: int, steps: int) -> dict[str, Any]:
+def step_overhead(student: str, batch: int, steps: int) -> StepCost:
     """Time of a TRADES-10 step with alignment through the pool over one without, in turn; the
     teacher takes half a step and no core.
 
@@ -369,13 +388,13 @@ def step_overhead(student: str, batch: int, steps: int) -> dict[str, Any]:
             (_timed(state, aligned, feed, mine), _timed(without, plain, bare, mine))
             for _ in range(steps)
         ]
-        waited_s = client.totals["wait_s"] / (1 + steps)
-    return {
-        "step_overhead": statistics.median(with_s / without_s for with_s, without_s in pairs),
-        "step_s": statistics.median(without_s for _, without_s in pairs),
-        "service_s": service_s * -(-batch // MICRO_BATCH),
-        "step_waited_s": waited_s,
-    }
+        waited_s = client.totals.wait_s / (1 + steps)
+    return StepCost(
+        step_overhead=statistics.median(with_s / without_s for with_s, without_s in pairs),
+        step_s=statistics.median(without_s for _, without_s in pairs),
+        service_s=service_s * -(-batch // MICRO_BATCH),
+        step_waited_s=waited_s,
+    )
 
 
 def _timed(state: step.State, experiment: config.Experiment, feed: step.Feed, mine: slice) -> float:

@@ -51,7 +51,7 @@ def bench_policy(
     )
     outcomes = job.compare(workload, job.suited(workload))
     terminal.table(
-        [outcome.row for outcome in outcomes],
+        [outcome.row.as_json() for outcome in outcomes],
         f"{len(hours)} sweeps of {trials} trials on {gpus} GPUs",
         json,
     )
@@ -194,10 +194,9 @@ def bench_pool(
         from dra_ray.bench import pool as job
 
         with cluster.connect():
-            rows, figures = job.compare(rounds, student, batch, steps, bars.say)
-    terminal.table(rows, "requests of 3x32x32 images", None)
-    terminal.table(
-        [{key: value for key, value in figures.items() if key != "rows"}], "the pool", None
-    )
+            figures = job.compare(rounds, student, batch, steps, bars.say)
+    facts = figures.as_json()
     if json:
-        Store(json).write_json(figures)
+        Store(json).write_json(facts)
+    terminal.table(facts.pop("rows"), "requests of 3x32x32 images", None)
+    terminal.table([facts], "the pool", None)

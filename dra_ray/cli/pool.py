@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any
 
 import typer
@@ -24,23 +25,21 @@ def pool_status(json: Json = None) -> None:
     from dra_ray.pool import service
 
     with cluster.connect_to_running():
-        found = [
+        pools = [
             service.status(app)
             for app in sorted(service.applications())
             if app.startswith(service.PREFIX)
         ]
     if json:
-        Store(json).write_json(found)
-    terminal.table([service.row(status) for status in found], "teacher pools", None)
-    for status in found:
-        terminal.table(
-            [
-                {"trial": trial or "-", **totals}
-                for trial, totals in status.get("trials", {}).items()
-            ],
-            status["pool"],
-            None,
-        )
+        Store(json).write_json([status.as_json() for status in pools])
+    terminal.table([status.row() for status in pools], "teacher pools", None)
+    for status in pools:
+        trials = status.books.trials if status.books else {}
+        rows = [
+            {"trial": trial or "-", **dataclasses.asdict(totals)}
+            for trial, totals in trials.items()
+        ]
+        terminal.table(rows, status.pool, None)
 
 
 @pool_app.command("up")
@@ -66,7 +65,7 @@ def pool_up(recipe: ConfigArgument, set_: Set = None, json: Json = None) -> None
         app = service.up(
             experiment.teacher, experiment.pool.model_copy(update={"keep": True}), change=True
         )
-        terminal.table([service.row(service.status(app))], "teacher pool", json)
+        terminal.table([service.status(app).row()], "teacher pool", json)
 
 
 @pool_app.command("down")

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from dra_ray import config
 from dra_ray.errors import PoolError
-from dra_ray.pool.ledger import COUNTED, find_ledger
+from dra_ray.pool.ledger import find_ledger
 from dra_ray.pool.metrics import METRICS, SECONDS
+from dra_ray.pool.records import Description, Totals
 from dra_ray.pool.service import app_name
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
@@ -54,7 +55,7 @@ class PoolClient:
         self._ledger = find_ledger(app)
         self._name, self._trial = uuid.uuid4().hex, trial
         self._inflight: deque[Call] = deque()
-        self._totals = dict.fromkeys(COUNTED, 0.0)
+        self._totals = Totals()
         self._reported = 0.0
         self._tags = {"teacher": app, "trial": trial}
         self._wait = metrics.Histogram(
@@ -66,9 +67,8 @@ class PoolClient:
         self._retries = metrics.Counter(
             "dra_teacher_retries", METRICS["dra_teacher_retries"], tag_keys=tuple(self._tags)
         )
-        described = self._handle.describe.remote().result(timeout_s=settings.timeout_s)
-        self.feature_dim: int = described["feature_dim"]
-        self.micro_batch: int = described["micro_batch"]
+        teacher: Description = self._handle.describe.remote().result(timeout_s=settings.timeout_s)
+        self.feature_dim, self.micro_batch = teacher.feature_dim, teacher.micro_batch
 
     def submit(self, request: Request) -> Call:
         """Send a request; waits first for the oldest one where `pool.max_inflight` are under way."""
@@ -81,20 +81,20 @@ class PoolClient:
     def close(self) -> None:
         self._report(last=True)
 
-    def count(self, key: str, amount: float = 1.0) -> None:
-        self._totals[key] += amount
-        if key == "retries":
-            self._retries.inc(amount, self._tags)
+    def count(self, more: Totals) -> None:
+        self._totals += more
+        if more.retries:
+            self._retries.inc(more.retries, self._tags)
 
     @property
-    def totals(self) -> dict[str, float]:
-        """Since the client began: requests, images, hits, retries, service_s and wait_s."""
-        return dict(self._totals)
+    def totals(self) -> Totals:
+        """Since the client began."""
+        return self._totals
 
-    def _finished(self, call: Call, waited_s: float) -> None:
+    def _finished(self, call: Call, images: int, waited_s: float) -> None:
         self._inflight.remove(call)
+        self.count(Totals(requests=1, images=images, wait_s=waited_s))
         self._wait.observe(waited_s, self._tags)
-        self.count("wait_s", waited_s)
         self._report()
 
     def _report(self, last: bool = False) -> None:
@@ -130,14 +130,12 @@ class Call:
         if self._features is None:
             begun_s = time.monotonic()
             limit_s = self._client._settings.timeout_s if timeout_s is None else timeout_s
-            found = []
+            features = []
             for number, part in enumerate(self._parts):
                 self._send(number)
-                found.append(part.result(begun_s + limit_s, limit_s))
-            self._features = torch.from_numpy(np.concatenate(found))
-            self._client.count("requests")
-            self._client.count("images", len(self._features))
-            self._client._finished(self, time.monotonic() - begun_s)
+                features.append(part.result(begun_s + limit_s, limit_s))
+            self._features = torch.from_numpy(np.concatenate(features))
+            self._client._finished(self, len(self._features), time.monotonic() - begun_s)
         return self._features
 
 
@@ -175,7 +173,7 @@ class _Part:
                 ) from None
             except (*_DIED, *_REFUSED) as error:
                 self._lost += isinstance(error, _DIED)
-                self._client.count("retries")
+                self._client.count(Totals(retries=1))
                 if self._lost >= CUT_AFTER:
                     self._features = self._in_pieces(error, deadline_s, limit_s)
                     continue
@@ -190,8 +188,7 @@ class _Part:
                     "data.name"
                 ) from error
             else:
-                self._client.count("service_s", cost["service_s"])
-                self._client.count("hits", cost["hit"])
+                self._client.count(Totals(service_s=cost.service_s, hits=cost.hit))
                 self._features = np.array(features)
         return self._features
 

@@ -31,22 +31,19 @@ class Window:
         self._there: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._coming: dict[bytes, asyncio.Task[np.ndarray]] = {}
 
-    async def get(
-        self, key: bytes, make: Callable[[], Awaitable[np.ndarray]]
-    ) -> tuple[np.ndarray, bool]:
-        """(features [B,D], whether they were there or under way). What `make` raises, all who wait
-        for it get.
+    async def get(self, key: bytes, make: Callable[[], Awaitable[np.ndarray]]) -> np.ndarray:
+        """Features [B,D]: those that are there or under way, or else what `make` gives. What it
+        raises, all who wait for it get.
 
         A caller that goes away does not take the work of the others with it.
         """
         if key in self._there:
             self._there.move_to_end(key)
-            return self._there[key], True
+            return self._there[key]
         task = self._coming.get(key)
-        hit = task is not None
         if task is None:
             task = self._coming[key] = asyncio.ensure_future(self._make(key, make))
-        return await asyncio.shield(task), hit
+        return await asyncio.shield(task)
 
     async def _make(self, key: bytes, make: Callable[[], Awaitable[np.ndarray]]) -> np.ndarray:
         try:

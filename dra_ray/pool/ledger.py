@@ -6,80 +6,77 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from dra_ray import config
 from dra_ray.pool.exchange import NAMESPACE
+from dra_ray.pool.records import Books, Totals
 
-COUNTED = ("requests", "images", "hits", "retries", "service_s", "wait_s")
+
+@dataclass(frozen=True)
+class _Client:
+    at: float  # when it reported last
+    trial: str
+    totals: Totals
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
 class Ledger:
     """One per pool. Adds up what clients report, off the path of requests.
 
-    It also knows the drivers that hold the pool. When the last one is gone without a word (its
+    It also knows the drivers that need the pool. When the last one is gone without a word (its
     machine died) and nobody else has come for `ORPHAN_S`, it takes the pool down, unless that is to
     be kept.
     """
 
     FRESH_S = 3.0
-    HELD_S = 10.0  # a driver says every second or so that it is there
+    DRIVER_S = 10.0  # a driver says every second or so that it is there
     ORPHAN_S = 60.0
 
-    def __init__(self, app: str, facts: dict[str, Any], keep: bool) -> None:
-        self._app, self._facts, self._keep = app, facts, keep
+    def __init__(self, app: str, teacher: config.Teacher, keep: bool) -> None:
+        self._app, self._teacher, self._keep = app, teacher, keep
         self._since = time.time()
-        self._clients: dict[
-            str, tuple[float, str, dict[str, float]]
-        ] = {}  # client -> when, trial, totals
-        self._gone: dict[str, dict[str, float]] = {}  # trial -> totals of clients that left
-        self._drivers: dict[str, float] = {}
-        self._held_at = time.monotonic()
+        self._clients: dict[str, _Client] = {}
+        self._gone: dict[str, Totals] = {}  # by trial: of clients that left
+        self._drivers: dict[str, float] = {}  # when they last said that they are there
+        self._acquired_at = time.monotonic()
         self._closing = False
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def record(self, client: str, trial: str, totals: dict[str, float], last: bool = False) -> None:
-        self._clients[client] = (time.monotonic(), trial, totals)
+    def record(self, client: str, trial: str, totals: Totals, last: bool = False) -> None:
+        self._clients[client] = _Client(time.monotonic(), trial, totals)
         if last:
-            self._leave(client)
+            del self._clients[client]
+            self._gone[trial] = self._gone.get(trial, Totals()) + totals
 
-    def _leave(self, client: str) -> None:
-        _, trial, totals = self._clients.pop(client)
-        self._gone[trial] = _sum([self._gone.get(trial, {}), totals])
-
-    def totals(self) -> dict[str, float]:
-        """Sums over all clients since the pool came up, and `clients`: how many asked lately."""
-        now = time.monotonic()
-        summed = _sum([*self._gone.values(), *(totals for _, _, totals in self._clients.values())])
-        return {
-            **summed,
-            "clients": sum(now - at < self.FRESH_S for at, _, _ in self._clients.values()),
-        }
-
-    def status(self) -> dict[str, Any]:
-        """Facts of the pool, totals, totals by trial, and the number of drivers that hold it."""
+    def books(self) -> Books:
         trials = dict(self._gone)
-        for _, trial, totals in self._clients.values():
-            trials[trial] = _sum([trials.get(trial, {}), totals])
-        held = {
-            "up_s": round(time.time() - self._since, 1),
-            "keep": self._keep,
-            "drivers": len(self._fresh()),
-        }
-        return {**self._facts, **held, **self.totals(), "trials": trials}
+        for client in self._clients.values():
+            trials[client.trial] = trials.get(client.trial, Totals()) + client.totals
+        now = time.monotonic()
+        return Books(
+            teacher=self._teacher,
+            up_s=round(time.time() - self._since, 1),
+            keep=self._keep,
+            drivers=len(self._fresh()),
+            clients=sum(now - client.at < self.FRESH_S for client in self._clients.values()),
+            totals=Totals.sum(trials.values()),
+            trials=trials,
+        )
 
     def acquire(self, driver: str) -> bool:
         """Whether the driver may rely on the pool; not if the last one before it is just taking it
         down.
         """
         if not self._closing:
-            self._drivers[driver] = self._held_at = time.monotonic()
+            self._drivers[driver] = self._acquired_at = time.monotonic()
         return not self._closing
 
     def release(self, driver: str) -> bool:
-        """Whether the pool may go: nobody else holds it and it is not to be kept."""
+        """Whether the pool may go: no other driver needs it and it is not to be kept."""
         self._drivers.pop(driver, None)
         self._closing = not self._keep and not self._fresh()
         return self._closing
@@ -89,14 +86,14 @@ class Ledger:
 
     def _fresh(self) -> list[str]:
         now = time.monotonic()
-        return [driver for driver, at in self._drivers.items() if now - at < self.HELD_S]
+        return [driver for driver, at in self._drivers.items() if now - at < self.DRIVER_S]
 
     def _watch(self) -> None:
         while True:
             time.sleep(5.0)
             if (
                 not self._keep
-                and time.monotonic() - self._held_at > self.ORPHAN_S
+                and time.monotonic() - self._acquired_at > self.ORPHAN_S
                 and not self._fresh()
             ):
                 from ray import serve  # takes seconds to import, and is needed once if ever
@@ -105,11 +102,7 @@ class Ledger:
                 ray.kill(ray.get_runtime_context().current_actor)
 
 
-def _sum(parts: list[dict[str, float]]) -> dict[str, float]:
-    return {key: sum(part.get(key, 0.0) for part in parts) for key in COUNTED}
-
-
-def open_ledger(app: str, facts: dict[str, Any], keep: bool) -> Any:
+def open_ledger(app: str, teacher: config.Teacher, keep: bool) -> Any:
     """The pool's ledger, made if it is not there."""
     name = {
         "name": f"{app}-ledger",
@@ -117,7 +110,7 @@ def open_ledger(app: str, facts: dict[str, Any], keep: bool) -> Any:
         "lifetime": "detached",
         "get_if_exists": True,
     }
-    return Ledger.options(**name).remote(app, facts, keep)  # type: ignore[attr-defined]
+    return Ledger.options(**name).remote(app, teacher, keep)  # type: ignore[attr-defined]
 
 
 def find_ledger(app: str) -> Any:

@@ -7,9 +7,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from dra_ray.errors import ConfigError
 
@@ -25,14 +25,40 @@ class Observation:
 
     running: int
     starting: int = 0  # ordered, but not answering yet
-    busy_s: Sequence[
-        float
-    ] = ()  # per running replica: seconds of the look-back period that it worked
+    busy_s: Sequence[float] = ()  # per running replica: seconds of the look-back period at work
     waiting: float = 0.0  # requests that no replica has taken up
     in_flight: float = 0.0  # requests that a replica works on
     images_per_request: float = 1.0
     arriving_images_per_s: float = 0.0  # 0 where nobody counts arrivals
     service_s_per_image: float = 0.0  # 0 where nothing has been measured
+
+
+class Word(Protocol):
+    """One value of a metric, as a replica reported it."""
+
+    @property
+    def value(self) -> float: ...
+
+
+class ServeContext(Protocol):
+    """What this policy reads of Ray Serve's `AutoscalingContext`: metrics are name -> replica ->
+    value, of the look-back period (aggregated) and as they came (raw).
+    """
+
+    @property
+    def aggregated_metrics(self) -> Mapping[str, Mapping[Any, float]] | None: ...
+    @property
+    def raw_metrics(self) -> Mapping[str, Mapping[Any, Sequence[Word]]] | None: ...
+    @property
+    def current_num_replicas(self) -> int: ...
+    @property
+    def target_num_replicas(self) -> int: ...
+    @property
+    def total_queued_requests(self) -> float | None: ...
+    @property
+    def total_num_requests(self) -> float | None: ...
+    @property
+    def current_time(self) -> float: ...
 
 
 @dataclass
@@ -149,7 +175,7 @@ class DemandPolicy:
             )
         ]
 
-    def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
+    def __call__(self, ctx: ServeContext) -> tuple[int, dict[str, float]]:
         """Ray Serve's calling convention: its context in, (replicas, state) out.
 
         Serve counts requests, so a request stands for an image here, and shows no arrivals. Its own

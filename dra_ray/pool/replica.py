@@ -7,8 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import numpy as np
 from ray import serve
@@ -18,25 +17,27 @@ from ray.util import metrics
 from dra_ray import config
 from dra_ray.pool import exchange
 from dra_ray.pool.metrics import METRICS, SECONDS
-from dra_ray.pool.rows import Encoder, BatchedTeacher
+from dra_ray.pool.records import Cost, Description
+from dra_ray.pool.rows import BatchedTeacher, Encoder
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
-from dra_ray.teachers.source import LocalTeacher, Request
+from dra_ray.teachers.source import Array, LocalTeacher, Request
 
 log = logging.getLogger("ray.serve")
 
 
-def load(uri: str, teacher: dict[str, Any], threads: int, gpu: bool) -> BatchedTeacher:
+def load(teacher: config.Teacher, threads: int, gpu: bool) -> BatchedTeacher:
     """The teacher of a replica, from its folder."""
-    settings = config.Teacher.model_validate(teacher)
-    return LocalTeacher(checkpoint.load(Store(uri)), settings, threads, "cuda" if gpu else "cpu")
+    assert teacher.uri
+    net = checkpoint.load(Store(teacher.uri))
+    return LocalTeacher(net, teacher, threads, "cuda" if gpu else "cpu")
 
 
 class TeacherReplica:
     """One replica: a frozen teacher in its own process."""
 
-    def __init__(self, make: Callable[[], BatchedTeacher], settings: dict[str, Any]) -> None:
-        self._settings = config.Pool.model_validate(settings)
+    def __init__(self, make: Callable[[], BatchedTeacher], settings: config.Pool) -> None:
+        self._settings = settings
         self._app = serve.get_replica_context().app_name
         tags = ("teacher", "trial")
         self._requests = metrics.Counter(
@@ -74,7 +75,7 @@ class TeacherReplica:
         self._mean_s = 0.0  # of the last requests
         self._clients: dict[str, float] = {}  # when they asked last
         self._window = exchange.Window(self._settings.window_bytes)
-        self._shared = exchange.open_exchange(self._app, self._settings.window_bytes)
+        self._exchange = exchange.open_exchange(self._app, self._settings.window_bytes)
         self.encoder = Encoder(make(), self._settings.merge_wait_s, self._count_batch)
 
     def _count_batch(self, rows: int, seconds: float) -> None:
@@ -82,45 +83,36 @@ class TeacherReplica:
         self._encoded.inc(rows, {"teacher": self._app})
         self._batches.inc(1, {"teacher": self._app})
 
-    def describe(self) -> dict[str, Any]:
-        """What a client must know."""
+    def describe(self) -> Description:
         teacher = self.encoder.teacher
-        return {
-            "feature_dim": teacher.feature_dim,
-            "micro_batch": teacher.micro_batch,
-            "merges": self.encoder.merges,
-        }
+        return Description(teacher.feature_dim, teacher.micro_batch, self.encoder.merges)
 
     async def encode(
-        self,
-        request: Request,
-        client: str = "",
-        trial: str = "",
-    ) -> tuple[np.ndarray, dict[str, float]]:
-        """(features float32 [B,D], {"service_s", "waited_s", "hit"}) of one request, as
-        `LocalTeacher.encode` gives them.
+        self, request: Request, client: str = "", trial: str = ""
+    ) -> tuple[Array, Cost]:
+        """Features float32 [B,D] of one request, as `LocalTeacher.encode` gives them, and what
+        they cost here.
         """
-        cost = {"service_s": 0.0, "waited_s": 0.0, "hit": 0.0}
+        cost = Cost(hit=1.0)  # unless `make` is called
 
-        async def make() -> np.ndarray:
+        async def make() -> Array:
+            nonlocal cost
             answer = await asyncio.wrap_future(self.encoder.submit(client, request))
-            cost.update(service_s=answer.service_s, waited_s=answer.waited_s)
-            self._mean_s = (
-                answer.service_s
-                if not self._mean_s
-                else 0.9 * self._mean_s + 0.1 * answer.service_s
-            )
+            cost = Cost(answer.service_s, answer.waited_s)
+            self._note_service(answer.service_s)
             return answer.features.numpy()
 
         self._clients[client] = time.monotonic()
         if self._settings.window_bytes and self.has_other_clients():
             key = request.digest()
-            features, hit = await self._window.get(key, lambda: self._once(key, make, cost))
-            cost["hit"] = max(cost["hit"], float(hit))
+            features = await self._window.get(key, lambda: self._once(key, make))
         else:
             features = await make()
-        self._tell(len(request), cost, trial)
+        self._count_request(len(request), cost, trial)
         return features, cost
+
+    def _note_service(self, service_s: float) -> None:
+        self._mean_s = 0.9 * self._mean_s + 0.1 * service_s if self._mean_s else service_s
 
     def has_other_clients(self) -> bool:
         """Whether more than one client asked lately, so that there may be something to share."""
@@ -131,37 +123,32 @@ class TeacherReplica:
             }
         return len(self._clients) > 1
 
-    async def _once(
-        self, key: bytes, make: Callable[[], Any], cost: dict[str, float]
-    ) -> np.ndarray:
+    async def _once(self, key: bytes, make: Callable[[], Awaitable[Array]]) -> Array:
         """The features from the replica that is at work on them, or from here."""
         max_wait_s = 2.0 + 4 * self._mean_s
-        with contextlib.suppress(
-            RayError, TimeoutError
-        ):  # it may be starting anew: then everybody makes his own
-            found = await asyncio.wait_for(
-                self._shared.claim.remote(key, max_wait_s), max_wait_s + 1
-            )
-            if found is not None:
-                cost["hit"] = 1.0
-                return np.array(found)
+        # where the exchange is starting anew, everybody makes his own
+        with contextlib.suppress(RayError, TimeoutError):
+            claim = self._exchange.claim.remote(key, max_wait_s)
+            features: Array | None = await asyncio.wait_for(claim, max_wait_s + 1)
+            if features is not None:
+                return np.array(features)
         try:
             features = await make()
         except Exception:
-            self._shared.drop.remote(key)
+            self._exchange.drop.remote(key)
             raise
-        self._shared.give.remote(key, features)
+        self._exchange.give.remote(key, features)
         return features
 
-    def _tell(self, images: int, cost: dict[str, float], trial: str) -> None:
+    def _count_request(self, images: int, cost: Cost, trial: str) -> None:
         tags = {"teacher": self._app, "trial": trial}
         self._requests.inc(1, tags)
         self._images.inc(images, tags)
-        if cost["hit"]:
+        if cost.hit:
             self._hits.inc(1, tags)
         else:
-            self._service.observe(cost["service_s"], {"teacher": self._app})
-            self._queued.observe(cost["waited_s"], {"teacher": self._app})
+            self._service.observe(cost.service_s, {"teacher": self._app})
+            self._queued.observe(cost.waited_s, {"teacher": self._app})
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve every so often: the busy share since the last call, requests that wait,

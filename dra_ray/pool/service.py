@@ -29,6 +29,7 @@ from dra_ray.pool.exchange import NAMESPACE, open_exchange
 from dra_ray.pool.ledger import find_ledger, open_ledger
 from dra_ray.pool.metrics import METRICS
 from dra_ray.pool.policy import DemandPolicy
+from dra_ray.pool.records import Books, LogRow, Status
 from dra_ray.pool.replica import TeacherReplica
 from dra_ray.pool.router import LeastOutstanding
 from dra_ray.pool.rows import BatchedTeacher
@@ -70,25 +71,20 @@ def up(teacher: config.Teacher, pool: config.Pool, change: bool = False) -> str:
     A pool that is there keeps the settings of whoever brought it up, unless they are to `change`.
     Raises `PoolError` when it does not start.
     """
-    assert teacher.uri
     make = functools.partial(
-        replica.load,
-        teacher.uri,
-        teacher.model_dump(),
-        pool.threads_per_replica,
-        pool.gpus_per_replica > 0,
+        replica.load, teacher, pool.threads_per_replica, pool.gpus_per_replica > 0
     )
     app = app_name(teacher)
     if change or app not in applications():
-        deploy(app, make, pool, teacher.model_dump(mode="json"))
+        deploy(app, make, pool, teacher)
     return app
 
 
 def deploy(
-    app: str, make: Callable[[], BatchedTeacher], pool: config.Pool, facts: dict[str, Any]
+    app: str, make: Callable[[], BatchedTeacher], pool: config.Pool, teacher: config.Teacher
 ) -> None:
     """Start, or change the settings of, a pool of whatever teacher `make` gives in a replica;
-    `facts` describe it to people.
+    `teacher` describes it to people.
     """
     autoscaling = AutoscalingConfig(
         min_replicas=pool.min_replicas,
@@ -128,16 +124,16 @@ def deploy(
         ray_actor_options=place,
     )(TeacherReplica)
     serve.start(proxy_location="Disabled")  # nothing speaks HTTP here
-    ledger = open_ledger(app, facts, pool.keep)
+    ledger = open_ledger(app, teacher, pool.keep)
     ledger.keep.remote(pool.keep)
     open_exchange(app, pool.window_bytes)
     try:
-        serve.run(deployment.bind(make, pool.model_dump()), name=app, route_prefix=None)
+        serve.run(deployment.bind(make, pool), name=app, route_prefix=None)
     except RuntimeError as error:
         ray.kill(ledger)
         reason = str(error).splitlines()[0]
         raise PoolError(
-            f"the teacher pool did not start ({reason}); check teacher.uri='{facts.get('uri')}' "
+            f"the teacher pool did not start ({reason}); check teacher.uri='{teacher.uri}' "
             "and pool resources"
         ) from None
 
@@ -167,41 +163,13 @@ def replicas(app: str) -> dict[str, int]:
     return {str(getattr(state, "value", state)): count for state, count in states.items()}
 
 
-def status(app: str) -> dict[str, Any]:
-    """What `dra pool status` shows of a pool: its teacher, replicas by state, totals and totals by
-    trial.
-    """
+def status(app: str) -> Status:
+    """What `dra pool status` shows of a pool."""
     try:
-        found = ray.get(find_ledger(app).status.remote())
+        books = ray.get(find_ledger(app).books.remote())
     except ValueError:
-        found = {}
-    return {"pool": app, "replicas": replicas(app), **found}
-
-
-def row(found: dict[str, Any]) -> dict[str, Any]:
-    """A line of a table about a pool, from its `status`."""
-    states = (
-        ", ".join(f"{count} {state.lower()}" for state, count in sorted(found["replicas"].items()))
-        or "none"
-    )
-    shown = {
-        key: found.get(key, 0)
-        for key in ("drivers", "clients", "requests", "images", "hits", "retries")
-    }
-    means = {
-        name: found.get(key, 0.0) / max(found.get("requests", 0.0), 1.0)
-        for name, key in (("mean_service_s", "service_s"), ("mean_wait_s", "wait_s"))
-    }
-    return (
-        {
-            "pool": found["pool"],
-            "teacher": found.get("uri", "?"),
-            "replicas": states,
-            "kept": found.get("keep", False),
-        }
-        | shown
-        | means
-    )
+        books = None
+    return Status(app, replicas(app), books)
 
 
 @contextmanager
@@ -263,7 +231,7 @@ class Watch:
     away.
     """
 
-    PERIOD_S, EVERY_S = 0.5, 2.0
+    PERIOD_S, EVERY_S, DEMAND_S = 0.5, 2.0, 6.0
 
     def __init__(self, app: str, log: Store | None = None, driver: str | None = None) -> None:
         self._app, self._log, self._driver = app, log, driver
@@ -273,20 +241,19 @@ class Watch:
             threading.Thread(target=self._repeat, args=(duty,), daemon=True) for duty in duties
         ]
         self._unwritten = False
-        self._rows: list[dict[str, Any]] = (
-            log.read_jsonl() if log is not None and log.exists() else []
-        )
-        self._before = {
-            key: self._rows[-1].get(key, 0) if self._rows else 0
-            for key in ("requests", "images", "hits", "retries")
-        }
+        lines = log.read_jsonl() if log is not None and log.exists() else []
+        self._rows = [LogRow.read(line) for line in lines]
+        self._before = self._rows[-1] if self._rows else LogRow(0.0, 0)
         self._service: deque[tuple[float, float]] = deque(maxlen=64)
-        self._gauges = {
-            name: metrics.Gauge(
-                f"dra_teacher_{name}", METRICS[f"dra_teacher_{name}"], tag_keys=("teacher",)
+        self._gauges = [
+            metrics.Gauge(name, METRICS[name], tag_keys=("teacher",))
+            for name in (
+                "dra_teacher_replicas_running",
+                "dra_teacher_replicas_target",
+                "dra_teacher_demand",
+                "dra_teacher_clients",
             )
-            for name in ("replicas_running", "replicas_target", "demand", "clients")
-        }
+        ]
 
     def __enter__(self) -> Watch:
         if self._driver:
@@ -304,33 +271,35 @@ class Watch:
                 self._rows.append(self.sample())
             self._flush(self._log)
 
-    def sample(self) -> dict[str, Any]:
-        """One row: replicas, demand over the last seconds, and totals since the log began."""
+    def sample(self) -> LogRow:
+        """The pool now; demand is that of the last seconds, totals those since the log began."""
         counts = replicas(self._app)
-        totals = ray.get(find_ledger(self._app).totals.remote())
-        now = time.time()
-        self._service.append((now, totals["service_s"]))
+        books: Books = ray.get(find_ledger(self._app).books.remote())
+        totals, before, now = books.totals, self._before, time.time()
+        self._service.append((now, totals.service_s))
         first_at, first_s = next(
-            (row for row in self._service if now - row[0] <= 6.0), (now, totals["service_s"])
+            (at, service_s) for at, service_s in self._service if now - at <= self.DEMAND_S
         )
-        demand = (totals["service_s"] - first_s) / (now - first_at) if now > first_at else 0.0
+        demand = (totals.service_s - first_s) / (now - first_at) if now > first_at else 0.0
         running = counts.get("RUNNING", 0)
-        row = {
-            "at": now,
-            "running": running,
-            "target": running + counts.get("STARTING", 0) + counts.get("PENDING_ALLOCATION", 0),
-            "demand": round(demand, 3),
-            "clients": int(totals["clients"]),
-            **{key: int(self._before[key] + totals[key]) for key in self._before},
-        }
-        for name, key in (
-            ("replicas_running", "running"),
-            ("replicas_target", "target"),
-            ("demand", "demand"),
-            ("clients", "clients"),
-        ):
-            self._gauges[name].set(row[key], {"teacher": self._app})
-        return row
+        target = running + counts.get("STARTING", 0) + counts.get("PENDING_ALLOCATION", 0)
+        self._set_gauges(running, target, demand, books.clients)
+        return LogRow(
+            at=now,
+            running=running,
+            target=target,
+            demand=round(demand, 3),
+            clients=books.clients,
+            requests=int(before.requests + totals.requests),
+            images=int(before.images + totals.images),
+            hits=int(before.hits + totals.hits),
+            retries=int(before.retries + totals.retries),
+        )
+
+    def _set_gauges(self, running: int, target: int, demand: float, clients: int) -> None:
+        values = (running, target, round(demand, 3), clients)
+        for gauge, value in zip(self._gauges, values, strict=True):
+            gauge.set(value, {"teacher": self._app})
 
     def _repeat(self, duty: Callable[[], None]) -> None:
         while not self._stop.wait(self.PERIOD_S):
@@ -347,8 +316,8 @@ class Watch:
         last = self._rows[-1] if self._rows else None
         if (
             last is None
-            or row["at"] - last["at"] >= self.EVERY_S
-            or any(row[k] != last[k] for k in ("running", "target", "clients"))
+            or row.at - last.at >= self.EVERY_S
+            or (row.running, row.target, row.clients) != (last.running, last.target, last.clients)
         ):
             self._rows.append(row)
             self._flush(self._log)
@@ -358,7 +327,7 @@ class Watch:
         row.
         """
         try:
-            log.write_jsonl(self._rows)
+            log.write_jsonl([row.as_json() for row in self._rows])
             self._unwritten = False
         except StorageError as error:
             if not self._unwritten:

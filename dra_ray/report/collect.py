@@ -17,6 +17,7 @@ from dra_ray.config import flatten
 from dra_ray.errors import DataError
 from dra_ray.evaluation import compare
 from dra_ray.evaluation.result import FILE, parse
+from dra_ray.pool.records import LogRow
 from dra_ray.report import words
 from dra_ray.report.words import in_percent
 from dra_ray.storage import Store, read_json
@@ -185,14 +186,11 @@ def read_rungs(sweep: Store) -> list[dict[str, Any]]:
     return [latest[key] for key in sorted(latest)]
 
 
-def read_pool(folder: Store) -> list[dict[str, Any]]:
+def read_pool(folder: Store) -> list[LogRow]:
     """Rows of pool.jsonl in order of time; empty when the run had no pool."""
     file = folder / "pool.jsonl"
-    return (
-        sorted(read_rows(file, ("at", "running")), key=lambda row: row["at"])
-        if file.exists()
-        else []
-    )
+    rows = read_rows(file, ("at", "running")) if file.exists() else []
+    return sorted(map(LogRow.read, rows), key=lambda row: row.at)
 
 
 def read_metrics(folder: Store) -> list[dict[str, Any]]:
@@ -571,12 +569,14 @@ def _pool(facts: _Facts, folder: str) -> None:
     logged = read_pool(facts.at(folder))
     if not logged:
         return
-    running = [int(row["running"]) for row in logged]
+    running = [row.running for row in logged]
     replicas = [count for i, count in enumerate(running) if i == 0 or count != running[i - 1]]
     totals = {
-        key: max(row.get(key, 0) for row in logged) for key in ("requests", "images", "retries")
+        "requests": max(row.requests for row in logged),
+        "images": max(row.images for row in logged),
+        "retries": max(row.retries for row in logged),
     }
-    seconds = logged[-1]["at"] - logged[0]["at"]
+    seconds = logged[-1].at - logged[0].at
     facts.put(
         "pool",
         {"replicas": replicas, "max_running": max(running), "seconds": seconds} | totals,

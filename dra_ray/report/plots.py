@@ -15,6 +15,7 @@ from typing import Any
 
 from dra_ray.attacks import catalogue
 from dra_ray.evaluation import intervals
+from dra_ray.pool.records import LogRow
 from dra_ray.report import words
 from dra_ray.report.collect import LABELS, outcome
 from dra_ray.report.words import in_percent
@@ -171,12 +172,14 @@ def rungs(summary: Mapping[str, Any], history: Rows) -> Figure | None:
     }
 
 
-def pool(history: Rows) -> Figure | None:
+def pool(history: Sequence[LogRow]) -> Figure | None:
     """Teacher replicas over time: running, wanted, and the work that asked for them."""
     if not history:
         return None
-    seconds = history[-1]["at"] - history[0]["at"]
-    counts = [row.get(key) or 0 for row in history for key in ("running", "target", "demand")]
+    seconds = history[-1].at - history[0].at
+    counts = [
+        count or 0 for row in history for count in (row.running, row.target, row.demand)
+    ]
     highest = max(1, *filter(math.isfinite, counts))
     unit, name = (
         (3600, "hours")
@@ -185,7 +188,7 @@ def pool(history: Rows) -> Figure | None:
         if seconds > 300
         else (1, "seconds")
     )
-    x = [round((row["at"] - history[0]["at"]) / unit, 3) for row in history]
+    x = [round((row.at - history[0].at) / unit, 3) for row in history]
     series = [
         (
             "demand",
@@ -204,14 +207,14 @@ def pool(history: Rows) -> Figure | None:
     traces = [
         {
             "x": x,
-            "y": [row.get(key) for row in history],
+            "y": [getattr(row, key) for row in history],
             "mode": "lines",
             "name": label,
             "line": line,
         }
         | more
         for key, label, line, more in series
-        if any(row.get(key) is not None for row in history)
+        if any(getattr(row, key) is not None for row in history)
     ]
     layout = frame(
         {"title": f"time since the pool started ({name})"},

@@ -49,9 +49,9 @@ def changed(**fields: Any) -> Workload:
 def test_every_request_is_answered_once_whatever_is_lost(name: str, inflight: int) -> None:
     workload = changed(losses_per_replica_hour=40, inflight=inflight, jitter=0)
     [row] = policy.run(workload, {name: POLICIES[name]})
-    assert row["requests"] == REQUESTS
-    assert row["retries"] > 0 and row["lost_work_s"] > 0
-    assert row["busy_share"] * row["replica_hours"] * 3600 == pytest.approx(
+    assert row.requests == REQUESTS
+    assert row.retries > 0 and row.lost_work_s > 0
+    assert row.busy_share * row.replica_hours * 3600 == pytest.approx(
         REQUESTS * workload.service_s, rel=2e-3
     ), "lost work is not counted"
 
@@ -64,8 +64,8 @@ def test_asha_stops_most_trials_at_the_first_rung() -> None:
 
 def test_nobody_waits_where_there_is_a_replica_for_each() -> None:
     [row] = policy.run(changed(losses_per_replica_hour=0), {"a replica per GPU": Fixed(SMALL.gpus)})
-    assert row["mean_wait_s"] == row["p95_wait_s"] == row["wait_share"] == 0
-    assert row["replica_hours"] == pytest.approx(SMALL.gpus * SMALL.hours)
+    assert row.mean_wait_s == row.p95_wait_s == row.wait_share == 0
+    assert row.replica_hours == pytest.approx(SMALL.gpus * SMALL.hours)
 
 
 def test_one_replica_is_as_busy_as_the_load_that_is_offered() -> None:
@@ -83,8 +83,8 @@ def test_one_replica_is_as_busy_as_the_load_that_is_offered() -> None:
     [row] = policy.run(workload, {"one": Fixed(1)})
     offered = 8 * workload.service_s / workload.step_s
     assert 0.3 < offered < 1
-    assert row["busy_share"] == pytest.approx(offered, rel=0.02)
-    assert row["wait_share"] == 0
+    assert row.busy_share == pytest.approx(offered, rel=0.02)
+    assert row.wait_share == 0
 
 
 def test_a_saturated_pool_slows_training_down_as_much_as_it_lacks() -> None:
@@ -99,16 +99,16 @@ def test_a_saturated_pool_slows_training_down_as_much_as_it_lacks() -> None:
     )
     assert workload.gpus * workload.service_s / workload.step_s == pytest.approx(1.696, abs=1e-3)
     [row] = policy.run(workload, {"one": Fixed(1)})
-    assert row["busy_share"] == pytest.approx(1, abs=0.01)
-    assert row["finished_h"] * 3600 == pytest.approx(row["requests"] * workload.service_s, rel=0.01)
-    assert row["wait_share"] == pytest.approx(1 - 1 / 1.696, abs=0.01)
+    assert row.busy_share == pytest.approx(1, abs=0.01)
+    assert row.finished_h * 3600 == pytest.approx(row.requests * workload.service_s, rel=0.01)
+    assert row.wait_share == pytest.approx(1 - 1 / 1.696, abs=0.01)
 
 
 def test_a_larger_fixed_pool_waits_less() -> None:
     rows = policy.run(
         changed(losses_per_replica_hour=0), {str(size): Fixed(size) for size in (1, 2, 3, 4)}
     )
-    waits = [row["mean_wait_s"] for row in rows]
+    waits = [row.mean_wait_s for row in rows]
     assert waits == sorted(waits, reverse=True) and waits[0] > 1 > waits[-1]
 
 
@@ -121,11 +121,11 @@ def test_equal_seeds_give_equal_results_and_leave_the_policies_alone() -> None:
 
 def test_the_pool_follows_the_sweeps() -> None:
     history = policy.play(SMALL, "demand", policy.suited(SMALL)).history
-    at_rest = {row["target"] for row in history if row["at"] < 0.01 * 3600}
-    early = [row for row in history if 0.01 * 3600 + 30 <= row["at"] < 0.01 * 3600 + 90]
-    assert at_rest == {0} and history[-1]["target"] == 0
-    assert max(row["target"] for row in history) >= 3, "1.7 replicas of work at 70 %"
-    assert max(row["demand"] for row in early) > 1.5
+    at_rest = {row.target for row in history if row.at < 0.01 * 3600}
+    early = [row for row in history if 0.01 * 3600 + 30 <= row.at < 0.01 * 3600 + 90]
+    assert at_rest == {0} and history[-1].target == 0
+    assert max(row.target for row in history) >= 3, "1.7 replicas of work at 70 %"
+    assert max(row.demand for row in early) > 1.5
 
 
 def test_nodes_are_paid_for_from_the_order_until_they_are_gone() -> None:
@@ -142,8 +142,8 @@ def test_nodes_are_paid_for_from_the_order_until_they_are_gone() -> None:
     start_s = workload.node_start_s + workload.load_s
     first_wait_s = start_s + workload.service_s - workload.attack_share * workload.step_s
     used_s = 24 * workload.step_s + first_wait_s
-    assert row["mean_wait_s"] == pytest.approx(first_wait_s / 24, rel=0.01)
-    assert row["replica_hours"] * 3600 == pytest.approx(used_s + 60 + workload.node_idle_s, abs=8)
+    assert row.mean_wait_s == pytest.approx(first_wait_s / 24, rel=0.01)
+    assert row.replica_hours * 3600 == pytest.approx(used_s + 60 + workload.node_idle_s, abs=8)
 
 
 def test_serve_orders_one_and_no_more_while_none_runs() -> None:
@@ -152,11 +152,11 @@ def test_serve_orders_one_and_no_more_while_none_runs() -> None:
         for name in ("demand", "in Serve")
     )
     before = [
-        max(row["target"] for row in outcome.history if not row["running"] and row["at"] < 300)
+        max(row.target for row in outcome.history if not row.running and row.at < 300)
         for outcome in (alone, inside)
     ]
     assert before[0] > 1 == before[1]
-    assert inside.row["mean_wait_s"] > alone.row["mean_wait_s"]
+    assert inside.row.mean_wait_s > alone.row.mean_wait_s
 
 
 def test_serves_default_decides_as_ray_does() -> None:
@@ -212,9 +212,9 @@ def test_the_comparison_names_the_fixed_pool_that_waits_as_long() -> None:
         "fixed 3",
     } == set(rows)
     row = rows["demand"]
-    assert row["of_fixed"] == pytest.approx(row["replica_hours"] / row["fixed_hours"], rel=0.01)
-    assert rows["fixed 1"]["replica_hours"] < row["fixed_hours"] < rows["fixed 2"]["replica_hours"]
-    assert rows["fixed 1"]["mean_wait_s"] > row["mean_wait_s"] > rows["fixed 2"]["mean_wait_s"]
+    assert row.of_fixed == pytest.approx(row.replica_hours / row.fixed_hours, rel=0.01)
+    assert rows["fixed 1"].replica_hours < row.fixed_hours < rows["fixed 2"].replica_hours
+    assert rows["fixed 1"].mean_wait_s > row.mean_wait_s > rows["fixed 2"].mean_wait_s
 
 
 def test_the_page_holds_its_data(tmp_path: Any) -> None:
@@ -222,7 +222,9 @@ def test_the_page_holds_its_data(tmp_path: Any) -> None:
         policy.play(SMALL, "a <b>", Fixed(1)),
         policy.play(SMALL, "c", policy.suited(SMALL)),
     ]
-    outcomes[1].row["of_fixed"] = 0.5
+    outcomes[1] = policy.Outcome(
+        dataclasses.replace(outcomes[1].row, of_fixed=0.5), outcomes[1].history
+    )
     page = Store(str(tmp_path)) / "page.html"
     policy.write(page, SMALL, outcomes)
     text = page.read_text()
@@ -249,15 +251,17 @@ def test_half_the_replica_hours_at_equal_waiting_on_the_default_day() -> None:
     rows = {
         outcome.name: outcome.row for outcome in policy.compare(workload, policy.suited(workload))
     }
-    assert rows["demand"]["of_fixed"] <= 0.5 < rows["Serve's default"]["of_fixed"]
+    assert rows["demand"].of_fixed <= 0.5 < rows["Serve's default"].of_fixed
 
 
 def test_policies_that_lie_close_together_are_named_in_the_legend() -> None:
     outcomes = [
         policy.play(SMALL, f"near {number}", policy.suited(SMALL)) for number in range(3)
     ] + [policy.play(SMALL, "fixed 1", Fixed(1))]
-    for outcome in outcomes[:3]:
-        outcome.row["of_fixed"] = 0.5
+    outcomes[:3] = [
+        dataclasses.replace(outcome, row=dataclasses.replace(outcome.row, of_fixed=0.5))
+        for outcome in outcomes[:3]
+    ]
     fixed, *near = policy.plot(outcomes)[policy.COST]["data"]
     assert [(trace["mode"], trace["name"]) for trace in near] == [
         ("markers", f"near {number}") for number in range(3)

@@ -8,6 +8,7 @@ second Ray in the tests' own process would meet theirs.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -56,7 +57,7 @@ def lost() -> dict[str, Any]:
         f"{service.PREFIX}lost",
         config.Pool(min_replicas=2, max_replicas=2, **ON_TEACHERS, **QUICK),
     )
-    service.deploy(app, functools.partial(Sums, 0.1), settings, {"uri": "lost"})
+    service.deploy(app, functools.partial(Sums, 0.1), settings, config.Teacher(uri="lost"))
     with service.held(app):
         assert cluster.wait_until(lambda: service.replicas(app).get("RUNNING", 0) == 2, 60)
         client = pool_client.PoolClient(app, settings.model_copy(update={"max_inflight": 8}))
@@ -69,7 +70,7 @@ def lost() -> dict[str, Any]:
             for number, call in enumerate(calls)
             if not torch.equal(call.result(), expected(number, 160))
         ]
-        return {"wrong": wrong, **client.totals, "left": service.replicas(app)}
+        return {"wrong": wrong, **dataclasses.asdict(client.totals), "left": service.replicas(app)}
 
 
 # -- an autoscaling cluster whose nodes are processes of this machine ------------------------------

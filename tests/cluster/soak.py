@@ -46,7 +46,7 @@ def main(minutes: float) -> dict[str, Any]:
     teachers.travel()
     app = f"{service.PREFIX}soak"
     with cluster.connect(num_cpus=4):
-        service.deploy(app, functools.partial(Sums, 0.02), SETTINGS, {"uri": "soak"})
+        service.deploy(app, functools.partial(Sums, 0.02), SETTINGS, config.Teacher(uri="soak"))
         with service.held(app):
             return _play(app, minutes)
 
@@ -88,10 +88,10 @@ def _play(app: str, minutes: float) -> dict[str, Any]:
     return {
         "minutes": minutes,
         "sent": sum(sent),
-        "answered": sum(int(part["requests"]) for part in totals),
+        "answered": sum(int(part.requests) for part in totals),
         "mismatches": sum(mismatches),
         "errors": errors,
-        "retries": sum(int(part["retries"]) for part in totals),
+        "retries": sum(int(part.retries) for part in totals),
         "kills": kills,
         "memory_mb_start": memory[0],
         "memory_mb_most": max(memory),

@@ -105,8 +105,8 @@ def test_killed_replicas_lose_nothing(app: str, local: LocalTeacher) -> None:
     calls.append(client.submit(request(3, 4000)))
     for index, call in enumerate(calls):
         assert torch.equal(call.result(), local.encode(request(index, 4000)))
-    assert client.totals["retries"] > 0, "nothing was in flight when the replica died"
-    assert client.totals["requests"] == 5
+    assert client.totals.retries > 0, "nothing was in flight when the replica died"
+    assert client.totals.requests == 5
 
 
 def test_a_refused_request_is_not_sent_again(app: str) -> None:
@@ -115,7 +115,7 @@ def test_a_refused_request_is_not_sent_again(app: str) -> None:
     colour = dataclasses.replace(grey, images=grey.images.expand(-1, 3, -1, -1))
     with pytest.raises(PoolError, match=r"the teacher failed.*\[96, 3, 8, 8\]"):
         client.submit(colour).result()
-    assert client.totals["retries"] == 0
+    assert client.totals.retries == 0
 
 
 def test_no_answer_in_time_is_an_error_with_the_remedy(app: str) -> None:
@@ -168,7 +168,7 @@ def test_one_teacher_has_one_pool(app: str, settings: config.Teacher) -> None:
 
 
 def test_nobody_relies_on_a_pool_that_the_last_driver_is_taking_down(ray_cluster: Any) -> None:
-    books = open_ledger("unused", {}, keep=False)
+    books = open_ledger("unused", config.Teacher(), keep=False)
     assert ray.get([books.acquire.remote("one"), books.acquire.remote("two")]) == [True, True]
     assert ray.get(books.release.remote("one")) is False, "another driver holds it"
     assert ray.get(books.release.remote("two")) is True

@@ -44,7 +44,7 @@ Client = Callable[..., pool_client.PoolClient]
 def serving(name: str, make: Callable[[], Sums], **settings: Any) -> Iterator[Client]:
     """A pool of that teacher, which gives clients."""
     app, wanted = f"{service.PREFIX}{name}", config.Pool(**USUAL | settings)
-    service.deploy(app, make, wanted, {"uri": name})
+    service.deploy(app, make, wanted, config.Teacher(uri=name))
     with service.held(app):
         yield lambda **more: pool_client.PoolClient(app, wanted.model_copy(update=more))
     cluster.wait_until(lambda: app not in service.applications(), 30)
@@ -70,8 +70,8 @@ def test_all_replicas_at_once(ray_cluster: Any) -> None:
             for number, call in enumerate(calls):
                 assert torch.equal(call.result(), expected(10 * round_ + number, 100))
         totals = source.totals
-    assert totals["requests"] == 12 and totals["images"] == 1200
-    assert totals["retries"] > 0
+    assert totals.requests == 12 and totals.images == 1200
+    assert totals.retries > 0
 
 
 def test_a_replica_that_hangs_is_replaced(ray_cluster: Any, tmp_path: Any) -> None:
@@ -84,7 +84,7 @@ def test_a_replica_that_hangs_is_replaced(ray_cluster: Any, tmp_path: Any) -> No
         ]
         for number, label in enumerate((1, ENDLESS, 2)):
             assert torch.equal(calls[number].result(), expected(number, 20, label))
-        assert source.totals["requests"] == 3 and source.totals["retries"] > 0
+        assert source.totals.requests == 3 and source.totals.retries > 0
     assert (tmp_path / "hung").exists()
 
 
@@ -123,7 +123,7 @@ def test_scale_down_under_load_loses_nothing(ray_cluster: Any) -> None:
             sent += 1
             time.sleep(0.2)
             assert sent < 300, "the second replica stayed"
-        assert sum(source.totals["retries"] for source in (*sources, light)) == 0
+        assert sum(source.totals.retries for source in (*sources, light)) == 0
 
 
 @ray.remote(num_cpus=0)
@@ -145,7 +145,7 @@ def test_a_client_that_dies_leaves_the_others_alone(ray_cluster: Any) -> None:
         source = client()
         for number in range(6):
             assert torch.equal(source.submit(request(number, 30)).result(), expected(number, 30))
-        assert source.totals["requests"] == 6 and source.totals["retries"] == 0
+        assert source.totals.requests == 6 and source.totals.retries == 0
         assert running("left") == 1
 
 
@@ -195,7 +195,7 @@ def test_poisoned_requests_hurt_only_their_sender(ray_cluster: Any) -> None:
         assert torch.equal(calls[0].result(), expected(0, 10)) and torch.equal(
             calls[3].result(), expected(2, 10)
         )
-        assert [source.totals["retries"] for source in sources] == [0, 0, 0]
+        assert [source.totals.retries for source in sources] == [0, 0, 0]
 
 
 def test_trials_in_lock_step_ask_once(ray_cluster: Any) -> None:
@@ -220,10 +220,10 @@ def test_trials_in_lock_step_ask_once(ray_cluster: Any) -> None:
         for thread in threads:
             thread.join()
         assert not wrong
-        hits = sum(source.totals["hits"] for source in sources)
+        hits = sum(source.totals.hits for source in sources)
         assert trials * requests - hits <= 1.3 * requests
         seen = service.status(f"{service.PREFIX}shared")
-    assert seen["replicas"] == {"RUNNING": 2}
+    assert seen.replicas == {"RUNNING": 2}
 
 
 def test_from_none_to_one_and_back(ray_cluster: Any) -> None:

@@ -28,8 +28,7 @@ def test_requests_under_way_and_answered_are_made_once() -> None:
 
         found = await asyncio.gather(*(window.get(b"a", make) for _ in range(5)))
         found.append(await window.get(b"a", make))
-        assert all((part == 1).all() for part, _ in found)
-        assert [hit for _, hit in found] == [False, True, True, True, True, True]
+        assert all((part == 1).all() for part in found)
         return made
 
     assert asyncio.run(play()) == 1
@@ -66,7 +65,7 @@ def test_an_error_reaches_all_who_wait_and_is_not_kept() -> None:
             *(window.get(b"a", fail) for _ in range(3)), return_exceptions=True
         )
         assert all(isinstance(error, ValueError) for error in found)
-        assert ((await window.get(b"a", make))[0] == 1).all()
+        assert (await window.get(b"a", make) == 1).all()
 
     asyncio.run(play())
 
@@ -82,7 +81,7 @@ def test_a_caller_that_leaves_takes_nobody_with_it() -> None:
         first, second = (asyncio.ensure_future(window.get(b"a", make)) for _ in range(2))
         await asyncio.sleep(0.01)
         first.cancel()
-        assert ((await second)[0] == 1).all()
+        assert (await second == 1).all()
         with pytest.raises(asyncio.CancelledError):
             await first
 

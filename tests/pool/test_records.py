@@ -1,0 +1,70 @@
+"""What a pool says of itself keeps its keys on disk; what must start at once imports little."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from dra_ray import config
+from dra_ray.pool.records import Books, LogRow, Status, Totals
+
+
+def test_totals_add_up_field_by_field() -> None:
+    one, two = Totals(1, 64, 0, 2, 0.5, 0.25), Totals(requests=3, hits=1)
+    assert Totals.sum([one, two, Totals()]) == Totals(4, 64, 1, 2, 0.5, 0.25)
+    assert Totals.sum([]) == Totals()
+
+
+def test_a_status_keeps_its_keys_on_disk() -> None:
+    teacher = config.Teacher(uri="/teacher", micro_batch=16)
+    trials = {"trial-7": Totals(2, 128, 1, 0, 0.5, 1.0)}
+    books = Books(teacher, 3.5, True, 1, 2, Totals.sum(trials.values()), trials)
+    facts = Status("teacher-1", {"RUNNING": 1}, books).as_json()
+    totals = {"requests": 2, "images": 128, "hits": 1, "retries": 0, "service_s": 0.5, "wait_s": 1}
+    assert facts == teacher.model_dump(mode="json") | totals | {
+        "pool": "teacher-1",
+        "replicas": {"RUNNING": 1},
+        "up_s": 3.5,
+        "keep": True,
+        "drivers": 1,
+        "clients": 2,
+        "trials": {"trial-7": totals},
+    }
+    assert Status("teacher-1", {}).as_json() == {"pool": "teacher-1", "replicas": {}}
+
+
+def test_a_status_is_a_line_of_a_table() -> None:
+    totals = Totals(2, 128, 1, 0, 0.5, 1.0)
+    books = Books(config.Teacher(uri="/teacher"), 3.5, True, 1, 2, totals, {})
+    row = Status("teacher-1", {"STARTING": 2, "RUNNING": 1}, books).row()
+    assert (row["replicas"], row["teacher"], row["kept"]) == (
+        "1 running, 2 starting",
+        "/teacher",
+        True,
+    )
+    assert (row["mean_service_s"], row["mean_wait_s"]) == (0.25, 0.5)
+    bare = Status("teacher-1", {}).row()
+    assert (bare["replicas"], bare["teacher"], bare["requests"], bare["mean_wait_s"]) == (
+        "none",
+        "?",
+        0,
+        0,
+    )
+    assert list(bare) == list(row)
+
+
+def test_rows_of_a_log_are_read_back_and_older_ones_too() -> None:
+    row = LogRow(1.5, 1, 2, 0.25, 3, 4, 5, 6, 7)
+    assert LogRow.read(row.as_json()) == row
+    assert set(row.as_json()) == {
+        "at", "running", "target", "demand", "clients", "requests", "images", "hits", "retries",
+    }  # fmt: skip
+    assert LogRow.read({"at": 1.5, "running": 1, "unknown": 9}) == LogRow(1.5, 1)
+
+
+def test_what_must_start_at_once_imports_no_torch() -> None:
+    """The ledger, the exchange and the policy: torch alone takes seconds."""
+    modules = ("policy", "exchange", "ledger", "records", "metrics")
+    code = f"import sys\nimport {', '.join(f'dra_ray.pool.{name}' for name in modules)}\n"
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
