@@ -71,7 +71,7 @@ class PoolClient:
         self.feature_dim, self.micro_batch = teacher.feature_dim, teacher.micro_batch
 
     def submit(self, request: Request) -> Call:
-        """Send a request; waits first for the oldest one where `pool.max_inflight` are under way."""
+        """Send a request, after waiting for the oldest one where `pool.max_inflight` are under way."""
         while len(self._inflight) >= self._settings.max_inflight:
             self._inflight[0].result()
         call = Call(self, request)

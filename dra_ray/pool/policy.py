@@ -1,5 +1,5 @@
-"""How many teacher replicas there should be: a pure function of what was seen, shared by the pool
-and the simulator.
+"""The number of teacher replicas: a pure function of what was observed, shared by the pool and the
+simulator.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dra_ray.errors import ConfigError
 
 @dataclass(frozen=True)
 class Observation:
-    """What is seen of the pool; means over the look-back period, except the two counts of replicas,
-    which are of now.
+    """The pool as the policy sees it: means over the look-back period, except the two counts of
+    replicas, which are current.
 
-    Any unit of work may stand for an image, if it does so in all four fields that speak of images
-    or requests.
+    Any unit of work may stand for an image, if it does so in all four fields that count images or
+    requests.
     """
 
     running: int
@@ -33,7 +33,7 @@ class Observation:
     service_s_per_image: float = 0.0  # 0 where nothing has been measured
 
 
-class Word(Protocol):
+class Report(Protocol):
     """One value of a metric, as a replica reported it."""
 
     @property
@@ -48,7 +48,7 @@ class ServeContext(Protocol):
     @property
     def aggregated_metrics(self) -> Mapping[str, Mapping[Any, float]] | None: ...
     @property
-    def raw_metrics(self) -> Mapping[str, Mapping[Any, Sequence[Word]]] | None: ...
+    def raw_metrics(self) -> Mapping[str, Mapping[Any, Sequence[Report]]] | None: ...
     @property
     def current_num_replicas(self) -> int: ...
     @property
@@ -65,20 +65,19 @@ class ServeContext(Protocol):
 class DemandPolicy:
     """Follows the measured work, in one jump, with a dead band and a delay in each direction.
 
-    What is needed, in replicas, is the larger of two sizes: the one that keeps replicas busy for
-    `target_utilisation` of the time, and the one that does the work that comes and clears what
-    waits within `backlog_s` of running.
+    The need, in replicas, is the larger of two sizes: the one that keeps replicas busy for
+    `target_utilisation` of the time, and the one that does the arriving work and clears the backlog
+    within `backlog_s` of running.
 
-    - It rises to what was needed throughout the last `upscale_delay_s`; from 0 to 1 without delay.
-    - It falls to the most that was needed in the last `downscale_delay_s`, if a pool with one
-      replica less would have had `1 - SLACK` of its size to spare; to 0 only if there was nothing
-      at all to do.
+    - The target rises to the least need of the last `upscale_delay_s`; from 0 to 1 without delay.
+    - It falls to the largest need of the last `downscale_delay_s`, if a pool with one replica less
+      would have had `1 - SLACK` of its size to spare; to 0 only if there was no work at all.
     - It is a size and not a change, so replicas that are starting are not ordered again. Lost ones
-      do not lower it: whoever holds the pool at its target replaces them at once. If none is back
-      after the delay, what waits alone speaks for them.
+      do not lower it: Serve, which keeps the pool at its target, replaces them at once. If none is
+      back after the delay, the backlog alone sets the need.
 
-    Clients send a bounded number of requests ahead of a step, so what waits is what they ask per
-    step: `backlog_s` is best about as long as a step. A shorter one orders more than will be
+    Clients send a bounded number of requests ahead of a step, so the backlog is what they request
+    per step: `backlog_s` is best about as long as a step. A shorter one orders more than will be
     needed, a longer one less, in several goes.
     """
 
@@ -91,14 +90,12 @@ class DemandPolicy:
     backlog_s: float = 4.0
 
     target: int = field(init=False)  # replicas aimed at
-    _service_s: float = field(
-        init=False, default=0.0
-    )  # last measured time per image; outlives a pool of size 0
+    # last measured time per image: it outlives a pool of size 0, which has nobody to measure it
+    _service_s: float = field(init=False, default=0.0)
     _none_starting_s: float = field(init=False, default=math.inf)  # when no replica was starting
-    _needs: deque[tuple[float, float]] = field(
-        init=False, default_factory=deque
-    )  # (when, replicas needed)
+    _needs: deque[tuple[float, float]] = field(init=False, default_factory=deque)  # (when, need)
 
+    # The dead band: noise of 8 % in the demand does not make the size flap (tests/pool).
     SLACK = 0.8
 
     def __post_init__(self) -> None:
@@ -120,24 +117,24 @@ class DemandPolicy:
     def decide(self, now_s: float, seen: Observation) -> int:
         """The number of replicas to aim at from now on. `now_s` must not fall from call to call."""
         if not self._needs:
-            self._needs.append(
-                (now_s, float(self.target))
-            )  # the past is unknown: it needed what it had
+            # The past is unknown, as after a restart of Serve's controller: assume that the pool
+            # needed the size it has, so that nothing shrinks before the delay is over.
+            self._needs.append((now_s, float(self.target)))
         need = self._need(now_s, seen)
         self._needs.append((now_s, need))
-        while (
-            self._needs[0][0]
-            < now_s - max(self.upscale_delay_s, self.downscale_delay_s) - _TOLERANCE_S
-        ):
+        longest_s = max(self.upscale_delay_s, self.downscale_delay_s)
+        while self._needs[0][0] < now_s - longest_s - _TOLERANCE_S:
             self._needs.popleft()
         if _ceil(need) > self.target:
+            # The least need of the delay: a spike that is over before it orders nothing. The first
+            # replica does not wait, because without it every request does.
             lasting = min(self._needs_of_last(now_s, self.upscale_delay_s))
-            self.target = max(
-                _ceil(lasting), self.target, 1
-            )  # nobody waits for a delay when there is nobody to answer
+            self.target = max(_ceil(lasting), self.target, 1)
         elif self._spare(need) and self._spare(
             highest := max(self._needs_of_last(now_s, self.downscale_delay_s))
         ):
+            # The largest need of the delay: a pause between epochs or rungs costs no replica, which
+            # would take minutes to come back.
             self.target = _ceil(highest)
         self.target = min(self.max_replicas, max(self.min_replicas, self.target))
         return self.target
@@ -150,21 +147,23 @@ class DemandPolicy:
         """Replicas needed now; above 0 whenever there is a request."""
         self._service_s = seen.service_s_per_image or self._service_s
         self._none_starting_s = min(self._none_starting_s, now_s) if seen.starting else now_s
-        arriving = seen.arriving_images_per_s * self._service_s  # in replicas, like `work`
+        # Busy time alone cannot exceed the replicas that run, and arrivals alone miss the requests
+        # that nobody counts; both are in replicas.
+        arriving = seen.arriving_images_per_s * self._service_s
         work = max(arriving, sum(seen.busy_s) / self.look_back_period_s)
         # What piled up since replicas were ordered is no reason to order more: they were ordered
-        # for the work that arrives.
+        # for the work that arrives. Nodes take minutes, in which the backlog only grows.
         piled_s = (
             max(0.0, arriving - seen.running) * (now_s - self._none_starting_s)
             if seen.starting
             else 0.0
         )
         backlog_s = max(0.0, seen.waiting * seen.images_per_request * self._service_s - piled_s)
-        asked = seen.waiting + seen.in_flight > 0
         return max(
             work / self.target_utilisation,
             work + backlog_s / self.backlog_s,
-            _ANY if asked else 0.0,
+            # before anything has been measured, a request alone must show
+            _ANY if seen.waiting + seen.in_flight > 0 else 0.0,
         )
 
     def _needs_of_last(self, now_s: float, delay_s: float) -> list[float]:
@@ -178,20 +177,20 @@ class DemandPolicy:
     def __call__(self, ctx: ServeContext) -> tuple[int, dict[str, float]]:
         """Ray Serve's calling convention: its context in, (replicas, state) out.
 
-        Serve counts requests, so a request stands for an image here, and shows no arrivals. Its own
-        delays must be 0. Most requests wait inside the replicas, which say how many are different,
-        each in its last word: a mean over the look-back period would see a new load too late. The
-        others still wait at their senders.
+        Serve counts requests and no arrivals, so a request stands for an image here. Serve's own
+        delays must be 0, or each change would wait twice. Most requests wait inside the replicas,
+        which report how many are different; the others still wait at their senders.
         """
         reported, series = ctx.aggregated_metrics or {}, (ctx.raw_metrics or {}).get("waiting", {})
+        # The last report of each: a mean over the look-back period would see a new load too late.
         inside = (
-            [words[-1].value for words in series.values() if words]
+            [reports[-1].value for reports in series.values() if reports]
             if series
             else reported.get("waiting", {}).values()
         )
         shares = list(reported.get("busy", {}).values())
         times_s = [time_s for time_s in reported.get("service_s", {}).values() if time_s > 0]
-        self.target = ctx.target_num_replicas
+        self.target = ctx.target_num_replicas  # Serve may have moved it: 0 to 1 is its own doing
         seen = Observation(
             running=ctx.current_num_replicas,
             starting=max(0, ctx.target_num_replicas - ctx.current_num_replicas),
