@@ -154,8 +154,8 @@ class ServeDefault:
     """Ray Serve's default policy with its default knobs, as of Ray 2.60
     (ray/serve/autoscaling_policy.py).
 
-    Wanted is ceil(ongoing requests / target_ongoing_requests); it is applied once it has been above
-    (or below) the target for the delay without a break. With no replica running, one is ordered at
+    The size is ceil(ongoing requests / target_ongoing_requests), applied once it has been above (or
+    below) the target for the delay without a break. With no replica running, one is ordered at
     once, and no more until it runs.
     """
 
@@ -180,22 +180,22 @@ class ServeDefault:
         self.target = min(self.max_replicas, max(self.min_replicas, self.target))
         return self.target
 
-    def _apply(self, now_s: float, wanted: int) -> None:
-        direction = (wanted > self.target) - (wanted < self.target)
+    def _apply(self, now_s: float, size: int) -> None:
+        direction = (size > self.target) - (size < self.target)
         if direction != self._wish[0]:
             self._wish = (direction, now_s)
         delay_s = self.upscale_delay_s if direction > 0 else self.downscale_delay_s
         if direction and now_s - self._wish[1] >= delay_s - 1e-6:
             # zero is reached from one only
             self.target, self._wish = (
-                wanted if direction > 0 or self.target == 1 else max(1, wanted),
+                size if direction > 0 or self.target == 1 else max(1, size),
                 (0, now_s),
             )
 
 
 @dataclass
 class InServe:
-    """A policy as Ray Serve runs it: not asked while no replica runs, when Serve orders one and no
+    """A policy as Ray Serve runs it: not called while no replica runs, when Serve orders one and no
     more.
     """
 

@@ -299,7 +299,7 @@ def _request(size: int, number: int) -> Request:
 
 
 def lockstep_work(trials: int = 4, requests: int = 30, service_s: float = 0.05) -> float:
-    """Teacher time of `trials` clients that ask for the same, over that of one, on two replicas."""
+    """Teacher time of `trials` clients with equal requests, over that of one; two replicas."""
 
     def follow(client: pool_client.PoolClient, seed: int) -> None:
         for number in range(requests):

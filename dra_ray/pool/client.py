@@ -1,5 +1,5 @@
-"""A training step's side of the pool: requests cut into parts, sent again when their replica dies,
-within a deadline.
+"""A training worker's side of the pool: requests are cut into parts, and sent again when their
+replica dies, within a deadline.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.source import FeatureSource, LocalTeacher, Request
 
-# a request that ended so never ran to its end; RayTaskError, which says that it ran and failed, is
-# not among them
+# Such a request never ran to its end. RayTaskError is not among them: it says that the request ran
+# and failed.
 _DIED = (RayActorError, RaySystemError, ObjectLostError, NodeDiedError, grpc.RpcError)
 _REFUSED = (RayServeException,)  # nobody took it: the deployment is coming up, or going
-# A request that was lost so often is cut into micro-batches, so that one that kills its replica is
-# found; that one is given up.
+# A part that was lost so often is cut into micro-batches, to isolate the images that kill their
+# replicas; a micro-batch that was lost so often is given up.
 CUT_AFTER, GIVE_UP_AFTER = 3, 6
 
 
@@ -44,7 +44,7 @@ class PoolClient:
     Args:
         app: name of the application, as `up` gave it.
         settings: bounds and deadline.
-        trial: whose requests these are, in metrics and totals.
+        trial: names the sender in metrics and totals.
     """
 
     REPORT_S = 1.0
@@ -71,7 +71,7 @@ class PoolClient:
         self.feature_dim, self.micro_batch = teacher.feature_dim, teacher.micro_batch
 
     def submit(self, request: Request) -> Call:
-        """Send a request, after waiting for the oldest one where `pool.max_inflight` are under way."""
+        """Send a request; where `pool.max_inflight` are under way, wait for the oldest first."""
         while len(self._inflight) >= self._settings.max_inflight:
             self._inflight[0].result()
         call = Call(self, request)
@@ -140,7 +140,7 @@ class Call:
 
 
 class _Part:
-    """What one replica answers; sent when it is first needed."""
+    """What one replica answers; sent when it is first needed, or with the parts before it."""
 
     def __init__(self, client: PoolClient, request: Request) -> None:
         self._client, self._request = client, request
@@ -180,9 +180,8 @@ class _Part:
                 time.sleep(min(pause_s, max(0.0, deadline_s - time.monotonic())))
                 pause_s = min(2 * pause_s, 2.0)
                 self.send(again=True)
-            except (
-                Exception
-            ) as error:  # the teacher itself refused: sending it again changes nothing
+            except Exception as error:
+                # the teacher itself refused: sending the request again changes nothing
                 raise PoolError(
                     f"the teacher failed on a request ({_reason(error)}); check teacher.uri and "
                     "data.name"
@@ -193,8 +192,8 @@ class _Part:
         return self._features
 
     def _in_pieces(self, error: Exception, deadline_s: float, limit_s: float) -> np.ndarray:
-        """A request that is lost again and again may be what kills its replicas: one micro-batch at
-        a time tells.
+        """Send one micro-batch at a time: a part that is lost again and again may hold the images
+        that kill its replicas.
         """
         size = self._client.micro_batch
         if len(self._request) > size:
@@ -230,8 +229,8 @@ def reserved(experiment: config.Experiment) -> tuple[float, float]:
 
 
 def source(experiment: config.Experiment, device: str, trial: str = "") -> FeatureSource:
-    """The teacher as one training worker sees it: the pool's client, or the teacher itself where
-    `pool.kind` is local.
+    """A training worker's teacher: a client of the pool, or the teacher itself where `pool.kind` is
+    local.
     """
     if experiment.pool.kind == "pool":
         return PoolClient(app_name(experiment.teacher), experiment.pool, trial)

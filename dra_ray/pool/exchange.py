@@ -1,9 +1,12 @@
-"""Equal requests are asked once: answers of the last requests by content, and those under way to
-wait for.
+"""Equal requests are computed once: the last answers by key, and those under way to wait for.
 
-Trials with the same data seed and noise level ask for the same features at about the same time. A
-request is known by a digest of all its bytes, so what is shared is right by construction. Nothing
-here needs torch: the actor is there at once.
+Trials with the same data seed and noise level request the same features at about the same time. The
+key is a digest of all that a feature depends on, so sharing is right by construction. Nothing here
+needs torch, so that the actor starts at once.
+
+Sending equal requests to one replica, by their digest, would need no exchange. It was measured
+(docs/pool.md): as soon as each replica must get its share of what a client sends at once, trials
+that are a few milliseconds apart choose differently, and up to twice the work is done.
 """
 
 from __future__ import annotations
@@ -74,8 +77,8 @@ class Exchange:
     """What the replicas of one pool tell each other: who is at work on which request, and the
     answers. For one event loop.
 
-    The first to claim a request makes it; others wait for it as long as they have patience, then
-    make it themselves. So a replica that dies delays those that wait, and changes nothing.
+    The first to claim a request computes it; others wait for at most `max_wait_s`, then one of them
+    takes over. So a replica that dies delays those that wait, and changes nothing.
     """
 
     STALE_S = 60.0
@@ -85,10 +88,10 @@ class Exchange:
         self._claims: OrderedDict[bytes, tuple[asyncio.Event, float]] = OrderedDict()
 
     async def claim(self, key: bytes, max_wait_s: float) -> np.ndarray | None:
-        """Features [B,D] made by another, or None: make them yourself, and `give` them or `drop`
-        the claim.
+        """Features [B,D] that another replica computed, or None: the caller computes them, and then
+        calls `give`, or `drop` if it failed.
         """
-        while (found := self._window.find(key)) is None and key in self._claims:
+        while (features := self._window.find(key)) is None and key in self._claims:
             mine, _ = self._claims[key]
             try:
                 await asyncio.wait_for(mine.wait(), max_wait_s)
@@ -97,9 +100,9 @@ class Exchange:
                     self._claims.get(key, (None,))[0] is mine
                 ):  # nobody else has lost patience before
                     break
-        if found is None:
+        if features is None:
             self._claim(key)
-        return found
+        return features
 
     def _claim(self, key: bytes) -> None:
         now = time.monotonic()
@@ -117,14 +120,14 @@ class Exchange:
         self.drop(key)
 
     def drop(self, key: bytes) -> None:
-        """Whoever waits for it shall make it."""
-        if found := self._claims.pop(key, None):
-            found[0].set()
+        """Give up a claim: one of those that wait computes it."""
+        if claim := self._claims.pop(key, None):
+            claim[0].set()
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=1000)  # type: ignore[call-overload]
 class ExchangeActor:
-    """`Exchange` as an actor: one per pool, off the path of a request that nobody else asks for."""
+    """`Exchange` as an actor, one per pool; a client that is alone never meets it."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._exchange = Exchange(limit_bytes)
@@ -142,7 +145,7 @@ class ExchangeActor:
 
 
 def open_exchange(app: str, limit_bytes: int) -> Any:
-    """The pool's exchange, made if it is not there."""
+    """The pool's exchange, started if there is none."""
     name = {
         "name": f"{app}-exchange",
         "namespace": NAMESPACE,

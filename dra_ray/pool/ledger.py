@@ -1,5 +1,5 @@
 """What a pool's clients and drivers report: totals per trial, and who still needs the pool. Without
-torch: the actor is there at once.
+torch, so that the actor starts at once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Ledger:
     """
 
     FRESH_S = 3.0
-    DRIVER_S = 10.0  # a driver says every second or so that it is there
+    DRIVER_S = 10.0  # a driver that has been silent for longer is gone; it reports twice a second
     ORPHAN_S = 60.0
 
     def __init__(self, app: str, teacher: config.Teacher, keep: bool) -> None:
@@ -68,15 +68,17 @@ class Ledger:
         )
 
     def acquire(self, driver: str) -> bool:
-        """Whether the driver may rely on the pool; not if the last one before it is just taking it
-        down.
+        """Note that the driver needs the pool; call again every second or so. Returns False where
+        the last driver before it is taking the pool down.
         """
         if not self._closing:
             self._drivers[driver] = self._acquired_at = time.monotonic()
         return not self._closing
 
     def release(self, driver: str) -> bool:
-        """Whether the pool may go: no other driver needs it and it is not to be kept."""
+        """Note that the driver no longer needs the pool. Returns whether the pool may go: no other
+        driver needs it, and it is not to be kept.
+        """
         self._drivers.pop(driver, None)
         self._closing = not self._keep and not self._fresh()
         return self._closing
@@ -103,7 +105,7 @@ class Ledger:
 
 
 def open_ledger(app: str, teacher: config.Teacher, keep: bool) -> Any:
-    """The pool's ledger, made if it is not there."""
+    """The pool's ledger, started if there is none."""
     name = {
         "name": f"{app}-ledger",
         "namespace": NAMESPACE,

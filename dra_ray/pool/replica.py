@@ -1,4 +1,4 @@
-"""A replica of the pool: a Ray Serve actor around an `Encoder`, and what it tells the world."""
+"""A replica of the pool: a Ray Serve actor around an `Encoder`, and its metrics."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ class TeacherReplica:
             tag_keys=("teacher", "replica"),
         )
         self._busy_s = 0.0
-        self._asked_at = time.monotonic()
+        self._reported_at = time.monotonic()
         self._mean_s = 0.0  # of the last requests
-        self._clients: dict[str, float] = {}  # when they asked last
+        self._clients: dict[str, float] = {}  # when they sent a request last
         self._window = exchange.Window(self._settings.window_bytes)
         self._exchange = exchange.open_exchange(self._app, self._settings.window_bytes)
         self.encoder = Encoder(make(), self._settings.merge_wait_s, self._count_batch)
@@ -115,7 +115,7 @@ class TeacherReplica:
         self._mean_s = 0.9 * self._mean_s + 0.1 * service_s if self._mean_s else service_s
 
     def has_other_clients(self) -> bool:
-        """Whether more than one client asked lately, so that there may be something to share."""
+        """Whether there may be something to share: more than one client sent requests lately."""
         if len(self._clients) > 1:
             now = time.monotonic()
             self._clients = {
@@ -126,7 +126,7 @@ class TeacherReplica:
     async def _once(self, key: bytes, make: Callable[[], Awaitable[Array]]) -> Array:
         """The features from the replica that is at work on them, or from here."""
         max_wait_s = 2.0 + 4 * self._mean_s
-        # where the exchange is starting anew, everybody makes his own
+        # while the exchange starts anew, each replica computes its own
         with contextlib.suppress(RayError, TimeoutError):
             claim = self._exchange.claim.remote(key, max_wait_s)
             features: Array | None = await asyncio.wait_for(claim, max_wait_s + 1)
@@ -155,7 +155,7 @@ class TeacherReplica:
         and the mean service time.
         """
         now = time.monotonic()
-        span_s, self._asked_at = max(now - self._asked_at, 1e-6), now
+        span_s, self._reported_at = max(now - self._reported_at, 1e-6), now
         busy_s, self._busy_s = self._busy_s, 0.0
         waiting = self.encoder.waiting
         self._length.set(
@@ -167,7 +167,7 @@ class TeacherReplica:
 
     def check_health(self) -> None:
         """Called by Serve every so often. A replica that hangs ends itself at once, so that its
-        requests are asked elsewhere: Serve would wait for them first.
+        requests are sent elsewhere: Serve would wait for them first.
         """
         stuck_s = self.encoder.busy_for_s()
         if stuck_s > self._settings.hang_s or not self.encoder.alive:

@@ -3,7 +3,7 @@ teacher.
 
 A teacher runs at one batch size only, so what a request costs is counted in micro-batches. Requests
 that leave a part of one empty share it, long ones are cut, and clients take turns, micro-batch by
-micro-batch: whoever asks for much delays the others by one micro-batch at most.
+micro-batch: a client with much to encode delays the others by one micro-batch at most.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class BatchedTeacher(Protocol):
         ...
 
     def sample(self) -> Request:
-        """A micro-batch of made-up rows, to try what its kernels do."""
+        """A micro-batch of random rows, to try what its kernels do."""
         ...
 
 
@@ -84,7 +84,7 @@ class Encoder:
 
     Args:
         merge_wait_s: how long an incomplete micro-batch waits for more rows, if more than one
-            client asked lately.
+            client sent requests lately.
         on_batch: called with (rows, seconds) after every micro-batch.
     """
 
@@ -124,7 +124,7 @@ class Encoder:
 
     @property
     def waiting(self) -> int:
-        """Requests that nothing has been done for."""
+        """Requests that have no row encoded or being encoded."""
         with self._changed:
             return sum(work.taken == 0 for queue in self._queues.values() for work in queue)
 
@@ -199,7 +199,7 @@ class Encoder:
             )
         except Exception as error:
             self._begun_s = None
-            if len(parts) > 1:  # one of them is at fault, the others shall not know
+            if len(parts) > 1:  # one of them is at fault: the others must not fail with it
                 for part in parts:
                     self._encode([part])
             else:
@@ -222,7 +222,7 @@ class Encoder:
         self._on_batch(total, seconds)
 
     def _fail(self, work: _Work, error: Exception) -> None:
-        """End one request; what is left of it is not done."""
+        """End one request; the rest of its rows are not encoded."""
         with self._changed:
             for client in list(self._queues):
                 queue = self._queues[client]

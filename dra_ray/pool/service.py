@@ -1,4 +1,4 @@
-"""Bringing a pool up and down, and what may be asked about it."""
+"""Bringing a pool up and down, its status and its log."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ def app_name(teacher: config.Teacher) -> str:
 
 
 def up(teacher: config.Teacher, pool: config.Pool, change: bool = False) -> str:
-    """Start the pool if it is not there, wait until a replica answers, and return the application's
+    """Start the pool if it is not up, wait until a replica answers, and return the application's
     name.
 
-    A pool that is there keeps the settings of whoever brought it up, unless they are to `change`.
+    A pool that is up keeps the settings of whoever brought it up, unless they are to `change`.
     Raises `PoolError` when it does not start.
     """
     make = functools.partial(
@@ -94,8 +94,8 @@ def deploy(
         metrics_interval_s=min(0.5, pool.look_back_period_s / 2),
         upscale_delay_s=0.0,  # the policy has its own delays
         downscale_delay_s=0.0,
-        policy=AutoscalingPolicy(
-            policy_function=f"{DemandPolicy.__module__}:{DemandPolicy.__name__}",
+        policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]  # Ray's has no annotations
+            policy_function=_path(DemandPolicy),
             policy_kwargs=pool.model_dump(include=POLICY),
         ),
     )
@@ -109,14 +109,15 @@ def deploy(
     deployment = serve.deployment(
         name=DEPLOYMENT,
         autoscaling_config=autoscaling,
+        # Ray annotates these keyword arguments as dictionaries
         request_router_config=RequestRouterConfig(
-            request_router_class=f"{LeastOutstanding.__module__}:{LeastOutstanding.__name__}"  # type: ignore[arg-type]
+            request_router_class=_path(LeastOutstanding)  # type: ignore[arg-type]
         ),
-        # requests wait in a replica, which shares them out fairly and sees equal ones, rather than
+        # requests wait inside a replica, which takes them in turns and sees equal ones, and not
         # before it
         max_ongoing_requests=256,
-        # a replica on its way out finishes what it has accepted; what takes longer is asked again
-        # elsewhere, in time
+        # a replica on its way out finishes what it has accepted; what takes longer is sent again
+        # elsewhere, within the client's deadline
         graceful_shutdown_timeout_s=pool.timeout_s / 3,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2,
@@ -136,6 +137,11 @@ def deploy(
             f"the teacher pool did not start ({reason}); check teacher.uri='{teacher.uri}' "
             "and pool resources"
         ) from None
+
+
+def _path(cls: type) -> str:
+    """As Ray Serve imports it."""
+    return f"{cls.__module__}:{cls.__name__}"
 
 
 def down(app: str) -> None:
@@ -176,11 +182,11 @@ def status(app: str) -> Status:
 def serving(teacher: config.Teacher, pool: config.Pool, log: Store | None = None) -> Iterator[str]:
     """The pool for the length of a `with` block; gives the application's name.
 
-    A pool is there for every driver that names the same teacher; the last one takes it down, unless
-    `pool.keep`. Its log belongs to whoever brought it up: `log` receives pool.jsonl rows then.
+    Every driver that names the same teacher uses the same pool; the last one takes it down, unless
+    `pool.keep`. The driver that brought it up writes its log: rows of pool.jsonl go to `log`.
     Raises `PoolError` when it does not come up.
     """
-    found, driver = app_name(teacher) in applications(), uuid.uuid4().hex
+    was_up, driver = app_name(teacher) in applications(), uuid.uuid4().hex
     app = up(teacher, pool)
     deadline_s = time.monotonic() + pool.timeout_s
     while not _acquire(app, driver):  # another driver is taking it down at this moment
@@ -190,14 +196,14 @@ def serving(teacher: config.Teacher, pool: config.Pool, log: Store | None = None
                 "start again"
             )
         time.sleep(0.5)
-        found, app = False, up(teacher, pool)
-    with held(app, None if found else log, driver):
+        was_up, app = False, up(teacher, pool)
+    with held(app, None if was_up else log, driver):
         yield app
 
 
 @contextmanager
 def held(app: str, log: Store | None = None, driver: str | None = None) -> Iterator[None]:
-    """A pool that is up, for as long as this driver needs it; the last driver to leave takes it
+    """Needs a pool that is up for the length of a `with` block; the last driver to leave takes it
     down, unless it is kept.
     """
     driver = driver or uuid.uuid4().hex
@@ -224,8 +230,8 @@ def _release(app: str, driver: str) -> bool:
 
 
 class Watch:
-    """Says that this driver is there, and writes what the pool does to a `.jsonl` file: a row at
-    every change and every few seconds.
+    """Tells the ledger that this driver needs the pool, and logs the pool to a `.jsonl` file: a row
+    at every change and every few seconds.
 
     Each has a thread of its own: the pool stays up for its drivers when the log's store is slow or
     away.

@@ -169,7 +169,7 @@ class LocalTeacher:
         return self.config.micro_batch
 
     def sample(self) -> Request:
-        """A micro-batch of made-up rows, to try what the kernels do."""
+        """A micro-batch of random rows, to try what the kernels do."""
         count, net = self.micro_batch, self.net
         draws = torch.Generator().manual_seed(0)
         images = torch.randint(

@@ -98,7 +98,7 @@ def autoscaling(port: int, folder: Path) -> subprocess.Popen[bytes]:
         for name, have in KINDS.items()
     }
     head = {"CPU": 4, "student": 4}
-    wanted = {
+    settings = {
         "cluster_name": "fake",
         "max_workers": 4,
         "provider": provider,
@@ -113,7 +113,7 @@ def autoscaling(port: int, folder: Path) -> subprocess.Popen[bytes]:
         "file_mounts_sync_continuously": False,
         **{name: [] for name in LISTS.split()},
     }
-    (folder / "autoscaling.json").write_text(json.dumps(wanted))
+    (folder / "autoscaling.json").write_text(json.dumps(settings))
     options = {
         "port": port,
         "num-cpus": head["CPU"],
@@ -179,7 +179,7 @@ def _sweep(root: Path) -> dict[str, Any]:
     base = experiment(Store(str(root / "teacher")), resources__custom={"student": 1})
     ours = {**ON_TEACHERS, **QUICK, "min_replicas": 0, "max_replicas": 2, "timeout_s": 300.0}
     base = config.override(base, {f"pool.{name}": value for name, value in ours.items()})
-    wanted = config.Sweep(
+    study = config.Sweep(
         base=base,
         space={"align.weight": [0.5, 1.0]},
         asha=config.Asha(grace_epochs=2, max_concurrent=2),
@@ -189,7 +189,7 @@ def _sweep(root: Path) -> dict[str, Any]:
     watch = threading.Thread(target=_watch, args=(seen, stop))
     watch.start()
     begun = time.monotonic()
-    manifest = sweep.run(wanted, Store(str(root / "sweep")))
+    manifest = sweep.run(study, Store(str(root / "sweep")))
     ended = time.monotonic()
     gone = cluster.wait_until(lambda: not _nodes().get("teacher"), 60)
     gone_s = time.monotonic() - ended
@@ -214,12 +214,12 @@ def _watch(seen: list[tuple[float, dict[str, int]]], stop: threading.Event) -> N
 
 def _nodes() -> dict[str, int]:
     """Living nodes by kind, without the head."""
-    found: dict[str, int] = {}
+    count: dict[str, int] = {}
     for node in ray.nodes():
         if node["Alive"] and "node:__internal_head__" not in node["Resources"]:
             kind = "teacher" if "teacher" in node["Resources"] else "student"
-            found[kind] = found.get(kind, 0) + 1
-    return found
+            count[kind] = count.get(kind, 0) + 1
+    return count
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""Three clients, and a replica killed every so often, for as long as asked: `python -m
-tests.cluster.soak MINUTES`.
+"""Three clients, and a replica killed every half minute: `python -m tests.cluster.soak MINUTES`.
 
 Prints one JSON line: requests sent and answered, answers that differ, retries, kills, and the
 memory of Ray's processes.
@@ -57,7 +56,7 @@ def _play(app: str, minutes: float) -> dict[str, Any]:
     sent, mismatches, errors = [0, 0, 0], [0, 0, 0], []
     end_s = time.monotonic() + 60 * minutes
 
-    def ask(index: int) -> None:
+    def send(index: int) -> None:
         sizes = itertools.cycle((16, 40, 200, 64))
         try:
             for number, size in zip(itertools.count(index, 3), sizes, strict=False):
@@ -70,7 +69,7 @@ def _play(app: str, minutes: float) -> dict[str, Any]:
         except Exception as error:
             errors.append(repr(error))
 
-    threads = [threading.Thread(target=ask, args=(index,)) for index in range(3)]
+    threads = [threading.Thread(target=send, args=(index,)) for index in range(3)]
     for thread in threads:
         thread.start()
     time.sleep(min(60.0, 10 * minutes))  # caches are warm

@@ -192,7 +192,7 @@ def test_a_pool_brought_up_by_hand_outlives_the_runs_that_use_it(
             timeout=120,
         )
         assert done.returncode == 0, done.stderr
-        return Store(str(tmp_path / "found.json")).read_json() if "--json" in arguments else None
+        return Store(str(tmp_path / "status.json")).read_json() if "--json" in arguments else None
 
     small = [
         "--set",
@@ -202,7 +202,7 @@ def test_a_pool_brought_up_by_hand_outlives_the_runs_that_use_it(
         "--set",
         f"teacher.uri={own.uri}",
     ]
-    (brought_up,) = dra("up", "digits-dra", *small, "--json", "found.json")
+    (brought_up,) = dra("up", "digits-dra", *small, "--json", "status.json")
     name = service.app_name(own)
     assert (
         brought_up["pool"] == name and brought_up["kept"] and brought_up["replicas"] == "1 running"
@@ -212,8 +212,8 @@ def test_a_pool_brought_up_by_hand_outlives_the_runs_that_use_it(
         client = pool_client.PoolClient(app, SETTINGS, "trial-7")
         client.submit(request(1)).result()
         client.close()
-    found = {row["pool"]: row for row in dra("status", "--json", "found.json")}
-    assert found[name]["trials"]["trial-7"]["requests"] == 1 and found[name]["replicas"] == {
+    rows = {row["pool"]: row for row in dra("status", "--json", "status.json")}
+    assert rows[name]["trials"]["trial-7"]["requests"] == 1 and rows[name]["replicas"] == {
         "RUNNING": 1
     }
     dra("down", name)

@@ -1,5 +1,5 @@
-"""What a pool survives: the features are those of the teacher, none is lost, and every count is
-told.
+"""What a pool survives: the features are those of the teacher, none is lost, and every one is
+counted.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ Client = Callable[..., pool_client.PoolClient]
 @contextlib.contextmanager
 def serving(name: str, make: Callable[[], Sums], **settings: Any) -> Iterator[Client]:
     """A pool of that teacher, which gives clients."""
-    app, wanted = f"{service.PREFIX}{name}", config.Pool(**USUAL | settings)
-    service.deploy(app, make, wanted, config.Teacher(uri=name))
+    app, pool = f"{service.PREFIX}{name}", config.Pool(**USUAL | settings)
+    service.deploy(app, make, pool, config.Teacher(uri=name))
     with service.held(app):
-        yield lambda **more: pool_client.PoolClient(app, wanted.model_copy(update=more))
+        yield lambda **more: pool_client.PoolClient(app, pool.model_copy(update=more))
     cluster.wait_until(lambda: app not in service.applications(), 30)
 
 
@@ -90,7 +90,7 @@ def test_a_replica_that_hangs_is_replaced(ray_cluster: Any, tmp_path: Any) -> No
 
 def test_scale_down_under_load_loses_nothing(ray_cluster: Any) -> None:
     """Two replicas become one while requests keep coming: what was accepted is answered, nothing is
-    asked again.
+    sent again.
     """
     with serving(
         "shrinks",
@@ -133,7 +133,7 @@ class Worker:
     def __init__(self, settings: config.Pool) -> None:
         self._source = pool_client.PoolClient(f"{service.PREFIX}left", settings)
 
-    def ask(self) -> int:
+    def send(self) -> int:
         self._calls = [self._source.submit(request(number, 160)) for number in range(4)]
         return os.getpid()
 
@@ -141,7 +141,7 @@ class Worker:
 def test_a_client_that_dies_leaves_the_others_alone(ray_cluster: Any) -> None:
     with serving("left", functools.partial(Sums, 0.05), min_replicas=1, max_replicas=1) as client:
         worker = Worker.remote(config.Pool(**USUAL))  # type: ignore[attr-defined]
-        os.kill(ray.get(worker.ask.remote()), signal.SIGKILL)
+        os.kill(ray.get(worker.send.remote()), signal.SIGKILL)
         source = client()
         for number in range(6):
             assert torch.equal(source.submit(request(number, 30)).result(), expected(number, 30))
@@ -171,7 +171,10 @@ def test_a_request_that_ends_its_replica_is_given_up_and_hurts_nobody_else(
             fatal.result()
         thread.join()
         assert (
-            all(torch.equal(found, expected(number, 16)) for number, found in enumerate(results))
+            all(
+                torch.equal(features, expected(number, 16))
+                for number, features in enumerate(results)
+            )
             and len(results) == 20
         )
 
@@ -198,10 +201,8 @@ def test_poisoned_requests_hurt_only_their_sender(ray_cluster: Any) -> None:
         assert [source.totals.retries for source in sources] == [0, 0, 0]
 
 
-def test_trials_in_lock_step_ask_once(ray_cluster: Any) -> None:
-    """Four trials that ask for the same from two replicas cost little more than one, and get the
-    same bits.
-    """
+def test_requests_of_trials_in_lock_step_are_computed_once(ray_cluster: Any) -> None:
+    """Four trials that send equal requests cost little more than one, and get the same bits."""
     requests, trials = 12, 4
     with serving("shared", functools.partial(Sums, 0.1), min_replicas=2, max_replicas=2) as client:
         assert cluster.wait_until(lambda: running("shared") == 2, 60)
@@ -210,8 +211,8 @@ def test_trials_in_lock_step_ask_once(ray_cluster: Any) -> None:
 
         def follow(source: pool_client.PoolClient) -> None:
             for number in range(requests):
-                found = source.submit(request(number, 16)).result()
-                if not torch.equal(found, expected(number, 16)):
+                features = source.submit(request(number, 16)).result()
+                if not torch.equal(features, expected(number, 16)):
                     wrong.append(number)
 
         threads = [threading.Thread(target=follow, args=(source,)) for source in sources]
