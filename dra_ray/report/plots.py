@@ -177,9 +177,7 @@ def pool(history: Sequence[LogRow]) -> Figure | None:
     if not history:
         return None
     seconds = history[-1].at - history[0].at
-    counts = [
-        count or 0 for row in history for count in (row.running, row.target, row.demand)
-    ]
+    counts = [count or 0 for row in history for count in (row.running, row.target, row.demand)]
     highest = max(1, *filter(math.isfinite, counts))
     unit, name = (
         (3600, "hours")
