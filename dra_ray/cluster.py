@@ -441,33 +441,33 @@ def _signals() -> Iterator[threading.Event]:
 
 def require(
     workers: int, cpus: float, gpus: float, what: str, beside: tuple[float, float] = (0.0, 0.0)
-) -> int:
+) -> int | None:
     """How many groups of `workers` such workers fit on this machine at once; `RunError` where not
     even one does.
 
-    Only where nothing would add nodes: on an autoscaling cluster pending workers are what makes it
-    grow, and the answer is a large number.
+    None where there is no such bound: on an autoscaling cluster pending workers are what makes it
+    grow, and workers that need nothing always fit.
 
     Args:
         beside: (CPUs, GPUs) that others keep, such as the teacher pool.
         what: who asks, for the message.
     """
     if _OURS not in os.environ:
-        return 1_000_000
-    have, groups = ray.cluster_resources(), 1_000_000
+        return None
+    have, fitting = ray.cluster_resources(), []
     for name, each, kept in (("CPU", cpus, beside[0]), ("GPU", gpus, beside[1])):
         if not each:
             continue
         free = have.get(name, 0.0) - kept
-        groups = min(groups, int((free + 1e-6) / (workers * each)))
-        if not groups:
+        fitting.append(int((free + 1e-6) / (workers * each)))
+        if not fitting[-1]:
             raise RunError(
                 f"{what} needs {workers * each:g} {name} for {workers} workers, but this machine "
                 f"has {max(free, 0.0):g}"
                 f"{f' beside the {kept:g} of the teacher pool' if kept else ''}; lower resources "
                 "or pool, or join a cluster (RAY_ADDRESS)"
             )
-    return groups
+    return min(fitting, default=None)
 
 
 @contextmanager

@@ -36,16 +36,6 @@ class Draws:
         return Draws(self.corners[index], self.flips[index], self.degrees[index], self.boxes[index])
 
 
-def augment(images: Tensor, settings: config.Data, generator: torch.Generator) -> Tensor:
-    """uint8 [B,C,H,W] -> uint8 [B,C,H,W].
-
-    All random numbers come from the CPU `generator`, the same number for each image, so that a
-    worker which holds a slice of the batch can draw for the whole batch and use its part: see
-    `parameters`.
-    """
-    return apply(images, settings, parameters(len(images), settings, generator))
-
-
 def parameters(count: int, settings: config.Data, generator: torch.Generator) -> Draws:
     """Draw for `count` images."""
     corners = torch.randint(2 * settings.crop_pad + 1, (count, 2), generator=generator)

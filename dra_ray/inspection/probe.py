@@ -74,35 +74,6 @@ def _check(
         raise DataError("probe: all training labels are equal; pass images of two classes or more")
 
 
-def grid(
-    encode: Encode, images: Tensor, sigmas: Sequence[float], layers: Sequence[str]
-) -> Iterator[tuple[str, float, Tensor]]:
-    """(layer, sigma, features [N,D]) for every combination, one at a time, since all of them may
-    not fit in memory.
-    """
-    for layer in layers:
-        for sigma in sigmas:
-            yield layer, sigma, encode(images, torch.full((len(images),), sigma), layer)
-
-
-def frozen(
-    net: Network, config: Teacher, noise_seed: int = 0, threads: int = 1, device: str = "cpu"
-) -> Encode:
-    """How to encode for a probe: the noise of image i is always that of `noise_seed + i`, and the
-    label is never given.
-    """
-
-    def encode(images: Tensor, sigma: Tensor, layer: str) -> Tensor:
-        net.check_sigma(sigma)
-        source = LocalTeacher(
-            net, config.model_copy(update={"layer": layer, "label": "null"}), threads, device
-        )
-        labels = torch.zeros(len(images), dtype=torch.int64)
-        return source.encode(Request.seeded(images, labels, sigma, noise_seed))
-
-    return encode
-
-
 def encode(
     net: Network,
     config: Teacher,
@@ -113,9 +84,13 @@ def encode(
     threads: int = 1,
     device: str = "cpu",
 ) -> Tensor:
-    """Features [N,D] of `images` at `layer` and one noise level; as `frozen` encodes, but with the
-    labels that `config.label` says.
+    """Features [N,D] of `images` at `layer` and one noise level, with the labels that
+    `config.label` says.
+
+    The noise of image i is always that of `noise_seed + i`. Raises `ConfigError` for a layer or a
+    noise level that the network does not know.
     """
+    net.check_sigma(torch.tensor([sigma]))
     source = LocalTeacher(net, config.model_copy(update={"layer": layer}), threads, device)
     levels = torch.full((len(images),), sigma)
     return source.encode(Request.seeded(images.images, images.labels, levels, noise_seed))

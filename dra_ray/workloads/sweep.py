@@ -63,7 +63,7 @@ def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> 
     with contextlib.ExitStack() as stack:
         _pools(stack, experiments, store)
         scores = Rungs(sweep, store / "rungs.jsonl", progress)
-        at_once = min(sweep.asha.max_concurrent, _slots(experiments))
+        at_once = min([sweep.asha.max_concurrent, *_slots(experiments)])
         _tune(store, experiments, scores.unfinished(experiments), scores, at_once)
         finals = finalists(experiments, scores.rows)
         while behind := [
@@ -144,7 +144,7 @@ def _pools(
         stack.enter_context(service.serving(experiment.teacher, experiment.pool, log))
 
 
-def _slots(experiments: dict[str, config.Experiment]) -> int:
+def _slots(experiments: dict[str, config.Experiment]) -> list[int]:
     """Trials that fit at once beside the pools: more would take each other's resources and none
     would start.
     """
@@ -162,7 +162,8 @@ def _slots(experiments: dict[str, config.Experiment]) -> int:
         )
         for e in experiments.values()
     ]
-    return min(cluster.require(*need, "a trial", beside) for need in needs)
+    fitting = (cluster.require(*need, "a trial", beside) for need in needs)
+    return [trials for trials in fitting if trials is not None]
 
 
 # -- Ray Tune --------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ def test_crops_and_flips_equal_a_loop_over_images(fill: int) -> None:
     settings = config.Data(crop_pad=2, flip=True, fill_255=fill)
     images = pictures(32)
     draws = augment.parameters(32, settings, generator(1))
-    fast = augment.augment(images, settings, generator(1))
+    fast = augment.apply(images, settings, draws)
     for index in range(32):
         padded = F.pad(images[index], (2, 2, 2, 2), value=fill)
         row, column = draws.corners[index].tolist()
@@ -110,6 +110,6 @@ def test_boxes_keep_the_area_and_the_aspect_ratio() -> None:
 def test_a_slice_of_the_draws_is_the_slice_of_the_batch(settings: config.Data) -> None:
     images = pictures(16)
     draws = augment.parameters(16, settings, generator(1))
-    whole = augment.augment(images, settings, generator(1))
+    whole = augment.apply(images, settings, draws)
     assert torch.equal(whole[4:9], augment.apply(images[4:9], settings, draws[4:9]))
     assert whole.dtype == torch.uint8 and whole.shape == images.shape

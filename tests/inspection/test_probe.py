@@ -4,8 +4,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from dra_ray.config import Teacher, UNet
+from dra_ray.data.pictures import Split
 from dra_ray.errors import ConfigError, DataError
-from dra_ray.inspection.probe import frozen, grid, probe
+from dra_ray.inspection.probe import encode, probe
 from dra_ray.teachers.edm import EDM
 
 
@@ -67,45 +68,31 @@ def net(**options) -> EDM:
     return EDM(UNet(model_channels=16), 8, 1, 10, 0.7, **options).eval()
 
 
-def test_grid_encodes_every_combination():
-    images = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
-    encode = frozen(net(), Teacher(micro_batch=4), noise_seed=3)
-    cells = list(grid(encode, images, [0.06, 0.6], ["dec.4x4_in1", "enc.8x8_conv"]))
-    assert [(layer, sigma, features.shape) for layer, sigma, features in cells] == [
-        ("dec.4x4_in1", 0.06, (5, 32)),
-        ("dec.4x4_in1", 0.6, (5, 32)),
-        ("enc.8x8_conv", 0.06, (5, 16)),
-        ("enc.8x8_conv", 0.6, (5, 16)),
-    ]
-    assert torch.equal(cells[3][2], encode(images, torch.full((5,), 0.6), "enc.8x8_conv"))
-    assert not torch.equal(cells[0][2], cells[1][2])
-    assert torch.equal(
-        encode(images, torch.full((5,), 0.6), "dec.4x4_in1")[2:],
-        frozen(net(), Teacher(micro_batch=4), 5)(*images_from(images, 2)),
-    )
+def split(count: int) -> Split:
+    images = torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8)
+    return Split(images, torch.arange(count) % 10)
 
 
-def images_from(images: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-    return images[first:], torch.full((len(images) - first,), 0.6), "dec.4x4_in1"
+def test_an_image_is_encoded_with_its_own_noise_whatever_is_beside_it():
+    config, images = Teacher(micro_batch=4, label="null"), split(5)
+    whole = encode(net(), config, images, "dec.4x4_in1", 0.6, noise_seed=3)
+    assert whole.shape == (5, 32)
+    rest = encode(net(), config, images[2:], "dec.4x4_in1", 0.6, noise_seed=5)
+    assert torch.equal(whole[2:], rest)
+    assert not torch.equal(whole, encode(net(), config, images, "dec.4x4_in1", 0.06, noise_seed=3))
+    assert encode(net(), config, images, "enc.8x8_conv", 0.6).shape == (5, 16)
 
 
-def test_a_probe_never_gives_the_teacher_a_label():
-    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
-    teacher = net()
-    features = frozen(teacher, Teacher(micro_batch=4, label="true"))(
-        images, torch.ones(4), "dec.4x4_in1"
-    )
+def test_the_null_label_says_nothing_of_the_class():
+    teacher, images, config = net(), split(4), Teacher(micro_batch=4, label="null")
+    features = encode(teacher, config, images, "dec.4x4_in1", 1.0)
     with torch.no_grad():  # whatever the label's weights are
         teacher.model.map_label.weight.normal_(std=10.0)
-    assert torch.equal(
-        features,
-        frozen(teacher, Teacher(micro_batch=4, label="true"))(images, torch.ones(4), "dec.4x4_in1"),
-    )
+    assert torch.equal(features, encode(teacher, config, images, "dec.4x4_in1", 1.0))
 
 
 def test_unknown_layers_and_noise_levels():
-    images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     with pytest.raises(ConfigError, match="teacher.layer='mid'"):
-        next(grid(frozen(net(), Teacher()), images, [0.1], ["mid"]))
+        encode(net(), Teacher(), split(2), "mid", 0.1)
     with pytest.raises(ConfigError, match="sigma=0.01 is outside"):
-        next(grid(frozen(net(precondition="ve"), Teacher()), images, [0.01], ["dec.4x4_in1"]))
+        encode(net(precondition="ve"), Teacher(), split(2), "dec.4x4_in1", 0.01)
