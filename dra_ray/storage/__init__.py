@@ -2,22 +2,22 @@
 freely.
 """
 
-from dra_ray.storage.archives import StoredArray
-from dra_ray.storage.store import (
-    Store,
-    cache,
+from dra_ray.storage.archives import (
+    StoredArray,
     decoded_text,
     is_clutter,
     open_tar,
-    read_json,
     readable_name,
     require_plausible,
-    sha256,
     tar_content,
 )
+from dra_ray.storage.plain_json import read_json
+from dra_ray.storage.replies import ATTEMPTS
+from dra_ray.storage.store import Store, cache, sha256
 from dra_ray.storage.unpickle import torch_from_bytes, unpickle
 
 __all__ = [
+    "ATTEMPTS",
     "Store",
     "StoredArray",
     "cache",

@@ -29,9 +29,7 @@ def torch_from_bytes(data: bytes, source: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old pickle protocols
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ):  # a damaged file can make the unpickler fail in any way, and its advice is to trust the file
+    except Exception:  # in any way where the file is damaged; torch's advice is to trust the file
         pass
     try:
         return _torch_inertly(data)
@@ -107,7 +105,7 @@ def unpickle(data: bytes, source: str, stand_ins: Mapping[str, Callable[..., Any
     """
     try:
         return _InertUnpickler(data, stand_ins).load()
-    except Exception as error:  # a damaged or hostile file can make the unpickler and the stand-ins fail in any way
+    except Exception as error:  # the unpickler and the stand-ins can fail in any way
         first = what_it_is(data) or (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
             f"'{source}' is not a pickle that can be read safely ({first}); fetch it again from "
@@ -168,7 +166,8 @@ def _kind_of_zip(data: bytes) -> str | None:
         return "a TorchScript archive; load it there and write its state_dict() with torch.save"
     if "data.pkl" in inner:
         return None
-    return f"a zip archive of other files ({', '.join(names[:3]) or 'none'}); give the weights inside it"
+    first = ", ".join(names[:3]) or "none"
+    return f"a zip archive of other files ({first}); give the weights inside it"
 
 
 class Stray(dict[Any, Any]):
