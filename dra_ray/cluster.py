@@ -308,7 +308,10 @@ def _cause(error: TrainingFailedError, resources: Resources) -> str:
         isinstance(error, ControllerError)
         and "WorkerGroupStartupTimeout" in f"{type(error.controller_failure).__name__} {error}"
     ):
-        return f"its workers found no room within resources.start_timeout_s={resources.start_timeout_s:g}: {_missing(resources)}"
+        return (
+            "its workers found no room within "
+            f"resources.start_timeout_s={resources.start_timeout_s:g}: {_missing(resources)}"
+        )
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         rank, failure = next(iter(error.worker_failures.items()))
         return f"worker {rank}: {_last_line(failure)}"

@@ -17,7 +17,9 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
-    """A local Ray with four CPU slots, as every command starts one; gives what `ray.init` returned."""
+    """A local Ray with four CPU slots, as every command starts one; gives what `ray.init`
+    returned.
+    """
     from dra_ray import cluster
 
     with cluster.connect(num_cpus=4) as context:

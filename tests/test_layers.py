@@ -198,7 +198,9 @@ def test_autoattack_is_imported_in_one_place():
 
 
 def test_the_checks_see_what_they_forbid():
-    """Each rule on a snippet that breaks it, also where the name is disguised or the import lazy."""
+    """Each rule on a snippet that breaks it, also where the name is disguised or the import
+    lazy.
+    """
     assert "ray.train" in set(imports(ast.parse("def f():\n    import ray.train")))
     assert "ray" in set(imports(ast.parse("import importlib\nimportlib.import_module('ray')")))
     for text in (

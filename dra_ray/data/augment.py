@@ -122,7 +122,9 @@ def _between(size: int, part: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rotated(images: Tensor, fill: int, degrees: Tensor) -> Tensor:
-    """About the centre, nearest pixel, as torchvision rotates; `fill` where the image has no pixel."""
+    """About the centre, nearest pixel, as torchvision rotates; `fill` where the image has no
+    pixel.
+    """
     channels, height, width = images.shape[1:]
     cosine, sine = (
         f(torch.deg2rad(degrees.double())).float().to(images.device)[:, None, None]

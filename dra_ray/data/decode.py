@@ -118,7 +118,8 @@ def picture(data: bytes, name: str) -> Image.Image:
         return _rgb(image, name)
     except DataError:
         raise
-    except Exception as error:  # Pillow's decoders raise SyntaxError, struct.error and their own kinds, beside OSError
+    # Pillow's decoders raise SyntaxError, struct.error and their own kinds, beside OSError
+    except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
             f"'{name}' cannot be decoded as an image ({reason}); fetch it again or remove it"

@@ -33,7 +33,10 @@ from dra_ray.storage import Store, decoded_text, is_clutter, readable_name
 TESTS = {"imagenet": ("val", "validation", "test"), "folder": ("test", "val", "validation")}
 IMAGENET_CLASSES, MOST_RESOLUTION = 1000, 4096
 CLASS_NAMES, CLASS_NAMES_BYTES = "classnames.txt", 2**20
-LAYOUT = "train/<class>/ and val/<class>/ with image files, or *train*.tar and *val*.tar with KEY.jpg and KEY.cls"
+LAYOUT = (
+    "train/<class>/ and val/<class>/ with image files, or *train*.tar and *val*.tar with KEY.jpg "
+    "and KEY.cls"
+)
 
 
 class Listing(NamedTuple):

@@ -94,7 +94,9 @@ class Split:
 
 
 class Records(Protocol):
-    """Images in files, by position; holds no open file, so that it can be sent to other processes."""
+    """Images in files, by position; holds no open file, so that it can be sent to other
+    processes.
+    """
 
     @property
     def picture_shape(self) -> tuple[int, ...]: ...

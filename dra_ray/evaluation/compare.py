@@ -85,10 +85,19 @@ def sentence(found: Comparison, what: str) -> str:
     if not found.only_a + found.only_b:
         return f"{what}: A and B have the same verdict on each of the {found.images} images."
     if found.only_a == found.only_b:
-        return f"{what}: A and B are equal on {found.images} images, though they disagree on {found.only_a + found.only_b} of them."
+        return (
+            f"{what}: A and B are equal on {found.images} images, though they disagree on "
+            f"{found.only_a + found.only_b} of them."
+        )
     low, high = (f"{100 * edge:+.2f}" for edge in found.interval)
-    told = f"{what}: B is {abs(100 * found.difference):.2f} points {'above' if found.difference > 0 else 'below'} A on {found.images} images"
-    told += f" (95 % interval {low} to {high}, McNemar p = {found.p_value:.2g}, mid-p {found.mid_p:.2g}): "
+    told = (
+        f"{what}: B is {abs(100 * found.difference):.2f} points "
+        f"{'above' if found.difference > 0 else 'below'} A on {found.images} images"
+    )
+    told += (
+        f" (95 % interval {low} to {high}, McNemar p = {found.p_value:.2g}, mid-p "
+        f"{found.mid_p:.2g}): "
+    )
     if found.distinguishable:
         return told + "more than the choice of the images explains."
     return (

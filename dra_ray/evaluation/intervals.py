@@ -16,7 +16,9 @@ Flags = Sequence[bool] | np.ndarray
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Newcombe 1998, Statistics in Medicine 17, method 3)."""
+    """Wilson's score interval of a proportion (Newcombe 1998, Statistics in Medicine 17,
+    method 3).
+    """
     from scipy import (
         stats,
     )  # inside: loading it takes a second, which every worker of an evaluation would pay

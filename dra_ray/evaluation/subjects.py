@@ -3,7 +3,7 @@
 | WHAT | student | settings and images |
 |---|---|---|
 | a run's folder | its best weights | as trained, but for what is overridden |
-| a checkpoint: a weights file, or a folder with `state.pt` | of the run that it lies in, or `model.name` | the run's, or given |
+| a weights file, or a folder with `state.pt` | of the run around it, or `model.name` | the run's |
 | timm/NAME | the timm model with `weights` | given |
 | module:function | what the function returns, logits of images in [0,1] | given |
 | robustbench:URI | the checkpoint of `architecture` | given |
@@ -162,7 +162,8 @@ def _run(run: Store, options: Options) -> Subject:
     for option in ("weights", "architecture"):
         if getattr(options, option):
             raise ConfigError(
-                f"--{option} was given, but '{run}' is taken as a run, which has its own; leave it out"
+                f"--{option} was given, but '{run}' is taken as a run, which has its own; leave "
+                "it out"
             )
     student, stored = checkpoint.load(run)
     run = run.resolved()
@@ -397,7 +398,8 @@ def _student(what: str, experiment: config.Experiment, options: Options, shape: 
     if what.startswith("timm/"):
         if not options.weights:
             raise ConfigError(
-                f"--weights is not set, but '{what}' is a network without weights; give --weights URI"
+                f"--weights is not set, but '{what}' is a network without weights; give --weights "
+                "URI"
             )
         return (
             _loaded(Store(options.weights), experiment, options, shape),
@@ -502,7 +504,9 @@ def _made_by(what: str) -> Found:
 
 
 class Logits(nn.Module):
-    """`net`, of whose output (a tuple, a dict, an object with `logits`) only the logits are given."""
+    """`net`, of whose output (a tuple, a dict, an object with `logits`) only the logits are
+    given.
+    """
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()

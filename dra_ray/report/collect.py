@@ -263,11 +263,17 @@ def _why(run: Store, manifest: Mapping[str, Any], status: str) -> str:
         return f"training stopped: {reason}"
     if stop := _stop_of(run):
         accuracy = words.percent(stop["robust_accuracy"])
-        return f"the rest of the training: sweep '{stop['sweep']}' stopped this trial after epoch {stop['epoch']}, at {accuracy} robust accuracy"
+        return (
+            f"the rest of the training: sweep '{stop['sweep']}' stopped this trial after epoch "
+            f"{stop['epoch']}, at {accuracy} robust accuracy"
+        )
     sign = _last_sign(run, manifest)
     seen = f"; its last sign of life is from {sign}" if sign else ""
     word = "unfinished" if status == "unfinished" else f"not finished: its status is '{status}'"
-    return f"the run is {word}{seen}. Where nothing trains it any more, the command that started it resumes it"
+    return (
+        f"the run is {word}{seen}. Where nothing trains it any more, the command that started it "
+        "resumes it"
+    )
 
 
 def _last_sign(run: Store, manifest: Mapping[str, Any]) -> str | None:
@@ -475,7 +481,9 @@ COUNTED = {
 
 
 def _stops(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Where trials were stopped, and the lowest and highest robust accuracy at which that happened."""
+    """Where trials were stopped, and the lowest and highest robust accuracy at which that
+    happened.
+    """
     stopped: dict[int, list[dict[str, Any]]] = {}
     for trial in trials:
         if trial["decision"] == "stopped":
@@ -693,7 +701,9 @@ def _scores(facts: _Facts, role: str, folder: str) -> None:
 
 
 def _others(facts: _Facts, role: str, folder: str) -> None:
-    """Evaluations of the same run with other settings, each in a folder of its own below the first."""
+    """Evaluations of the same run with other settings, each in a folder of its own below the
+    first.
+    """
     names = {other: _path(folder, f"{other}/{RESULT}") for other in facts.at(folder).names()}
     names = {other: name for other, name in names.items() if facts.at(name).exists()}
     if names:
@@ -715,7 +725,9 @@ LABELS = {"dra": "DRA", "baseline": "Baseline", "run": "This run"}
 
 
 def _paired(facts: _Facts) -> None:
-    """Compare the finalists image by image, as `dra compare` does; where they cannot be, say why."""
+    """Compare the finalists image by image, as `dra compare` does; where they cannot be, say
+    why.
+    """
     finals = facts.values.get("finals", {})
     if not {"dra", "baseline"} <= set(finals):
         return
@@ -762,13 +774,22 @@ def _what_ran(summary: Mapping[str, Any]) -> str:
     if "train" in summary:
         epoch, epochs = summary["train"]["epoch"], summary["train"]["epochs"]
         of = "" if summary["status"] == "done" or epochs is None else f" of {words.count(epochs)}"
-        return f"One classifier was trained against attacks for {words.count(epoch, 'no')}{of} epochs{_ended(summary)}."
+        return (
+            f"One classifier was trained against attacks for {words.count(epoch, 'no')}{of} "
+            f"epochs{_ended(summary)}."
+        )
     if "teacher" in summary:
-        return f"A diffusion teacher was trained on {words.count(summary['teacher']['images_seen'], 'no')} images{_ended(summary)}."
+        return (
+            "A diffusion teacher was trained on "
+            f"{words.count(summary['teacher']['images_seen'], 'no')} images{_ended(summary)}."
+        )
     if "synthetic" in summary:
         return f"{words.count(summary['synthetic']['images'], 'no')} synthetic images were made."
     if "finals" in summary:
-        return f"One classifier was attacked on {words.count(summary['finals']['run']['images'], 'no')} test images."
+        return (
+            "One classifier was attacked on "
+            f"{words.count(summary['finals']['run']['images'], 'no')} test images."
+        )
     return "Nothing has been run yet."
 
 
@@ -786,7 +807,10 @@ def _trials(asha: Mapping[str, Any]) -> str:
     total, done, stopped = asha["trials"], asha["trained_to_the_end"], asha["stopped_early"]
     if asha["not_started"] == total:
         are = "is" if total == 1 else "are"
-        return f"{words.number(total, 'classifier')} {are} to be trained against attacks; none has been validated yet."
+        return (
+            f"{words.number(total, 'classifier')} {are} to be trained against attacks; none has "
+            "been validated yet."
+        )
     told = [f"{words.count(done)} {'was' if done == 1 else 'were'} trained to the end"]
     if stopped:
         places = [
@@ -840,15 +864,24 @@ def _what_was_found(summary: Mapping[str, Any]) -> str:
     interval = words.span(paired["interval"], sign=True)
     gap = words.points(abs(paired["difference"]), sign=False)
     test = f"{gap} points (95 % interval {interval}, McNemar p = {paired['p_value']:.2g})"
-    scores = f"Under AutoAttack the best classifier with DRA keeps {dra} of {paired['images']} test images right and the best without it {baseline}:"
+    scores = (
+        f"Under AutoAttack the best classifier with DRA keeps {dra} of {paired['images']} test "
+        f"images right and the best without it {baseline}:"
+    )
     if paired["difference"] == 0:
         return f"{scores} no difference (McNemar p = {paired['p_value']:.2g})."
     leader = "DRA is ahead" if paired["difference"] > 0 else "the baseline is ahead"
     if not paired["distinguishable"]:
-        return f"{scores} {leader} by {test}, which chance in the choice of test images can explain, so this run shows no difference."
+        return (
+            f"{scores} {leader} by {test}, which chance in the choice of test images can explain, "
+            "so this run shows no difference."
+        )
     told = f"{scores} {leader} by {test}, more than chance in the choice of test images explains."
     if paired["also_differ"]:
-        told += f" But the two also differ in {also_differ(paired['also_differ'])}, so that is not what DRA alone does."
+        told += (
+            f" But the two also differ in {also_differ(paired['also_differ'])}, so that is not "
+            "what DRA alone does."
+        )
     return told
 
 

@@ -60,7 +60,9 @@ def reproduce(kind: str, name: str, tree: Mapping[str, Any]) -> str | None:
 
 
 def evaluate(run: str, tree: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """The command that evaluates a run as `settings` of a result say, given the run's whole config."""
+    """The command that evaluates a run as `settings` of a result say, given the run's whole
+    config.
+    """
     own = tree.get("evaluation", {})
     radius = {
         "norm": settings.get("threat", {}).get("norm"),

@@ -119,7 +119,10 @@ def _corruptions(finals: Finals) -> html.Section | None:
     )
 
 
-_MADE = "The corruptions were made here from the test images: they compare classifiers with each other, and nothing with published numbers."
+_MADE = (
+    "The corruptions were made here from the test images: they compare classifiers with each "
+    "other, and nothing with published numbers."
+)
 
 
 def _grades(corruptions: Mapping[str, Any]) -> html.Block:
@@ -172,10 +175,16 @@ def _shown(run: Store, final: Mapping[str, Any]) -> list[html.Block]:
             html.caption("No examples are shown: no attack fooled the classifier on any image.")
         ]
     factor = examples.amplification(found)
-    lead = "The first test image of each class that the classifier got right until an attack found a change, within the bounds, that fools it."
+    lead = (
+        "The first test image of each class that the classifier got right until an attack found a "
+        "change, within the bounds, that fools it."
+    )
     note = f"{lead} The change is amplified {factor} times around grey, which stands for none."
     if found[0].predicted:
-        note += " The classes that the classifier sees were computed for this page; on another machine an image at the edge may fall to the other side."
+        note += (
+            " The classes that the classifier sees were computed for this page; on another machine "
+            "an image at the edge may fall to the other side."
+        )
     triples = [html.Pictures(_named(example), _triple(example, factor)) for example in found]
     return [
         html.Group(triples, "examples"),

@@ -100,7 +100,10 @@ def find(run: Store, evaluation: Store, threat: Mapping[str, Any]) -> list[Examp
     ]
 
 
-_OTHERS = "the test images of '{}' found now are not those that were attacked; check data.uri, or whether other images were given to the evaluation"
+_OTHERS = (
+    "the test images of '{}' found now are not those that were attacked; check data.uri, or "
+    "whether other images were given to the evaluation"
+)
 
 
 def choose(first_failure: np.ndarray, labels: np.ndarray) -> list[int]:

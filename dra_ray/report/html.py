@@ -100,7 +100,9 @@ class Details(Block):
 
 @dataclasses.dataclass(frozen=True)
 class Plot(Block):
-    """A figure (plotly as plain data, with both axes in its layout) with its title and a caption."""
+    """A figure (plotly as plain data, with both axes in its layout) with its title and a
+    caption.
+    """
 
     kind: ClassVar[str] = "plot"
     figure: plots.Figure

@@ -120,7 +120,10 @@ def _cards(summary: Mapping[str, Any]) -> html.Section | None:
     for role, final in summary.get("finals", {}).items():
         owner = "" if role == "run" else f", {LABELS[role]}"
         if "autoattack_accuracy" in final:
-            note = f"95 % interval {words.span(final['interval'])}; clean {words.percent(final['clean_accuracy'])}"
+            note = (
+                f"95 % interval {words.span(final['interval'])}; clean "
+                f"{words.percent(final['clean_accuracy'])}"
+            )
             cards.append(
                 html.Card(
                     f"AutoAttack accuracy{owner}", words.percent(final["autoattack_accuracy"]), note
@@ -134,7 +137,10 @@ def _cards(summary: Mapping[str, Any]) -> html.Section | None:
                 )
             )
     if paired := summary.get("paired"):
-        note = f"95 % interval {words.span(paired['interval'], sign=True)}; McNemar p = {paired['p_value']:.2g}"
+        note = (
+            f"95 % interval {words.span(paired['interval'], sign=True)}; McNemar p = "
+            f"{paired['p_value']:.2g}"
+        )
         cards.append(
             html.Card(
                 "Difference, DRA − baseline", f"{words.points(paired['difference'])} points", note
@@ -157,7 +163,10 @@ def _cards(summary: Mapping[str, Any]) -> html.Section | None:
             html.Card("Robust validation accuracy", words.percent(train["robust_accuracy"]), note)
         )
     if pool := summary.get("pool"):
-        note = f"{words.count(pool['images'])} images in {words.count(pool['requests'])} requests, {words.count(pool['retries'])} retried"
+        note = (
+            f"{words.count(pool['images'])} images in {words.count(pool['requests'])} requests, "
+            f"{words.count(pool['retries'])} retried"
+        )
         cards.append(
             html.Card("Most teacher replicas at once", words.count(pool["max_running"]), note)
         )
@@ -251,7 +260,10 @@ def _budget(finals: Mapping[str, Mapping[str, Any]]) -> str:
         return ""
     norm, eps = budgets.pop()
     if norm == "l2":
-        return f" Each may change an image by an L2 length of up to {eps:g}/255 = {eps / 255:.3g}, where a pixel's full brightness is 1."
+        return (
+            f" Each may change an image by an L2 length of up to {eps:g}/255 = {eps / 255:.3g}, "
+            "where a pixel's full brightness is 1."
+        )
     return f" Each may change every pixel by up to {eps:g}/255 of full brightness."
 
 
@@ -281,7 +293,10 @@ def _paired(summary: Mapping[str, Any]) -> list[html.Block]:
         tried["without" if trial["fields"].get("align.weight") == 0 else "with"] += 1
     also = ""
     if paired["also_differ"]:
-        also = f" The two also differ in {also_differ(paired['also_differ'])}: below, the sweep's trials are compared like with like."
+        also = (
+            f" The two also differ in {also_differ(paired['also_differ'])}: below, the sweep's "
+            "trials are compared like with like."
+        )
     return [
         html.Text(
             f"On the same {paired['images']} images, {paired['only_dra']} are right only with DRA "
@@ -429,7 +444,10 @@ def _matched(summary: Mapping[str, Any], swept: list[str]) -> list[html.Block]:
     return [html.Heading("Like with like"), html.caption(lead), html.Table(head, rows), *notes]
 
 
-_TASKS = "{} decides what robust accuracy means, so its values are not compared with each other: each is another attack or other images."
+_TASKS = (
+    "{} decides what robust accuracy means, so its values are not compared with each other: each "
+    "is another attack or other images."
+)
 _SHORT = {"align.weight": "λ", "align.sigma": "σ", "synthetic.images": "synthetic images"}
 _EFFECTS = {
     "align.weight": "λ is how strongly the classifier's features are pulled towards the teacher's; "
@@ -536,7 +554,10 @@ def _commands(run: Store, summary: Mapping[str, Any]) -> list[str]:
     return commands
 
 
-_REPRODUCED = "The recipe that is nearest, with every field that differs. Equal configs and versions give equal results on one kind of machine."
+_REPRODUCED = (
+    "The recipe that is nearest, with every field that differs. Equal configs and versions give "
+    "equal results on one kind of machine."
+)
 
 
 def _what_ran(run: Store, summary: Mapping[str, Any]) -> html.Section | None:

@@ -237,7 +237,10 @@ def submission(made: Mapping[str, Any], result: Mapping[str, Any], facts: Facts)
     """
     norm, name = NORMS[result["threat"]["norm"]], identifier(facts)
     effort = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(STANDARD).items())
-    how = f"AutoAttack, standard version ({effort}), seed {result.get('seed')}, batch {result.get('batch')}, {result['images']:,} test images"
+    how = (
+        f"AutoAttack, standard version ({effort}), seed {result.get('seed')}, batch "
+        f"{result.get('batch')}, {result['images']:,} test images"
+    )
     todo = notes(result, facts) + (
         [] if facts.checkpoint else ["a link to weights and code is missing; set checkpoint"]
     )

@@ -69,7 +69,10 @@ def build(settings: config.Model, shape: Shape) -> Student:
         from dra_ray.students import backbone
 
         return backbone.named(name.removeprefix("timm/"), shape, mean, std)
-    known = "wrn-DEPTH-WIDTH, such as wrn-28-10, relu-wrn-DEPTH-WIDTH, rawrn-70-16, vit-b-2, resnet-18 or timm/NAME"
+    known = (
+        "wrn-DEPTH-WIDTH, such as wrn-28-10, relu-wrn-DEPTH-WIDTH, rawrn-70-16, vit-b-2, resnet-18 "
+        "or timm/NAME"
+    )
     raise ConfigError(f"model.name='{name}' is not known; write {known}")
 
 

@@ -2,9 +2,9 @@
 
 | of the zoo | model.name | normalisation |
 |---|---|---|
-| DeepMind's Wide ResNet with Swish or SiLU (Gowal, Rebuffi, Wang 2023, ...) | wrn-DEPTH-WIDTH | in code: the data set's, our default |
-| TRADES' Wide ResNet (Zhang 2019, Carmon 2019, ...) | relu-wrn-DEPTH-WIDTH | none, so `model.normalise: false` |
-| networks of timm on ImageNet | timm/NAME | `normalize.mean` and `.std` in the file, or ImageNet's in code |
+| DeepMind's Wide ResNet, SiLU (Gowal, Rebuffi, Wang 2023) | wrn-DEPTH-WIDTH | the data set's |
+| TRADES' Wide ResNet (Zhang, Carmon 2019) | relu-wrn-DEPTH-WIDTH | none: `normalise: false` |
+| networks of timm on ImageNet | timm/NAME | `normalize.mean` in the file, or ImageNet's |
 
 A file does not tell that its network expects normalised images unless it holds mean and std; those
 are then compared with the student's. Weights are found under `model_state_dict` or `state_dict`,

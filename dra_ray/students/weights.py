@@ -127,7 +127,9 @@ def _unwrapped(value: Any, deep: int) -> Weights:
 
 
 def _averages(value: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """Name and content of what may be averaged weights at this level, and of Lightning's callbacks."""
+    """Name and content of what may be averaged weights at this level, and of Lightning's
+    callbacks.
+    """
     yield from ((name, value.get(name)) for raw, name in RAW_BESIDE.items() if raw in value)
     yield from ((name, value[name]) for name in AVERAGED if name in value)
     callbacks = value.get("callbacks")
@@ -306,7 +308,9 @@ def _common_prefix(keys: Iterable[str]) -> str:
 
 
 def _bare(keys: Iterable[str]) -> dict[str, str]:
-    """Key without the prefixes that its fellows share -> key; what does not share them is left out."""
+    """Key without the prefixes that its fellows share -> key; what does not share them is
+    left out.
+    """
     keys = list(keys)
     prefix = _common_prefix(keys)
     return {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}

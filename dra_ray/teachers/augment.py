@@ -28,9 +28,9 @@ LABEL_DIM = 9
 OCTAVES = 0.2  # deviation of log2 of scale and of stretch
 SHIFT = 0.125  # deviation of a shift, as part of the image's side
 LOBES = 3  # of the Lanczos filter, a pixel wide each
-FIRST = (
-    0.25 - LOBES
-)  # where the first of the samples lies that make a pixel, in pixels from it; they are half a pixel apart
+# where the first of the samples that make a pixel lies, in pixels from it; they are half a pixel
+# apart
+FIRST = 0.25 - LOBES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -408,7 +408,9 @@ class LightningDiT(Network):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """What, with the weights, makes the function: plain data that `from_architecture` accepts."""
+        """What, with the weights, makes the function: plain data that `from_architecture`
+        accepts.
+        """
         return (
             {"kind": self.kind}
             | dataclasses.asdict(self.sizes)

@@ -31,7 +31,9 @@ BOX = (1, 1)
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """What sets the two published networks apart (Song et al. 2021, arXiv 2011.13456, appendix H)."""
+    """What sets the two published networks apart (Song et al. 2021, arXiv 2011.13456,
+    appendix H).
+    """
 
     noise_mult: int  # width of the noise embedding, in model_channels
     fourier: (
@@ -175,7 +177,9 @@ class Conv(nn.Module):
 
 
 class Fourier(nn.Module):
-    """Angles of random frequencies, which belong to the weights: noise levels [B] to [B, width/2]."""
+    """Angles of random frequencies, which belong to the weights: noise levels [B] to [B,
+    width/2].
+    """
 
     freqs: Tensor
 
@@ -333,7 +337,9 @@ class SongUNet(nn.Module):
         }
 
     def cut_after(self, layer: str) -> None:
-        """Drop every part that is computed after `layer`, which becomes the default and the output."""
+        """Drop every part that is computed after `layer`, which becomes the default and the
+        output.
+        """
         half, name = layer.split(".")
         if half == "enc":
             self.dec.clear()

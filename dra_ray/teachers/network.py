@@ -55,7 +55,9 @@ class Network(nn.Module, abc.ABC):
     @property
     @abc.abstractmethod
     def architecture(self) -> dict[str, Any]:
-        """What, with the weights, makes the function: plain data that `from_architecture` accepts."""
+        """What, with the weights, makes the function: plain data that `from_architecture`
+        accepts.
+        """
 
     @classmethod
     @abc.abstractmethod
@@ -114,7 +116,7 @@ class Network(nn.Module, abc.ABC):
         return F.one_hot(labels, self.num_classes).to(torch.float32)
 
 
-# -- what some networks can do besides ---------------------------------------------------------------
+# -- what some networks can do besides -------------------------------------------------------------
 @runtime_checkable
 class ImageSampler(Protocol):
     """A network that makes images of a class. What of `config` it heeds is its own affair."""
@@ -146,7 +148,9 @@ class Classifier(Protocol):
     """A network that classifies noisy images."""
 
     def classify(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Logits [B,K] of noisy images `x` float32 [B,C,H,W] whose noise has deviation `sigma` [B]."""
+        """Logits [B,K] of noisy images `x` float32 [B,C,H,W] whose noise has deviation
+        `sigma` [B].
+        """
 
 
 @runtime_checkable

@@ -46,7 +46,9 @@ class NoisyClassifier(UNetEncoder):
         self.head = Linear(self.feature_dim(), num_classes)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Logits [B,K] of noisy images `x` float32 [B,C,H,W] whose noise has deviation `sigma` [B]."""
+        """Logits [B,K] of noisy images `x` float32 [B,C,H,W] whose noise has deviation
+        `sigma` [B].
+        """
         return self.head(self.features(x, sigma))
 
     def classify(self, x: Tensor, sigma: Tensor) -> Tensor:

@@ -51,7 +51,9 @@ class Churn:
     deviation: float = 1.0
 
     def raised(self, level: Tensor, steps: int) -> Tensor:
-        """The noise level that a step of a sampler of `steps` steps starts from instead of `level`."""
+        """The noise level that a step of a sampler of `steps` steps starts from instead of
+        `level`.
+        """
         inside = self.low <= float(level) <= self.high
         return level * (1 + (min(self.amount / steps, math.sqrt(2) - 1) if inside else 0.0))
 

@@ -273,7 +273,9 @@ class VAE(nn.Module):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """What, with the weights, makes the function: plain data that `from_architecture` accepts."""
+        """What, with the weights, makes the function: plain data that `from_architecture`
+        accepts.
+        """
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in dataclasses.asdict(self.sizes).items()

@@ -168,7 +168,9 @@ def complete_rows(run: Store) -> None:
 
 
 def _committed(run: Store) -> dict[str, Any] | None:
-    """{"checkpoint_dir_name", "metrics"} of the newest checkpoint that a resumed run would take up."""
+    """{"checkpoint_dir_name", "metrics"} of the newest checkpoint that a resumed run would
+    take up.
+    """
     snapshot = run / "checkpoints" / run.name / "checkpoint_manager_snapshot.json"
     try:
         return snapshot.read_json()["latest_checkpoint_result"] if snapshot.exists() else None

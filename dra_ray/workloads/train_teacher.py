@@ -207,7 +207,9 @@ class Training:
 
 
 def network(config: TeacherTraining, shape: data.Shape, sigma_data: float = 0.5) -> UNetEncoder:
-    """What `config` trains, with fresh weights. Raises `ConfigError` for sizes that do not divide."""
+    """What `config` trains, with fresh weights. Raises `ConfigError` for sizes that do not
+    divide.
+    """
     kind = checkpoint.TRAINED[config.objective]
     sizes = (shape.resolution, shape.channels, shape.num_classes, sigma_data)
     return kind(config.net, *sizes, precondition=config.preconditioning, style=config.style)

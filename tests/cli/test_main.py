@@ -92,7 +92,8 @@ def test_a_name_that_is_taken_by_another_config_is_refused(tmp_path: Path) -> No
 
 def test_arguments_are_checked_without_torch_or_ray(tmp_path: Path) -> None:
     code = (
-        "import sys; from dra_ray.cli.main import main; sys.argv = ['dra', 'train', 'digits-dra', '--set', "
+        "import sys; from dra_ray.cli.main import main; sys.argv = ['dra', 'train', 'digits-dra', "
+        "'--set', "
         "'optim.epoch=3']\n"
         "try: main()\nexcept SystemExit as e: assert e.code == 2, e.code\n"
         "assert not {'torch', 'ray'} & set(sys.modules)"

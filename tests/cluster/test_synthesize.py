@@ -153,7 +153,8 @@ from dra_ray import cluster, config, synthesize
 from dra_ray.storage import Store
 
 with cluster.connect():
-    synthesize.run(config.Synthesis.model_validate_json(sys.argv[1]), Store(sys.argv[2]), lambda row: print(row["images"], flush=True))
+    settings = config.Synthesis.model_validate_json(sys.argv[1])
+    synthesize.run(settings, Store(sys.argv[2]), lambda row: print(row["images"], flush=True))
 """
 
 

@@ -84,7 +84,8 @@ def as_python_2(value: Any) -> bytes:
             return text(value.encode())
         if isinstance(value, int):
             return b"J" + struct.pack("<i", value)
-        dtype = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        dtype = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR"
+        dtype += b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
         shape = b"(" + b"".join(map(body, value.shape)) + b"t"
         array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
         return array + b"(K\x01" + shape + dtype + b"\x89" + text(value.tobytes()) + b"tb"

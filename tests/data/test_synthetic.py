@@ -1,4 +1,6 @@
-"""Synthetic sets: which images are taken, in memory or from the disk, and which sets are refused."""
+"""Synthetic sets: which images are taken, in memory or from the disk, and which sets are
+refused.
+"""
 
 from __future__ import annotations
 

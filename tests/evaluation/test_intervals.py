@@ -35,7 +35,9 @@ def test_wilson_is_newcombes_table(successes, n, low, high):
     ],
 )
 def test_wilson_keeps_the_values_of_earlier_reports(successes, n, confidence, low, high):
-    """Recorded from the formula written out, with the quantile of Python's own normal distribution."""
+    """Recorded from the formula written out, with the quantile of Python's own normal
+    distribution.
+    """
     assert wilson(successes, n, confidence) == pytest.approx((low, high), abs=1e-12)
 
 

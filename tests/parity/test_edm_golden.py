@@ -91,7 +91,9 @@ def test_features_of_every_layer(net, golden):
 
 
 def test_sampler(net, golden):
-    """8 steps of the official deterministic sampler, in float64, from noise of numpy's generator."""
+    """8 steps of the official deterministic sampler, in float64, from noise of numpy's
+    generator.
+    """
     noise = torch.from_numpy(
         np.random.Generator(np.random.PCG64(9)).standard_normal((4, 3, 16, 16))
     )

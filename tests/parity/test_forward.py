@@ -35,7 +35,9 @@ GOLDEN = {  # logits 0 to 2 of image 0
 
 
 def wave(number: int, shape: torch.Size) -> Tensor:
-    """sin(0.1 k^2 + number) for k = 0, 1, ...: a chirp, as good as noise and the same everywhere."""
+    """sin(0.1 k^2 + number) for k = 0, 1, ...: a chirp, as good as noise and the same
+    everywhere.
+    """
     k = torch.arange(shape.numel(), dtype=torch.float64)
     return torch.sin(0.1 * k * k + number).view(shape)
 

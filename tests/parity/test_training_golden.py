@@ -217,7 +217,9 @@ def test_ikl_loss_and_gradients() -> None:
 
 
 def test_margin_loss() -> None:
-    """(0.958851077 - 1.616992808) + (0.824236970 - 1.700873241) + 0, the third being misclassified."""
+    """(0.958851077 - 1.616992808) + (0.824236970 - 1.700873241) + 0, the third being
+    misclassified.
+    """
     clean, _, _ = logits()
     close(
         pgd.margin(clean, torch.tensor([1, 0, 3])),

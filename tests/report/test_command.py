@@ -1,4 +1,6 @@
-"""Commands that reproduce a run, read back as the command line would: they give its config again."""
+"""Commands that reproduce a run, read back as the command line would: they give its config
+again.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +119,10 @@ def test_an_evaluation_names_what_differs_from_its_run() -> None:
     }
     assert command.evaluate("runs/x", tree, same) == "dra evaluate runs/x"
     other = same | {"batch": 64, "threat": {"norm": "l2", "eps_255": 127.5}}
-    expected = "dra evaluate runs/x --set evaluation.batch=64 --set threat.norm=l2 --set threat.eps_255=127.5"
+    expected = (
+        "dra evaluate runs/x --set evaluation.batch=64 --set threat.norm=l2 --set "
+        "threat.eps_255=127.5"
+    )
     assert command.evaluate("runs/x", tree, other) == expected
 
 

@@ -1,4 +1,6 @@
-"""The page: complete, self-contained, safe against hostile text, and the same for the same files."""
+"""The page: complete, self-contained, safe against hostile text, and the same for the same
+files.
+"""
 
 from __future__ import annotations
 

@@ -257,7 +257,9 @@ def first_failures() -> list[str]:
 
 
 def last_epoch(place: int) -> int:
-    """Rungs at epochs 2, 4 and 8 each stop some of the trials, by their place in robust accuracy."""
+    """Rungs at epochs 2, 4 and 8 each stop some of the trials, by their place in robust
+    accuracy.
+    """
     return 2 if place >= 7 else 4 if place >= 5 else 8 if place >= 3 else EPOCHS
 
 

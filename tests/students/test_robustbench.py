@@ -130,7 +130,9 @@ def test_a_trades_network_keeps_its_logits_on_images_as_they_are(tmp_path) -> No
 
 
 def test_the_zoos_wrapper_of_imagenet_models(tmp_path) -> None:
-    """normalize.mean and normalize.std beside model.*: kept apart, and compared with the student's."""
+    """normalize.mean and normalize.std beside model.*: kept apart, and compared with the
+    student's.
+    """
     normalise = {
         "normalize.mean": torch.tensor(SHAPE.mean).view(1, 3, 1, 1),
         "normalize.std": torch.tensor(SHAPE.std).view(1, 3, 1, 1),

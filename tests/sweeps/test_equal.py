@@ -14,7 +14,9 @@ def grown(last: dict[str, int], top: dict[str, float]) -> dict[str, dict[int, fl
 
 
 def test_a_value_is_not_better_for_having_trained_longer() -> None:
-    """With equal quality, the value whose trials all stopped at the first rung must not look worse."""
+    """With equal quality, the value whose trials all stopped at the first rung must not look
+    worse.
+    """
     trials = {
         "a": {"synthetic.images": 0},
         "b": {"synthetic.images": 0},

@@ -129,7 +129,9 @@ def turned(at: Tensor, angle: float) -> Tensor:
     ],
 )
 def test_a_pattern_goes_where_the_map_says(changed: dict[str, Any], source: Any) -> None:
-    """In the middle, where nothing is reflected; plain bilinear reading errs by 0.17 on the first."""
+    """In the middle, where nothing is reflected; plain bilinear reading errs by 0.17 on the
+    first.
+    """
     image = pattern(grid(64)).float()[None, None]
     found = augment.apply(image, draws(1, **changed))[0, 0]
     error = (found - pattern(source(grid(64))))[24:40, 24:40].square().mean().sqrt()
