@@ -152,7 +152,8 @@ def test_a_client_that_dies_leaves_the_others_alone(ray_cluster: Any) -> None:
 def test_a_request_that_ends_its_replica_is_given_up_and_hurts_nobody_else(
     ray_cluster: Any,
 ) -> None:
-    with serving("fatal", Mortal, min_replicas=2, max_replicas=2) as client:
+    # six replicas start in turn, which took 96 s on 2 busy cores
+    with serving("fatal", Mortal, min_replicas=2, max_replicas=2, timeout_s=300) as client:
         assert cluster.wait_until(lambda: running("fatal") == 2, 60)
         bad, good = client(), client()
         fatal = bad.submit(request(0, 16, FATAL))
