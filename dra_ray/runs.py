@@ -13,7 +13,7 @@ from typing import Any
 
 from dra_ray.config.base import NOT_IN_DIGEST
 from dra_ray.errors import ConfigError, DataError
-from dra_ray.storage import Store
+from dra_ray.storage import Store, masked_tree
 
 
 def utc_now() -> str:
@@ -126,13 +126,15 @@ def check_run(
 
 
 def read_manifest(run: Store) -> dict[str, Any] | None:
-    """The manifest of a run directory, None where there is none."""
-    return (run / "manifest.json").read_json() if (run / "manifest.json").exists() else None
+    """The manifest of a run directory, None where there is none; earlier versions may have kept
+    credentials inside a URI, which are masked."""
+    file = run / "manifest.json"
+    return masked_tree(file.read_json()) if file.exists() else None  # type: ignore[no-any-return]
 
 
 def update_manifest(run: Store, **facts: Any) -> dict[str, Any]:
     """Add or replace top-level facts, such as `status="done"`."""
-    manifest = {**(run / "manifest.json").read_json(), **facts}
+    manifest = {**masked_tree((run / "manifest.json").read_json()), **facts}
     (run / "manifest.json").write_json(manifest)
     return manifest
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from dra_ray.cluster import connect
 from dra_ray.config import Frozen, load
 from dra_ray.errors import ConfigError, DraError
-from dra_ray.storage import Store
+from dra_ray.storage import Store, folder_name, masked
 
 
 def main(kind: type[Frozen] | None, call: Callable[..., dict[str, Any]]) -> NoReturn:
@@ -32,7 +32,7 @@ def main(kind: type[Frozen] | None, call: Callable[..., dict[str, Any]]) -> NoRe
         print("error: stopped; the same job resumes it", file=sys.stderr)
         sys.exit(130)
     except DraError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {masked(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     print(json.dumps(result, sort_keys=True), flush=True)
     sys.exit(0)
@@ -70,7 +70,7 @@ def _folder(storage: str, name: str) -> Store:
             f"--storage '{storage}' is relative, but a job's directory is gone when it ends; give "
             "a URI such as s3://bucket/runs or a full path"
         )
-    return root / name
+    return root / folder_name(name)
 
 
 def _progress(row: Mapping[str, Any]) -> None:

@@ -32,7 +32,7 @@ from dra_ray.cli.options import (
 from dra_ray.cli.pool import pool_app
 from dra_ray.cli.teacher import teacher_app
 from dra_ray.errors import DraError
-from dra_ray.storage import Store
+from dra_ray.storage import Store, masked
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,7 +61,8 @@ def quickstart(
     Run it again to resume it, or to hear that it is done.
     """
     settings = config.load("quickstart", config.Quickstart, set_)
-    run = require_free(Store(storage_uri), name) if fresh else Store(storage_uri) / name
+    run = run_folder(storage_uri, name, "quickstart")
+    run = require_free(Store(storage_uri), name) if fresh else run
     found = runs.check_run(
         run.resolved(), "quickstart", settings.model_dump(mode="json"), settings.digest()
     )
@@ -408,7 +409,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    terminal.err.print(f"error: {message}")
+    terminal.err.print(f"error: {masked(message)}")
     raise SystemExit(code)
 
 

@@ -9,7 +9,7 @@ import typer
 from dra_ray import config, runs
 from dra_ray.cli import terminal
 from dra_ray.errors import ConfigError
-from dra_ray.storage import Store
+from dra_ray.storage import Store, folder_name
 
 Set = Annotated[
     list[str] | None,
@@ -95,7 +95,10 @@ def numbers(option: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
 
 
 def run_folder(storage_uri: str, name: str | None, recipe: str) -> Store:
-    return Store(storage_uri) / (name or recipe.rsplit("/", 1)[-1].rsplit(".", 1)[0])
+    """The folder NAME of a run; `ConfigError` for a name that is not one folder's."""
+    if name is None:
+        name = recipe.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return Store(storage_uri) / folder_name(name)
 
 
 def require_writable(run: Store) -> None:
@@ -119,6 +122,7 @@ def announce(run: Store, kind: str, settings: config.Frozen) -> None:
 
 
 def require_free(root: Store, name: str) -> Store:
+    """The first of NAME, NAME-2, ... that is not there yet."""
     number = 1
     while (run := root / (name if number == 1 else f"{name}-{number}")).exists():
         number += 1

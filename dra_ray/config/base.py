@@ -9,9 +9,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from dra_ray.errors import ConfigError, nearest
+from dra_ray.storage import credentials_problem, masked
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -37,11 +39,31 @@ NOT_IN_DIGEST = frozenset(
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @field_validator("*")
+    @classmethod
+    def _holds_no_credentials(cls, value: Any) -> Any:
+        """A config is kept in manifests and shown in reports, so no field may hold a secret."""
+        if problem := next(filter(None, map(credentials_problem, _texts(value))), None):
+            raise PydanticCustomError("credentials", "{problem}", {"problem": problem})
+        return value
+
     def digest(self) -> str:
         """SHA-256 of what a result depends on: every field but the description, the pool and the
         resources.
         """
         return digest_of(self.model_dump(mode="json"))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a field's value; a config inside it has checked its own."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for pair in value.items():
+            yield from _texts(pair)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
 
 
 C = TypeVar("C", bound=Frozen)
@@ -64,7 +86,10 @@ def validate(kind: type[C], tree: Mapping[str, Any], source: str) -> C:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {one_line(kind, tree, error)}") from None
+        line = one_line(kind, tree, error)
+        if error.errors()[0]["type"] != "credentials":  # the source is a setting with its value
+            line = masked(f"{source}: {line}")
+        raise ConfigError(line) from None
 
 
 def one_line(kind: type[Frozen], tree: Mapping[str, Any], error: ValidationError) -> str:
@@ -73,6 +98,8 @@ def one_line(kind: type[Frozen], tree: Mapping[str, Any], error: ValidationError
     field = ".".join(parts) or kind.__name__.lower()
     if first["type"] == "extra_forbidden":
         return f"unknown field '{field}'; {nearest(parts[-1], fields_at(kind, parts[:-1]))}"
+    if first["type"] == "credentials":
+        return f"{field}: {first['msg']}"
     if first["type"] == "value_error":
         where = f"{field}." if parts else ""
         return where + first["msg"].removeprefix("Value error, ")

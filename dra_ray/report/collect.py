@@ -20,7 +20,7 @@ from dra_ray.evaluation.result import FILE, parse
 from dra_ray.pool.records import LogRow
 from dra_ray.report import words
 from dra_ray.report.words import in_percent
-from dra_ray.storage import Store, read_json
+from dra_ray.storage import Store, masked_tree, read_json
 from dra_ray.sweeps import equal
 from dra_ray.sweeps.rungs import rung_epochs
 from dra_ray.teachers.checkpoint import CARD, WEIGHTS, build, digest, read_card
@@ -304,7 +304,7 @@ def _evaluated(run: Store) -> str | None:
 
 def _read_object(file: Store) -> dict[str, Any]:
     try:
-        value = file.read_json()
+        value = masked_tree(file.read_json())  # earlier versions kept URIs with credentials
     except UnicodeDecodeError:
         raise DataError(f"'{file}' is not text; restore or delete it") from None
     if not isinstance(value, dict):

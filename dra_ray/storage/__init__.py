@@ -15,14 +15,19 @@ from dra_ray.storage.plain_json import read_json
 from dra_ray.storage.replies import ATTEMPTS
 from dra_ray.storage.store import Store, cache, sha256
 from dra_ray.storage.unpickle import torch_from_bytes, unpickle
+from dra_ray.storage.uris import credentials_problem, folder_name, masked, masked_tree
 
 __all__ = [
     "ATTEMPTS",
     "Store",
     "StoredArray",
     "cache",
+    "credentials_problem",
     "decoded_text",
+    "folder_name",
     "is_clutter",
+    "masked",
+    "masked_tree",
     "open_tar",
     "read_json",
     "readable_name",

@@ -45,7 +45,7 @@ from dra_ray.storage.failures import first_line, unreachable
 from dra_ray.storage.plain_json import read_json, strict_json
 from dra_ray.storage.replies import byte_range, check_reply, repeated, whole
 from dra_ray.storage.unpickle import torch_from_bytes, unpickle, what_it_is
-from dra_ray.storage.uris import require_plain
+from dra_ray.storage.uris import require_no_credentials, require_plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,10 @@ class Store:
     """
 
     uri: str
+
+    def __post_init__(self) -> None:
+        """Raises `StorageError`: a URI with credentials would reach every manifest and message."""
+        require_no_credentials(self.uri)
 
     def __truediv__(self, name: str) -> Store:
         return Store(f"{self.uri.rstrip('/')}/{name}")

@@ -1,12 +1,72 @@
-"""URIs: which are refused before they are used."""
+"""URIs and names: which are refused before they are used, and how they are shown."""
 
 from __future__ import annotations
 
 import re
+import urllib.parse
+from collections.abc import Mapping
+from typing import Any
 
-from dra_ray.errors import StorageError
+from dra_ray.errors import ConfigError, StorageError
 
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "r2"})
+MASK = "***"
+NAME_BYTES = 200  # file systems allow 255, and a run's name gets endings
+
+# A password may hold slashes, as AWS's secrets do; digits before a slash are a port.
+_LOGIN = re.compile(r"(?<=:/)(/*)[^\s/@:]*:(?!\d{1,5}(?:/|$))\S*@")
+# A user alone is a token to these; to abfs:// and sftp:// it is a container or a person.
+_USER = re.compile(r"\b((?:https?|s3a?|gs|gcs):/+)[^\s/@]+@")
+_QUERY = re.compile(r"(?<=[?&;#])([^\s=&;#?'\"]+)=([^\s&;#'\"]+)")
+_SECRET = re.compile(
+    r"(^|[^a-z])(sig|signature|key|auth|jwt|code)($|[^a-z])|token|secret|passw|pwd|credential|"
+    r"signature|apikey|accesskey|authorization|session",
+    re.IGNORECASE,
+)
+_AS_URI = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
+
+
+def masked(text: str) -> str:
+    """The same URI, or text with URIs in it, with `***` for logins before '@' and for secrets in
+    queries."""
+    if not _AS_URI.search(text):
+        return text
+    text = _USER.sub(rf"\1{MASK}@", _LOGIN.sub(rf"\1{MASK}@", text))
+    return _QUERY.sub(lambda pair: f"{pair[1]}={MASK}" if _is_secret(pair[1]) else pair[0], text)
+
+
+def masked_tree(value: Any) -> Any:
+    """The same tree of mappings and lists, its texts as `masked` shows them."""
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, Mapping):
+        return {key: masked_tree(item) for key, item in value.items()}
+    return [masked_tree(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _is_secret(name: str) -> bool:
+    return bool(_SECRET.search(urllib.parse.unquote(name)))
+
+
+def credentials_problem(uri: str) -> str | None:
+    """What is wrong with a URI that holds credentials, and the remedy, without them; else None.
+
+    They would stay in every manifest and report that names the URI.
+    """
+    joined = "".join(uri.split())  # a login may hold spaces, which end a URI inside a text
+    if masked(joined) == joined:
+        return None
+    scheme = joined.partition(":")[0]
+    return (
+        f"the URI '{scheme}://{MASK}' holds credentials, which manifests and reports would keep; "
+        "leave them out, credentials come from the environment (such as AWS_ACCESS_KEY_ID)"
+    )
+
+
+def require_no_credentials(uri: str) -> None:
+    """`StorageError`, which does not show them, for a URI with credentials."""
+    if problem := credentials_problem(uri):
+        raise StorageError(problem)
 
 
 def require_plain(uri: str) -> None:
@@ -28,4 +88,31 @@ def require_plain(uri: str) -> None:
         elif "//" in rest:
             problem = "it has a folder without a name between two slashes; write one slash"
     if problem:
-        raise StorageError(f"storage URI '{uri.partition('?')[0]}': {problem}")
+        raise StorageError(f"storage URI '{masked(uri.partition('?')[0])}': {problem}")
+
+
+def folder_name(name: str, option: str = "--name") -> str:
+    """`name`, which is one folder's and stays in its storage; `ConfigError` naming `option` for any
+    other."""
+    problem = ""
+    if not name.strip():
+        problem = "it is empty"
+    elif not name.isprintable():
+        problem = "it holds control characters or what cannot be printed"
+    elif "/" in name or "\\" in name or "::" in name:
+        problem = "it is a path, not one folder"
+    elif not name.strip("."):
+        problem = "it leaves the storage"
+    elif name != name.strip():
+        problem = "it begins or ends with a space"
+    elif set(name) & set("?*[]#%"):
+        problem = "it holds one of ?*[]#%, which mean something else in URIs"
+    elif len(name.encode()) > NAME_BYTES:
+        problem = f"it has {len(name.encode()):,} bytes, at most {NAME_BYTES} are possible"
+    if problem:
+        shown = name if len(name) <= 40 else f"{name[:40]}..."
+        raise ConfigError(
+            f"{option} {shown!r}: {problem}; choose a name such as 'digits-2', and the folder "
+            "around it with --storage"
+        )
+    return name

@@ -1,0 +1,195 @@
+"""No secret inside a URI is stored or shown, and no name leaves its storage."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dra_ray import config, runs
+from dra_ray.errors import ConfigError, DraError, StorageError
+from dra_ray.report.collect import _read_object
+from dra_ray.storage import Store, folder_name, masked
+
+SECRET = "SeCrEt9"
+PLANTED = [
+    f"s3://AKIA:{SECRET}@bucket/x",
+    f"s3://AKIA:{SECRET}/a+b@bucket/x",
+    f"s3://AKIA:{SECRET} 2@bucket/x",
+    f"S3://AKIA:{SECRET}@bucket",
+    f"s3:/AKIA:{SECRET}@bucket/x",
+    f"https://user:{SECRET}@host/x",
+    f"https://user:a@{SECRET}@host/x",
+    f"https://{SECRET}@host/x",
+    f"https://:{SECRET}@host",
+    f"simplecache::https://user:{SECRET}@host/x",
+    f"https://host/x.npz?X-Amz-Signature={SECRET}",
+    f"https://host/x.npz?X%2DAmz%2DSecurity-Token={SECRET}",
+    f"https://host/x.npz?AWSAccessKeyId={SECRET}&Expires=3",
+    f"https://host/x.npz?a=1&Signature={SECRET}",
+    f"https://host/x.npz?X-Goog-Credential={SECRET}",
+    f"https://host/x.npz?sp=r&sig=a%2B{SECRET}",
+    f"https://host/x.npz?token={SECRET}",
+    f"https://host/x.npz?api_key={SECRET}",
+    f"https://host/x.npz#access_token={SECRET}",
+    f"abfs://container@account.dfs.core.windows.net/x?sig={SECRET}",
+]
+PLAIN = [
+    "s3://bucket/a@2x",
+    "s3://bucket/a:b@c",
+    "http://localhost:9000/a@b",
+    "abfs://container@account.dfs.core.windows.net/x",
+    "sftp://me@host/x",
+    "/a:b@c",
+    "a?token=b",
+    "https://host/x?download=true",
+    "memory://x?y",
+    "https://***@host/x?sig=***",
+]
+FIELDS = {
+    "data.uri": config.Experiment,
+    "synthetic.uri": config.Experiment,
+    "teacher.uri": config.Experiment,
+    "model.weights": config.Experiment,
+    "base.data.uri": config.Sweep,
+    "teacher": config.Synthesis,
+}
+TREES = {config.Sweep: {"space": {"align.weight": [0, 1]}}}
+
+
+@pytest.mark.parametrize("uri", PLANTED)
+def test_credentials_are_refused_and_not_shown(uri: str) -> None:
+    with pytest.raises(StorageError, match="holds credentials.*environment") as caught:
+        Store(uri)
+    lines = [str(caught.value)]
+    for field, kind in FIELDS.items():
+        whole = config.validate(kind, TREES.get(kind, {}), "test")
+        with pytest.raises(ConfigError, match=f"{field}.*holds credentials") as refused:
+            config.override(whole, {field: uri})
+        lines.append(str(refused.value))
+    for space in ({"data.uri": [None, uri]}, {uri: [1]}):
+        with pytest.raises(ConfigError, match="space.*holds credentials") as refused:
+            config.validate(config.Sweep, {"space": space}, "test")
+        lines.append(str(refused.value))
+    assert not [line for line in lines if SECRET in line or "\n" in line]
+    assert " " in uri or SECRET not in masked(f"a text with '{uri}' in it, and more")
+    assert masked(masked(uri)) == masked(uri)
+
+
+@pytest.mark.parametrize("uri", PLAIN)
+def test_other_uris_stay_as_they_are(uri: str) -> None:
+    assert str(Store(uri)) == masked(uri) == uri
+    assert config.validate(config.Data, {"uri": uri}, "test").uri == uri
+
+
+def test_a_wrong_type_does_not_show_them() -> None:
+    with pytest.raises(ConfigError, match=r"data\.uri") as caught:
+        config.override(config.Experiment(), {"data.uri": [PLANTED[0]]})
+    assert SECRET not in str(caught.value)
+
+
+def test_a_manifest_of_an_earlier_version_is_masked(tmp_path: Path) -> None:
+    run = Store(str(tmp_path))
+    manifest = {"kind": "train", "config": {"data": {"uri": PLANTED[0]}}, "notes": [PLANTED[10]]}
+    (run / "manifest.json").write_json(manifest)
+    for read in (runs.read_manifest(run), _read_object(run / "manifest.json")):
+        assert read and SECRET not in json.dumps(read)
+        assert read["config"]["data"]["uri"] == "s3://***@bucket/x"
+    runs.update_manifest(run, status="done")
+    assert SECRET not in (run / "manifest.json").read_text()
+
+
+def _commands(secret_uri: str, folder: str) -> list[list[str]]:
+    sets = [["--set", f"{field}={secret_uri}"] for field in FIELDS if "." in field]
+    commands = [["train", "digits-dm-at", *part] for part in sets if "base." not in part[1]]
+    commands += [
+        [command, secret_uri] for command in ("train", "evaluate", "report", "sweep", "plan")
+    ]
+    commands += [
+        ["train", "digits-dm-at", "--storage", secret_uri],
+        ["sweep", "digits-sweep", "--set", f"base.data.uri={secret_uri}"],
+        ["synthesize", "digits-synthetic", "--set", f"teacher={secret_uri}"],
+        ["teacher", "train", "digits-edm", "--set", f"data.uri={secret_uri}"],
+        ["teacher", "probe", secret_uri],
+        ["plan", "digits-dm-at", "--set", f"model.weights={secret_uri}"],
+        ["evaluate", "timm/resnet18", "--weights", secret_uri, "--to", "out"],
+        ["recipes", "--json", secret_uri],
+    ]
+    return commands
+
+
+# all in one process, since each start takes seconds
+ONE_PROCESS = """
+import json, sys
+from dra_ray.cli.main import main
+for arguments in json.load(sys.stdin):
+    sys.argv = ["dra", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        print(end.code, arguments[0], flush=True)
+"""
+
+
+@pytest.mark.parametrize("uri", [PLANTED[1], PLANTED[10]])
+def test_no_command_shows_or_keeps_them(tmp_path: Path, uri: str) -> None:
+    commands = _commands(uri, str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_PROCESS],
+        input=json.dumps(commands),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    codes = [line.split()[0] for line in done.stdout.splitlines() if line[:2] in ("0 ", "1 ", "2 ")]
+    assert codes == ["2"] * len(commands), done.stdout + done.stderr
+    assert SECRET not in done.stdout + done.stderr
+    assert not [file for file in tmp_path.rglob("*") if SECRET in file.name]
+    kept = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert not [file for file in kept if SECRET.encode() in file.read_bytes()]
+
+
+JOB = "import sys\nfrom dra_ray.cli import job\njob.main(None, lambda run, progress: {})"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--storage", PLANTED[0], "--name", "a"], "holds credentials"),
+        (["--storage", "/tmp", "--name", "../a"], "it is a path"),
+        (["--storage", "/tmp", "--name", ".."], "leaves the storage"),
+    ],
+)
+def test_a_job_refuses_them_too(options: list[str], words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", JOB, *options], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and words in done.stderr and SECRET not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "digits-dra", "Lauf 2", "größe", "a.b", "..a", "x:y", "n" * 200]
+)
+def test_names_of_folders(name: str) -> None:
+    assert folder_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "", " ", ".", "..", "...", "../a", "a/../b", "a/b", "/etc/x", "a\\b", "a\nb", "a\x00b",
+        "a\x1b[31m", "a\u202eb", "a\u200bb", " a", "a ", "a?b", "a#b", "a*", "a::b", "s3://b/x",
+        "%2e%2e", "n" * 201, "ü" * 101, "a\udcffb", "n" * 100_000,
+    ],
+)  # fmt: skip
+def test_names_that_are_no_folder_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="--name") as caught:
+        folder_name(name)
+    line = str(caught.value)
+    assert line.isprintable() and len(line) < 250 and isinstance(caught.value, DraError)
+    line.encode()  # lone surrogates could not be printed
