@@ -146,12 +146,7 @@ def read_rows(file: Store, required: Iterable[str] = ()) -> list[dict[str, Any]]
     """Rows of a `.jsonl` file; `DataError` names the first line that is damaged or lacks a required
     key.
     """
-    try:
-        lines = file.read_text().splitlines()
-    except UnicodeDecodeError:
-        raise DataError(
-            f"'{file}' is not text; restore it from a copy or run this part again"
-        ) from None
+    lines = file.read_text().splitlines()
     found = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -303,10 +298,7 @@ def _evaluated(run: Store) -> str | None:
 
 
 def _read_object(file: Store) -> dict[str, Any]:
-    try:
-        value = masked_tree(file.read_json())  # earlier versions kept URIs with credentials
-    except UnicodeDecodeError:
-        raise DataError(f"'{file}' is not text; restore or delete it") from None
+    value = masked_tree(file.read_json())  # earlier versions kept URIs with credentials
     if not isinstance(value, dict):
         raise DataError(
             f"'{file}' holds a {type(value).__name__} instead of an object; restore or delete it"

@@ -13,7 +13,6 @@ import dataclasses
 import fcntl
 import hashlib
 import io
-import json
 import os
 import shutil
 import tarfile
@@ -41,7 +40,7 @@ from dra_ray.storage.archives import (
     stored_array,
     tar_member,
 )
-from dra_ray.storage.failures import first_line, unreachable
+from dra_ray.storage.failures import explained, first_line, unreachable
 from dra_ray.storage.plain_json import read_json, strict_json
 from dra_ray.storage.replies import byte_range, check_reply, repeated, whole
 from dra_ray.storage.unpickle import torch_from_bytes, unpickle, what_it_is
@@ -77,8 +76,13 @@ class Store:
 
     def _open_fs(self) -> tuple[fsspec.AbstractFileSystem, str]:
         require_plain(self.uri)
+        bounded = self.uri.startswith(("s3://", "s3a://")) and "::" not in self.uri
         try:
-            return fsspec.core.url_to_fs(self.uri)
+            if not bounded:
+                return fsspec.core.url_to_fs(self.uri)
+            fs, path = fsspec.core.url_to_fs(self.uri, config_kwargs=_s3_config())
+            fs.retries = S3_ROUNDS
+            return fs, path
         except (ValueError, ImportError) as error:
             raise StorageError(
                 f"storage URI '{self.uri}': {error}; use a path, file://, s3:// or gs://"
@@ -93,14 +97,13 @@ class Store:
         return Store(os.path.abspath(os.path.expanduser(self.uri.removeprefix("file://"))))
 
     # -- bytes -------------------------------------------------------------------------------------
+    @explained("reach")
     def exists(self) -> bool:
         fs, path = self._open_fs()
-        try:
-            fs.invalidate_cache()
-            return bool(fs.exists(path))
-        except OSError as error:
-            raise StorageError(unreachable(self.uri, error)) from None
+        fs.invalidate_cache()
+        return bool(fs.exists(path))
 
+    @explained("list")
     def names(self) -> list[str]:
         """Sorted names directly below this folder; empty when it does not exist."""
         fs, path = self._open_fs()
@@ -112,6 +115,7 @@ class Store:
         except FileNotFoundError:
             return []
 
+    @explained("list")
     def files(self) -> dict[str, int]:
         """Size in bytes of every file below this folder, by its path from here, sorted; empty when
         the folder does not exist.
@@ -125,8 +129,6 @@ class Store:
             found = fs.find(path, detail=True)
         except FileNotFoundError:
             return {}
-        except OSError as error:
-            raise StorageError(unreachable(self.uri, error)) from None
         return {
             name.removeprefix(top): int(info["size"] or 0) for name, info in sorted(found.items())
         }
@@ -135,15 +137,12 @@ class Store:
         """Bytes of this file."""
         return int(self._info()["size"] or 0)
 
+    @explained("reach")
     def _info(self) -> dict[str, Any]:
         fs, path = self._open_fs()
-        try:
-            return fs.info(path)
-        except FileNotFoundError:
-            raise StorageError(f"'{self.uri}' does not exist; check the URI") from None
-        except OSError as error:
-            raise StorageError(unreachable(self.uri, error)) from None
+        return fs.info(path)
 
+    @explained("read")
     def read_bytes(
         self, start: int = 0, length: int | None = None, digest: str | None = None
     ) -> bytes:
@@ -157,42 +156,36 @@ class Store:
         `DataError` when the whole file is larger than this machine's free memory.
         """
         fs, path = self._open_fs()
-        try:
-            if self.is_local:
-                if length is not None:
-                    return fs.cat_file(path, start=start, end=start + length)
-                file_bytes = os.stat(path).st_size
-                require_plausible(self.uri, file_bytes, file_bytes)
-                return fs.cat_file(path)
+        if self.is_local:
             if length is not None:
-                return repeated(self.uri, lambda: byte_range(fs, path, start, length))
-            return repeated(self.uri, lambda: whole(fs, path, self.uri, digest))
-        except FileNotFoundError:
-            raise StorageError(f"'{self.uri}' does not exist; check the URI") from None
-        except OSError as error:
-            raise StorageError(unreachable(self.uri, error)) from None
+                return fs.cat_file(path, start=start, end=start + length)
+            file_bytes = os.stat(path).st_size
+            require_plausible(self.uri, file_bytes, file_bytes)
+            return fs.cat_file(path)
+        if length is not None:
+            return repeated(self.uri, lambda: byte_range(fs, path, start, length))
+        return repeated(self.uri, lambda: whole(fs, path, self.uri, digest))
 
+    @explained("write")
     def write_bytes(self, data: bytes) -> None:
         """Write atomically: a reader sees the old content or the new, never half of it."""
         fs, path = self._open_fs()
+        if not self.is_local:  # one PUT of an object store is atomic
+            fs.pipe_file(path, data)
+            return
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        partial = f"{path}.{uuid.uuid4().hex}.partial"
         try:
-            if not self.is_local:  # one PUT of an object store is atomic
-                fs.pipe_file(path, data)
-                return
-            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            partial = f"{path}.{uuid.uuid4().hex}.partial"
-            try:
-                with open(partial, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(partial, path)
-            finally:
-                if os.path.exists(partial):
-                    os.unlink(partial)
-        except OSError as error:
-            raise StorageError(unreachable(self.uri, error)) from None
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            if os.path.exists(partial):
+                os.unlink(partial)
 
+    @explained("write")
     def probe(self) -> None:
         """Raise `StorageError` unless a small object can be written here and read back."""
         marker = self / f".dra-probe-{uuid.uuid4().hex}"
@@ -204,9 +197,8 @@ class Store:
             fs.rm_file(path)
         except StorageError as error:
             raise StorageError(str(error).replace(marker.uri, self.uri)) from None
-        except Exception as error:  # drivers raise their own kinds (botocore, gcsfs, ...)
-            raise StorageError(unreachable(self.uri, error)) from None
 
+    @explained("copy from")
     def local_copy(self, digest: str | None = None) -> Store:
         """This file on a local disk: itself, or a copy in the node's `cache`, made once however
         many processes need it.
@@ -227,13 +219,10 @@ class Store:
         )
         key = sha256(f"{self.uri} {info['size']} {version}".encode())
         copy = cache() / f"{key[:16]}-{self.name}"
-        try:
-            with open(f"{copy}.lock", "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # freed with the process, however that ends
-                if not copy.exists():
-                    self._download(copy, int(info["size"] or 0), digest)
-        except OSError as error:
-            raise StorageError(unreachable(self.uri, error)) from None
+        with open(f"{copy}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # freed with the process, however that ends
+            if not copy.exists():
+                self._download(copy, int(info["size"] or 0), digest)
         return copy
 
     def _download(self, copy: Store, size: int, digest: str | None) -> None:
@@ -263,17 +252,21 @@ class Store:
 
     # -- text, JSON, arrays, tensors ---------------------------------------------------------------
     def read_text(self) -> str:
-        return self.read_bytes().decode()
+        """Raises `DataError` where the bytes are no UTF-8."""
+        try:
+            return self.read_bytes().decode()
+        except UnicodeDecodeError:
+            raise DataError(f"'{self.uri}' is not text; restore or delete it") from None
 
     def write_text(self, text: str) -> None:
         self.write_bytes(text.encode())
 
     def read_json(self) -> Any:
         try:
-            return read_json(self.read_bytes())
-        except json.JSONDecodeError as error:
+            return read_json(self.read_text())
+        except (ValueError, RecursionError) as error:  # numbers and nesting without end too
             raise DataError(
-                f"'{self.uri}' is not valid JSON ({error}); restore or delete it"
+                f"'{self.uri}' is not valid JSON ({first_line(error)}); restore or delete it"
             ) from None
 
     def write_json(self, value: Any) -> None:
@@ -285,9 +278,10 @@ class Store:
         for number, line in enumerate(self.read_text().splitlines(), 1):
             try:
                 rows.append(read_json(line))
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(
-                    f"'{self.uri}', line {number} is not valid JSON ({error}); restore the file"
+                    f"'{self.uri}', line {number} is not valid JSON ({first_line(error)}); restore "
+                    "the file"
                 ) from None
         return rows
 
@@ -337,8 +331,8 @@ class Store:
                 yield file
         except DraError:
             raise
-        except FileNotFoundError:
-            raise StorageError(f"'{self.uri}' does not exist; check the URI") from None
+        except (FileNotFoundError, PermissionError) as error:
+            raise StorageError(unreachable(self.uri, error)) from None
         except Exception as error:  # a damaged file makes zipfile and numpy fail in any way
             raise DataError(
                 f"'{self.uri}' is not a readable {form} file ({first_line(error)}); fetch or make "
@@ -388,8 +382,8 @@ class Store:
                     for member in archive
                     if member.isfile() and not is_clutter(member.name)
                 ]
-        except FileNotFoundError:
-            raise StorageError(f"'{self.uri}' does not exist; check the URI") from None
+        except (FileNotFoundError, PermissionError) as error:
+            raise StorageError(unreachable(self.uri, error)) from None
         except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
             raise DataError(
                 f"'{self.uri}' is not a whole, uncompressed tar file ({first_line(error)}); fetch "
@@ -445,6 +439,7 @@ class Store:
         return unpickle(self.read_bytes(), self.uri, stand_ins)
 
     # -- Ray's own storage -------------------------------------------------------------------------
+    @explained("reach")
     def for_ray(self) -> dict[str, Any]:
         """`storage_path` and `storage_filesystem` arguments of Ray's RunConfig for this folder."""
         if self.is_local:
@@ -471,6 +466,19 @@ def _local_files(folder: str, prefix: str = "") -> Iterable[tuple[str, int]]:
         return
     except OSError as error:
         raise StorageError(unreachable(folder, error)) from None
+
+
+# Bounds how long a busy S3 (503) is waited for: 3 rounds of s3fs of 4 requests of botocore, which
+# pauses up to 1, 2 and 4 s between them: about 12 s and at most 23 s, instead of up to 80 s.
+S3_ROUNDS, S3_REQUESTS = 3, 4
+
+
+def _s3_config() -> dict[str, Any]:
+    """botocore's config: retries are bounded, unless the user's environment says otherwise."""
+    given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+    if {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
+        return dict(given)
+    return {"retries": {"mode": "standard", "total_max_attempts": S3_REQUESTS}, **given}
 
 
 def cache() -> Store:

@@ -7,7 +7,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
-from dra_ray.errors import ConfigError, StorageError
+from dra_ray.errors import ConfigError, DataError, StorageError
 
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "r2"})
 MASK = "***"
@@ -36,12 +36,20 @@ def masked(text: str) -> str:
 
 
 def masked_tree(value: Any) -> Any:
-    """The same tree of mappings and lists, its texts as `masked` shows them."""
+    """The same tree of mappings and lists, its texts as `masked` shows them; `DataError` where it
+    has no end in sight."""
+    try:
+        return _masked_tree(value)
+    except RecursionError:
+        raise DataError("a manifest is nested too deeply; restore the file") from None
+
+
+def _masked_tree(value: Any) -> Any:
     if isinstance(value, str):
         return masked(value)
     if isinstance(value, Mapping):
-        return {key: masked_tree(item) for key, item in value.items()}
-    return [masked_tree(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _masked_tree(item) for key, item in value.items()}
+    return [_masked_tree(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _is_secret(name: str) -> bool:

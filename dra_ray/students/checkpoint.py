@@ -25,12 +25,10 @@ def save(run: Store, weights: Mapping[str, Tensor]) -> None:
 def manifest(run: Store) -> Mapping[str, Any]:
     """A run's manifest, which may be a stranger's; empty where there is none.
 
-    Raises `CheckpointError` where it is no JSON object or its config is none.
+    Raises `CheckpointError` where it is no JSON object or its config is none, and `DataError` where
+    it is no JSON at all.
     """
-    try:
-        facts = runs.read_manifest(run)
-    except (ValueError, RecursionError):  # bytes that are no text, or brackets without end
-        facts = []  # type: ignore[assignment]
+    facts = runs.read_manifest(run)
     if facts is None:
         return {}
     if not isinstance(facts, Mapping) or not isinstance(facts.get("config", {}), Mapping):
