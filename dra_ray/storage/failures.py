@@ -56,7 +56,7 @@ def explained(
                 except DraError:
                     raise
                 except Exception as error:
-                    raise StorageError(unreachable(place.uri, error)) from None
+                    raise StorageError(unreachable(place.uri, error, what == "write")) from None
 
         return call
 
@@ -133,11 +133,12 @@ _OF_ERRNO = {
 }
 
 
-def unreachable(uri: str, error: Exception) -> str:
+def unreachable(uri: str, error: Exception, writing: bool = False) -> str:
     """The one line for what a driver raised."""
     uri, cause = masked(uri), error.__cause__ or error.__context__
     # fsspec's http:// turns every status into this error
-    if isinstance(error, FileNotFoundError) and getattr(cause, "status", 404) in (404, 410):
+    missing = isinstance(error, FileNotFoundError) and getattr(cause, "status", 404) in (404, 410)
+    if missing and not writing:
         return f"'{uri}' does not exist; check the URI"
     # a driver's own error is often behind the OSError that it is turned into
     names = [kind.__name__ for kind in type(error).__mro__]
@@ -147,6 +148,6 @@ def unreachable(uri: str, error: Exception) -> str:
         (remedy for pattern, remedy in _REMEDIES if re.search(pattern, words)),
         "check the path, permissions and credentials",
     )
-    told = cause if isinstance(error, FileNotFoundError) and cause else error
+    told = cause if isinstance(error, FileNotFoundError) and cause and not missing else error
     reason = masked(getattr(told, "strerror", None) or first_line(told)).rstrip(".")
     return f"storage '{uri}' cannot be reached or written ({reason}); {remedy}"
