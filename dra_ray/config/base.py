@@ -12,14 +12,24 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
-from dra_ray.errors import ConfigError, nearest
+from dra_ray.config.fields import is_table, kind_at, suggest
+from dra_ray.config.text import Places, refusal, shown
 from dra_ray.storage import credentials_problem, masked
 
+# The upper bounds are far beyond any run. They refuse at once what would fill memory, count for
+# hours or overflow a clock, a random generator or int64 before any other error
 Probability = Annotated[float, Field(ge=0, le=1)]
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1, le=2**62)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=2**62)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=100_000)]  # of epochs, steps, workers, replicas
+CountOrNone = Annotated[int, Field(ge=0, le=100_000)]
+Pixels = Annotated[int, Field(ge=1, le=4096)]  # a side
+Batch = Annotated[int, Field(ge=1, le=2**20)]
+Images = Annotated[int, Field(ge=0, le=10**10)]
+Seconds = Annotated[float, Field(gt=0, le=1e8)]  # three years
+SecondsOrNone = Annotated[float, Field(ge=0, le=1e8)]
 
 # fields that never change a result: two configs that differ only in these are the same run
 NOT_IN_DIGEST = frozenset(
@@ -79,58 +89,86 @@ def digest_of(tree: Mapping[str, Any]) -> str:
 
 
 # -- reading and changing --------------------------------------------------------------------------
-def validate(kind: type[C], tree: Mapping[str, Any], source: str) -> C:
+def validate(
+    kind: type[C], tree: Mapping[str, Any], source: str, places: Places | None = None
+) -> C:
     """Build `kind` from plain data; a `ConfigError` names the first bad field, its value and the
-    remedy.
+    remedy, and where `places` knows it the line that it is written in.
     """
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        line = one_line(kind, tree, error)
-        if error.errors()[0]["type"] != "credentials":  # the source is a setting with its value
-            line = masked(f"{source}: {line}")
-        raise ConfigError(line) from None
+        first = [str(part) for part in error.errors(include_url=False)[0]["loc"]]
+        place = _place_of(first, places or {}, source)
+        line = one_line(kind, error)
+        if error.errors(include_url=False)[0]["type"] == "credentials":
+            raise refusal(line) from None  # the source may be a setting with its value
+        raise refusal(masked(f"{place}: {line}")) from None
 
 
-def one_line(kind: type[Frozen], tree: Mapping[str, Any], error: ValidationError) -> str:
-    first = error.errors()[0]
+def _place_of(path: list[str], places: Places, source: str) -> str:
+    for length in range(len(path), 0, -1):
+        if tuple(path[:length]) in places:
+            return places[tuple(path[:length])]
+    return source
+
+
+def one_line(kind: type[Frozen], error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
     parts = [str(part) for part in first["loc"]]
     field = ".".join(parts) or kind.__name__.lower()
     if first["type"] == "extra_forbidden":
-        return f"unknown field '{field}'; {nearest(parts[-1], fields_at(kind, parts[:-1]))}"
+        return f"unknown field {shown(field)}; {suggest(kind, parts)}"
     if first["type"] == "credentials":
         return f"{field}: {first['msg']}"
     if first["type"] == "value_error":
         where = f"{field}." if parts else ""
         return where + first["msg"].removeprefix("Value error, ")
-    return f"{field}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-def fields_at(kind: type[Frozen], path: list[str]) -> list[str]:
-    for part in path:
-        annotation = kind.model_fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, Frozen)):
-            return []
-        kind = annotation
-    return list(kind.model_fields)
+    if first["type"] == "missing":
+        return f"{field} is not set; this part needs it"
+    message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+    if "extra fields" in message or first["type"] == "model_type":
+        fields = ", ".join(kind_at(kind, parts)[0].model_fields)
+        message = f"takes fields of its own ({fields}), not one value"
+    return f"{field}={shown(first['input'])}: {message}"
 
 
 def override(config: C, changes: Mapping[str, Any]) -> C:
     """The same config with dotted fields changed, validated again."""
     tree = config.model_dump(mode="json")
     for field, value in changes.items():
-        *folders, leaf = field.split(".")
-        node, kind = tree, type(config)
-        for depth, folder in enumerate(folders):
-            if not isinstance(node.get(folder), dict):
-                raise ConfigError(
-                    f"unknown field '{field}'; {nearest(folder, fields_at(kind, folders[:depth]))}"
-                )
-            node = node[folder]
-        node[leaf] = value
+        _place_value(type(config), tree, field, value)
     return validate(
-        type(config), tree, ", ".join(f"{field}={value}" for field, value in changes.items())
+        type(config), tree, ", ".join(f"{field}={shown_value(v)}" for field, v in changes.items())
     )
+
+
+def shown_value(value: object) -> str:
+    """As on a command line: text without its quotes, unless it was cut."""
+    word = shown(value)
+    return word[1:-1] if isinstance(value, str) and word.endswith(("'", '"')) else word
+
+
+def _place_value(kind: type[Frozen], tree: dict[str, Any], field: str, value: Any) -> None:
+    """Put `value` at a dotted field; a part that is null begins anew, and a table's key may hold
+    dots (`space.align.weight`).
+    """
+    parts = field.split(".")
+    home, depth = kind_at(kind, parts[:-1])
+    for part in parts[:depth]:
+        if not isinstance(tree.get(part), dict):
+            tree[part] = {}
+        tree = tree[part]
+    rest = parts[depth:]
+    if len(rest) > 1:
+        table = home.model_fields.get(rest[0])
+        if table is None or not is_table(table):
+            raise refusal(f"unknown field {shown(field)}; {suggest(kind, parts)}")
+        if not isinstance(tree.get(rest[0]), dict):
+            tree[rest[0]] = {}
+        tree = tree[rest[0]]
+        rest = [".".join(rest[1:])]
+    tree[rest[0]] = value
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

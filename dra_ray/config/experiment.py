@@ -14,14 +14,22 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from dra_ray.config.base import (
+    Batch,
+    Count,
+    CountOrNone,
     Frozen,
+    Images,
     NonNegativeFloat,
     NonNegativeInt,
+    Pixels,
     PositiveFloat,
     PositiveInt,
     Probability,
+    Seconds,
+    SecondsOrNone,
     override,
 )
+from dra_ray.config.text import shown
 from dra_ray.errors import ConfigError, nearest
 from dra_ray.storage import Store
 
@@ -44,14 +52,14 @@ class Data(Frozen):
     uri: str | None = Field(
         None, description="archive, file or folder of the data set; digits needs none"
     )
-    resolution: PositiveInt | None = Field(
+    resolution: Pixels | None = Field(
         None, description="pixels a side that imagenet's and a folder's images are resized to"
     )
     train_images: PositiveInt | None = Field(
         None,
         description="use only the first so many training images, after validation; default: all",
     )
-    validation_images: NonNegativeInt = Field(
+    validation_images: Images = Field(
         1024,
         description="first training images (digits, imagenet, folder: random ones), held out for "
         "selection",
@@ -61,10 +69,10 @@ class Data(Frozen):
         description="use only the first so many test images; default: all. Never used for training "
         "or selection",
     )
-    split_seed: int = Field(
+    split_seed: Annotated[int, Field(ge=-(2**62), le=2**62)] = Field(
         0, description="of sets without an official order: digits, imagenet, folder"
     )
-    crop_pad: NonNegativeInt = Field(
+    crop_pad: Annotated[int, Field(ge=0, le=4096)] = Field(
         0, description="padding, in pixels a side, before a random crop"
     )
     crop_area: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -81,11 +89,8 @@ class Data(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _usual_values(cls, tree: Any) -> Any:
-        return (
-            _DATA_DEFAULTS.get(tree.get("name", "digits"), {}) | tree
-            if isinstance(tree, dict)
-            else tree
-        )
+        name = tree.get("name", "digits") if isinstance(tree, dict) else None
+        return _DATA_DEFAULTS.get(name, {}) | tree if isinstance(name, str) else tree
 
     @model_validator(mode="after")
     def _is_somewhere(self) -> Data:
@@ -108,7 +113,7 @@ class Synthetic(Frozen):
     uri: str | None = Field(
         None, description="folder written by `dra synthesize`, or .npz files in DM-AT's layout"
     )
-    images: NonNegativeInt = Field(0, description="how many of its images to use; 0 for none")
+    images: Images = Field(0, description="how many of its images to use; 0 for none")
     fraction: Probability = Field(0.7, description="part of every batch that is synthetic")
 
     @model_validator(mode="after")
@@ -127,10 +132,10 @@ class Model(Frozen):
         "vit-{t,s,b}-PATCH, resnet-18, or timm/NAME",
     )
     normalise: bool = Field(True, description="subtract mean and divide by std inside the model")
-    mean: tuple[float, ...] | None = Field(
+    mean: Annotated[tuple[float, ...], Field(max_length=64)] | None = Field(
         None, description="per channel, in [0,1] units; default: the data set's"
     )
-    std: tuple[PositiveFloat, ...] | None = Field(
+    std: Annotated[tuple[PositiveFloat, ...], Field(max_length=64)] | None = Field(
         None, description="per channel, in [0,1] units; default: the data set's"
     )
     pooling: Literal["patches", "all-tokens"] = Field(
@@ -168,7 +173,7 @@ class Threat(Frozen):
     norm: Literal["linf", "l2"] = "linf"
     eps_255: PositiveFloat = Field(8.0, description="radius, in pixel steps of 1/255")
     step_255: PositiveFloat = Field(2.0, description="length of one step")
-    steps: PositiveInt = 10
+    steps: Count = 10
     start: Literal["uniform", "normal"] = Field(
         "uniform", description="uniform in the ball (linf), or 0.001 times a normal draw (TRADES)"
     )
@@ -177,7 +182,7 @@ class Threat(Frozen):
         description="BatchNorm during training's attack: batch statistics (DM-AT) or running ones "
         "(TRADES)",
     )
-    ramp_epochs: NonNegativeInt = Field(
+    ramp_epochs: CountOrNone = Field(
         0, description="epochs over which eps and step rise linearly from 0 (IKL); 0 for none"
     )
 
@@ -229,7 +234,7 @@ class Loss(Frozen):
         description="adversarial weight perturbation (Wu et al. 2020): its size relative to each "
         "weight; 0 for none",
     )
-    awp_from_epoch: NonNegativeInt = 10
+    awp_from_epoch: CountOrNone = 10
 
 
 class Align(Frozen):
@@ -245,7 +250,7 @@ class Align(Frozen):
         description="noise level at which the teacher encodes, in units of its input's scale "
         "(UNVERIFIED); a flow's time t is sigma = (1-t)/t",
     )
-    hidden: PositiveInt = Field(
+    hidden: Annotated[int, Field(ge=1, le=2**17)] = Field(
         2048, description="width of the 3-layer projector (REPA's value; UNVERIFIED for DRA)"
     )
     activation: Literal["silu", "relu", "gelu"] = Field(
@@ -274,7 +279,7 @@ def teacher_path(uri: str | None) -> str | None:
     name = uri.removeprefix("package:")
     if name not in teacher_names():
         raise ValueError(
-            f"'{uri}' does not come with the package; {nearest(name, teacher_names())}"
+            f"{shown(uri)} does not come with the package; {nearest(name[:100], teacher_names())}"
         )
     return str(resources.files("dra_ray.recipes") / "teachers" / name)
 
@@ -298,7 +303,7 @@ class Teacher(Frozen):
     label: Literal["true", "null"] = Field(
         "true", description="class label given to the teacher (UNVERIFIED)"
     )
-    micro_batch: PositiveInt = Field(
+    micro_batch: Batch = Field(
         64,
         description="the only batch size the teacher ever runs at; longer requests are split, "
         "shorter padded",
@@ -311,56 +316,55 @@ class Pool(Frozen):
     kind: Literal["pool", "local"] = Field(
         "pool", description="'local' encodes inside each training worker, with the same numbers"
     )
-    min_replicas: NonNegativeInt = Field(
+    min_replicas: CountOrNone = Field(
         1,
         description="0 lets an idle pool go; timeout_s must then exceed the start of a node and of "
         "a teacher",
     )
-    max_replicas: PositiveInt = 2
+    max_replicas: Count = 2
     target_utilisation: Annotated[float, Field(gt=0, le=1)] = Field(
         0.7, description="busy share of a replica above which another is added"
     )
-    look_back_period_s: PositiveFloat = Field(
-        6.0, description="window over which demand is measured"
-    )
-    upscale_delay_s: NonNegativeFloat = 1.0
-    downscale_delay_s: NonNegativeFloat = 8.0
-    backlog_s: PositiveFloat = Field(
+    look_back_period_s: Seconds = Field(6.0, description="window over which demand is measured")
+    upscale_delay_s: SecondsOrNone = 1.0
+    downscale_delay_s: SecondsOrNone = 8.0
+    backlog_s: Seconds = Field(
         4.0, description="time in which requests that wait are to be cleared; about a training step"
     )
-    ahead: NonNegativeInt = Field(
+    ahead: CountOrNone = Field(
         1, description="steps whose features are asked for before the step that needs them"
     )
-    max_inflight: PositiveInt = Field(
+    max_inflight: Count = Field(
         4, description="requests one training worker may have in flight; more wait with the worker"
     )
-    request_images: PositiveInt = Field(
+    request_images: Batch = Field(
         256,
         description="longer requests are cut into parts of about so many images (multiples of "
         "teacher.micro_batch), which replicas share",
     )
-    merge_wait_s: NonNegativeFloat = Field(
+    merge_wait_s: SecondsOrNone = Field(
         0.005,
         description="how long a micro-batch that is not full waits for other clients' images; 0 "
         "merges what waits anyway",
     )
-    window_bytes: NonNegativeInt = Field(
+    window_bytes: Annotated[int, Field(ge=0, le=2**50)] = Field(
         64 * 2**20,
         description="features kept for trials that ask for the same; 0 computes every request",
     )
-    timeout_s: PositiveFloat = Field(
+    timeout_s: Seconds = Field(
         120.0, description="how long a step waits for its feature, retries included"
     )
-    hang_s: PositiveFloat = Field(
+    hang_s: Seconds = Field(
         60.0, description="a replica that works longer than this on one micro-batch is replaced"
     )
     keep: bool = Field(
         False,
-        description="leave the pool up when the last run that uses it ends; `dra pool down` ends it",
+        description="leave the pool up when the last run that uses it ends; `dra pool down` "
+        "ends it",
     )
     cpus_per_replica: NonNegativeFloat = 1.0
     gpus_per_replica: NonNegativeFloat = 0.0
-    threads_per_replica: PositiveInt = 1
+    threads_per_replica: Annotated[int, Field(ge=1, le=4096)] = 1
     resources: dict[str, float] = Field(
         default_factory=dict, description="custom Ray resources of a replica, such as {teacher: 1}"
     )
@@ -383,8 +387,8 @@ class Optim(Frozen):
     """Optimiser, schedule and averaged weights; the defaults are DM-AT's."""
 
     name: Literal["sgd", "lion", "adamw"] = "sgd"
-    epochs: PositiveInt = 20
-    batch: Annotated[int, Field(ge=2)] = Field(
+    epochs: Count = 20
+    batch: Annotated[int, Field(ge=2, le=2**20)] = Field(
         128, description="global batch, whatever the number of workers"
     )
     lr: PositiveFloat = 0.2
@@ -415,7 +419,7 @@ class Optim(Frozen):
         1e-6, description="of warmup-cosine: where the warm-up starts"
     )
     lr_end: NonNegativeFloat = Field(1e-5, description="of warmup-cosine: where the cosine ends")
-    lr_drops: tuple[PositiveInt, ...] = Field(
+    lr_drops: Annotated[tuple[Count, ...], Field(max_length=1000)] = Field(
         (), description="of drops: epochs at whose start the learning rate falls to a tenth"
     )
     averaging: Literal["step", "epoch", "none"] = Field(
@@ -437,10 +441,10 @@ class Selection(Frozen):
     with the margin loss.
     """
 
-    steps: PositiveInt = Field(40, description="PGD steps")
+    steps: Count = Field(40, description="PGD steps")
     loss: Literal["margin", "cross-entropy"] = "margin"
     step_255: PositiveFloat | None = Field(None, description="default: a quarter of eps")
-    every_epochs: PositiveInt = Field(
+    every_epochs: Count = Field(
         1, description="epochs between validations, which are also checkpoints and ASHA's reports"
     )
 
@@ -461,20 +465,18 @@ class Evaluation(Frozen):
         description="random numbers per batch, as AutoAttack draws them, or per image: verdicts "
         "then depend on model, image and seed alone",
     )
-    batch: PositiveInt = Field(
+    batch: Batch = Field(
         128, description="part of the reference configuration: verdicts depend on it"
     )
-    seed: int = 0
-    pgd_steps: PositiveInt = 20
-    pgd_restarts: PositiveInt = Field(
-        1, description="random starts of PGD; an image must withstand all"
-    )
-    eot: PositiveInt = Field(
+    seed: Annotated[int, Field(ge=-(2**62), le=2**62)] = 0
+    pgd_steps: Count = 20
+    pgd_restarts: Count = Field(1, description="random starts of PGD; an image must withstand all")
+    eot: Count = Field(
         1,
         description="forward passes that each gradient of PGD is averaged over; above 1 for "
         "randomised students",
     )
-    curve_255: tuple[NonNegativeFloat, ...] = Field(
+    curve_255: Annotated[tuple[NonNegativeFloat, ...], Field(max_length=1000)] = Field(
         (), description="further radii, in pixel steps of 1/255, at which PGD accuracy is measured"
     )
     corruptions: str | None = Field(
@@ -482,14 +484,14 @@ class Evaluation(Frozen):
         description="folder in CIFAR-10-C's layout, or 'generated' for a subset made from the test "
         "images; default: not measured",
     )
-    workers: PositiveInt = Field(2, description="chunks attacked at the same time")
+    workers: Count = Field(2, description="chunks attacked at the same time")
 
 
 class Resources(Frozen):
     """What one training run occupies; never changes the numbers."""
 
-    workers: PositiveInt = Field(1, description="Ray Train workers that share the batch")
-    min_workers: PositiveInt | None = Field(
+    workers: Count = Field(1, description="Ray Train workers that share the batch")
+    min_workers: Count | None = Field(
         None,
         description="go on with as few as these when nodes are lost, and grow back; default: "
         "always `workers`",
@@ -498,7 +500,9 @@ class Resources(Frozen):
         1.0, description="share of the machine that Ray reserves"
     )
     gpus_per_worker: NonNegativeFloat = 0.0
-    threads_per_worker: PositiveInt = Field(1, description="CPU threads of torch")
+    threads_per_worker: Annotated[int, Field(ge=1, le=4096)] = Field(
+        1, description="CPU threads of torch"
+    )
     custom: dict[str, float] = Field(
         default_factory=dict, description="custom Ray resources of a worker, such as {student: 1}"
     )
@@ -513,15 +517,15 @@ class Resources(Frozen):
         None,
         description="also write a checkpoint every so many steps; default: at validations only",
     )
-    start_timeout_s: PositiveFloat = Field(
+    start_timeout_s: Seconds = Field(
         60.0,
         description="how long a start may wait for room; on a machine of its own the run then "
         "fails",
     )
-    start_deadline_s: PositiveFloat = Field(
+    start_deadline_s: Seconds = Field(
         1800.0, description="the same on a cluster that may still add nodes"
     )
-    max_failures: NonNegativeInt = Field(3, description="restarts of a run whose worker died")
+    max_failures: CountOrNone = Field(3, description="restarts of a run whose worker died")
 
 
 class PaperNumbers(Frozen):

@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-import yaml
+from pydantic import BaseModel
 
-from dra_ray.config.base import C, Frozen, override, validate
+from dra_ray.config.base import C, Frozen, override, shown_value, validate
 from dra_ray.config.experiment import Experiment
+from dra_ray.config.fields import nested
 from dra_ray.config.sweep import Quickstart, Sweep
 from dra_ray.config.teacher import Synthesis, TeacherTraining
-from dra_ray.errors import ConfigError, nearest
+from dra_ray.config.text import TEXT_BYTES, Document, Path, parse, refusal, shown
+from dra_ray.errors import ConfigError, DraError, nearest
 from dra_ray.storage import Store
+
+FILE_ENDINGS = (".yaml", ".yml", ".json")
+FILES, CHAIN = 32, 8  # files that one config may be made of, and how many of them in a row
 
 Config = Experiment | Sweep | TeacherTraining | Synthesis | Quickstart
 KINDS: dict[str, type[Frozen]] = {
@@ -31,11 +36,10 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     for setting in settings:
         field, equals, value = setting.partition("=")
         if not equals or not field:
-            raise ConfigError(f"--set {setting}: write it as field=value, such as optim.epochs=2")
-        try:
-            changes[field] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {setting}: the value is not valid YAML") from None
+            raise refusal(
+                f"--set {shown_value(setting)}: write it as field=value, such as optim.epochs=2"
+            )
+        changes[field] = parse(value, f"--set {shown_value(setting)}").value
     return changes
 
 
@@ -47,27 +51,98 @@ def recipe_names() -> list[str]:
     )
 
 
-def _read_tree(source: str) -> dict[str, Any]:
-    """A recipe by name, or a YAML or JSON file at any URI; `extends: NAME` starts from another."""
-    if source.endswith((".yaml", ".yml", ".json")):
-        text = Store(source).read_text()
-    elif source in recipe_names():
-        text = (resources.files("dra_ray.recipes") / f"{source}.yaml").read_text()
-    else:
-        raise ConfigError(
-            f"unknown recipe '{source}'; {nearest(source, recipe_names())} (a file must end in "
-            ".yaml or .json)"
+class _Files:
+    """The files that one config is made of: what `extends` and the parts of sweeps name, which must
+    not lead in circles nor fan out without end.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def read(self, source: str, chain: tuple[str, ...] = ()) -> Document:
+        """A recipe by name, or a YAML or JSON file at any URI, on top of what it extends; `chain`
+        has the files that led here.
+        """
+        name = _identity(source)
+        if name in chain:
+            circle = " -> ".join([*chain[chain.index(name) :], name])
+            raise refusal(f"{source}: leads back to itself ({circle}); take one of the links out")
+        self.count += 1
+        if len(chain) == CHAIN or self.count > FILES:
+            raise refusal(
+                f"{source}: comes after {self.count - 1} other files; a config is made of at "
+                f"most {FILES}, of which {CHAIN} in a row"
+            )
+        document = parse(_text(source), source)
+        tree = document.value
+        if not isinstance(tree, dict):
+            kind = "nothing" if tree is None else type(tree).__name__
+            raise refusal(f"{source}: expected fields such as 'kind: experiment', found {kind}")
+        parent = tree.pop("extends", None)
+        if parent is None:
+            return document
+        if not isinstance(parent, str):
+            raise refusal(
+                f"{document.places['extends',]}: extends={shown(parent)} is not the name of a "
+                "recipe or a file; write one name"
+            )
+        base = self.read(parent, (*chain, name))
+        return Document(_merged(base.value, tree), base.places | document.places)
+
+    def with_parts(
+        self, kind: type[BaseModel], document: Document, chain: tuple[str, ...]
+    ) -> Document:
+        """A part of a sweep or quickstart may name a recipe instead of spelling it out: the same
+        with that recipe in its place.
+        """
+        tree, places = dict(document.value), dict(document.places)
+        for field, info in kind.model_fields.items():
+            part, inner = tree.get(field), nested(info)
+            if inner is None or inner not in KINDS.values():
+                continue
+            below, links = Document(part, _below(field, places)), chain
+            if isinstance(part, str):
+                below, links = self.read(part, chain), (*chain, _identity(part))
+            if isinstance(below.value, dict):
+                below = self.with_parts(inner, below, links)
+                tree[field] = below.value
+                places |= {(field, *path): place for path, place in below.places.items()}
+        return Document(tree, places)
+
+
+def _below(field: str, places: Mapping[Path, str]) -> dict[Path, str]:
+    return {path[1:]: place for path, place in places.items() if path[0] == field and path[1:]}
+
+
+def _identity(source: str) -> str:
+    return Store(source).resolved().uri if source.endswith(FILE_ENDINGS) else source
+
+
+def _text(source: str) -> str:
+    if source in recipe_names():
+        return (resources.files("dra_ray.recipes") / f"{source}.yaml").read_text()
+    if not source.endswith(FILE_ENDINGS):
+        raise refusal(
+            f"unknown recipe {shown(source)}; {nearest(source[:100], recipe_names())} (a file must "
+            "end in .yaml or .json)"
         )
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML ({str(error).splitlines()[0]})") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(
-            f"{source}: expected fields such as 'kind: experiment', found {type(tree).__name__}"
-        )
-    parent = tree.pop("extends", None)
-    return _merged(_read_tree(parent), tree) if parent else tree
+        raw = Store(source).read_bytes(0, TEXT_BYTES + 1)
+    except DraError:
+        raise
+    except Exception as error:  # a scheme's driver raises its own kinds
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise refusal(f"{shown(source)} cannot be read ({reason}); check the name") from None
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if len(raw) > TEXT_BYTES:
+            return raw.decode("latin-1")  # refused for its length
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise refusal(
+            f"{source}, line {line}: byte 0x{raw[error.start]:02x} is not UTF-8; save the file as "
+            "UTF-8"
+        ) from None
 
 
 def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,34 +157,24 @@ def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _expanded(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A part of a sweep or quickstart may name a recipe instead of spelling it out."""
-    expanded = dict(tree)
-    for field in ("base", "teacher", "synthesis", "sweep"):
-        part = tree.get(field)
-        if isinstance(part, str) and tree.get("kind") != "synthesis":
-            part = _read_tree(part)
-        if isinstance(part, Mapping):
-            part = _expanded(part)
-        if field in tree:
-            expanded[field] = part
-    return expanded
-
-
 def load(source: str, kind: type[C] | None = None, settings: list[str] | None = None) -> C:
     """Read a recipe name or a file, apply `--set` settings, validate, and check that it is of the
     wanted kind.
     """
-    tree = _read_tree(source)
+    files = _Files()
+    document = files.read(source)
+    tree, places = document
     found = tree.get("kind", "experiment")
-    if found not in KINDS:
-        raise ConfigError(f"{source}: unknown kind '{found}'; {nearest(str(found), KINDS)}")
+    if not isinstance(found, str) or found not in KINDS:
+        place = places.get(("kind",), source)
+        raise refusal(f"{place}: unknown kind {shown(found)}; {nearest(str(found)[:100], KINDS)}")
     if kind is not None and KINDS[found] is not kind:
         wanted = next(name for name, known in KINDS.items() if known is kind)
         raise ConfigError(
             f"{source}: is of kind '{found}', but this command takes kind '{wanted}'; see `dra "
             "recipes`"
         )
-    config = validate(KINDS[found], _expanded(tree), source)
+    tree, places = files.with_parts(KINDS[found], document, (_identity(source),))
+    config = validate(KINDS[found], tree, source, places)
     changes = parse_settings(settings or [])
     return override(config, changes) if changes else config  # type: ignore[return-value]

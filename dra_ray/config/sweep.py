@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dra_ray.config.base import Frozen, NonNegativeInt, PositiveInt, override
+from dra_ray.config.base import Count, Frozen, NonNegativeInt, PositiveInt, override, shown_value
 from dra_ray.config.experiment import Experiment
 from dra_ray.config.teacher import Synthesis, TeacherTraining
+
+COMBINATIONS = 10_000  # each becomes an experiment, in memory and on every worker
 
 
 class Asha(Frozen):
@@ -19,9 +22,9 @@ class Asha(Frozen):
     `images_seen`.
     """
 
-    grace_epochs: PositiveInt = Field(2, description="no trial is stopped before")
+    grace_epochs: Count = Field(2, description="no trial is stopped before")
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
-    max_concurrent: PositiveInt = Field(2, description="trials that train at the same time")
+    max_concurrent: Count = Field(2, description="trials that train at the same time")
 
 
 class Sweep(Frozen):
@@ -47,7 +50,13 @@ class Sweep(Frozen):
             )
         for field, values in self.space.items():
             if not values:
-                raise ValueError(f"space.{field} has no values")
+                raise ValueError(f"space.{shown_value(field)} has no values")
+        combinations = math.prod(len(values) for values in self.space.values())
+        if combinations > COMBINATIONS:
+            raise ValueError(
+                f"space has {combinations:,} combinations; take fields or values out until there "
+                f"are at most {COMBINATIONS:,}"
+            )
         if self.asha.grace_epochs > self.base.optim.epochs:
             raise ValueError(
                 f"asha.grace_epochs={self.asha.grace_epochs} is beyond "

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from dra_ray.config.base import (
+    Batch,
+    Count,
     Frozen,
     NonNegativeFloat,
     NonNegativeInt,
@@ -16,19 +19,23 @@ from dra_ray.config.base import (
 )
 from dra_ray.config.experiment import Data, Resources, TeacherUri
 
+SHARDS = 1_000_000  # files of a synthetic set; each is a task whose arguments are in memory
+
 
 class UNet(Frozen):
     """EDM's DDPM++ network (Karras et al. 2022); `model_channels` 32, 64 or 128 divide into its
     group norms.
     """
 
-    model_channels: PositiveInt = 32
-    channel_mult: tuple[PositiveInt, ...] = (1, 2)
-    num_blocks: PositiveInt = 1
-    attn_resolutions: tuple[int, ...] = ()
+    model_channels: Annotated[int, Field(ge=1, le=4096)] = 32
+    channel_mult: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(max_length=16)
+    ] = (1, 2)
+    num_blocks: Annotated[int, Field(ge=1, le=64)] = 1
+    attn_resolutions: Annotated[tuple[int, ...], Field(max_length=64)] = ()
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    augment_dim: NonNegativeInt = Field(
+    augment_dim: Annotated[int, Field(ge=0, le=4096)] = Field(
         0,
         description="length of the label of EDM's augmentation: 9 where a denoiser is trained with "
         "`augment`",
@@ -70,7 +77,7 @@ class TeacherTraining(Frozen):
         "0.12); needs net.augment_dim=9",
     )
     images_seen: PositiveInt = Field(200_000, description="training length, in images")
-    batch: PositiveInt = 128
+    batch: Batch = 128
     lr: PositiveFloat = 1e-3
     schedule: Literal["constant", "cosine"] = Field(
         "constant", description="of lr after the warm-up; cosine falls to 0 (DDAE's, for classify)"
@@ -103,7 +110,7 @@ class Flow(Frozen):
     The paper of DRA does not say how its 4 million images were sampled (UNVERIFIED).
     """
 
-    times: Annotated[int, Field(ge=2)] = Field(
+    times: Annotated[int, Field(ge=2, le=100_000)] = Field(
         250, description="grid points from noise to image, so one step fewer"
     )
     method: Literal["euler", "heun"] = "euler"
@@ -142,10 +149,10 @@ class Synthesis(Frozen):
         description="folder written by `dra teacher train` or `import`, or package:NAME (see `dra "
         "teacher list`)",
     )
-    images: PositiveInt = Field(
+    images: Annotated[int, Field(ge=1, le=10**10)] = Field(
         4000, description="images in the set; with `select`, 1/keep times as many are made"
     )
-    steps: Annotated[int, Field(ge=2)] = 18
+    steps: Annotated[int, Field(ge=2, le=100_000)] = 18
     sigma_min: PositiveFloat = 0.002
     sigma_max: PositiveFloat = 80.0
     rho: PositiveFloat = 7.0
@@ -164,11 +171,11 @@ class Synthesis(Frozen):
     flow: Flow = Flow()
     select: Select | None = None
     seed: NonNegativeInt = Field(0, description="image i is made from seed + i, whoever makes it")
-    batch: PositiveInt = Field(
+    batch: Batch = Field(
         250, description="images per network call; part of what makes the bytes reproducible"
     )
     shard_images: PositiveInt = Field(1000, description="images per file; one Ray task each")
-    workers: PositiveInt = 2
+    workers: Count = 2
     cpus_per_worker: PositiveFloat = 1.0
     gpus_per_worker: NonNegativeFloat = 0.0
 
@@ -178,6 +185,14 @@ class Synthesis(Frozen):
             raise ValueError(
                 f"shard_images={self.shard_images} is not a multiple of batch={self.batch}; change "
                 "either"
+            )
+        files = math.ceil(
+            self.images / (self.select.keep if self.select else 1) / self.shard_images
+        )
+        if files > SHARDS:
+            raise ValueError(
+                f"images={self.images} in files of shard_images={self.shard_images} are {files:,} "
+                f"files; raise shard_images until there are at most {SHARDS:,}"
             )
         if self.sigma_min >= self.sigma_max:
             raise ValueError(

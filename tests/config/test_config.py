@@ -19,7 +19,7 @@ SMALL = {"space": {"align.weight": [0.0, 1.0], "align.sigma": [0.1, 0.5]}}
     [
         ("digit-dra", [], ["digit-dra", "did you mean 'digits-dra'"]),
         ("digits-dra", ["optim.epoch=3"], ["optim.epoch", "did you mean 'epochs'"]),
-        ("digits-dra", ["optm.epochs=3"], ["optm.epochs", "did you mean 'optim'"]),
+        ("digits-dra", ["optm.epochs=3"], ["optm.epochs", "did you mean 'optim.epochs'"]),
         ("digits-dra", ["optim.epochs=0"], ["optim.epochs=0", "greater than or equal to 1"]),
         ("digits-dra", ["optim.epochs"], ["optim.epochs", "field=value"]),
         ("digits-dra", ["optim.lr=fast"], ["optim.lr='fast'", "valid number"]),

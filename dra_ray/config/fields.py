@@ -1,0 +1,104 @@
+"""The fields of a config as dotted names, and the nearest of them to one that does not exist."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from collections.abc import Iterator, Sequence
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from dra_ray.config.text import shown
+
+_NAME_CHARACTERS = 64  # difflib is quadratic, and no field's name is longer
+_CLOSE = 0.6
+
+
+def nested(field: FieldInfo) -> type[BaseModel] | None:
+    """The config inside a field, also where it may be null; None for plain values."""
+    for part in (field.annotation, *typing.get_args(field.annotation)):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part
+    return None
+
+
+def is_table(field: FieldInfo) -> bool:
+    """Whether the field's keys are the user's own, such as `space` and `pool.labels`."""
+    return typing.get_origin(field.annotation) is dict
+
+
+def kind_at(kind: type[BaseModel], path: Sequence[str]) -> tuple[type[BaseModel], int]:
+    """The deepest config that `path` reaches from `kind`, and how many parts lead there."""
+    for depth, part in enumerate(path):
+        inner = nested(kind.model_fields[part]) if part in kind.model_fields else None
+        if inner is None:
+            return kind, depth
+        kind = inner
+    return kind, len(path)
+
+
+def walk(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every dotted field of `kind`, parts before what lies in them."""
+    for name, field in kind.model_fields.items():
+        yield f"{prefix}{name}", field
+        inner = nested(field)
+        if inner is not None:
+            yield from walk(inner, f"{prefix}{name}.")
+
+
+def suggest(kind: type[BaseModel], path: Sequence[str]) -> str:
+    """A remedy for the unknown field `path` of `kind`: the nearest of all fields, or the names that
+    are known where it was looked for.
+
+    A field beside it is named alone, one elsewhere in full; one whose description has the word
+    (`model.width`: "wrn-DEPTH-WIDTH") with that description.
+    """
+    home = kind_at(kind, path)[0]
+    unknown = [part[:_NAME_CHARACTERS] for part in path]
+    scores = {name: _likeness(unknown, name, field) for name, field in walk(kind)}
+    best = max(scores.values())
+    if best < _CLOSE:
+        return f"known: {', '.join(sorted(home.model_fields))}"
+    equals = [name for name, score in scores.items() if score > best - 1e-9][:3]
+    beside = ".".join(path[:-1])
+    words = []
+    for name in equals:
+        folder, _, leaf = name.rpartition(".")
+        words.append(f"'{leaf if folder == beside else name}'")
+    remedy = f"did you mean {' or '.join(words)}?"
+    if len(equals) == 1 and _similar(unknown[-1], equals[0].rpartition(".")[2]) < _CLOSE:
+        description = dict(walk(kind))[equals[0]].description or ""
+        if _mentions(description, unknown[-1]):
+            return f"{remedy[:-1]} ({shown(description)[1:-1]})?"
+    return remedy
+
+
+def _likeness(unknown: Sequence[str], name: str, field: FieldInfo) -> float:
+    """0 to about 1.5: how well field `name` answers `unknown`; the last part counts most, being in
+    the same place breaks ties.
+    """
+    *folders, leaf = name.split(".")
+    *asked, last = unknown
+    same_place = 0.3 * _similar(".".join(asked), ".".join(folders))
+    if folders[-len(asked) :] == asked:
+        same_place = 0.3  # a sweep's base.optim.lr answers optim.lr
+    if leaf == last:
+        return 1 + same_place
+    if leaf.startswith(f"{last}_") or leaf.endswith(f"_{last}"):  # eps for eps_255
+        return 0.95 + same_place
+    similar = _similar(last, leaf)
+    if similar >= _CLOSE:
+        return 0.9 * similar + same_place
+    return 0.6 + same_place if _mentions(field.description or "", last) else 0.0
+
+
+def _mentions(description: str, word: str) -> bool:
+    """Whether a description has the word; `learning_rate` is two."""
+    phrase = re.escape(word.replace("_", " "))
+    return len(word) > 2 and bool(re.search(rf"(?<![a-z]){phrase}(?![a-z])", description, re.I))
+
+
+def _similar(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
