@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from dra_ray.config.fields import is_table, kind_at, suggest
 from dra_ray.config.text import Places, refusal, shown
@@ -98,12 +98,19 @@ def validate(
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        first = [str(part) for part in error.errors(include_url=False)[0]["loc"]]
-        place = _place_of(first, places or {}, source)
-        line = one_line(kind, error)
-        if error.errors(include_url=False)[0]["type"] == "credentials":
+        first = _first(error)
+        place = _place_of([str(part) for part in first["loc"]], places or {}, source)
+        line = one_line(kind, first)
+        if first["type"] == "credentials":
             raise refusal(line) from None  # the source may be a setting with its value
         raise refusal(masked(f"{place}: {line}")) from None
+
+
+def _first(error: ValidationError) -> ErrorDetails:
+    """A misspelt field before one that is missing, since it is often the same field."""
+    errors = error.errors(include_url=False)
+    unknown = [e for e in errors if e["type"] == "extra_forbidden"]
+    return unknown[0] if unknown and errors[0]["type"] == "missing" else errors[0]
 
 
 def _place_of(path: list[str], places: Places, source: str) -> str:
@@ -113,8 +120,7 @@ def _place_of(path: list[str], places: Places, source: str) -> str:
     return source
 
 
-def one_line(kind: type[Frozen], error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
+def one_line(kind: type[Frozen], first: ErrorDetails) -> str:
     parts = [str(part) for part in first["loc"]]
     field = ".".join(parts) or kind.__name__.lower()
     if first["type"] == "extra_forbidden":
