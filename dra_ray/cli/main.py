@@ -31,7 +31,7 @@ from dra_ray.cli.options import (
 )
 from dra_ray.cli.pool import pool_app
 from dra_ray.cli.teacher import teacher_app
-from dra_ray.errors import DraError
+from dra_ray.errors import ConfigError, DraError
 from dra_ray.storage import Store, masked
 
 app = typer.Typer(
@@ -342,6 +342,29 @@ def plan(
     from dra_ray import plan as job
 
     terminal.table(job.rows(job.plan(settings, tflops)), f"plan of {recipe}", json)
+
+
+@app.command("config")
+def print_config(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE|FILE", help="A recipe's name, or a .yaml file at any URI."),
+    ] = None,
+    set_: Set = None,
+    fields: Annotated[
+        bool,
+        typer.Option("--fields", help="Print every field's values, default and meaning instead."),
+    ] = False,
+) -> None:
+    """Print a config as YAML, with every field; written to a file, it is the same config."""
+    if fields:
+        from dra_ray.config import reference
+
+        typer.echo(reference.reference(), nl=False)
+        return
+    if recipe is None:
+        raise ConfigError("RECIPE|FILE is not given; name one (see `dra recipes`), or add --fields")
+    typer.echo(config.to_yaml(config.load(recipe, None, set_)), nl=False)
 
 
 @app.command()

@@ -9,7 +9,6 @@ from dra_ray.config.base import (
     Probability,
     digest_of,
     flatten,
-    one_line,
     override,
     validate,
 )
@@ -33,7 +32,7 @@ from dra_ray.config.experiment import (
     teacher_names,
     teacher_path,
 )
-from dra_ray.config.reading import KINDS, Config, load, parse_settings, recipe_names
+from dra_ray.config.reading import KINDS, Config, load, parse_settings, recipe_names, to_yaml
 from dra_ray.config.sweep import Asha, Quickstart, Sweep
 from dra_ray.config.teacher import Flow, Select, Synthesis, TeacherTraining, UNet
 
@@ -73,11 +72,11 @@ __all__ = [
     "digest_of",
     "flatten",
     "load",
-    "one_line",
     "override",
     "parse_settings",
     "recipe_names",
     "teacher_names",
     "teacher_path",
+    "to_yaml",
     "validate",
 ]

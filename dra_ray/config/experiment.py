@@ -48,7 +48,9 @@ class Data(Frozen):
     set's usual values.
     """
 
-    name: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "imagenet", "folder"] = "digits"
+    name: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "imagenet", "folder"] = Field(
+        "digits", description="the data set; folder: your own images, a folder per class"
+    )
     uri: str | None = Field(
         None, description="archive, file or folder of the data set; digits needs none"
     )
@@ -158,7 +160,9 @@ class Compute(Frozen):
         description="tf32: float32 with GPUs' TensorFloat-32 (torch's default for convolutions); "
         "bf16: autocast",
     )
-    channels_last: bool = True
+    channels_last: bool = Field(
+        True, description="keep images and weights with the channels last in memory"
+    )
     compile: bool = Field(False, description="torch.compile: pays where steps are many")
     sync_batchnorm: bool = Field(
         False, description="BatchNorm over all workers' images; otherwise over each worker's own"
@@ -170,10 +174,10 @@ class Threat(Frozen):
     training's attack.
     """
 
-    norm: Literal["linf", "l2"] = "linf"
-    eps_255: PositiveFloat = Field(8.0, description="radius, in pixel steps of 1/255")
+    norm: Literal["linf", "l2"] = Field("linf", description="of the ball")
+    eps_255: PositiveFloat = Field(8.0, description="epsilon, the radius, in pixel steps of 1/255")
     step_255: PositiveFloat = Field(2.0, description="length of one step")
-    steps: Count = 10
+    steps: Count = Field(10, description="steps of training's PGD")
     start: Literal["uniform", "normal"] = Field(
         "uniform", description="uniform in the ball (linf), or 0.001 times a normal draw (TRADES)"
     )
@@ -220,9 +224,16 @@ class Loss(Frozen):
     temperature.
     """
 
-    name: Literal["trades", "pgd-at", "fgsm-rs", "ikl"] = "trades"
-    beta: NonNegativeFloat = 5.0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    name: Literal["trades", "pgd-at", "fgsm-rs", "ikl"] = Field(
+        "trades", description="the objective, see above"
+    )
+    beta: NonNegativeFloat = Field(
+        5.0,
+        description="of trades: weight of its second term; of ikl: of its pairs' differences",
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="of the clean cross-entropy's target"
+    )
     alpha: NonNegativeFloat = Field(
         4.0, description="of ikl: weight of its cross-entropy of distributions"
     )
@@ -234,7 +245,7 @@ class Loss(Frozen):
         description="adversarial weight perturbation (Wu et al. 2020): its size relative to each "
         "weight; 0 for none",
     )
-    awp_from_epoch: CountOrNone = 10
+    awp_from_epoch: CountOrNone = Field(10, description="epoch from which weights are perturbed")
 
 
 class Align(Frozen):
@@ -321,13 +332,17 @@ class Pool(Frozen):
         description="0 lets an idle pool go; timeout_s must then exceed the start of a node and of "
         "a teacher",
     )
-    max_replicas: Count = 2
+    max_replicas: Count = Field(2, description="most replicas at a time")
     target_utilisation: Annotated[float, Field(gt=0, le=1)] = Field(
         0.7, description="busy share of a replica above which another is added"
     )
     look_back_period_s: Seconds = Field(6.0, description="window over which demand is measured")
-    upscale_delay_s: SecondsOrNone = 1.0
-    downscale_delay_s: SecondsOrNone = 8.0
+    upscale_delay_s: SecondsOrNone = Field(
+        1.0, description="how long demand must last before a replica is added"
+    )
+    downscale_delay_s: SecondsOrNone = Field(
+        8.0, description="how long demand must be lower before a replica is taken down"
+    )
     backlog_s: Seconds = Field(
         4.0, description="time in which requests that wait are to be cleared; about a training step"
     )
@@ -362,9 +377,15 @@ class Pool(Frozen):
         description="leave the pool up when the last run that uses it ends; `dra pool down` "
         "ends it",
     )
-    cpus_per_replica: NonNegativeFloat = 1.0
-    gpus_per_replica: NonNegativeFloat = 0.0
-    threads_per_replica: Annotated[int, Field(ge=1, le=4096)] = 1
+    cpus_per_replica: NonNegativeFloat = Field(
+        1.0, description="CPUs that Ray reserves for a replica"
+    )
+    gpus_per_replica: NonNegativeFloat = Field(
+        0.0, description="GPUs that Ray reserves for a replica; parts of one are shared"
+    )
+    threads_per_replica: Annotated[int, Field(ge=1, le=4096)] = Field(
+        1, description="CPU threads of torch"
+    )
     resources: dict[str, float] = Field(
         default_factory=dict, description="custom Ray resources of a replica, such as {teacher: 1}"
     )
@@ -386,13 +407,17 @@ class Pool(Frozen):
 class Optim(Frozen):
     """Optimiser, schedule and averaged weights; the defaults are DM-AT's."""
 
-    name: Literal["sgd", "lion", "adamw"] = "sgd"
-    epochs: Count = 20
+    name: Literal["sgd", "lion", "adamw"] = Field("sgd", description="the optimiser")
+    epochs: Count = Field(
+        20, description="length; an epoch is as many images as the real training set has"
+    )
     batch: Annotated[int, Field(ge=2, le=2**20)] = Field(
         128, description="global batch, whatever the number of workers"
     )
-    lr: PositiveFloat = 0.2
-    weight_decay: NonNegativeFloat = 5e-4
+    lr: PositiveFloat = Field(0.2, description="learning rate, at its highest")
+    weight_decay: NonNegativeFloat = Field(
+        5e-4, description="L2 penalty of sgd; decoupled in lion and adamw"
+    )
     decayed: Literal["all-but-batchnorm", "weights", "all"] = Field(
         "all-but-batchnorm",
         description="parameters whose name lacks 'batchnorm' (DM-AT); only weights of linear and "
@@ -426,7 +451,9 @@ class Optim(Frozen):
         "step",
         description="average the weights after every step, after every epoch (IKL), or never",
     )
-    averaging_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    averaging_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.995, description="decay of the averaged weights (EMA); 0 follows the weights"
+    )
     averaging_warmup: Probability = Field(
         0.025, description="part of the steps during which the average just follows the weights"
     )
@@ -442,7 +469,7 @@ class Selection(Frozen):
     """
 
     steps: Count = Field(40, description="PGD steps")
-    loss: Literal["margin", "cross-entropy"] = "margin"
+    loss: Literal["margin", "cross-entropy"] = Field("margin", description="of the attack")
     step_255: PositiveFloat | None = Field(None, description="default: a quarter of eps")
     every_epochs: Count = Field(
         1, description="epochs between validations, which are also checkpoints and ASHA's reports"
@@ -468,8 +495,10 @@ class Evaluation(Frozen):
     batch: Batch = Field(
         128, description="part of the reference configuration: verdicts depend on it"
     )
-    seed: Annotated[int, Field(ge=-(2**62), le=2**62)] = 0
-    pgd_steps: Count = 20
+    seed: Annotated[int, Field(ge=-(2**62), le=2**62)] = Field(
+        0, description="of AutoAttack's and PGD's random numbers"
+    )
+    pgd_steps: Count = Field(20, description="steps of PGD")
     pgd_restarts: Count = Field(1, description="random starts of PGD; an image must withstand all")
     eot: Count = Field(
         1,
@@ -499,7 +528,9 @@ class Resources(Frozen):
     cpus_per_worker: PositiveFloat = Field(
         1.0, description="share of the machine that Ray reserves"
     )
-    gpus_per_worker: NonNegativeFloat = 0.0
+    gpus_per_worker: NonNegativeFloat = Field(
+        0.0, description="GPUs that Ray reserves for a worker"
+    )
     threads_per_worker: Annotated[int, Field(ge=1, le=4096)] = Field(
         1, description="CPU threads of torch"
     )
@@ -533,8 +564,8 @@ class PaperNumbers(Frozen):
 
     table: str = Field(description="where, such as 'Tables 1, 2' or 'section 5.6'")
     method: str = Field("", description="the row's name, such as 'DM-AT + DRA'")
-    clean: float | None = None
-    autoattack: float | None = None
+    clean: float | None = Field(None, description="accuracy on clean images")
+    autoattack: float | None = Field(None, description="accuracy under AutoAttack")
 
 
 class Experiment(Frozen):
@@ -542,10 +573,14 @@ class Experiment(Frozen):
     digest.
     """
 
-    kind: Literal["experiment"] = "experiment"
-    description: str = ""
-    paper: PaperNumbers | None = None
-    seed: NonNegativeInt = 0
+    kind: Literal["experiment"] = Field("experiment", description="says what the file is")
+    description: str = Field("", description="for people; not in the digest")
+    paper: PaperNumbers | None = Field(
+        None, description="what the paper reports for this run, if it does"
+    )
+    seed: NonNegativeInt = Field(
+        0, description="of initial weights, batches, augmentation and attacks"
+    )
     data: Data = Data()
     synthetic: Synthetic = Synthetic()
     model: Model = Model()

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from dra_ray.config.text import shown
-
 _NAME_CHARACTERS = 64  # difflib is quadratic, and no field's name is longer
-_CLOSE = 0.6
+# likeness of two names: of those beside, of those elsewhere, and of a slip of the hand
+_CLOSE, _CLOSE_ELSEWHERE, _SLIP = 0.6, 0.75, 0.8
 
 
 def nested(field: FieldInfo) -> type[BaseModel] | None:
@@ -62,17 +61,16 @@ def suggest(kind: type[BaseModel], path: Sequence[str]) -> str:
     if best < _CLOSE:
         return f"known: {', '.join(sorted(home.model_fields))}"
     equals = [name for name, score in scores.items() if score > best - 1e-9][:3]
-    beside = ".".join(path[:-1])
-    words = []
-    for name in equals:
-        folder, _, leaf = name.rpartition(".")
-        words.append(f"'{leaf if folder == beside else name}'")
-    remedy = f"did you mean {' or '.join(words)}?"
     if len(equals) == 1 and _similar(unknown[-1], equals[0].rpartition(".")[2]) < _CLOSE:
         description = dict(walk(kind))[equals[0]].description or ""
         if _mentions(description, unknown[-1]):
-            return f"{remedy[:-1]} ({shown(description)[1:-1]})?"
-    return remedy
+            return f"did you mean '{equals[0]}' ({_start(description)})?"
+    beside = ".".join(path[:-1])
+    words = [
+        f"'{name.rpartition('.')[2] if name.rpartition('.')[0] == beside else name}'"
+        for name in equals
+    ]
+    return f"did you mean {' or '.join(words)}?"
 
 
 def _likeness(unknown: Sequence[str], name: str, field: FieldInfo) -> float:
@@ -86,12 +84,19 @@ def _likeness(unknown: Sequence[str], name: str, field: FieldInfo) -> float:
         same_place = 0.3  # a sweep's base.optim.lr answers optim.lr
     if leaf == last:
         return 1 + same_place
+    similar = _similar(last, leaf)
+    if asked == folders and similar >= _SLIP:
+        return 0.5 + 0.9 * similar
     if leaf.startswith(f"{last}_") or leaf.endswith(f"_{last}"):  # eps for eps_255
         return 0.95 + same_place
-    similar = _similar(last, leaf)
-    if similar >= _CLOSE:
+    if last.startswith(f"{leaf}_") or last.endswith(f"_{leaf}"):  # batch_size for batch
+        return 0.9 + same_place
+    if similar >= (_CLOSE if asked == folders else _CLOSE_ELSEWHERE):
         return 0.9 * similar + same_place
-    return 0.6 + same_place if _mentions(field.description or "", last) else 0.0
+    description = (field.description or "").lower()
+    if not _mentions(description, last):
+        return 0.0
+    return (0.75 if description.startswith(last.replace("_", " ").lower()) else 0.6) + same_place
 
 
 def _mentions(description: str, word: str) -> bool:
@@ -102,3 +107,7 @@ def _mentions(description: str, word: str) -> bool:
 
 def _similar(one: str, other: str) -> float:
     return difflib.SequenceMatcher(None, one, other).ratio()
+
+
+def _start(description: str) -> str:
+    return description if len(description) <= 60 else f"{description[:60]}..."

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
+import yaml
 from pydantic import BaseModel
 
 from dra_ray.config.base import C, Frozen, override, shown_value, validate
@@ -178,3 +179,21 @@ def load(source: str, kind: type[C] | None = None, settings: list[str] | None = 
     config = validate(KINDS[found], tree, source, places)
     changes = parse_settings(settings or [])
     return override(config, changes) if changes else config  # type: ignore[return-value]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists in one line, so that a sweep of many seeds stays short."""
+
+
+_Dumper.add_representer(
+    list,
+    lambda dumper, value: dumper.represent_sequence(
+        "tag:yaml.org,2002:seq", value, flow_style=True
+    ),
+)
+
+
+def to_yaml(config: Frozen) -> str:
+    """Every field with its value; `load` of a file of this text gives an equal config."""
+    tree = config.model_dump(mode="json")
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=96)

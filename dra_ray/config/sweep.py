@@ -23,15 +23,17 @@ class Asha(Frozen):
     """
 
     grace_epochs: Count = Field(2, description="no trial is stopped before")
-    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
+    reduction_factor: Annotated[float, Field(gt=1)] = Field(
+        3.0, description="one trial in so many goes on to the next rung, so many times as long"
+    )
     max_concurrent: Count = Field(2, description="trials that train at the same time")
 
 
 class Sweep(Frozen):
     """Many runs: every combination of `space`, or `trials` of them drawn without replacement."""
 
-    kind: Literal["sweep"] = "sweep"
-    description: str = ""
+    kind: Literal["sweep"] = Field("sweep", description="says what the file is")
+    description: str = Field("", description="for people; not in the digest")
     base: Experiment = Experiment()
     space: dict[str, list[Any]] = Field(
         default_factory=dict, description="values per field, such as align.weight: [0, 1]"
@@ -39,7 +41,7 @@ class Sweep(Frozen):
     trials: PositiveInt | None = Field(
         None, description="how many to draw; default: every combination"
     )
-    seed: NonNegativeInt = 0
+    seed: NonNegativeInt = Field(0, description="of the draw of trials")
     asha: Asha = Asha()
 
     @model_validator(mode="after")
@@ -95,8 +97,8 @@ class Sweep(Frozen):
 class Quickstart(Frozen):
     """Teacher, synthetic images and sweep in one file: `dra quickstart`."""
 
-    kind: Literal["quickstart"] = "quickstart"
-    description: str = ""
+    kind: Literal["quickstart"] = Field("quickstart", description="says what the file is")
+    description: str = Field("", description="for people; not in the digest")
     teacher: TeacherTraining = TeacherTraining()
     synthesis: Synthesis = Synthesis()
     sweep: Sweep

@@ -27,14 +27,26 @@ class UNet(Frozen):
     group norms.
     """
 
-    model_channels: Annotated[int, Field(ge=1, le=4096)] = 32
+    model_channels: Annotated[int, Field(ge=1, le=4096)] = Field(
+        32, description="channels at the full resolution"
+    )
     channel_mult: Annotated[
         tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(max_length=16)
-    ] = (1, 2)
-    num_blocks: Annotated[int, Field(ge=1, le=64)] = 1
-    attn_resolutions: Annotated[tuple[int, ...], Field(max_length=64)] = ()
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    ] = Field(
+        (1, 2), description="channels at each resolution, as multiples; each halves the sides"
+    )
+    num_blocks: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="residual blocks per resolution"
+    )
+    attn_resolutions: Annotated[tuple[int, ...], Field(max_length=64)] = Field(
+        (), description="resolutions, in pixels a side, that have self-attention"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="probability of dropout in training"
+    )
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="probability that training hides an image's class label"
+    )
     augment_dim: Annotated[int, Field(ge=0, le=4096)] = Field(
         0,
         description="length of the label of EDM's augmentation: 9 where a denoiser is trained with "
@@ -51,9 +63,9 @@ class TeacherTraining(Frozen):
     not in the text we have (UNVERIFIED).
     """
 
-    kind: Literal["teacher"] = "teacher"
-    description: str = ""
-    seed: NonNegativeInt = 0
+    kind: Literal["teacher"] = Field("teacher", description="says what the file is")
+    description: str = Field("", description="for people; not in the digest")
+    seed: NonNegativeInt = Field(0, description="of initial weights, batches and noise")
     data: Data = Data()
     objective: Literal["denoise", "classify"] = Field(
         "denoise",
@@ -77,13 +89,17 @@ class TeacherTraining(Frozen):
         "0.12); needs net.augment_dim=9",
     )
     images_seen: PositiveInt = Field(200_000, description="training length, in images")
-    batch: Batch = 128
-    lr: PositiveFloat = 1e-3
+    batch: Batch = Field(128, description="global batch")
+    lr: PositiveFloat = Field(1e-3, description="learning rate, after the warm-up")
     schedule: Literal["constant", "cosine"] = Field(
         "constant", description="of lr after the warm-up; cosine falls to 0 (DDAE's, for classify)"
     )
-    warmup_images: NonNegativeInt = 10_000
-    ema_halflife_images: PositiveFloat = 20_000.0
+    warmup_images: NonNegativeInt = Field(
+        10_000, description="images over which lr rises linearly from 0"
+    )
+    ema_halflife_images: PositiveFloat = Field(
+        20_000.0, description="half-life of the averaged weights (EMA), in images"
+    )
     ema_ramp: PositiveFloat | None = Field(
         0.05,
         description="the half-life is at most this part of the images seen; null: always the same",
@@ -113,7 +129,9 @@ class Flow(Frozen):
     times: Annotated[int, Field(ge=2, le=100_000)] = Field(
         250, description="grid points from noise to image, so one step fewer"
     )
-    method: Literal["euler", "heun"] = "euler"
+    method: Literal["euler", "heun"] = Field(
+        "euler", description="the integrator; heun calls the network twice a step"
+    )
     guidance: NonNegativeFloat = Field(6.7, description="classifier-free guidance; 1 for none")
     guided_channels: PositiveInt = Field(
         3, description="the first so many latent channels, on which alone guidance acts"
@@ -142,8 +160,8 @@ class Synthesis(Frozen):
     where churn is 0; a LightningDiT by `flow`.
     """
 
-    kind: Literal["synthesis"] = "synthesis"
-    description: str = ""
+    kind: Literal["synthesis"] = Field("synthesis", description="says what the file is")
+    description: str = Field("", description="for people; not in the digest")
     teacher: TeacherUri = Field(
         None,
         description="folder written by `dra teacher train` or `import`, or package:NAME (see `dra "
@@ -152,10 +170,14 @@ class Synthesis(Frozen):
     images: Annotated[int, Field(ge=1, le=10**10)] = Field(
         4000, description="images in the set; with `select`, 1/keep times as many are made"
     )
-    steps: Annotated[int, Field(ge=2, le=100_000)] = 18
-    sigma_min: PositiveFloat = 0.002
-    sigma_max: PositiveFloat = 80.0
-    rho: PositiveFloat = 7.0
+    steps: Annotated[int, Field(ge=2, le=100_000)] = Field(
+        18, description="noise levels of the Heun sampler"
+    )
+    sigma_min: PositiveFloat = Field(0.002, description="lowest noise level")
+    sigma_max: PositiveFloat = Field(80.0, description="highest noise level, where sampling starts")
+    rho: PositiveFloat = Field(
+        7.0, description="of EDM's schedule: higher puts more steps at low noise"
+    )
     churn: NonNegativeFloat = Field(
         0.0,
         description="S_churn: fresh noise over the whole sampling, spread over its steps; 0 for "
@@ -169,15 +191,17 @@ class Synthesis(Frozen):
     )
     churn_noise: PositiveFloat = Field(1.0, description="S_noise: deviation of the fresh noise")
     flow: Flow = Flow()
-    select: Select | None = None
+    select: Select | None = Field(
+        None, description="make more images and keep the surest; default: keep all"
+    )
     seed: NonNegativeInt = Field(0, description="image i is made from seed + i, whoever makes it")
     batch: Batch = Field(
         250, description="images per network call; part of what makes the bytes reproducible"
     )
     shard_images: PositiveInt = Field(1000, description="images per file; one Ray task each")
-    workers: Count = 2
-    cpus_per_worker: PositiveFloat = 1.0
-    gpus_per_worker: NonNegativeFloat = 0.0
+    workers: Count = Field(2, description="Ray tasks at a time")
+    cpus_per_worker: PositiveFloat = Field(1.0, description="CPUs that Ray reserves for a task")
+    gpus_per_worker: NonNegativeFloat = Field(0.0, description="GPUs that Ray reserves for a task")
 
     @model_validator(mode="after")
     def _shards(self) -> Synthesis:

@@ -124,6 +124,7 @@ COMMANDS = [
     "synthesize",
     "report",
     "plan",
+    "config",
     "recipes",
 ]
 POOL_COMMANDS = ["up", "status", "down"]
@@ -149,3 +150,16 @@ def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     done = dra(*command.split(), "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert "Usage" in done.stdout and len(done.stdout.splitlines()) > 5
+
+
+def test_a_config_is_printed_as_yaml(tmp_path: Path) -> None:
+    printed = dra("config", "digits-dra", "--set", "optim.lr=0.3", cwd=tmp_path)
+    assert printed.returncode == 0 and not printed.stderr, printed.stderr
+    (tmp_path / "mine.yaml").write_text(printed.stdout)
+    assert config.load(str(tmp_path / "mine.yaml")) == config.load(
+        "digits-dra", None, ["optim.lr=0.3"]
+    )
+    fields = dra("config", "--fields", cwd=tmp_path)
+    assert fields.stdout == (Path(__file__).parents[2] / "docs" / "fields.md").read_text()
+    nothing = dra("config", cwd=tmp_path)
+    assert nothing.returncode == 2 and "RECIPE|FILE is not given" in nothing.stderr
