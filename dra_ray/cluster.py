@@ -26,8 +26,10 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
+from dra_ray import runs
 from dra_ray.config import Resources
 from dra_ray.errors import ConfigError, DraError, LastingError, RunError, is_lasting
+from dra_ray.runs import R
 from dra_ray.storage import Store
 
 log = logging.getLogger("dra_ray")
@@ -475,20 +477,20 @@ def require(
 
 @contextmanager
 def following(
-    file: Store, on_row: Callable[[dict[str, Any]], None] | None, period_s: float = 0.5
+    file: Store, kind: type[R], on_row: Callable[[R], None] | None, period_s: float = 0.5
 ) -> Iterator[None]:
-    """Meanwhile, hand every new row of a growing `.jsonl` file to `on_row`, in a thread of this
-    process.
+    """Meanwhile, hand every new row of a growing `.jsonl` file, a record of `kind`, to `on_row`, in
+    a thread of this process.
     """
     if on_row is None:
         yield
         return
     stop = threading.Event()
-    seen = len(_rows(file))
+    seen = len(_rows(file, kind))
 
     def poll() -> None:
         nonlocal seen
-        rows = _rows(file)
+        rows = _rows(file, kind)
         for row in rows[seen:]:
             on_row(row)
         seen = max(seen, len(rows))
@@ -507,9 +509,9 @@ def following(
         poll()
 
 
-def _rows(file: Store) -> list[dict[str, Any]]:
+def _rows(file: Store, kind: type[R]) -> list[R]:
     try:
-        return file.read_jsonl()
+        return runs.read_rows(file, kind)
     except DraError:  # the store is away, or the file half there: the next look tells
         return []
 

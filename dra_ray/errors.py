@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 class DraError(Exception):
-    """Base of every error raised on purpose; its message names the field, the value and the remedy."""
+    """Base of every error raised on purpose; its message names field, value and remedy."""
 
     exit_code = 1
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+import typing
+from collections.abc import Callable, Iterator
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -29,7 +30,6 @@ from dra_ray.config import (
     Synthesis,
     TeacherTraining,
     Threat,
-    flatten,
 )
 from dra_ray.data import Shape
 from dra_ray.storage import Store
@@ -40,7 +40,168 @@ from dra_ray.teachers.sampling import heun_calls
 from dra_ray.training import objective
 from dra_ray.training.projector import projector
 
-Plan = dict[str, Any]
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """How the printed plan calls a field, and the format of its value; None is not printed."""
+
+    label: str
+    shape: str = "{}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+    name: Annotated[str, Shown("student")]
+    params: Annotated[int, Shown("student parameters", "{:,}")]
+    forward_gmacs: Annotated[float, Shown("student forward, GMAC per image", "{:.4g}")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """Of a training run: up to its feature; of its own training: both; of sampling: all of it."""
+
+    params: Annotated[int, Shown("teacher parameters", "{:,}")]
+    forward_gmacs: Annotated[float | None, Shown("teacher forward, GMAC per image", "{:.4g}")] = (
+        None
+    )
+    layer: Annotated[str | None, Shown("teacher feature layer")] = None
+    feature_gmacs: Annotated[
+        float | None, Shown("teacher up to its feature, GMAC per image", "{:.4g}")
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """Of training a student."""
+
+    forward_units: Annotated[float, Shown("forward passes a training image is worth", "{:.4g}")]
+    gflop_per_image: Annotated[float, Shown("student training, GFLOP per image", "{:.4g}")]
+    teacher_gflop_per_image: Annotated[float, Shown("teacher, GFLOP per training image", "{:.4g}")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A student's whole run."""
+
+    epochs: Annotated[int, Shown("epochs")]
+    steps: Annotated[int, Shown("steps", "{:,}")]
+    images_seen: Annotated[int, Shown("training images", "{:,}")]
+    real_images: Annotated[int, Shown("real images to draw from", "{:,}")]
+    synthetic_images: Annotated[int, Shown("synthetic images to draw from", "{:,}")]
+    synthetic_passes: Annotated[float | None, Shown("passes over the synthetic images", "{:.2f}")]
+    checkpoints: Annotated[int, Shown("checkpoints", "{:,}")]
+    student_pflop: Annotated[float, Shown("student PFLOP, validation included", "{:.4g}")]
+    teacher_pflop: Annotated[float, Shown("teacher PFLOP", "{:.4g}")]
+
+    @property
+    def pflop(self) -> float:
+        return self.student_pflop + self.teacher_pflop
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOfTeacher:
+    steps: Annotated[int, Shown("steps", "{:,}")]
+    images_seen: Annotated[int, Shown("training images", "{:,}")]
+    checkpoints: Annotated[int, Shown("checkpoints", "{:,}")]
+    pflop: Annotated[float, Shown("PFLOP", "{:.4g}")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    images: Annotated[int, Shown("images to make", "{:,}")]
+    shards: Annotated[int, Shown("shards", "{:,}")]
+    network_calls_per_image: Annotated[int, Shown("network calls per image")]
+    gflop_per_image: Annotated[float | None, Shown("GFLOP per image", "{:.4g}")] = None
+    pflop: Annotated[float | None, Shown("PFLOP", "{:.4g}")] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """What is asked of Ray at the smallest pool."""
+
+    workers: Annotated[int, Shown("workers")]
+    min_workers: Annotated[int | None, Shown("workers, at least, while nodes are lost")] = None
+    cpus: Annotated[float, Shown("CPUs asked for, smallest pool", "{:g}")] = 0
+    gpus: Annotated[float, Shown("GPUs asked for, smallest pool", "{:g}")] = 0
+    min_replicas: Annotated[int | None, Shown("teacher replicas, at least")] = None
+    max_replicas: Annotated[int | None, Shown("teacher replicas, at most")] = None
+    replicas_needed: Annotated[float | None, Shown("teacher replicas that keep up", "{:.2f}")] = (
+        None
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Hours:
+    """`student` and `teacher` are device hours; of a sweep, `expected` is with what ASHA stops."""
+
+    student: Annotated[float | None, Shown("student device hours", "{:.3g}")] = None
+    teacher: Annotated[float | None, Shown("teacher device hours", "{:.3g}")] = None
+    worst: Annotated[float | None, Shown("hours if nothing is stopped", "{:.3g}")] = None
+    expected: Annotated[float | None, Shown("hours expected with ASHA", "{:.3g}")] = None
+    wall: Annotated[float | None, Shown("hours", "{:.3g}")] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPlan:
+    """Training one student."""
+
+    kind: str
+    student: Student
+    teacher: Teacher | None  # None where there is none, or none that is known yet
+    step: Step
+    run: Training
+    resources: Resources
+    hours: Hours | None
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepPlan:
+    kind: str
+    trials: Annotated[int, Shown("trials")]
+    concurrent: Annotated[int, Shown("trials at the same time")]
+    rung_epochs: Annotated[tuple[int, ...], Shown("ASHA compares after epochs")]
+    worst_images_seen: Annotated[int, Shown("training images if nothing is stopped", "{:,}")]
+    expected_images_seen: Annotated[int, Shown("training images expected with ASHA", "{:,}")]
+    worst_pflop: Annotated[float, Shown("PFLOP if nothing is stopped", "{:.4g}")]
+    expected_pflop: Annotated[float, Shown("PFLOP expected with ASHA", "{:.4g}")]
+    resources: Resources
+    hours: Hours | None
+    largest_trial: RunPlan
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherPlan:
+    kind: str
+    teacher: Teacher
+    run: TrainingOfTeacher
+    resources: Resources
+    hours: Hours | None
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SynthesisPlan:
+    kind: str
+    teacher: Teacher | None
+    run: Sampling
+    resources: Resources
+    hours: Hours | None
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class QuickstartPlan:
+    kind: str
+    teacher: TeacherPlan
+    synthesis: SynthesisPlan
+    sweep: SweepPlan
+    hours: Hours | None
+    notes: tuple[str, ...]
+
+
+Plan = RunPlan | SweepPlan | TeacherPlan | SynthesisPlan | QuickstartPlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +215,7 @@ class Known:
 
 
 def plan(config: Config, tflops: float | None = None) -> Plan:
-    """Plain nested data: what `config` would build, compute and occupy; hours only where `tflops`
-    is given.
+    """What `config` would build, compute and occupy; hours only where `tflops` is given.
 
     A teacher's cost is known once its folder exists; until then `notes` says what is missing.
     Raises the errors of reading data and cards.
@@ -76,13 +236,14 @@ def _plan(config: Config, known: Known) -> Plan:
 
 
 # -- cost of networks ------------------------------------------------------------------------------
-def macs(call: Callable[[], Any]) -> float:
+def macs(call: Callable[[], object]) -> float:
     """Multiply-accumulates of `call()`, which may run on meta tensors: convolutions, matrix
     products and attention.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         call()
-    return counter.get_total_flops() / 2
+    flop: int = counter.get_total_flops()
+    return flop / 2
 
 
 def parameters(net: torch.nn.Module) -> int:
@@ -169,7 +330,7 @@ def _noisy_input(net: Network) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 # -- one plan per kind of config -------------------------------------------------------------------
-def _experiment(config: Experiment, known: Known) -> Plan:
+def _experiment(config: Experiment, known: Known) -> RunPlan:
     images = data.outline(config.data)
     shape = images.shape
     student_params, forward, feature_dim = student_cost(config.model, shape)
@@ -196,43 +357,40 @@ def _experiment(config: Experiment, known: Known) -> Plan:
     # an evaluation step is a forward and a gradient of the input; the clean and the final verdict
     # are a forward each
     checking = validations * images.validation * (2 * config.selection.steps + 2) * forward
-    made: Plan = {
-        "kind": config.kind,
-        "student": {
-            "name": config.model.name,
-            "params": student_params,
-            "forward_gmacs": forward / 1e9,
-        },
-        "step": {
-            "forward_units": units,
-            "gflop_per_image": 2 * step / 1e9,
-            "teacher_gflop_per_image": 2 * encode / 1e9,
-        },
-        "run": {
-            "epochs": config.optim.epochs,
-            "steps": steps,
-            "images_seen": seen,
-            "real_images": images.train,
-            "synthetic_images": config.synthetic.images,
-            "synthetic_passes": steps * batches.synthetic_per_batch / config.synthetic.images
-            if config.synthetic.images
-            else None,
-            "checkpoints": validations,
-            "student_pflop": 2 * (seen * step + checking) / 1e15,
-            "teacher_pflop": 2 * seen * encode / 1e15,
-        },
-        "resources": _resources(config, encode / step, notes),
-    }
-    if teacher:
-        layer = teacher.check_layer(config.teacher.layer)
-        made["teacher"] = {
-            "params": parameters(teacher),
-            "layer": layer,
-            "feature_gmacs": feature / 1e9,
-        }
-    if known.tflops:
-        made["hours"] = _hours(config, made, known.tflops)
-    return made | {"notes": sorted(notes)}
+    run = Training(
+        epochs=config.optim.epochs,
+        steps=steps,
+        images_seen=seen,
+        real_images=images.train,
+        synthetic_images=config.synthetic.images,
+        synthetic_passes=steps * batches.synthetic_per_batch / config.synthetic.images
+        if config.synthetic.images
+        else None,
+        checkpoints=validations,
+        student_pflop=2 * (seen * step + checking) / 1e15,
+        teacher_pflop=2 * seen * encode / 1e15,
+    )
+    resources = _resources(config, encode / step, notes)
+    return RunPlan(
+        kind=config.kind,
+        student=Student(config.model.name, student_params, forward / 1e9),
+        teacher=Teacher(
+            params=parameters(teacher),
+            layer=teacher.check_layer(config.teacher.layer),
+            feature_gmacs=feature / 1e9,
+        )
+        if teacher
+        else None,
+        step=Step(
+            forward_units=units,
+            gflop_per_image=2 * step / 1e9,
+            teacher_gflop_per_image=2 * encode / 1e9,
+        ),
+        run=run,
+        resources=resources,
+        hours=_hours(config, run, resources, known.tflops) if known.tflops else None,
+        notes=tuple(sorted(notes)),
+    )
 
 
 def _weights_note(config: Experiment) -> set[str]:
@@ -256,28 +414,26 @@ def _projector_macs(wide_in: int, wide_out: int, hidden: int) -> float:
     return macs(lambda: head(torch.empty(1, wide_in, device="meta")))
 
 
-def _resources(config: Experiment, work_ratio: float, notes: set[str]) -> Plan:
-    """What is asked of Ray at the smallest pool; `work_ratio` is teacher work over student work per
-    image.
-    """
+def _resources(config: Experiment, work_ratio: float, notes: set[str]) -> Resources:
+    """`work_ratio` is teacher work over student work per image."""
     resources, pool = config.resources, config.pool
     replicas = pool.min_replicas if config.align.weight and pool.kind == "pool" else 0
-    asked: Plan = {
-        "workers": resources.workers,
-        "min_workers": resources.min_workers,
-        "cpus": resources.workers * resources.cpus_per_worker + replicas * pool.cpus_per_replica,
-        "gpus": resources.workers * resources.gpus_per_worker + replicas * pool.gpus_per_replica,
-        "min_replicas": replicas,
-        "max_replicas": pool.max_replicas if replicas else 0,
-    }
+    request = Resources(
+        workers=resources.workers,
+        min_workers=resources.min_workers,
+        cpus=resources.workers * resources.cpus_per_worker + replicas * pool.cpus_per_replica,
+        gpus=resources.workers * resources.gpus_per_worker + replicas * pool.gpus_per_replica,
+        min_replicas=replicas,
+        max_replicas=pool.max_replicas if replicas else 0,
+    )
     if not (replicas and work_ratio):
-        return asked
+        return request
     if bool(resources.gpus_per_worker) != bool(pool.gpus_per_replica):
         notes.add(
             "students and teachers are on different kinds of device, so the number of replicas "
             "that keeps up is not known"
         )
-        return asked
+        return request
     needed = (
         work_ratio
         * resources.workers
@@ -286,7 +442,7 @@ def _resources(config: Experiment, work_ratio: float, notes: set[str]) -> Plan:
         / pool.target_utilisation
     )
     notes |= _too_few("one run needs", needed, pool.max_replicas)
-    return asked | {"replicas_needed": needed}
+    return dataclasses.replace(request, replicas_needed=needed)
 
 
 def _units(config: Experiment) -> tuple[float, float]:
@@ -297,90 +453,76 @@ def _units(config: Experiment) -> tuple[float, float]:
     )
 
 
-def _hours(config: Experiment, made: Plan, tflops: float) -> Plan:
-    """Hours of one run: `student` and `teacher` are device hours, `wall` assumes that the slower of
-    the two sets the pace.
-    """
+def _hours(config: Experiment, run: Training, resources: Resources, tflops: float) -> Hours:
+    """Hours of one run; `wall` assumes that the slower of the two sets the pace."""
     per_worker, per_replica = _units(config)
     student, teacher = (
-        made["run"][f"{who}_pflop"] * 1e3 / tflops / 3600 for who in ("student", "teacher")
+        pflop * 1e3 / tflops / 3600 for pflop in (run.student_pflop, run.teacher_pflop)
     )
-    asked = made["resources"]
-    if not asked["max_replicas"]:
-        return {
-            "student": student,
-            "teacher": teacher,
-            "wall": (student + teacher) / (asked["workers"] * per_worker),
-        }
-    replicas = min(
-        max(math.ceil(asked.get("replicas_needed", 1)), asked["min_replicas"]),
-        asked["max_replicas"],
-    )
-    return {
-        "student": student,
-        "teacher": teacher,
-        "wall": max(student / (asked["workers"] * per_worker), teacher / (replicas * per_replica)),
-    }
+    least, most = resources.min_replicas or 0, resources.max_replicas
+    if not most:
+        wall = (student + teacher) / (resources.workers * per_worker)
+        return Hours(student=student, teacher=teacher, wall=wall)
+    needed = 1 if resources.replicas_needed is None else resources.replicas_needed
+    replicas = min(max(math.ceil(needed), least), most)
+    wall = max(student / (resources.workers * per_worker), teacher / (replicas * per_replica))
+    return Hours(student=student, teacher=teacher, wall=wall)
 
 
-def _sweep(config: Sweep, known: Known) -> Plan:
+def _sweep(config: Sweep, known: Known) -> SweepPlan:
     experiments = config.experiments()
     if "teacher.uri" not in config.space and known.teacher is None:
         known = dataclasses.replace(known, teacher=_teacher_at(config.base.teacher.uri))
     trials = {name: _experiment(experiment, known) for name, experiment in experiments.items()}
-    seen = {name: trial["run"]["images_seen"] for name, trial in trials.items()}
     epochs = config.base.optim.epochs
-    marks = rungs.of_sweep(config, max(seen.values()) // epochs)
+    most_seen = max(trial.run.images_seen for trial in trials.values())
+    marks = rungs.of_sweep(config, most_seen // epochs)
     kept = {name: _expected_share(config, marks, experiments[name].optim.epochs) for name in trials}
     largest = max(
-        trials.values(), key=lambda trial: (_pflop(trial), trial["resources"]["max_replicas"])
+        trials.values(), key=lambda trial: (trial.run.pflop, trial.resources.max_replicas or 0)
     )
     concurrent = min(config.asha.max_concurrent, len(trials))
-    notes = {note for trial in trials.values() for note in trial["notes"]}
-    made: Plan = {
-        "kind": config.kind,
-        "trials": len(trials),
-        "concurrent": concurrent,
-        "rung_epochs": marks,
-        "worst_images_seen": sum(seen.values()),
-        "expected_images_seen": round(sum(seen[name] * kept[name] for name in trials)),
-        "worst_pflop": sum(_pflop(trial) for trial in trials.values()),
-        "expected_pflop": sum(_pflop(trial) * kept[name] for name, trial in trials.items()),
-        "resources": _shared(config, largest["resources"], concurrent, notes),
-        "largest_trial": largest,
-        "notes": sorted(notes),
-    }
-    if known.tflops:
-        hours = {name: trial["hours"]["wall"] for name, trial in trials.items()}
-        made["hours"] = {
-            "worst": sum(hours.values()) / concurrent,
-            "expected": sum(hours[name] * kept[name] for name in trials) / concurrent,
-        }
-    return made
-
-
-def _pflop(trial: Plan) -> float:
-    return trial["run"]["student_pflop"] + trial["run"]["teacher_pflop"]
-
-
-def _shared(config: Sweep, trial: Plan, concurrent: int, notes: set[str]) -> Plan:
-    """Resources of `concurrent` trials with the one pool that they share."""
-    pool, replicas = config.base.pool, trial["min_replicas"]
-    asked = {
-        "workers": concurrent * trial["workers"],
-        "cpus": concurrent * (trial["cpus"] - replicas * pool.cpus_per_replica)
-        + replicas * pool.cpus_per_replica,
-        "gpus": concurrent * (trial["gpus"] - replicas * pool.gpus_per_replica)
-        + replicas * pool.gpus_per_replica,
-        "min_replicas": replicas,
-        "max_replicas": trial["max_replicas"],
-    }
-    if "replicas_needed" in trial:
-        asked["replicas_needed"] = concurrent * trial["replicas_needed"]
-        notes |= _too_few(
-            f"{concurrent} trials at a time need", asked["replicas_needed"], pool.max_replicas
+    notes = {note for trial in trials.values() for note in trial.notes}
+    hours = {name: trial.hours.wall or 0.0 for name, trial in trials.items() if trial.hours}
+    return SweepPlan(
+        kind=config.kind,
+        trials=len(trials),
+        concurrent=concurrent,
+        rung_epochs=tuple(marks),
+        worst_images_seen=sum(trial.run.images_seen for trial in trials.values()),
+        expected_images_seen=round(
+            sum(trial.run.images_seen * kept[name] for name, trial in trials.items())
+        ),
+        worst_pflop=sum(trial.run.pflop for trial in trials.values()),
+        expected_pflop=sum(trial.run.pflop * kept[name] for name, trial in trials.items()),
+        resources=_shared(config, largest.resources, concurrent, notes),
+        hours=Hours(
+            worst=sum(hours.values()) / concurrent,
+            expected=sum(hours[name] * kept[name] for name in hours) / concurrent,
         )
-    return asked
+        if known.tflops
+        else None,
+        largest_trial=largest,
+        notes=tuple(sorted(notes)),
+    )
+
+
+def _shared(config: Sweep, trial: Resources, concurrent: int, notes: set[str]) -> Resources:
+    """Resources of `concurrent` trials with the one pool that they share."""
+    pool, replicas = config.base.pool, trial.min_replicas or 0
+    pool_cpus, pool_gpus = replicas * pool.cpus_per_replica, replicas * pool.gpus_per_replica
+    needed = None
+    if trial.replicas_needed is not None:
+        needed = concurrent * trial.replicas_needed
+        notes |= _too_few(f"{concurrent} trials at a time need", needed, pool.max_replicas)
+    return Resources(
+        workers=concurrent * trial.workers,
+        cpus=concurrent * (trial.cpus - pool_cpus) + pool_cpus,
+        gpus=concurrent * (trial.gpus - pool_gpus) + pool_gpus,
+        min_replicas=replicas,
+        max_replicas=trial.max_replicas,
+        replicas_needed=needed,
+    )
 
 
 def _too_few(who_needs: str, needed: float, most: int) -> set[str]:
@@ -407,72 +549,66 @@ def _expected_share(config: Sweep, rung_epochs: list[int], epochs: int) -> float
     )
 
 
-def _teacher(config: TeacherTraining, known: Known) -> Plan:
+def _teacher(config: TeacherTraining, known: Known) -> TeacherPlan:
     net = _trained(config, data.outline(config.data).shape)
     forward, layer = _forward_macs(net), net.check_layer(None)
     steps = math.ceil(config.images_seen / config.batch)
     pflop = 3 * 2 * forward * steps * config.batch / 1e15  # a forward and a full backward pass
     resources = config.resources
-    made: Plan = {
-        "kind": config.kind,
-        "teacher": {
-            "params": parameters(net),
-            "forward_gmacs": forward / 1e9,
-            "layer": layer,
-            "feature_gmacs": _feature_macs(net, None) / 1e9,
-        },
-        "run": {
-            "steps": steps,
-            "images_seen": steps * config.batch,
-            "checkpoints": math.ceil(config.images_seen / config.checkpoint_images),
-            "pflop": pflop,
-        },
-        "resources": {
-            "workers": resources.workers,
-            "cpus": resources.workers * resources.cpus_per_worker,
-            "gpus": resources.workers * resources.gpus_per_worker,
-        },
-        "notes": [],
-    }
-    if known.tflops:
-        devices = resources.workers * (resources.gpus_per_worker or resources.threads_per_worker)
-        made["hours"] = {"wall": pflop * 1e3 / known.tflops / 3600 / devices}
-    return made
+    devices = resources.workers * (resources.gpus_per_worker or resources.threads_per_worker)
+    return TeacherPlan(
+        kind=config.kind,
+        teacher=Teacher(
+            params=parameters(net),
+            forward_gmacs=forward / 1e9,
+            layer=layer,
+            feature_gmacs=_feature_macs(net, None) / 1e9,
+        ),
+        run=TrainingOfTeacher(
+            steps=steps,
+            images_seen=steps * config.batch,
+            checkpoints=math.ceil(config.images_seen / config.checkpoint_images),
+            pflop=pflop,
+        ),
+        resources=Resources(
+            workers=resources.workers,
+            cpus=resources.workers * resources.cpus_per_worker,
+            gpus=resources.workers * resources.gpus_per_worker,
+        ),
+        hours=Hours(wall=pflop * 1e3 / known.tflops / 3600 / devices) if known.tflops else None,
+        notes=(),
+    )
 
 
-def _synthesis(config: Synthesis, known: Known) -> Plan:
+def _synthesis(config: Synthesis, known: Known) -> SynthesisPlan:
     net = known.teacher or _teacher_at(config.teacher)
     sampler = None if net is None else image_sampler(net, str(config.teacher))
     candidates = config.images / (config.select.keep if config.select else 1)
     shards = math.ceil(candidates / config.shard_images)
     calls = heun_calls(config.steps) if sampler is None else sampler.calls_per_image(config)
     workers = min(config.workers, shards)
-    made: Plan = {
-        "kind": config.kind,
-        "run": {"images": config.images, "shards": shards, "network_calls_per_image": calls},
-        "resources": {
-            "workers": workers,
-            "cpus": workers * config.cpus_per_worker,
-            "gpus": workers * config.gpus_per_worker,
-        },
-        "notes": [] if net else ["teacher is not set, so the cost of an image is not known"],
-    }
+    teacher, hours, run = None, None, Sampling(config.images, shards, calls)
     if net and sampler:
-        forward, decode = _forward_macs(net), _decode_macs(net, sampler)
-        made["teacher"] = {"params": parameters(net), "forward_gmacs": forward / 1e9}
-        made["run"] |= {
-            "gflop_per_image": 2 * (calls * forward + decode) / 1e9,
-            "pflop": 2 * (calls * forward + decode) * candidates / 1e15,
-        }
+        forward = _forward_macs(net)
+        macs_per_image = calls * forward + _decode_macs(net, sampler)
+        pflop = 2 * macs_per_image * candidates / 1e15
+        teacher = Teacher(params=parameters(net), forward_gmacs=forward / 1e9)
+        run = dataclasses.replace(run, gflop_per_image=2 * macs_per_image / 1e9, pflop=pflop)
         if known.tflops:
-            made["hours"] = {
-                "wall": made["run"]["pflop"]
-                * 1e3
-                / known.tflops
-                / 3600
-                / (workers * (config.gpus_per_worker or 1))
-            }
-    return made
+            devices = workers * (config.gpus_per_worker or 1)
+            hours = Hours(wall=pflop * 1e3 / known.tflops / 3600 / devices)
+    return SynthesisPlan(
+        kind=config.kind,
+        teacher=teacher,
+        run=run,
+        resources=Resources(
+            workers=workers,
+            cpus=workers * config.cpus_per_worker,
+            gpus=workers * config.gpus_per_worker,
+        ),
+        hours=hours,
+        notes=() if net else ("teacher is not set, so the cost of an image is not known",),
+    )
 
 
 def _decode_macs(net: Network, sampler: ImageSampler) -> float:
@@ -483,108 +619,67 @@ def _decode_macs(net: Network, sampler: ImageSampler) -> float:
     return macs(lambda: decode(torch.empty(1, *net.noise_shape, device="meta")))
 
 
-def _quickstart(config: Quickstart, known: Known) -> Plan:
+def _quickstart(config: Quickstart, known: Known) -> QuickstartPlan:
     """Its three stages; the later ones use the teacher that the first one would train."""
     known = dataclasses.replace(
         known, teacher=_trained(config.teacher, data.outline(config.teacher.data).shape)
     )
-    stages = {
-        name: _plan(stage, known)
-        for name, stage in (
-            ("teacher", config.teacher),
-            ("synthesis", config.synthesis),
-            ("sweep", config.sweep),
-        )
+    teacher = _teacher(config.teacher, known)
+    synthesis = _synthesis(config.synthesis, known)
+    sweep = _sweep(config.sweep, known)
+    stages: dict[str, TeacherPlan | SynthesisPlan | SweepPlan] = {
+        "teacher": teacher,
+        "synthesis": synthesis,
+        "sweep": sweep,
     }
-    made: Plan = {
-        "kind": config.kind,
-        **stages,
-        "notes": [f"{name}: {note}" for name, stage in stages.items() for note in stage["notes"]],
-    }
-    if known.tflops:
-        made["hours"] = {
-            "wall": sum(
-                stage["hours"].get("wall", stage["hours"].get("expected", 0.0))
-                for stage in stages.values()
-            )
-        }
-    return made
+    hours = (
+        teacher.hours and teacher.hours.wall,
+        synthesis.hours and synthesis.hours.wall,
+        sweep.hours and sweep.hours.expected,
+    )
+    return QuickstartPlan(
+        kind=config.kind,
+        teacher=teacher,
+        synthesis=synthesis,
+        sweep=sweep,
+        hours=Hours(wall=sum(part or 0.0 for part in hours)) if known.tflops else None,
+        notes=tuple(f"{name}: {note}" for name, stage in stages.items() for note in stage.notes),
+    )
 
 
 # -- for people ------------------------------------------------------------------------------------
-_SPELLING = {
-    "student.name": ("student", "{}"),
-    "student.params": ("student parameters", "{:,}"),
-    "student.forward_gmacs": ("student forward, GMAC per image", "{:.4g}"),
-    "teacher.params": ("teacher parameters", "{:,}"),
-    "teacher.forward_gmacs": ("teacher forward, GMAC per image", "{:.4g}"),
-    "teacher.layer": ("teacher feature layer", "{}"),
-    "teacher.feature_gmacs": ("teacher up to its feature, GMAC per image", "{:.4g}"),
-    "step.forward_units": ("forward passes a training image is worth", "{:.4g}"),
-    "step.gflop_per_image": ("student training, GFLOP per image", "{:.4g}"),
-    "step.teacher_gflop_per_image": ("teacher, GFLOP per training image", "{:.4g}"),
-    "trials": ("trials", "{}"),
-    "concurrent": ("trials at the same time", "{}"),
-    "rung_epochs": ("ASHA compares after epochs", "{}"),
-    "worst_images_seen": ("training images if nothing is stopped", "{:,}"),
-    "expected_images_seen": ("training images expected with ASHA", "{:,}"),
-    "worst_pflop": ("PFLOP if nothing is stopped", "{:.4g}"),
-    "expected_pflop": ("PFLOP expected with ASHA", "{:.4g}"),
-    "run.epochs": ("epochs", "{}"),
-    "run.steps": ("steps", "{:,}"),
-    "run.images": ("images to make", "{:,}"),
-    "run.images_seen": ("training images", "{:,}"),
-    "run.real_images": ("real images to draw from", "{:,}"),
-    "run.synthetic_images": ("synthetic images to draw from", "{:,}"),
-    "run.synthetic_passes": ("passes over the synthetic images", "{:.2f}"),
-    "run.shards": ("shards", "{:,}"),
-    "run.network_calls_per_image": ("network calls per image", "{}"),
-    "run.gflop_per_image": ("GFLOP per image", "{:.4g}"),
-    "run.checkpoints": ("checkpoints", "{:,}"),
-    "run.student_pflop": ("student PFLOP, validation included", "{:.4g}"),
-    "run.teacher_pflop": ("teacher PFLOP", "{:.4g}"),
-    "run.pflop": ("PFLOP", "{:.4g}"),
-    "resources.workers": ("workers", "{}"),
-    "resources.min_workers": ("workers, at least, while nodes are lost", "{}"),
-    "resources.cpus": ("CPUs asked for, smallest pool", "{:g}"),
-    "resources.gpus": ("GPUs asked for, smallest pool", "{:g}"),
-    "resources.min_replicas": ("teacher replicas, at least", "{}"),
-    "resources.max_replicas": ("teacher replicas, at most", "{}"),
-    "resources.replicas_needed": ("teacher replicas that keep up", "{:.2f}"),
-    "hours.student": ("student device hours", "{:.3g}"),
-    "hours.teacher": ("teacher device hours", "{:.3g}"),
-    "hours.worst": ("hours if nothing is stopped", "{:.3g}"),
-    "hours.expected": ("hours expected with ASHA", "{:.3g}"),
-    "hours.wall": ("hours", "{:.3g}"),
-}
-
-
-def rows(made: Plan) -> list[dict[str, str]]:
+def rows(planned: Plan) -> list[dict[str, str]]:
     """A plan as table rows {"stage", "quantity", "value"}, in reading order; notes come last."""
-    listed = [row for stage, part in _stages(made) for row in _stage_rows(stage, part)]
-    return listed + [{"stage": "", "quantity": "note", "value": note} for note in made["notes"]]
-
-
-def _stages(made: Plan) -> list[tuple[str, Plan]]:
-    if made["kind"] == "quickstart":
-        below = [pair for name in ("teacher", "synthesis", "sweep") for pair in _stages(made[name])]
-        return [*below, ("quickstart", {"hours": made["hours"]})] if "hours" in made else below
-    if made["kind"] == "sweep":
-        return [
-            ("sweep", {key: value for key, value in made.items() if key != "largest_trial"}),
-            ("largest trial", made["largest_trial"]),
-        ]
-    return [(made["kind"], made)]
-
-
-def _stage_rows(stage: str, part: Plan) -> list[dict[str, str]]:
-    values = dict(flatten(part))
-    return [
-        {"stage": stage, "quantity": label, "value": _shown(values[key], shape)}
-        for key, (label, shape) in _SPELLING.items()
-        if values.get(key) is not None
+    listed = [
+        {"stage": stage, "quantity": label, "value": value}
+        for stage, part in _stages(planned)
+        for label, value in _values(part)
     ]
+    return listed + [{"stage": "", "quantity": "note", "value": note} for note in planned.notes]
 
 
-def _shown(value: Any, shape: str) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else shape.format(value)
+def _stages(planned: Plan) -> list[tuple[str, Plan | Hours]]:
+    if isinstance(planned, QuickstartPlan):
+        parts: list[Plan] = [planned.teacher, planned.synthesis, planned.sweep]
+        below = [pair for part in parts for pair in _stages(part)]
+        return below + ([("quickstart", planned.hours)] if planned.hours else [])
+    if isinstance(planned, SweepPlan):
+        return [("sweep", planned), ("largest trial", planned.largest_trial)]
+    return [(planned.kind, planned)]
+
+
+def _values(part: object) -> Iterator[tuple[str, str]]:
+    """(label, text) of every field that is to be shown, also of records within; another plan
+    within is a stage of its own.
+    """
+    for name, hint in typing.get_type_hints(type(part), include_extras=True).items():
+        value = getattr(part, name)
+        if value is not None and typing.get_origin(hint) is Annotated:
+            how: Shown = typing.get_args(hint)[1]
+            yield how.label, _text(value, how.shape)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, Plan):
+            yield from _values(value)
+
+
+def _text(value: object, shape: str) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else shape.format(value)

@@ -1,21 +1,287 @@
-"""The folder of a run: its manifest, begun once, checked at every resume and updated atomically."""
+"""The folder of a run: the names of its files and the records that they hold. The manifest is begun
+once, checked at every resume and updated atomically; logs are `.jsonl` files of one record a line.
+
+Folders outlive the code: a record reads what older and newer versions wrote, keeps the keys that it
+does not know, and writes only the keys that were set.
+"""
 
 from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import platform
+import reprlib
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
-from typing import Any
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    JsonValue,
+    ValidationError,
+    field_validator,
+)
 
 from dra_ray.config.base import NOT_IN_DIGEST
 from dra_ray.errors import ConfigError, DataError
-from dra_ray.storage import Store, masked_tree
+from dra_ray.storage import Store, masked_tree, read_json
+from dra_ray.storage.plain_json import strict_json
+
+MANIFEST = "manifest.json"
+METRICS = "metrics.jsonl"  # ValidationRow of a student's training, TeacherRow of a teacher's
+STEPS = "steps.jsonl"  # StepRow
+RUNGS = "rungs.jsonl"  # RungRow, of a sweep
+POOL = "pool.jsonl"
+MODEL = "model.safetensors"
+SAMPLES = "samples.png"  # of synthetic images
+SUMMARY = "summary.json"
+REPORT = "report.html"
+# an evaluation, in its own folder or in the folder EVALUATION of its run
+RESULT = "autoattack.json"  # written last
+VERDICTS = "per_sample.npz"
+ADVERSARIAL = "adversarial.npz"
+# folders
+CHECKPOINTS, EVALUATION, TRIALS = "checkpoints", "evaluation", "trials"
+TEACHER, SYNTHETIC, SWEEP = "teacher", "synthetic", "sweep"  # the stages of a quickstart
+
+Kind = Literal["quickstart", "sweep", "synthetic", "teacher", "train"]
+Decision = Literal["continue", "done", "failed", "stop"]
 
 
+# -- records ---------------------------------------------------------------------------------------
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]  # also bounds how deep unknown values nest
+
+    def on_disk(self) -> dict[str, Any]:
+        """Plain JSON values by the keys of the file, in its order; only what was set."""
+        return dict(sorted(self.model_dump(exclude_unset=True).items()))
+
+
+R = TypeVar("R", bound=Record)
+
+# JSON has no NaN: a file may hold null for a loss that is not a number
+Loss = Annotated[float, BeforeValidator(lambda loss: math.nan if loss is None else loss)]
+
+
+class WorldSize(Record):
+    """Workers from one start on: at a `step` of a student, or `at_images_seen` of a teacher."""
+
+    workers: int
+    step: int | None = None
+    at_images_seen: int | None = None
+    at: str | None = None  # ISO 8601
+
+
+class Stage(Record):
+    """A stage of the quickstart; the seconds of its resumed parts add up."""
+
+    name: str
+    seconds: float
+
+
+class Facts(Record):
+    """What a workload adds to its manifest: when the run begins, while it runs, or at its end."""
+
+    status: str = "unknown"
+    seed: int | None = None
+    data: dict[str, JsonValue] = {}  # `Images.facts`
+    synthetic: dict[str, JsonValue] = {}  # facts of the synthetic images that it trains on
+    started_at: str | None = None  # ISO 8601; None until the workers of the last start trained
+    stopped: str | None = None  # why the run ended without a retry
+    world_sizes: list[WorldSize] = []
+    elapsed_s: float | None = None
+    # of a student's training
+    weights: str | None = None  # what the first weights were
+    device: dict[str, JsonValue] = {}
+    # of a teacher's training
+    sigma_data: float | None = None
+    # of a teacher's training (its own) and of synthetic images (the one that made them)
+    teacher_digest: str | None = None
+    images_seen: int | None = None
+    # of synthetic images
+    images: int | None = None
+    counts: dict[str, int] = {}  # by class
+    sampler: dict[str, JsonValue] = {}
+    shards: dict[str, str] = {}  # SHA-256 by file name
+    # of a sweep
+    trials: dict[str, dict[str, JsonValue]] = {}  # the fields that each trial changes
+    finals: dict[str, str] = {}  # trial by role, "dra" and "baseline"
+    # of a quickstart
+    hardware: JsonValue = None
+    stages: list[Stage] = []
+
+    @field_validator("counts", mode="before")
+    @classmethod
+    def _by_class(cls, counts: object) -> object:
+        """Older folders list the counts in the order of the classes."""
+        if isinstance(counts, list):
+            return {str(label): count for label, count in enumerate(counts)}
+        return counts
+
+
+class Manifest(Facts):
+    """`manifest.json`: what the run is, what it was started with and what became of it."""
+
+    kind: str = ""
+    name: str | None = None
+    created: str | None = None  # ISO 8601
+    config: dict[str, JsonValue] = {}
+    digest: str = ""
+    versions: dict[str, str] = {}
+
+    @property
+    def is_done(self) -> bool:
+        return self.status == "done"
+
+
+class ValidationRow(Record):
+    """A validation of the student's averaged weights; losses are means since the one before."""
+
+    step: int
+    epoch: int
+    images_seen: int
+    loss: Loss
+    loss_clean: Loss
+    loss_robust: Loss
+    loss_align: Loss
+    lr: float
+    clean_accuracy: float
+    robust_accuracy: float
+    elapsed_s: float
+    at: float  # seconds since 1970
+
+
+class StepRow(Record):
+    """One training step of every few, over all workers."""
+
+    step: int
+    epoch: float
+    loss: Loss
+    loss_clean: Loss
+    loss_robust: Loss
+    loss_align: Loss
+    lr: float
+    images_per_s: float
+    at: float
+
+
+class RungRow(Record):
+    """What a trial reported to the sweep and what was decided on it."""
+
+    trial: str
+    epoch: int
+    images_seen: int
+    clean_accuracy: float | None  # None for a trial that failed before it had scores
+    robust_accuracy: float | None
+    decision: Decision
+    reason: str | None = None  # why it failed, on one line
+    at: float | None = None
+
+
+class TeacherRow(Record):
+    """A teacher's mean loss since the row before; the control's accuracy where a checkpoint was
+    written.
+    """
+
+    images_seen: int
+    loss: Loss
+    lr: float
+    validation_accuracy: float | None = None
+    elapsed_s: float
+    at: float
+
+    def on_disk(self) -> dict[str, Any]:
+        return {key: value for key, value in super().on_disk().items() if value is not None}
+
+
+class SyntheticProgress(Record):
+    """Synthetic images that are written, of all that will be; in no file."""
+
+    images: int
+    images_total: int
+    elapsed_s: float
+
+
+# -- logs ------------------------------------------------------------------------------------------
+KEY_DEPTH = 4  # of a nested key in a message
+
+
+def parse(kind: type[R], value: object, source: str) -> R:
+    """`value` as a record; `DataError` names the first key that is missing or of another type."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        key = repr(".".join(str(part) for part in first["loc"][:KEY_DEPTH]))[1:-1]
+        if first["type"] == "missing":
+            what = f"has no '{key}'"
+        elif not key:
+            what = f"holds {reprlib.repr(value)} instead of an object"
+        else:
+            why = first["msg"][:1].lower() + first["msg"][1:]
+            what = f"has {key}={reprlib.repr(first['input'])}: {why}"
+        raise DataError(f"{source} {what}; restore or delete it") from None
+
+
+def read_rows(file: Store, kind: type[R]) -> list[R]:
+    """The rows of a `.jsonl` file, none where it is not written yet; `DataError` names the first
+    line that is damaged.
+    """
+    return [row for _, row in _lines(file, kind)]
+
+
+def write_rows(file: Store, rows: Iterable[Record]) -> None:
+    """Write the file whole, atomically."""
+    file.write_jsonl(row.on_disk() for row in rows)
+
+
+def _lines(file: Store, kind: type[R]) -> list[tuple[str, R]]:
+    if not file.exists():
+        return []
+    lines = []
+    for number, line in enumerate(file.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = read_json(line)
+        except (ValueError, RecursionError):
+            raise DataError(
+                f"'{file}' line {number} is not valid JSON; delete that line or restore the file"
+            ) from None
+        if "NaN" in line or "Infinity" in line:  # of earlier versions; no JSON
+            line = strict_json(value)
+        lines.append((line, parse(kind, value, f"'{file}' line {number}")))
+    return lines
+
+
+class Log(Generic[R]):
+    """A `.jsonl` file that grows by a row at a time and is written whole, so that a reader never
+    sees half a row. The lines that were there stay as they are, to the byte, unless they are no
+    JSON because of a NaN.
+
+    Args:
+        keep: which of the rows that are there a resumed run goes on with; default: all.
+    """
+
+    def __init__(self, file: Store, kind: type[R], keep: Callable[[R], bool] | None = None) -> None:
+        kept = [pair for pair in _lines(file, kind) if keep is None or keep(pair[1])]
+        self.file = file
+        self.rows = [row for _, row in kept]
+        self._text = "".join(f"{line}\n" for line, _ in kept)
+
+    def append(self, row: R) -> None:
+        self.rows.append(row)
+        self._text += strict_json(row.on_disk()) + "\n"
+        self.file.write_text(self._text)
+
+
+# -- manifests -------------------------------------------------------------------------------------
 def utc_now() -> str:
     """ISO 8601 time in UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -35,13 +301,13 @@ def versions() -> dict[str, str]:
         "s3fs",
         "pydantic",
     )
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    installed = {"python": platform.python_version(), "machine": platform.machine()}
     for name in names:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed
 
 
 def commit(folder: str | None = None) -> dict[str, str]:
@@ -70,12 +336,15 @@ def commit(folder: str | None = None) -> dict[str, str]:
     return {"commit": described.stdout.strip()}
 
 
-# -- run directories -------------------------------------------------------------------------------
 def begin_run(
-    run: Store, kind: str, config: Mapping[str, Any], digest: str, **facts: Any
-) -> dict[str, Any]:
-    """Claim a run directory: its manifest, new or old. The caller returns at once when `status` is
-    "done".
+    run: Store,
+    kind: Kind,
+    config: Mapping[str, Any],
+    digest: str,
+    facts: Facts | None = None,
+) -> Manifest:
+    """Claim a run directory: its manifest, new or as it is there. The caller returns at once when
+    the run `is_done`.
 
     Raises what `check_run` raises, and `DataError` when the run was begun on other data than
     `facts` now say: "data" as `Images.facts` gives it, "synthetic" as `Pictures` of a synthetic set
@@ -83,41 +352,42 @@ def begin_run(
     """
     manifest = check_run(run, kind, config, digest)
     if manifest is not None:
-        for fact in DATA_FACTS & facts.keys():
-            _require_same_data(run, fact, manifest.get(fact), facts[fact])
-    if manifest is None:
-        manifest = {
-            "kind": kind,
-            "name": run.name,
-            "created": utc_now(),
-            "config": config,
-            "digest": digest,
-            "versions": versions() | commit(),
-            **facts,
-        }
-        manifest["status"] = "running"
-        (run / "manifest.json").write_json(manifest)
+        if facts:
+            _require_same_data(run, "data", manifest.data, facts.data)
+            _require_same_data(run, "synthetic images", manifest.synthetic, facts.synthetic)
+        return manifest
+    begun = {
+        "kind": kind,
+        "name": run.name,
+        "created": utc_now(),
+        "config": dict(config),
+        "digest": digest,
+        "versions": versions() | commit(),
+        **(facts.on_disk() if facts else {}),
+        "status": "running",
+    }
+    manifest = parse(Manifest, begun, f"'{run / MANIFEST}'")
+    (run / MANIFEST).write_json(begun)
     return manifest
 
 
-def check_run(
-    run: Store, kind: str, config: Mapping[str, Any], digest: str
-) -> dict[str, Any] | None:
+def check_run(run: Store, kind: Kind, config: Mapping[str, Any], digest: str) -> Manifest | None:
     """The manifest of a run that this config may go on with; None where the directory is free.
 
     Raises `ConfigError` when the directory holds a run of another config (equal digests are the
-    same run), and `StorageError` when it cannot be written.
+    same run), `DataError` when its manifest is damaged, and `StorageError` when it cannot be
+    written.
     """
     manifest = read_manifest(run)
     if manifest is None:
         run.probe()
-    elif manifest.get("kind") != kind:
+    elif manifest.kind != kind:
         raise ConfigError(
-            f"run '{run}' exists and is of kind '{manifest.get('kind')}', not '{kind}'; choose "
-            "another --name"
+            f"run '{run}' exists and is of kind {manifest.kind!r}, not '{kind}'; choose another "
+            "--name"
         )
-    elif manifest.get("digest") != digest:
-        change = _first_change(manifest.get("config", {}), config)
+    elif manifest.digest != digest:
+        change = _first_change(manifest.config, config)
         raise ConfigError(
             f"run '{run}' exists with another config ({change}); choose another --name or go back "
             "to its config"
@@ -125,17 +395,23 @@ def check_run(
     return manifest
 
 
-def read_manifest(run: Store) -> dict[str, Any] | None:
-    """The manifest of a run directory, None where there is none; earlier versions may have kept
-    credentials inside a URI, which are masked."""
-    file = run / "manifest.json"
-    return masked_tree(file.read_json()) if file.exists() else None  # type: ignore[no-any-return]
+def read_manifest(run: Store) -> Manifest | None:
+    """The manifest of a run directory, None where there is none; `DataError` for a damaged one.
+
+    Earlier versions may have kept credentials inside a URI, which are masked.
+    """
+    file = run / MANIFEST
+    return parse(Manifest, masked_tree(file.read_json()), f"'{file}'") if file.exists() else None
 
 
-def update_manifest(run: Store, **facts: Any) -> dict[str, Any]:
-    """Add or replace top-level facts, such as `status="done"`."""
-    manifest = {**masked_tree((run / "manifest.json").read_json()), **facts}
-    (run / "manifest.json").write_json(manifest)
+def update_manifest(run: Store, facts: Facts) -> Manifest:
+    """Add or replace the facts that are set, such as `Facts(status="done")`."""
+    file = run / MANIFEST
+    before = masked_tree(file.read_json())
+    parse(Manifest, before, f"'{file}'")
+    merged = before | facts.on_disk()  # what was there stays as it was written
+    manifest = parse(Manifest, merged, f"'{file}'")
+    file.write_json(merged)
     return manifest
 
 
@@ -149,17 +425,17 @@ def _first_change(before: Any, after: Any, field: str = "") -> str:
     return f"{field} is {json.dumps(before)} there and {json.dumps(after)} now"
 
 
-DATA_FACTS = frozenset({"data", "synthetic"})
 # in this order the first difference is named: numbers say more than hashes
 _COUNTS = ("num_classes", "train", "validation", "test", "images")
 
 
-def _require_same_data(run: Store, fact: str, before: Any, now: Mapping[str, Any]) -> None:
-    """`DataError` naming what differs between two records of the same data, as far as both have it."""
-    if not isinstance(before, Mapping):
-        return
+def _require_same_data(
+    run: Store, what: str, before: Mapping[str, JsonValue], now: Mapping[str, JsonValue]
+) -> None:
+    """`DataError` naming what differs between two records of the same data, as far as both have
+    it.
+    """
     both = before.keys() & now.keys()
-    parts = before.get("parts"), now.get("parts")
     changes = [
         f"{key} is {before[key]} there and {now[key]} now"
         for key in _COUNTS
@@ -171,16 +447,16 @@ def _require_same_data(run: Store, fact: str, before: Any, now: Mapping[str, Any
         and "sha256" in both
         and before["sha256"] != now["sha256"]
     ):
-        changed = [
-            part
-            for part in now.get("parts", ())
-            if isinstance(parts[0], Mapping) and parts[0].get(part) != now["parts"][part]
-        ]
+        parts_before, parts_now = before.get("parts"), now.get("parts")
+        changed = (
+            [part for part, digest in parts_now.items() if parts_before.get(part) != digest]
+            if isinstance(parts_before, Mapping) and isinstance(parts_now, Mapping)
+            else []
+        )
         of_parts = f" of {' and '.join(changed)}" if changed else ""
         changes = [f"the {now.get('sha256_of', 'contents')}{of_parts} are others"]
     if changes:
         raise DataError(
-            f"run '{run}' was begun on other {'data' if fact == 'data' else 'synthetic images'} "
-            f"({'; '.join(changes)}); "
-            "restore the files, or choose another --name"
+            f"run '{run}' was begun on other {what} ({'; '.join(changes)}); restore the files, or "
+            "choose another --name"
         )

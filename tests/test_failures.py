@@ -7,11 +7,12 @@ from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from dra_ray import cluster, errors
+from dra_ray.pool.records import LogRow
 from dra_ray.pool.service import Watch
 from dra_ray.storage import Store
 from dra_ray.workloads import sweep
 from dra_ray.workloads.train import StepLog
-from tests.test_sweep import SWEEP, result
+from tests.workloads.test_sweep import SWEEP, result
 
 LASTING = [
     errors.ConfigError("a"),
@@ -43,10 +44,10 @@ def test_a_failure_that_comes_again_ends_its_trial_and_ranks_it_last(
         "trial-003",
     ]
     assert (
-        again.last("trial-001")["robust_accuracy"] == 0.9
-        and again.last("trial-000")["robust_accuracy"] is None
+        again.last("trial-001").robust_accuracy == 0.9
+        and again.last("trial-000").robust_accuracy is None
     )
-    assert again.last("trial-001")["reason"] == str(error)
+    assert again.last("trial-001").reason == str(error)
     experiments = dict.fromkeys(("trial-000", "trial-001", "trial-002"), SWEEP.base)
     assert set(sweep.finalists(experiments, again.rows).values()) == {"trial-002"}
     again.scheduler()  # ASHA takes the scores, not the failures
@@ -107,10 +108,10 @@ def test_a_pool_log_that_cannot_be_written_is_one_warning(
     (tmp_path / "run").write_text("a file where the folder should be")
     log = Store(str(tmp_path)) / "run" / "pool.jsonl"
     watch = Watch("teacher-x", log)
-    watch._rows.append({"at": 1.0})
+    watch._rows.append(LogRow(at=1.0, running=0))
     watch._flush(log)
     watch._flush(log)
     assert caplog.text.count("the pool goes on without its log") == 1
     (tmp_path / "run").unlink()
     watch._flush(log)
-    assert log.read_jsonl() == [{"at": 1.0}]
+    assert [LogRow.read(row) for row in log.read_jsonl()] == watch._rows

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from dra_ray import runs
+from dra_ray.runs import ValidationRow
 from dra_ray.storage import Store
 from dra_ray.workloads import train
 
 
-def commit(run: Store, rows: list[dict[str, Any]], step: int) -> None:
+def row(step: int) -> ValidationRow:
+    return ValidationRow(
+        step=step,
+        epoch=1,
+        images_seen=step * 8,
+        loss=1.0,
+        loss_clean=0.5,
+        loss_robust=0.5,
+        loss_align=0.0,
+        lr=0.1,
+        clean_accuracy=0.5,
+        robust_accuracy=0.25,
+        elapsed_s=1.0,
+        at=2.0,
+    )
+
+
+def commit(run: Store, rows: list[ValidationRow], step: int) -> None:
     """As Ray Train leaves it: a checkpoint's folder, then the snapshot that names it."""
     folder = run / "checkpoints" / run.name
-    (folder / f"checkpoint_{step}" / "state.json").write_json({"step": step, "rows": rows})
+    (folder / f"checkpoint_{step}" / "state.json").write_json(
+        {"step": step, "rows": [row.on_disk() for row in rows]}
+    )
     (folder / "checkpoint_manager_snapshot.json").write_json(
         {
             "latest_checkpoint_result": {
@@ -24,21 +44,20 @@ def commit(run: Store, rows: list[dict[str, Any]], step: int) -> None:
 
 
 def written(run: Store) -> list[int]:
-    file = run / "metrics.jsonl"
-    return [row["step"] for row in file.read_jsonl()] if file.exists() else []
+    return [row.step for row in runs.read_rows(run / runs.METRICS, ValidationRow)]
 
 
 def test_rows_wait_for_their_checkpoints(tmp_path: Path) -> None:
-    run, state = Store(str(tmp_path)) / "run", []
+    run, state = Store(str(tmp_path)) / "run", list[ValidationRow]()
     rows = train.Rows(run, state)
     rows.PERIOD_S = 0.0  # type: ignore[misc]
-    state.append({"step": 10})
+    state.append(row(10))
     rows.look()
     assert written(run) == []
     commit(run, list(state), 10)
     rows.look()
     assert written(run) == [10]
-    state += [{"step": 20}, {"step": 30}]
+    state += [row(20), row(30)]
     commit(run, list(state[:2]), 25)  # between two validations
     rows.look()
     assert written(run) == [10, 20]
@@ -56,5 +75,5 @@ def test_a_run_that_goes_on_brings_the_rows_of_its_checkpoint(tmp_path: Path) ->
     run = Store(str(tmp_path)) / "run"
     train.complete_rows(run)
     assert written(run) == []
-    train.Rows(run, [{"step": 10}, {"step": 20}])
+    train.Rows(run, [row(10), row(20)])
     assert written(run) == [10, 20]

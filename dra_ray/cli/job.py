@@ -1,4 +1,6 @@
-"""What the entry points in jobs/ share: arguments, joining the cluster, one JSON line, exit codes."""
+"""What the entry points in jobs/ share: arguments, joining the cluster, one JSON line, exit
+codes.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +8,18 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from dra_ray.cluster import connect
 from dra_ray.config import Frozen, load
 from dra_ray.errors import ConfigError, DraError
+from dra_ray.runs import Record
 from dra_ray.storage import Store, folder_name, masked
 
+Result = Record | Mapping[str, object]
 
-def main(kind: type[Frozen] | None, call: Callable[..., dict[str, Any]]) -> NoReturn:
+
+def main(kind: type[Frozen] | None, call: Callable[..., Result]) -> NoReturn:
     """Run `call` on the cluster that the job belongs to; the result is one JSON line on stdout,
     progress goes to stderr.
 
@@ -34,7 +39,7 @@ def main(kind: type[Frozen] | None, call: Callable[..., dict[str, Any]]) -> NoRe
     except DraError as error:
         print(f"error: {masked(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
-    print(json.dumps(result, sort_keys=True), flush=True)
+    print(json.dumps(plain(result), sort_keys=True), flush=True)
     sys.exit(0)
 
 
@@ -73,5 +78,10 @@ def _folder(storage: str, name: str) -> Store:
     return root / folder_name(name)
 
 
-def _progress(row: Mapping[str, Any]) -> None:
-    print(json.dumps(row), file=sys.stderr, flush=True)
+def _progress(row: Result) -> None:
+    print(json.dumps(plain(row)), file=sys.stderr, flush=True)
+
+
+def plain(result: Result) -> Mapping[str, object]:
+    """A record as its file holds it."""
+    return result.on_disk() if isinstance(result, Record) else result

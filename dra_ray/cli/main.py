@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -63,11 +63,11 @@ def quickstart(
     settings = config.load("quickstart", config.Quickstart, set_)
     run = run_folder(storage_uri, name, "quickstart")
     run = require_free(Store(storage_uri), name) if fresh else run
-    found = runs.check_run(
+    manifest = runs.check_run(
         run.resolved(), "quickstart", settings.model_dump(mode="json"), settings.digest()
     )
-    report = run.resolved() / "report.html"
-    if found and found["status"] == "done" and report.exists():
+    report = run.resolved() / runs.REPORT
+    if manifest and manifest.is_done and report.exists():
         terminal.err.print(f"run '{run}' is done; start anew with --fresh")
         terminal.out.print(str(report))
         return
@@ -78,20 +78,20 @@ def quickstart(
         f"{len(sweep.experiments())} trials of up to {sweep.base.optim.epochs} epochs",
         f"AutoAttack on {sweep.base.data.test_images} test images, twice",
     )
-    terminal.err.print(f"{'resuming' if found else 'starting'} '{run}': {', '.join(parts)}")
+    terminal.err.print(f"{'resuming' if manifest else 'starting'} '{run}': {', '.join(parts)}")
     with terminal.Bars() as bars:
         bars.say("starting Ray on this machine (about 10 s)")
         from dra_ray import cluster
         from dra_ray.workloads import quickstart as job
 
-        rows = {
-            "teacher": terminal.teacher_rows(bars, settings.teacher),
-            "synthetic": terminal.synthetic_rows(bars),
-            "sweep": terminal.sweep_rows(bars, sweep),
-            "autoattack": terminal.evaluate_rows(bars, 2),
-        }
+        progress = job.Progress(
+            teacher=terminal.teacher_rows(bars, settings.teacher),
+            synthetic=terminal.synthetic_rows(bars),
+            sweep=terminal.sweep_rows(bars, sweep),
+            autoattack=terminal.evaluate_rows(bars, 2),
+        )
         with cluster.connect():
-            report = job.run(settings, run, lambda stage, row: rows[stage](row))
+            report = job.run(settings, run, progress)
     terminal.out.print(str(report))
 
 
@@ -118,7 +118,7 @@ def train(
 
         with cluster.connect():
             row = job.fit(experiment, run, terminal.train_rows(bars, experiment))
-    terminal.table([row], f"last epoch of {run}", json)
+    terminal.table([row.on_disk()], f"last epoch of {run}", json)
 
 
 @app.command()
@@ -305,7 +305,7 @@ def synthesize(
         with cluster.connect():
             manifest = job.run(settings, run, terminal.synthetic_rows(bars))
     terminal.table(
-        [{"class": label, "images": count} for label, count in manifest["counts"].items()],
+        [{"class": label, "images": count} for label, count in manifest.counts.items()],
         f"{run}",
         json,
     )
@@ -338,7 +338,7 @@ def plan(
     """Check a config and print what it would run: sizes, steps, arithmetic, workers, replicas.
     Starts nothing.
     """
-    settings: Any = config.load(recipe, None, set_)
+    settings = config.load(recipe, None, set_)
     from dra_ray import plan as job
 
     terminal.table(job.rows(job.plan(settings, tflops)), f"plan of {recipe}", json)
@@ -370,9 +370,9 @@ def print_config(
 @app.command()
 def recipes(json: Json = None) -> None:
     """List the recipes, with the clean and AutoAttack accuracy (%) that the paper reports."""
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for name in config.recipe_names():
-        recipe: Any = config.load(name)
+        recipe = config.load(name)
         paper = getattr(recipe, "paper", None)
         numbers = {field: getattr(paper, field, None) for field in config.PaperNumbers.model_fields}
         rows.append(

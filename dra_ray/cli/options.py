@@ -102,21 +102,17 @@ def run_folder(storage_uri: str, name: str | None, recipe: str) -> Store:
 
 
 def require_writable(run: Store) -> None:
-    if not (run / "manifest.json").exists():
+    if not (run / runs.MANIFEST).exists():
         run.probe()
 
 
-def announce(run: Store, kind: str, settings: config.Frozen) -> None:
+def announce(run: Store, kind: runs.Kind, settings: config.Frozen) -> None:
     """Fail before Ray starts where the run's folder cannot be used; say what will happen."""
-    found = runs.check_run(
+    manifest = runs.check_run(
         run.resolved(), kind, settings.model_dump(mode="json"), settings.digest()
     )
     word = (
-        "starting"
-        if found is None
-        else "resuming"
-        if found["status"] != "done"
-        else "already done:"
+        "starting" if manifest is None else "resuming" if not manifest.is_done else "already done:"
     )
     terminal.err.print(f"{word} '{run}'")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -47,7 +47,7 @@ def pool_up(recipe: ConfigArgument, set_: Set = None, json: Json = None) -> None
     """Bring up the pool that a training run or sweep would use, or change its size; it stays until
     `dra pool down`.
     """
-    settings: Any = config.load(recipe, None, set_)
+    settings = config.load(recipe, None, set_)
     experiment = getattr(settings, "base", settings)
     if not isinstance(experiment, config.Experiment):
         raise ConfigError(

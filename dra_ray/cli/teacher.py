@@ -49,8 +49,10 @@ def teacher_train(
     terminal.table(
         [
             {
-                key: manifest[key]
-                for key in ("images_seen", "sigma_data", "elapsed_s", "teacher_digest")
+                "images_seen": manifest.images_seen,
+                "sigma_data": manifest.sigma_data,
+                "elapsed_s": manifest.elapsed_s,
+                "teacher_digest": manifest.teacher_digest,
             }
         ],
         f"{run}",
@@ -180,7 +182,7 @@ def teacher_latents(
 
 @teacher_app.command("list")
 def teacher_list(json: Json = None) -> None:
-    """Teachers that come with the package: teacher.uri=package:NAME, or the folder that is printed."""
+    """Teachers that come with the package: teacher.uri=package:NAME, or the printed folder."""
     rows = [
         {"name": f"package:{name}", "folder": config.teacher_path(f"package:{name}")}
         for name in config.teacher_names()

@@ -15,6 +15,7 @@ from rich.progress import (
     BarColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -22,7 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from dra_ray import config
+from dra_ray import config, runs
 from dra_ray.attacks.catalogue import STAGES
 from dra_ray.storage import Store
 
@@ -49,7 +50,7 @@ class Bars:
             TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, console=err, disable=not err.is_terminal)
-        self._tasks: dict[str, Any] = {}
+        self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
         self._start = time.monotonic()
 
@@ -73,81 +74,72 @@ class Bars:
         (self._progress.console if err.is_terminal else err).print(text)
 
 
-Row = Mapping[str, Any]
+Row = Mapping[str, object]
 
 
-def teacher_rows(bars: Bars, settings: config.TeacherTraining) -> Callable[[Row], None]:
+def teacher_rows(bars: Bars, settings: config.TeacherTraining) -> Callable[[runs.TeacherRow], None]:
     """Rows of the control carry its accuracy where a checkpoint was written."""
     score = ""
 
-    def show(row: Row) -> None:
+    def show(row: runs.TeacherRow) -> None:
         nonlocal score
-        if "validation_accuracy" in row:
-            score = f", {row['validation_accuracy']:.1%} of noisy images"
+        if row.validation_accuracy is not None:
+            score = f", {row.validation_accuracy:.1%} of noisy images"
         bars.show(
             "teacher",
-            row["images_seen"] / settings.images_seen,
-            f"teacher: {_loss(row, 'g')}{score}",
+            row.images_seen / settings.images_seen,
+            f"teacher: loss {row.loss:.3g}{score}",
         )
 
     return show
 
 
-def _loss(row: Row, form: str) -> str:
-    """Logs hold null where a loss was not a number."""
-    return "loss nan" if row["loss"] is None else f"loss {row['loss']:.3{form}}"
-
-
-def synthetic_rows(bars: Bars) -> Callable[[Row], None]:
-    def show(row: Row) -> None:
-        bars.show(
-            "synthetic", row["images"] / row["images_total"], f"synthetic images: {row['images']}"
-        )
+def synthetic_rows(bars: Bars) -> Callable[[runs.SyntheticProgress], None]:
+    def show(row: runs.SyntheticProgress) -> None:
+        bars.show("synthetic", row.images / row.images_total, f"synthetic images: {row.images}")
 
     return show
 
 
-def train_rows(bars: Bars, settings: config.Experiment) -> Callable[[Row], None]:
+def train_rows(
+    bars: Bars, settings: config.Experiment
+) -> Callable[[runs.ValidationRow | runs.StepRow], None]:
     """Rows of steps.jsonl move the bar; those of metrics.jsonl, which validate, also give the
     accuracies.
     """
     scores = ""
 
-    def show(row: Row) -> None:
+    def show(row: runs.ValidationRow | runs.StepRow) -> None:
         nonlocal scores
-        if "robust_accuracy" in row:
-            scores = f"{row['clean_accuracy']:.1%} clean, {row['robust_accuracy']:.1%} robust"
-        speed = (
-            f"{_loss(row, 'f')}, {row['images_per_s']:,.0f} images/s"
-            if "images_per_s" in row
-            else ""
-        )
+        speed = ""
+        if isinstance(row, runs.ValidationRow):
+            scores = f"{row.clean_accuracy:.1%} clean, {row.robust_accuracy:.1%} robust"
+        else:
+            speed = f"loss {row.loss:.3f}, {row.images_per_s:,.0f} images/s"
         bars.show(
             "train",
-            row["epoch"] / settings.optim.epochs,
+            row.epoch / settings.optim.epochs,
             "training: " + ", ".join(part for part in (scores, speed) if part),
         )
 
     return show
 
 
-def sweep_rows(bars: Bars, settings: config.Sweep) -> Callable[[Row], None]:
+def sweep_rows(bars: Bars, settings: config.Sweep) -> Callable[[runs.RungRow], None]:
     """A trial that ASHA stopped has done all it will ever do, so its remaining epochs count as
     done.
     """
     epochs, trials, best = settings.base.optim.epochs, len(settings.experiments()), 0.0
     done: dict[str, int] = {}
 
-    def show(row: Row) -> None:
+    def show(row: runs.RungRow) -> None:
         nonlocal best
-        done[row["trial"]] = (
-            epochs
-            if row["decision"] in ("stop", "failed")
-            else max(done.get(row["trial"], 0), row["epoch"])
+        done[row.trial] = (
+            epochs if row.decision in ("stop", "failed") else max(done.get(row.trial, 0), row.epoch)
         )
-        best = max(best, row["robust_accuracy"] or 0.0)
-        if row["decision"] == "failed":
-            bars.say(f"{row['trial']} failed and is ranked last: {row['reason']}")
+        best = max(best, row.robust_accuracy or 0.0)
+        if row.decision == "failed":
+            bars.say(f"{row.trial} failed and is ranked last: {row.reason}")
         ended = sum(count == epochs for count in done.values())
         bars.show(
             "sweep",
@@ -158,14 +150,14 @@ def sweep_rows(bars: Bars, settings: config.Sweep) -> Callable[[Row], None]:
     return show
 
 
-def evaluate_rows(bars: Bars, runs: int) -> Callable[[Row], None]:
+def evaluate_rows(bars: Bars, subjects: int) -> Callable[[dict[str, Any]], None]:
     shares: dict[str, dict[str, float]] = {}
 
-    def show(row: Row) -> None:
+    def show(row: dict[str, Any]) -> None:
         passes = sum(STAGES[stage].passes for stage in row["stages"])
         done = shares.setdefault(row["run"], {})
         done[row["attack"]] = row["done"] / row["of"] * STAGES[row["attack"]].passes / passes
-        total = sum(sum(parts.values()) for parts in shares.values()) / runs
+        total = sum(sum(parts.values()) for parts in shares.values()) / subjects
         bars.show("autoattack", total, f"AutoAttack: {row['attack']} on {row['run']}")
 
     return show
@@ -185,7 +177,7 @@ def table(rows: Sequence[Row], title: str, json_file: str | None = None) -> None
     out.print(shown)
 
 
-def _cell(column: str, value: Any) -> str:
+def _cell(column: str, value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, float):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import resources
-from typing import Any
+from typing import Any, overload
 
 import yaml
 from pydantic import BaseModel
@@ -158,7 +158,17 @@ def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def load(source: str, kind: type[C] | None = None, settings: list[str] | None = None) -> C:
+@overload
+def load(source: str, kind: type[C], settings: list[str] | None = None) -> C: ...
+
+
+@overload
+def load(source: str, kind: None = None, settings: list[str] | None = None) -> Config: ...
+
+
+def load(
+    source: str, kind: type[Frozen] | None = None, settings: list[str] | None = None
+) -> Frozen:
     """Read a recipe name or a file, apply `--set` settings, validate, and check that it is of the
     wanted kind.
     """
@@ -178,7 +188,7 @@ def load(source: str, kind: type[C] | None = None, settings: list[str] | None = 
     tree, places = files.with_parts(KINDS[found], document, (_identity(source),))
     config = validate(KINDS[found], tree, source, places)
     changes = parse_settings(settings or [])
-    return override(config, changes) if changes else config  # type: ignore[return-value]
+    return override(config, changes) if changes else config
 
 
 class _Dumper(yaml.SafeDumper):

@@ -223,7 +223,9 @@ class _Parser:
 
     def _scalar(self, event: ScalarEvent) -> Any:
         text = event.value
-        kind = self.resolver.resolve(yaml.ScalarNode, text, event.implicit).removeprefix(_TAG)
+        resolve = self.resolver.resolve
+        tag: str = resolve(yaml.ScalarNode, text, event.implicit)  # type: ignore[no-untyped-call]
+        kind = tag.removeprefix(_TAG)
         if kind == "null":
             return None
         if kind == "bool":

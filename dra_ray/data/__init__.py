@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from dra_ray import config
@@ -73,7 +74,7 @@ class Images:
         """
         return _sha256(self.train, self.validation, self.test)
 
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> dict[str, JsonValue]:
         """What a manifest records; a run goes on only where it finds the same."""
         return {
             "name": self.name,
@@ -94,7 +95,7 @@ class Images:
         }
 
 
-def picture_facts(pictures: Pictures) -> dict[str, object]:
+def picture_facts(pictures: Pictures) -> dict[str, JsonValue]:
     """What a manifest records of a synthetic set."""
     return {"images": len(pictures), "sha256": _sha256(pictures), "sha256_of": pictures.hashed}
 

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dra_ray import config, data, students
+from dra_ray import config, data, runs, students
 from dra_ray.data import Shape
 from dra_ray.errors import CheckpointError, ConfigError, DataError, nearest
 from dra_ray.storage import Store, sha256
@@ -199,16 +200,18 @@ def _run_around(file: Store) -> Store | None:
         folder = folder.rpartition("/")[0]
         if not folder or folder.endswith(":/"):
             return None
-        manifest = checkpoint.manifest(Store(folder))
-        if manifest.get("kind") == "train":
-            return Store(folder)
+        with contextlib.suppress(CheckpointError):  # a manifest.json that is not ours
+            manifest = checkpoint.manifest(Store(folder))
+            if manifest and manifest.kind == "train":
+                return Store(folder)
     return None
 
 
 def _experiment(run: Store) -> config.Experiment:
-    return config.validate(
-        config.Experiment, checkpoint.manifest(run).get("config", {}), str(run / "manifest.json")
-    )
+    manifest = checkpoint.manifest(run)
+    if manifest is None:
+        raise CheckpointError(f"'{run}' has no {runs.MANIFEST}; give the folder of a run")
+    return config.validate(config.Experiment, manifest.config, str(run / runs.MANIFEST))
 
 
 def _difference(

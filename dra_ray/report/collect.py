@@ -7,11 +7,12 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from dra_ray import runs
 from dra_ray.attacks import catalogue
 from dra_ray.config import flatten
 from dra_ray.errors import DataError
@@ -20,7 +21,8 @@ from dra_ray.evaluation.result import FILE, parse
 from dra_ray.pool.records import LogRow
 from dra_ray.report import words
 from dra_ray.report.words import in_percent
-from dra_ray.storage import Store, masked_tree, read_json
+from dra_ray.runs import Manifest, R, RungRow, TeacherRow, ValidationRow
+from dra_ray.storage import Store, masked_tree
 from dra_ray.sweeps import equal
 from dra_ray.sweeps.rungs import rung_epochs
 from dra_ray.teachers.checkpoint import CARD, WEIGHTS, build, digest, read_card
@@ -41,10 +43,10 @@ RESULT = FILE
 # it: a driver can be gone.
 DECISIONS = {"stop": "stopped", "done": "done", "continue": "unfinished", "failed": "failed"}
 LOGS = (
-    "metrics.jsonl",
-    "steps.jsonl",
-    "rungs.jsonl",
-    "pool.jsonl",
+    runs.METRICS,
+    runs.STEPS,
+    runs.RUNGS,
+    runs.POOL,
 )  # their rows say when they were written, as `at`
 
 
@@ -64,31 +66,31 @@ def collect(run: Store) -> dict[str, Any]:
     """
     facts = _Facts(run)
     manifest = _manifest(run)
-    kind = manifest["kind"]
+    kind = manifest.kind
     facts.values |= {
         "kind": kind,
-        "name": manifest.get("name", run.name),
+        "name": manifest.name or run.name,
         "title": _title(run, manifest),
         "status": _status(run, manifest),
-        "created": manifest.get("created"),
-        "description": manifest.get("config", {}).get("description", ""),
-        "config": manifest.get("config", {}),
-        "versions": manifest.get("versions", {}),
-        "hardware": manifest.get("hardware"),
-        "stages": manifest.get("stages", []),
+        "created": manifest.created,
+        "description": manifest.config.get("description", ""),
+        "config": manifest.config,
+        "versions": manifest.versions,
+        "hardware": manifest.hardware,
+        "stages": [stage.on_disk() for stage in manifest.stages],
         "elapsed_s": _elapsed(manifest),
     }
     if facts.values["stages"] or kind != EVALUATION:
-        facts.cite("stages", "manifest.json")
+        facts.cite("stages", runs.MANIFEST)
     if facts.values["elapsed_s"] is not None:
-        facts.cite("elapsed_s", "manifest.json")
+        facts.cite("elapsed_s", runs.MANIFEST)
     if facts.values["status"] != "done":
         facts.missing.append(_why(run, manifest, facts.values["status"]))
     readers = {"teacher": _teacher, "synthetic": _synthetic, "sweep": _sweep, "train": _train}
     if kind == EVALUATION:
         _evaluation(facts)
     for part, folder in PARTS.get(kind, {}).items():
-        if facts.needs(_path(folder, "manifest.json"), part):
+        if facts.needs(_path(folder, runs.MANIFEST), part):
             readers[part](facts, folder)
     return facts.finish()
 
@@ -142,78 +144,69 @@ def _evaluation_row(final: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # -- reading files ---------------------------------------------------------------------------------
-def read_rows(file: Store, required: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """Rows of a `.jsonl` file; `DataError` names the first line that is damaged or lacks a required
-    key.
-    """
-    lines = file.read_text().splitlines()
-    found = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = read_json(line)
-            absent = [key for key in required if key not in row]
-        except (ValueError, TypeError):
-            raise DataError(
-                f"'{file}' line {number} is not valid JSON; delete that line or restore the file"
-            ) from None
-        if absent:
-            raise DataError(
-                f"'{file}' line {number} has no '{absent[0]}'; delete that line or restore the file"
-            )
-        found.append(row)
-    return found
+class _Dated(runs.Record):
+    """A row of any log."""
+
+    at: float | None = None
 
 
-def read_rungs(sweep: Store) -> list[dict[str, Any]]:
+class _PoolRow(runs.Record):
+    """What a row of pool.jsonl cannot do without."""
+
+    at: float
+    running: int
+
+
+def read_rungs(sweep: Store) -> list[RungRow]:
     """Rows of rungs.jsonl by trial and epoch; a resumed sweep may report an epoch twice, and then
     the later row counts.
     """
-    file = sweep / "rungs.jsonl"
-    if not file.exists():
-        return []
-    keys = ("trial", "epoch", "images_seen", "robust_accuracy", "clean_accuracy", "decision")
-    scored = [
-        row for row in read_rows(file, keys) if row["robust_accuracy"] is not None
-    ]  # not what failed before a validation
-    latest = {(row["trial"], row["epoch"]): row for row in scored}
+    logged = runs.read_rows(sweep / runs.RUNGS, RungRow)
+    scored = [row for row in logged if row.robust_accuracy is not None]  # not what failed before
+    latest = {(row.trial, row.epoch): row for row in scored}
     return [latest[key] for key in sorted(latest)]
 
 
 def read_pool(folder: Store) -> list[LogRow]:
     """Rows of pool.jsonl in order of time; empty when the run had no pool."""
-    file = folder / "pool.jsonl"
-    rows = read_rows(file, ("at", "running")) if file.exists() else []
-    return sorted(map(LogRow.read, rows), key=lambda row: row.at)
+    rows = runs.read_rows(folder / runs.POOL, _PoolRow)
+    return sorted((LogRow.read(row.on_disk()) for row in rows), key=lambda row: row.at)
 
 
-def read_metrics(folder: Store) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl as written; empty when nothing was logged yet."""
-    file = folder / "metrics.jsonl"
-    return read_rows(file, ("images_seen",)) if file.exists() else []
+def read_metrics(folder: Store, kind: type[R]) -> list[R]:
+    """Rows of metrics.jsonl: `ValidationRow` of a student, `TeacherRow` of a teacher; empty when
+    nothing was logged yet.
+    """
+    return runs.read_rows(folder / runs.METRICS, kind)
 
 
-def _manifest(run: Store) -> dict[str, Any]:
+def _manifest(run: Store) -> Manifest:
     remedy = "pass a folder written by `dra quickstart`, `dra sweep`, `dra train` or `dra evaluate`"
-    file = run / "manifest.json"
-    manifest = _read_object(file) if file.exists() else {}
-    if manifest.get("kind") in PARTS:
+    manifest = runs.read_manifest(run)
+    if manifest and manifest.kind in PARTS:
         return manifest
     if _evaluated(run) is not None:
-        return {"status": "done"} | manifest | {"kind": EVALUATION}
+        beside = manifest.on_disk() if manifest else {}
+        return Manifest.model_validate({"status": "done"} | beside | {"kind": EVALUATION})
     if not manifest:
-        raise DataError(f"'{run}' is not a run: it has no manifest.json; {remedy}")
+        raise DataError(f"'{run}' is not a run: it has no {runs.MANIFEST}; {remedy}")
     raise DataError(
-        f"'{file}' is of kind {manifest.get('kind')!r}, which no report knows; {remedy}"
+        f"'{run / runs.MANIFEST}' is of kind {manifest.kind!r}, which no report knows; {remedy}"
     )
 
 
-def _title(run: Store, manifest: Mapping[str, Any]) -> str:
+def _part(facts: _Facts, folder: str) -> Manifest:
+    """The manifest of a part of the run, which is there."""
+    manifest = runs.read_manifest(facts.at(folder))
+    assert manifest is not None
+    return manifest
+
+
+def _title(run: Store, manifest: Manifest) -> str:
     """The run's name; of a trial, and of an evaluation within a run, after the name of what it
     belongs to.
     """
-    name = str(manifest.get("name", run.name))
+    name = manifest.name or run.name
     if sweep := _sweep_of(run):
         return f"{sweep.name}, {name}"
     if inside := re.fullmatch(
@@ -226,41 +219,35 @@ def _title(run: Store, manifest: Mapping[str, Any]) -> str:
 def _sweep_of(run: Store) -> Store | None:
     """The sweep of a trial, whose folder is SWEEP/trials/TRIAL."""
     inside = re.fullmatch(r"(.+)/trials/[^/]+", run.resolved().uri.rstrip("/"))
-    return Store(inside[1]) if inside and (Store(inside[1]) / "rungs.jsonl").exists() else None
+    return Store(inside[1]) if inside and (Store(inside[1]) / runs.RUNGS).exists() else None
 
 
-def _status(run: Store, manifest: Mapping[str, Any]) -> str:
-    if manifest.get("status") == "done":
+def _status(run: Store, manifest: Manifest) -> str:
+    if manifest.is_done:
         return "done"
-    if manifest.get("stopped") or _stop_of(run):
+    if manifest.stopped or _stop_of(run):
         return "stopped"
-    return (
-        "unfinished" if manifest.get("status", "running") == "running" else str(manifest["status"])
-    )
+    return "unfinished" if manifest.status in ("running", "unknown") else manifest.status
 
 
-def _stop_of(run: Store) -> dict[str, Any] | None:
-    """The row with which its sweep stopped this trial, and the sweep's name: the trial's own
+def _stop_of(run: Store) -> tuple[str, RungRow] | None:
+    """The sweep that stopped this trial, by name, and the row with which it did: the trial's own
     manifest does not know.
     """
     sweep = _sweep_of(run)
-    rows = [row for row in read_rungs(sweep) if row["trial"] == run.name] if sweep else []
-    return (
-        rows[-1] | {"sweep": sweep.name}
-        if sweep and rows and rows[-1]["decision"] == "stop"
-        else None
-    )
+    rows = [row for row in read_rungs(sweep) if row.trial == run.name] if sweep else []
+    return (sweep.name, rows[-1]) if sweep and rows and rows[-1].decision == "stop" else None
 
 
-def _why(run: Store, manifest: Mapping[str, Any], status: str) -> str:
+def _why(run: Store, manifest: Manifest, status: str) -> str:
     """Why a run is not done, as far as its files know."""
-    if reason := manifest.get("stopped"):
+    if reason := manifest.stopped:
         return f"training stopped: {reason}"
     if stop := _stop_of(run):
-        accuracy = words.percent(stop["robust_accuracy"])
+        sweep, row = stop
         return (
-            f"the rest of the training: sweep '{stop['sweep']}' stopped this trial after epoch "
-            f"{stop['epoch']}, at {accuracy} robust accuracy"
+            f"the rest of the training: sweep '{sweep}' stopped this trial after epoch "
+            f"{row.epoch}, at {words.percent(row.robust_accuracy)} robust accuracy"
         )
     sign = _last_sign(run, manifest)
     seen = f"; its last sign of life is from {sign}" if sign else ""
@@ -271,20 +258,16 @@ def _why(run: Store, manifest: Mapping[str, Any], status: str) -> str:
     )
 
 
-def _last_sign(run: Store, manifest: Mapping[str, Any]) -> str | None:
+def _last_sign(run: Store, manifest: Manifest) -> str | None:
     """When a file of the run was last added to, in UTC; None where none says so."""
-    folders = {"", *PARTS.get(manifest["kind"], {}).values()}
+    folders = {"", *PARTS.get(manifest.kind, {}).values()}
     files = [run / _path(folder, log) for folder in folders for log in LOGS]
     times = [
-        row["at"]
-        for file in files
-        if file.exists()
-        for row in read_rows(file)[-1:]
-        if row.get("at") is not None
+        row.at for file in files for row in runs.read_rows(file, _Dated)[-1:] if row.at is not None
     ]
     if not times:
-        started = manifest.get("started_at") or manifest.get("created")
-        return str(started) if started else None
+        started = manifest.started_at or manifest.created
+        return started or None
     return datetime.datetime.fromtimestamp(max(times), datetime.UTC).strftime(
         "%Y-%m-%d %H:%M:%S UTC"
     )
@@ -310,9 +293,10 @@ def _path(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def _elapsed(manifest: Mapping[str, Any]) -> float | None:
-    stages = [stage["seconds"] for stage in manifest.get("stages", [])]
-    return manifest.get("elapsed_s", sum(stages) if stages else None)
+def _elapsed(manifest: Manifest) -> float | None:
+    if manifest.elapsed_s is not None or not manifest.stages:
+        return manifest.elapsed_s
+    return sum(stage.seconds for stage in manifest.stages)
 
 
 # -- the parts of a run ----------------------------------------------------------------------------
@@ -359,7 +343,7 @@ class _Facts:
         return name
 
     def finish(self) -> dict[str, Any]:
-        self.link("this run's manifest", "manifest.json")
+        self.link("this run's manifest", runs.MANIFEST)
         self.values |= {"missing": self.missing, "files": self.files, "sources": self.sources}
         self.values["headline"] = headline(self.values)
         return self.values
@@ -367,11 +351,11 @@ class _Facts:
 
 def _teacher(facts: _Facts, folder: str) -> None:
     run = facts.at(folder)
-    logged = read_metrics(run)
+    logged = read_metrics(run, TeacherRow)
     facts.put(
         "teacher",
-        {"images_seen": logged[-1]["images_seen"] if logged else None},
-        _path(folder, "metrics.jsonl"),
+        {"images_seen": logged[-1].images_seen if logged else None},
+        _path(folder, runs.METRICS),
     )
     card = _path(folder, CARD)
     if facts.needs(card, "teacher"):
@@ -400,20 +384,18 @@ def _params(teacher: Store) -> int:
 
 
 def _synthetic(facts: _Facts, folder: str) -> None:
-    name = _path(folder, "manifest.json")
-    manifest = _read_object(facts.at(name))
-    counts = manifest.get("counts")
-    counts = dict(enumerate(counts)) if isinstance(counts, list) else dict(counts or {})
+    name = _path(folder, runs.MANIFEST)
+    manifest = _part(facts, folder)
     facts.put(
         "synthetic",
         {
-            "images": manifest.get("images"),
-            "counts": {str(label): count for label, count in counts.items()},
+            "images": manifest.images,
+            "counts": manifest.counts,
         },
         name,
     )
-    facts.put("synthetic.sampler", manifest.get("sampler", {}), name)
-    facts.values["synthetic"]["teacher_digest"] = manifest.get("teacher_digest")
+    facts.put("synthetic.sampler", manifest.sampler, name)
+    facts.values["synthetic"]["teacher_digest"] = manifest.teacher_digest
     facts.link("synthetic images", folder)
     facts.values["synthetic"]["samples"] = facts.link(
         "synthetic sample sheet", _path(folder, "samples.png")
@@ -421,16 +403,16 @@ def _synthetic(facts: _Facts, folder: str) -> None:
 
 
 def _sweep(facts: _Facts, folder: str) -> None:
-    name = _path(folder, "manifest.json")
-    manifest = _read_object(facts.at(name))
-    chosen: dict[str, dict[str, Any]] = manifest.get("trials", {})
+    name = _path(folder, runs.MANIFEST)
+    manifest = _part(facts, folder)
+    chosen = manifest.trials
     rungs = read_rungs(facts.at(folder))
-    facts.needs(_path(folder, "rungs.jsonl"), "sweep")
-    history: dict[str, list[dict[str, Any]]] = {trial: [] for trial in chosen}
+    facts.needs(_path(folder, runs.RUNGS), "sweep")
+    history: dict[str, list[RungRow]] = {trial: [] for trial in chosen}
     for row in rungs:
-        history.setdefault(row["trial"], []).append(row)
-    images_per_epoch = rungs[0]["images_seen"] // max(rungs[0]["epoch"], 1) if rungs else 1
-    epochs = _rung_epochs(manifest.get("config", {}), images_per_epoch)
+        history.setdefault(row.trial, []).append(row)
+    images_per_epoch = rungs[0].images_seen // max(rungs[0].epoch, 1) if rungs else 1
+    epochs = _rung_epochs(manifest.config, images_per_epoch)
     trials = [
         _trial(trial, chosen.get(trial, {}), reports, epochs)
         for trial, reports in sorted(history.items())
@@ -444,22 +426,22 @@ def _sweep(facts: _Facts, folder: str) -> None:
         for trial, reason in sorted(failures.items())
     ]
     facts.values["sweep"] = trials
-    facts.cite("sweep", name, _path(folder, "rungs.jsonl"))
+    facts.cite("sweep", name, _path(folder, runs.RUNGS))
     decisions = [trial["decision"] for trial in trials]
     counts = {"trials": len(trials)} | {
         key: decisions.count(decision) for key, decision in COUNTED.items()
     }
-    facts.put("asha", counts | {"stops": _stops(trials)}, name, _path(folder, "rungs.jsonl"))
+    facts.put("asha", counts | {"stops": _stops(trials)}, name, _path(folder, runs.RUNGS))
     facts.put("asha", {"rungs": epochs}, name)
     _equal(facts, folder, rungs)
     _pool(facts, folder)
     facts.link("sweep trials", _path(folder, "trials"))
-    facts.link("rung scores", _path(folder, "rungs.jsonl"))
-    finals = manifest.get("finals", {})
+    facts.link("rung scores", _path(folder, runs.RUNGS))
+    finals = manifest.finals
     if not finals:
         facts.missing.append("finals: the sweep has not chosen its finalists yet")
-    for role, trial in sorted(finals.items(), reverse=True):  # DRA first
-        _final(facts, role, trial, chosen.get(trial, {}), _path(folder, f"trials/{trial}"))
+    for role, final in sorted(finals.items(), reverse=True):  # DRA first
+        _final(facts, role, final, chosen.get(final, {}), _path(folder, f"trials/{final}"))
     _paired(facts)
 
 
@@ -504,41 +486,42 @@ def _at(stop: Mapping[str, Any]) -> str:
 
 
 def _trial(
-    trial: str, fields: Mapping[str, Any], reports: list[dict[str, Any]], rungs: list[int]
+    trial: str, fields: Mapping[str, Any], reports: list[RungRow], rungs: list[int]
 ) -> dict[str, Any]:
     """Its last validation; `rung` is the number of the rung at which it stopped, None where it did
     not stop at one.
     """
-    last = reports[-1] if reports else {}
-    best = max(
-        (row["robust_accuracy"] for row in reports if row["robust_accuracy"] is not None),
-        default=None,
-    )
-    kept = {
-        key: last.get(key) for key in ("epoch", "images_seen", "clean_accuracy", "robust_accuracy")
-    }
-    decision = DECISIONS.get(last["decision"], str(last["decision"])) if last else "not started"
-    rung = (
-        rungs.index(last["epoch"]) + 1 if decision == "stopped" and last["epoch"] in rungs else None
-    )
+    last = reports[-1] if reports else None
+    stopped_at = last.epoch if last and last.decision == "stop" else None
     return {
         "trial": trial,
         "fields": dict(fields),
-        **kept,
-        "best_robust_accuracy": best,
-        "decision": decision,
-        "rung": rung,
+        **_scores_of(reports),
+        "decision": DECISIONS[last.decision] if last else "not started",
+        "rung": rungs.index(stopped_at) + 1 if stopped_at in rungs else None,
+    }
+
+
+def _scores_of(rows: Sequence[RungRow | ValidationRow]) -> dict[str, Any]:
+    """The scores of the last row and the best robust accuracy; None where there is no row."""
+    last = rows[-1] if rows else None
+    robust = [row.robust_accuracy for row in rows if row.robust_accuracy is not None]
+    return {
+        "epoch": last.epoch if last else None,
+        "images_seen": last.images_seen if last else None,
+        "clean_accuracy": last.clean_accuracy if last else None,
+        "robust_accuracy": last.robust_accuracy if last else None,
+        "best_robust_accuracy": max(robust, default=None),
     }
 
 
 def _failures(sweep: Store) -> dict[str, str]:
     """Trials that failed for good, and why."""
-    file = sweep / "rungs.jsonl"
-    logged = read_rows(file, ("trial", "decision")) if file.exists() else []
-    return {row["trial"]: row.get("reason", "") for row in logged if row["decision"] == "failed"}
+    logged = runs.read_rows(sweep / runs.RUNGS, RungRow)
+    return {row.trial: row.reason or "" for row in logged if row.decision == "failed"}
 
 
-def _equal(facts: _Facts, folder: str, rungs: list[dict[str, Any]]) -> None:
+def _equal(facts: _Facts, folder: str, rungs: list[RungRow]) -> None:
     """The best trial with alignment against the best without, wherever the other fields and the
     epoch are equal.
     """
@@ -546,7 +529,7 @@ def _equal(facts: _Facts, folder: str, rungs: list[dict[str, Any]]) -> None:
     matches = equal.matches(trials, equal.scores(rungs))
     if matches:
         facts.values["equal"] = [dataclasses.asdict(match) for match in matches]
-        facts.cite("equal", _path(folder, "manifest.json"), _path(folder, "rungs.jsonl"))
+        facts.cite("equal", _path(folder, runs.MANIFEST), _path(folder, runs.RUNGS))
 
 
 def _rung_epochs(config: Mapping[str, Any], images_per_epoch: int) -> list[int]:
@@ -580,32 +563,21 @@ def _pool(facts: _Facts, folder: str) -> None:
     facts.put(
         "pool",
         {"replicas": replicas, "max_running": max(running), "seconds": seconds} | totals,
-        _path(folder, "pool.jsonl"),
+        _path(folder, runs.POOL),
     )
-    facts.link("pool history", _path(folder, "pool.jsonl"))
+    facts.link("pool history", _path(folder, runs.POOL))
 
 
 def _train(facts: _Facts, folder: str) -> None:
-    logged = read_metrics(facts.at(folder))
-    checked = [row for row in logged if row.get("robust_accuracy") is not None]
-    last = checked[-1] if checked else {}
-    values = {
-        key: last.get(key) for key in ("epoch", "images_seen", "clean_accuracy", "robust_accuracy")
-    }
-    values["best_robust_accuracy"] = max((row["robust_accuracy"] for row in checked), default=None)
-    facts.put("train", values, _path(folder, "metrics.jsonl"))
-    epochs = (
-        _read_object(facts.at(_path(folder, "manifest.json")))
-        .get("config", {})
-        .get("optim", {})
-        .get("epochs")
-    )
-    facts.put("train", {"epochs": epochs}, _path(folder, "manifest.json"))
+    logged = read_metrics(facts.at(folder), ValidationRow)
+    facts.put("train", _scores_of(logged), _path(folder, runs.METRICS))
+    epochs = dict(flatten(_part(facts, folder).config)).get("optim.epochs")
+    facts.put("train", {"epochs": epochs}, _path(folder, runs.MANIFEST))
     facts.values["train"] |= {"decision": facts.values["status"], "rung": None}
-    if facts.values["elapsed_s"] is None and logged and "elapsed_s" in logged[-1]:
-        facts.values["elapsed_s"] = logged[-1]["elapsed_s"]
-        facts.cite("elapsed_s", _path(folder, "metrics.jsonl"))
-    if not checked:
+    if facts.values["elapsed_s"] is None and logged:
+        facts.values["elapsed_s"] = logged[-1].elapsed_s
+        facts.cite("elapsed_s", _path(folder, runs.METRICS))
+    if not logged:
         facts.missing.append("train: metrics.jsonl has no validated epoch yet")
     _pool(facts, folder)
     _final(facts, "run", facts.values["name"], {}, folder)

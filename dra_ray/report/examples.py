@@ -182,11 +182,11 @@ def _within(change: Tensor, threat: Mapping[str, Any]) -> bool:
 
 def _settings(run: Store) -> config.Experiment:
     manifest = runs.read_manifest(run)
-    if manifest is None or manifest.get("kind") != "train":
+    if manifest is None or manifest.kind != "train":
         raise DataError(
             f"'{run}' is not a training run, so nothing says which images were attacked"
         )
-    return config.validate(config.Experiment, manifest["config"], str(run / "manifest.json"))
+    return config.validate(config.Experiment, manifest.config, str(run / runs.MANIFEST))
 
 
 def _predict(run: Store, images: Tensor) -> list[int]:

@@ -20,6 +20,7 @@ from dra_ray.report.collect import (
     read_pool,
     read_rungs,
 )
+from dra_ray.runs import TeacherRow, ValidationRow
 from dra_ray.storage import Store
 from dra_ray.sweeps import equal
 
@@ -80,7 +81,7 @@ def figures_of(run: Store, summary: Mapping[str, Any]) -> dict[str, plots.Figure
     folder = _sweep_folder(run, summary)
     finals, rungs = summary.get("finals", {}), read_rungs(folder)
     curves = {
-        role: read_metrics(run / final["run"] if final["run"] else run)
+        role: read_metrics(run / final["run"] if final["run"] else run, ValidationRow)
         for role, final in finals.items()
     }
     figures = {
@@ -95,7 +96,7 @@ def figures_of(run: Store, summary: Mapping[str, Any]) -> dict[str, plots.Figure
         "training": plots.training(curves),
         "losses": plots.losses(curves),
         "pool": plots.pool(read_pool(folder)),
-        "teacher": plots.teacher(read_metrics(run / PARTS[summary["kind"]]["teacher"]))
+        "teacher": plots.teacher(read_metrics(run / PARTS[summary["kind"]]["teacher"], TeacherRow))
         if "teacher" in summary
         else None,
     }
@@ -387,7 +388,7 @@ def _sweep(
     )
 
 
-def _effect(summary: Mapping[str, Any], field: str, rungs: plots.Rows) -> str:
+def _effect(summary: Mapping[str, Any], field: str, rungs: plots.Rungs) -> str:
     """What the field is, and which trials are compared."""
     found = plots.effects(summary, field, rungs)
     epochs = ", ".join(str(epoch) for epoch in dict.fromkeys(effect.epoch for effect in found))

@@ -19,10 +19,12 @@ from dra_ray.pool.records import LogRow
 from dra_ray.report import words
 from dra_ray.report.collect import LABELS, outcome
 from dra_ray.report.words import in_percent
+from dra_ray.runs import Record, RungRow, TeacherRow, ValidationRow
 from dra_ray.sweeps import equal
 
 Figure = dict[str, Any]
-Rows = Sequence[Mapping[str, Any]]
+Rungs = Sequence[RungRow]
+Curves = Mapping[str, Sequence[ValidationRow]]  # by role
 
 BLUE, VERMILLION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#9aa0a8"
 COLOURS = {"dra": BLUE, "baseline": VERMILLION, "run": BLUE}
@@ -56,7 +58,7 @@ def trade_off(summary: Mapping[str, Any]) -> Figure | None:
     )
 
 
-def against(summary: Mapping[str, Any], field: str, history: Rows) -> Figure | None:
+def against(summary: Mapping[str, Any], field: str, history: Rungs) -> Figure | None:
     """Robust validation accuracy over one swept field, of trials after the same epoch and against
     the same attack.
 
@@ -106,7 +108,7 @@ def against(summary: Mapping[str, Any], field: str, history: Rows) -> Figure | N
     return figure | {"data": lines + figure["data"]}
 
 
-def effects(summary: Mapping[str, Any], field: str, history: Rows) -> list[equal.Effect]:
+def effects(summary: Mapping[str, Any], field: str, history: Rungs) -> list[equal.Effect]:
     """What `against` shows of a field."""
     trials = {trial["trial"]: trial["fields"] for trial in summary.get("sweep", [])}
     if field == "align.sigma":  # no teacher is asked where lambda is 0
@@ -116,11 +118,11 @@ def effects(summary: Mapping[str, Any], field: str, history: Rows) -> list[equal
     return equal.effects(field, trials, equal.scores(history))
 
 
-def rungs(summary: Mapping[str, Any], history: Rows) -> Figure | None:
+def rungs(summary: Mapping[str, Any], history: Rungs) -> Figure | None:
     """Robust validation accuracy over epochs per trial, as successive halving saw it."""
-    reports: dict[str, list[Mapping[str, Any]]] = {}
+    reports: dict[str, list[RungRow]] = {}
     for row in history:
-        reports.setdefault(row["trial"], []).append(row)
+        reports.setdefault(row.trial, []).append(row)
     traces, named = [], set()
     groups = _groups(summary)
     for trial in sorted(
@@ -130,8 +132,8 @@ def rungs(summary: Mapping[str, Any], history: Rows) -> Figure | None:
         shown = reports[trial["trial"]]
         traces.append(
             {
-                "x": [row["epoch"] for row in shown],
-                "y": [in_percent(row["robust_accuracy"]) for row in shown],
+                "x": [row.epoch for row in shown],
+                "y": [in_percent(row.robust_accuracy) for row in shown],
                 "mode": "lines+markers",
                 "name": label,
                 "legendgroup": label,
@@ -221,7 +223,7 @@ def pool(history: Sequence[LogRow]) -> Figure | None:
     return {"data": traces, "layout": layout | {"hovermode": "x unified"}}
 
 
-def training(curves: Mapping[str, Rows]) -> Figure | None:
+def training(curves: Curves) -> Figure | None:
     """Validation accuracy over epochs; solid: under attack, dashed: clean."""
     traces = []
     for role, rows in curves.items():
@@ -243,7 +245,7 @@ def training(curves: Mapping[str, Rows]) -> Figure | None:
     )
 
 
-def losses(curves: Mapping[str, Rows]) -> Figure | None:
+def losses(curves: Curves) -> Figure | None:
     """The terms of the training loss over epochs."""
     terms = (
         ("loss_clean", "solid", "clean"),
@@ -253,7 +255,7 @@ def losses(curves: Mapping[str, Rows]) -> Figure | None:
     traces = []
     for role, rows in curves.items():
         for key, dash, what in terms:
-            if any(row.get(key) for row in rows):  # the baseline has no alignment term
+            if any(_number(row, key) for row in rows):  # the baseline has no alignment term
                 traces += _curve(
                     rows,
                     key,
@@ -267,15 +269,15 @@ def losses(curves: Mapping[str, Rows]) -> Figure | None:
     )
 
 
-def teacher(rows: Rows) -> Figure | None:
+def teacher(rows: Sequence[TeacherRow]) -> Figure | None:
     """A teacher's training loss over the images that it has seen."""
-    seen = [row for row in rows if "loss" in row]
-    if all(row["loss"] is None for row in seen):
+    losses = [_number(row, "loss") for row in rows]
+    if all(loss is None for loss in losses):
         return None
     trace = {
-        "x": [row["images_seen"] for row in seen],
-        "y": [row["loss"] for row in seen],
-        "mode": "lines" if len(seen) > 1 else "markers",
+        "x": [row.images_seen for row in rows],
+        "y": losses,
+        "mode": "lines" if len(rows) > 1 else "markers",
         "name": "loss",
         "line": {"color": BLUE, "width": 2},
     }
@@ -490,11 +492,20 @@ def _hover(trial: Mapping[str, Any]) -> str:
     )
 
 
-def _curve(rows: Rows, key: str, name: str, line: Figure, scale: float = 1) -> list[Figure]:
-    seen = [row for row in rows if key in row and row.get("epoch") is not None]
+def _number(row: Record, key: str) -> float | None:
+    """A field of a row; None, which leaves a gap in a curve, where it is not a number."""
+    value: float = getattr(row, key)
+    return None if math.isnan(value) else value
+
+
+def _curve(
+    rows: Sequence[ValidationRow], key: str, name: str, line: Figure, scale: float = 1
+) -> list[Figure]:
+    values = [_number(row, key) for row in rows]
     points = [
-        (row["epoch"], None if row[key] is None else round(scale * row[key], 4)) for row in seen
-    ]  # None leaves a gap
+        (row.epoch, None if value is None else round(scale * value, 4))
+        for row, value in zip(rows, values, strict=True)
+    ]
     if all(y is None for _, y in points):
         return []
     mode = "lines" if len(points) > 1 else "markers"

@@ -90,7 +90,7 @@ def facts(store: Store, experiment: config.Experiment) -> Facts:
     """
     try:
         tree = yaml.safe_load(store.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise ConfigError(
             f"'{store}' is not valid YAML ({str(error).splitlines()[0]}); mend it"
         ) from None

@@ -46,13 +46,13 @@ def repeated(uri: str, read: Callable[[], T]) -> T:
 def whole(fs: fsspec.AbstractFileSystem, path: str, uri: str, digest: str | None) -> bytes:
     info = fs.info(path)
     require_plausible(uri, int(info["size"] or 0), int(info["size"] or 0))
-    data = fs.cat_file(path)
+    data: bytes = fs.cat_file(path)
     check_reply(fs, path, info, len(data), lambda kind: hashlib.new(kind, data).hexdigest(), digest)
     return data
 
 
 def byte_range(fs: fsspec.AbstractFileSystem, path: str, start: int, length: int) -> bytes:
-    data = fs.cat_file(path, start=start, end=start + length)
+    data: bytes = fs.cat_file(path, start=start, end=start + length)
     if len(data) != length:
         fs.invalidate_cache()
         expected = max(0, min(length, int(fs.info(path)["size"] or 0) - start))

@@ -77,16 +77,16 @@ class Store:
     def _open_fs(self) -> tuple[fsspec.AbstractFileSystem, str]:
         require_plain(self.uri)
         bounded = self.uri.startswith(("s3://", "s3a://")) and "::" not in self.uri
+        options = {"config_kwargs": _s3_config()} if bounded else {}
         try:
-            if not bounded:
-                return fsspec.core.url_to_fs(self.uri)
-            fs, path = fsspec.core.url_to_fs(self.uri, config_kwargs=_s3_config())
-            fs.retries = S3_ROUNDS
-            return fs, path
+            fs, path = fsspec.core.url_to_fs(self.uri, **options)
         except (ValueError, ImportError) as error:
             raise StorageError(
                 f"storage URI '{self.uri}': {error}; use a path, file://, s3:// or gs://"
             ) from None
+        if bounded:
+            fs.retries = S3_ROUNDS
+        return fs, path
 
     def resolved(self) -> Store:
         """The same folder with an absolute local path, so that workers in other directories find
@@ -140,7 +140,8 @@ class Store:
     @explained("reach")
     def _info(self) -> dict[str, Any]:
         fs, path = self._open_fs()
-        return fs.info(path)
+        info: dict[str, Any] = fs.info(path)
+        return info
 
     @explained("read")
     def read_bytes(
@@ -158,10 +159,12 @@ class Store:
         fs, path = self._open_fs()
         if self.is_local:
             if length is not None:
-                return fs.cat_file(path, start=start, end=start + length)
+                part: bytes = fs.cat_file(path, start=start, end=start + length)
+                return part
             file_bytes = os.stat(path).st_size
             require_plausible(self.uri, file_bytes, file_bytes)
-            return fs.cat_file(path)
+            content: bytes = fs.cat_file(path)
+            return content
         if length is not None:
             return repeated(self.uri, lambda: byte_range(fs, path, start, length))
         return repeated(self.uri, lambda: whole(fs, path, self.uri, digest))
@@ -262,9 +265,10 @@ class Store:
         self.write_bytes(text.encode())
 
     def read_json(self) -> Any:
+        content = self.read_bytes()
         try:
-            return read_json(self.read_text())
-        except (ValueError, RecursionError) as error:  # numbers and nesting without end too
+            return read_json(content)
+        except (ValueError, RecursionError) as error:  # also no text, or nested too deeply
             raise DataError(
                 f"'{self.uri}' is not valid JSON ({first_line(error)}); restore or delete it"
             ) from None

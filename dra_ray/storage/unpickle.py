@@ -75,7 +75,7 @@ class _InertUnpickler(pickle._Unpickler):
     """
 
     dispatch: ClassVar = {
-        **pickle._Unpickler.dispatch,  # type: ignore[attr-defined]
+        **pickle._Unpickler.dispatch,
         # an object without arguments is made by calling its stand-in too, which is no class to make
         # an instance of
         pickle.NEWOBJ[0]: pickle._Unpickler.load_reduce,  # type: ignore[attr-defined]

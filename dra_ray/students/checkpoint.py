@@ -5,16 +5,15 @@ best validation so far.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
 from dra_ray import config, data, runs, students
-from dra_ray.errors import CheckpointError
+from dra_ray.errors import CheckpointError, DataError
 from dra_ray.storage import Store
 from dra_ray.students.weights import load_into, read_weights
 
-WEIGHTS = "model.safetensors"
+WEIGHTS = runs.MODEL
 
 
 def save(run: Store, weights: Mapping[str, Tensor]) -> None:
@@ -22,21 +21,15 @@ def save(run: Store, weights: Mapping[str, Tensor]) -> None:
     (run / WEIGHTS).write_tensors(weights)
 
 
-def manifest(run: Store) -> Mapping[str, Any]:
-    """A run's manifest, which may be a stranger's; empty where there is none.
+def manifest(run: Store) -> runs.Manifest | None:
+    """A run's manifest, None where there is none.
 
-    Raises `CheckpointError` where it is no JSON object or its config is none, and `DataError` where
-    it is no JSON at all.
+    Raises `CheckpointError` where it is damaged, or a stranger's that is no manifest of a run.
     """
-    facts = runs.read_manifest(run)
-    if facts is None:
-        return {}
-    if not isinstance(facts, Mapping) or not isinstance(facts.get("config", {}), Mapping):
-        raise CheckpointError(
-            f"'{run / 'manifest.json'}' is not a run's manifest; give the folder that `dra train` "
-            "wrote"
-        )
-    return facts
+    try:
+        return runs.read_manifest(run)
+    except DataError as error:
+        raise CheckpointError(f"{error}, or give the folder that `dra train` wrote") from None
 
 
 def load(run: Store) -> tuple[students.Student, config.Experiment]:
@@ -46,15 +39,13 @@ def load(run: Store) -> tuple[students.Student, config.Experiment]:
     architecture's.
     """
     facts = manifest(run)
-    if facts.get("kind") != "train":
+    if facts is None or facts.kind != "train":
         raise CheckpointError(
             f"'{run}' is not a training run; give the folder that `dra train` wrote"
         )
     if not (run / WEIGHTS).exists():
         raise CheckpointError(f"'{run}' has no trained weights yet; resume it with `dra train`")
-    experiment = config.validate(
-        config.Experiment, facts.get("config", {}), str(run / "manifest.json")
-    )
+    experiment = config.validate(config.Experiment, facts.config, str(run / runs.MANIFEST))
     student = students.build(experiment.model, data.outline(experiment.data).shape)
     load_into(student, read_weights(run / WEIGHTS), experiment.model.name, str(run / WEIGHTS))
     return student.eval().requires_grad_(False), experiment

@@ -12,6 +12,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dra_ray.runs import RungRow
+
 TASK = (
     "threat.norm",
     "threat.eps_255",
@@ -36,13 +38,13 @@ Fields = Mapping[str, Any]
 Scores = Mapping[str, Mapping[int, float]]  # trial -> epoch -> robust accuracy
 
 
-def scores(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
-    """Robust accuracy by trial and epoch, from the rows of rungs.jsonl."""
-    found: dict[str, dict[int, float]] = {}
+def scores(rows: Iterable[RungRow]) -> dict[str, dict[int, float]]:
+    """Robust accuracy by trial and epoch."""
+    robust: dict[str, dict[int, float]] = {}
     for row in rows:
-        if row["robust_accuracy"] is not None:
-            found.setdefault(row["trial"], {})[row["epoch"]] = row["robust_accuracy"]
-    return found
+        if row.robust_accuracy is not None:
+            robust.setdefault(row.trial, {})[row.epoch] = row.robust_accuracy
+    return robust
 
 
 def common_epoch(groups: Iterable[Iterable[str]], reported: Scores) -> int | None:

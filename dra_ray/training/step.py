@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dra_ray import config, data, students
+from dra_ray import config, data, runs, students
 from dra_ray.attacks import pgd
 from dra_ray.data import augment, random
 from dra_ray.storage import Store
@@ -38,7 +38,7 @@ class State:
     best: float
     sums: Tensor  # loss and its parts since the last validation
     class_means: losses.ClassMeans
-    rows: list[dict[str, Any]]
+    rows: list[runs.ValidationRow]
 
     def tensors(self) -> dict[str, Any]:
         return {
@@ -53,7 +53,7 @@ class State:
     def save(self, folder: Store) -> None:
         (folder / "state.pt").write_torch(self.tensors())
         (folder / "state.json").write_json(
-            {"step": self.step, "best": self.best, "rows": self.rows}
+            {"step": self.step, "best": self.best, "rows": [row.on_disk() for row in self.rows]}
         )
 
     def load(self, folder: Store) -> None:
@@ -65,7 +65,11 @@ class State:
         self.optimizer.load_state_dict(tensors["optimizer"])
         self.sums.copy_(tensors["sums"])
         self.class_means.load_state_dict(tensors["class_means"])
-        self.step, self.best, self.rows = facts["step"], facts["best"], facts["rows"]
+        self.step, self.best = facts["step"], facts["best"]
+        self.rows = [
+            runs.parse(runs.ValidationRow, row, f"'{folder / 'state.json'}'")
+            for row in facts["rows"]
+        ]
 
     def finite(self) -> bool:
         return all(bool(p.isfinite().all()) for p in self.student.parameters())

@@ -5,6 +5,7 @@ that resumes by itself.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import platform
 import time
@@ -12,15 +13,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dra_ray import cluster, config, report
-from dra_ray import runs as run_folder
+from pydantic import JsonValue
+
+from dra_ray import cluster, config, report, runs
 from dra_ray.pool import service
+from dra_ray.runs import RungRow, SyntheticProgress, TeacherRow
 from dra_ray.storage import Store
 from dra_ray.workloads import evaluate, sweep, synthesize, train_teacher
 
-# (stage, row) for every row of progress that a stage gives
-Progress = Callable[[str, dict[str, Any]], None]
-STAGES = ("teacher", "synthetic", "sweep", "autoattack", "report")
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What receives the rows of progress of each stage."""
+
+    teacher: Callable[[TeacherRow], None] | None = None
+    synthetic: Callable[[SyntheticProgress], None] | None = None
+    sweep: Callable[[RungRow], None] | None = None
+    autoattack: Callable[[dict[str, Any]], None] | None = None
 
 
 def run(settings: config.Quickstart, store: Store, progress: Progress | None = None) -> Store:
@@ -28,43 +37,39 @@ def run(settings: config.Quickstart, store: Store, progress: Progress | None = N
     initialised.
     """
     store = store.resolved()
-    manifest = run_folder.begin_run(
+    manifest = runs.begin_run(
         store,
         "quickstart",
         settings.model_dump(mode="json"),
         settings.digest(),
-        hardware=hardware(),
+        runs.Facts(hardware=hardware()),
     )
-    if manifest["status"] == "done" and (store / "report.html").exists():
-        return store / "report.html"
-
-    def rows(stage: str) -> Callable[[dict[str, Any]], None] | None:
-        return (lambda row: progress(stage, row)) if progress else None
-
+    if manifest.is_done and (store / runs.REPORT).exists():
+        return store / runs.REPORT
+    progress = progress or Progress()
+    teacher, images, trials = (
+        store / folder for folder in (runs.TEACHER, runs.SYNTHETIC, runs.SWEEP)
+    )
     with _timed(store, "teacher"):
-        train_teacher.fit(settings.teacher, store / "teacher", rows("teacher"))
+        train_teacher.fit(settings.teacher, teacher, progress.teacher)
     with _timed(store, "synthetic"):
-        wanted = config.override(settings.synthesis, {"teacher": (store / "teacher").uri})
-        synthesize.run(wanted, store / "synthetic", rows("synthetic"))
-    sources = {
-        "base.teacher.uri": (store / "teacher").uri,
-        "base.synthetic.uri": (store / "synthetic").uri,
-    }
+        synthesis = config.override(settings.synthesis, {"teacher": teacher.uri})
+        synthesize.run(synthesis, images, progress.synthetic)
+    sources = {"base.teacher.uri": teacher.uri, "base.synthetic.uri": images.uri}
     wide = config.override(settings.sweep, sources)
     with contextlib.ExitStack() as stack:
-        if wide.base.pool.kind == "pool" and not _is_done(
-            store / "sweep"
-        ):  # up until the end of AutoAttack, so that its log also shows it shrink
+        if wide.base.pool.kind == "pool" and not _is_done(trials):
+            # up until the end of AutoAttack, so that its log also shows it shrink
             app = stack.enter_context(
-                service.serving(wide.base.teacher, wide.base.pool, store / "sweep" / "pool.jsonl")
+                service.serving(wide.base.teacher, wide.base.pool, trials / runs.POOL)
             )
             stack.callback(_until_shrunk, app, wide.base.pool)
         with _timed(store, "sweep"):
-            finals = sweep.run(wide, store / "sweep", rows("sweep"))["finals"]
+            finals = sweep.run(wide, trials, progress.sweep).finals
         with _timed(store, "autoattack"):
-            runs = [store / "sweep" / "trials" / trial for trial in finals.values()]
-            evaluate.evaluate_many(runs, progress=rows("autoattack"))
-    run_folder.update_manifest(store, status="done")
+            finalists = [trials / runs.TRIALS / trial for trial in finals.values()]
+            evaluate.evaluate_many(finalists, progress=progress.autoattack)
+    runs.update_manifest(store, runs.Facts(status="done"))
     return report.write(store)
 
 
@@ -80,11 +85,11 @@ def _until_shrunk(app: str, settings: config.Pool) -> None:
 
 
 def _is_done(run: Store) -> bool:
-    manifest = run_folder.read_manifest(run)
-    return manifest is not None and manifest["status"] == "done"
+    manifest = runs.read_manifest(run)
+    return manifest is not None and manifest.is_done
 
 
-def hardware() -> dict[str, Any]:
+def hardware() -> dict[str, JsonValue]:
     """What the times were measured on."""
     return {"machine": platform.machine(), "cpus": os.cpu_count()}
 
@@ -96,10 +101,9 @@ def _timed(store: Store, stage: str) -> Iterator[None]:
     try:
         yield
     finally:
-        manifest = run_folder.read_manifest(store)
+        manifest = runs.read_manifest(store)
         assert manifest is not None
-        seconds = {entry["name"]: entry["seconds"] for entry in manifest.get("stages", [])}
+        seconds = {entry.name: entry.seconds for entry in manifest.stages}
         seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 1)
-        run_folder.update_manifest(
-            store, stages=[{"name": name, "seconds": s} for name, s in seconds.items()]
-        )
+        stages = [runs.Stage(name=name, seconds=s) for name, s in seconds.items()]
+        runs.update_manifest(store, runs.Facts(stages=stages))

@@ -23,15 +23,16 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from dra_ray import cluster, config, data, runs, students
 from dra_ray.errors import ConfigError, LastingError, RunError, is_lasting
 from dra_ray.pool import client, service
+from dra_ray.runs import RungRow
 from dra_ray.storage import Store
 from dra_ray.workloads import train
 
 OBJECTIVE, CLOCK = "robust_accuracy", "images_seen"
 DRIVER_CPUS = 0.01  # a trial's driver only waits; one that held a CPU could starve its own workers
-Progress = Callable[[dict[str, Any]], None]
+Progress = Callable[[RungRow], None]
 
 
-def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> dict[str, Any]:
+def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> runs.Manifest:
     """Run every trial under ASHA, then bring the best trial with and without alignment to the full
     budget.
 
@@ -55,21 +56,20 @@ def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> 
         "sweep",
         sweep.model_dump(mode="json"),
         sweep.digest(),
-        trials=changed,
-        seed=sweep.seed,
+        runs.Facts(trials=changed, seed=sweep.seed),
     )
-    if manifest["status"] == "done":
+    if manifest.is_done:
         return manifest
     with contextlib.ExitStack() as stack:
         _pools(stack, experiments, store)
-        scores = Rungs(sweep, store / "rungs.jsonl", progress)
+        scores = Rungs(sweep, store / runs.RUNGS, progress)
         at_once = min([sweep.asha.max_concurrent, *_slots(experiments)])
         _tune(store, experiments, scores.unfinished(experiments), scores, at_once)
         finals = finalists(experiments, scores.rows)
         while behind := [
             name
             for name in finals.values()
-            if scores.last(name)["epoch"] < experiments[name].optim.epochs
+            if scores.last(name).epoch < experiments[name].optim.epochs
         ]:
             scores.racing = False
             _tune(store, experiments, behind, scores, at_once)
@@ -77,31 +77,27 @@ def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> 
                 experiments, scores.rows
             )  # one that failed on the way makes room for the next
         if not finals:
-            reason = scores.last(next(iter(experiments)))["reason"]
+            reason = scores.last(next(iter(experiments))).reason
             raise LastingError(
                 f"all {len(experiments)} trials of '{store}' failed, the first since {reason}"
             )
-    return runs.update_manifest(store, status="done", finals=finals)
+    return runs.update_manifest(store, runs.Facts(status="done", finals=finals))
 
 
-def finalists(
-    experiments: dict[str, config.Experiment], rows: Iterable[dict[str, Any]]
-) -> dict[str, str]:
+def finalists(experiments: dict[str, config.Experiment], rows: Iterable[RungRow]) -> dict[str, str]:
     """The best trial with alignment and the best without: of those that got furthest, the most
     robust at that rung.
 
     A trial that failed for good is none: its full budget cannot be reached.
     """
-    last: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        last[row["trial"]] = row
-    last = {name: row for name, row in last.items() if row.get("decision") != "failed"}
+    last = {row.trial: row for row in rows}
+    last = {name: row for name, row in last.items() if row.decision != "failed"}
     kinds = {
         "dra": [n for n in last if experiments[n].align.weight > 0],
         "baseline": [n for n in last if experiments[n].align.weight == 0],
     }
     return {
-        kind: max(names, key=lambda n: (last[n][CLOCK], last[n][OBJECTIVE], n))
+        kind: max(names, key=lambda n: (last[n].images_seen, last[n].robust_accuracy, n))
         for kind, names in kinds.items()
         if names
     }
@@ -140,7 +136,7 @@ def _pools(
         if e.align.weight and e.pool.kind == "pool"
     }
     for number, experiment in enumerate(pooled.values()):
-        log = store / (f"pool-{number}.jsonl" if number else "pool.jsonl")
+        log = store / (f"pool-{number}.jsonl" if number else runs.POOL)
         stack.enter_context(service.serving(experiment.teacher, experiment.pool, log))
 
 
@@ -188,7 +184,7 @@ def _tune(
         name = job["trial"]
         train.fit(
             config.Experiment.model_validate(trees[name]),
-            store / "trials" / name,
+            store / runs.TRIALS / name,
             callbacks=[_Validations()],
         )
 
@@ -213,7 +209,7 @@ def _tune(
     )  # tracebacks of trials, whose reasons we give in a line each
     tuner.fit()
     for name in names:
-        train.complete_rows(store / "trials" / name)
+        train.complete_rows(store / runs.TRIALS / name)
     if lost := scores.settle():
         reason = next(iter(lost.values()))
         raise RunError(
@@ -247,11 +243,10 @@ class Rungs:
     """
 
     def __init__(self, sweep: config.Sweep, file: Store, progress: Progress | None) -> None:
-        self.sweep, self.file, self.progress = sweep, file, progress
-        self.rows: list[dict[str, Any]] = file.read_jsonl() if file.exists() else []
-        self.errored: list[
-            Any
-        ] = []  # Ray Tune's trials; their errors can be read once Tune has ended
+        self.sweep, self.progress = sweep, progress
+        self.log = runs.Log(file, RungRow)
+        # Ray Tune's trials; their errors can be read once Tune has ended
+        self.errored: list[Any] = []
         self.racing = True  # ASHA decides; off for the finals, which nothing stops
 
     def __getstate__(self) -> dict[str, Any]:
@@ -260,22 +255,29 @@ class Rungs:
         """
         return self.__dict__ | {"progress": None, "errored": []}
 
-    def last(self, trial: str) -> dict[str, Any]:
-        return next(row for row in reversed(self.rows) if row["trial"] == trial)
+    @property
+    def rows(self) -> list[RungRow]:
+        return self.log.rows
+
+    def last(self, trial: str) -> RungRow:
+        return next(row for row in reversed(self.rows) if row.trial == trial)
 
     def unfinished(self, experiments: Iterable[str]) -> list[str]:
-        ended = {row["trial"] for row in self.rows if row["decision"] != "continue"}
+        ended = {row.trial for row in self.rows if row.decision != "continue"}
         return [name for name in experiments if name not in ended]
 
     def add(self, trial: str, result: dict[str, Any], stop: bool) -> None:
         done = result["epoch"] >= self.sweep.base.optim.epochs
-        row = {key: result[key] for key in ("epoch", CLOCK, OBJECTIVE, "clean_accuracy")}
-        row |= {
-            "trial": trial,
-            "decision": "stop" if stop else "done" if done else "continue",
-            "at": time.time(),
-        }
-        if any(r["trial"] == trial and r[CLOCK] >= row[CLOCK] for r in self.rows):
+        row = RungRow(
+            trial=trial,
+            epoch=result["epoch"],
+            images_seen=result[CLOCK],
+            clean_accuracy=result["clean_accuracy"],
+            robust_accuracy=result[OBJECTIVE],
+            decision="stop" if stop else "done" if done else "continue",
+            at=time.time(),
+        )
+        if any(r.trial == trial and r.images_seen >= row.images_seen for r in self.rows):
             return  # an epoch that was repeated after a restart: the same score, already there
         self._append(row)
 
@@ -299,22 +301,27 @@ class Rungs:
         reason = str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__
         if isinstance(cause, RayError) or not is_lasting(cause):
             return reason
-        scores = next(
-            (row for row in reversed(self.rows) if row["trial"] == trial), {"epoch": 0, CLOCK: 0}
-        )
-        row = {key: scores.get(key) for key in ("epoch", CLOCK, OBJECTIVE, "clean_accuracy")}
+        scores = next((row for row in reversed(self.rows) if row.trial == trial), None)
         self._append(
-            row | {"trial": trial, "decision": "failed", "reason": reason, "at": time.time()}
+            RungRow(
+                trial=trial,
+                epoch=scores.epoch if scores else 0,
+                images_seen=scores.images_seen if scores else 0,
+                clean_accuracy=scores.clean_accuracy if scores else None,
+                robust_accuracy=scores.robust_accuracy if scores else None,
+                decision="failed",
+                reason=reason,
+                at=time.time(),
+            )
         )
         return None
 
-    def scored(self) -> list[dict[str, Any]]:
+    def scored(self) -> list[RungRow]:
         """The rows of validations."""
-        return [row for row in self.rows if row["decision"] != "failed"]
+        return [row for row in self.rows if row.decision != "failed"]
 
-    def _append(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        self.file.write_jsonl(self.rows)
+    def _append(self, row: RungRow) -> None:
+        self.log.append(row)
         if self.progress:
             self.progress(row)
 
@@ -342,10 +349,10 @@ class _Asha(ASHAScheduler):
         )
         self._record = rungs
         self.set_search_properties(OBJECTIVE, "max")
-        for name in dict.fromkeys(row["trial"] for row in rungs.scored()):
+        for name in dict.fromkeys(row.trial for row in rungs.scored()):
             super().on_trial_add(None, _Named(name))  # type: ignore[arg-type]
         for row in rungs.scored():
-            super().on_trial_result(None, _Named(row["trial"]), row)  # type: ignore[arg-type]
+            super().on_trial_result(None, _Named(row.trial), row.on_disk())  # type: ignore[arg-type]
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True if self._metric else super().set_search_properties(metric, mode, **spec)

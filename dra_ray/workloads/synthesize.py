@@ -23,6 +23,7 @@ from torch import Tensor
 from dra_ray import cluster, data, runs
 from dra_ray.config import Synthesis
 from dra_ray.errors import ConfigError, DataError, DraError, RunError, StorageError
+from dra_ray.runs import SyntheticProgress
 from dra_ray.storage import Store, sha256
 from dra_ray.students import Student
 from dra_ray.students import checkpoint as student_checkpoint
@@ -40,14 +41,16 @@ def shard_name(index: int) -> str:
 
 
 def run(
-    config: Synthesis, store: Store, progress: Callable[[dict[str, Any]], None] | None = None
-) -> dict[str, Any]:
+    config: Synthesis,
+    store: Store,
+    progress: Callable[[SyntheticProgress], None] | None = None,
+) -> runs.Manifest:
     """Write `config.images` images to `store` and return its manifest; what is there already is
     kept.
 
-    Ray must have been initialised. `progress` gets {"images", "images_total", "elapsed_s"} after
-    every shard. Raises `ConfigError` when `store` holds another set or the teacher makes no
-    labelled images, `RunError` when a shard cannot be made.
+    Ray must have been initialised. `progress` gets a row after every shard. Raises `ConfigError`
+    when `store` holds another set or the teacher makes no labelled images, `RunError` when a shard
+    cannot be made.
     """
     if config.teacher is None:
         raise ConfigError(
@@ -67,8 +70,10 @@ def run(
         )
     digest = _digest(config, teacher_digest, net)
     described = config.model_dump(mode="json") | {"teacher_digest": teacher_digest}
-    manifest = runs.begin_run(store, "synthetic", described, digest, teacher_digest=teacher_digest)
-    if manifest["status"] == "done":
+    manifest = runs.begin_run(
+        store, "synthetic", described, digest, runs.Facts(teacher_digest=teacher_digest)
+    )
+    if manifest.is_done:
         return manifest
     cluster.require(1, config.cpus_per_worker, config.gpus_per_worker, f"synthesis '{store.name}'")
     started = time.monotonic()
@@ -82,15 +87,17 @@ def run(
             np.concatenate([scores for _, scores in made if scores is not None]),
         )
     counts = np.bincount(np.arange(config.images) % net.num_classes, minlength=net.num_classes)
-    (store / "samples.png").write_bytes(_samples(store, net.num_classes))
+    (store / runs.SAMPLES).write_bytes(_samples(store, net.num_classes))
     return runs.update_manifest(
         store,
-        status="done",
-        images=config.images,
-        counts={str(label): int(count) for label, count in enumerate(counts)},
-        sampler=_sampler(config, net),
-        shards={shard_name(index): found for index, found in enumerate(hashes)},
-        elapsed_s=round(time.monotonic() - started, 3),
+        runs.Facts(
+            status="done",
+            images=config.images,
+            counts={str(label): int(count) for label, count in enumerate(counts)},
+            sampler=_sampler(config, net),
+            shards={shard_name(index): found for index, found in enumerate(hashes)},
+            elapsed_s=round(time.monotonic() - started, 3),
+        ),
     )
 
 
@@ -148,7 +155,7 @@ def _make_all(
     teacher: Store,
     num_classes: int,
     started: float,
-    progress: Callable[[dict[str, Any]], None] | None,
+    progress: Callable[[SyntheticProgress], None] | None,
 ) -> list[Made]:
     """Every shard; at most `config.workers` are being made at the same time."""
     total = _made(config, num_classes)
@@ -171,12 +178,9 @@ def _make_all(
                 made[index] = ray.get(ref)
                 if progress:
                     done = min(len(made) * config.shard_images, total)
+                    elapsed_s = round(time.monotonic() - started, 3)
                     progress(
-                        {
-                            "images": done,
-                            "images_total": total,
-                            "elapsed_s": round(time.monotonic() - started, 3),
-                        }
+                        SyntheticProgress(images=done, images_total=total, elapsed_s=elapsed_s)
                     )
     except RayError as error:
         cause = error.cause if isinstance(error, RayTaskError) else error

@@ -21,7 +21,7 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointUploadMode, RunConfig
+from ray.train import Checkpoint, CheckpointUploadMode, RunConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util import metrics
 from torch import nn
@@ -33,11 +33,12 @@ from dra_ray.data import batches as batch_plan
 from dra_ray.data.loader import Batches
 from dra_ray.errors import ConfigError, DataError, LastingError, StorageError
 from dra_ray.pool import client, service
+from dra_ray.runs import StepRow, ValidationRow
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint
 from dra_ray.teachers import checkpoint as teacher_checkpoint
 from dra_ray.training import arithmetic, averaging, optimisers, schedule, workers
-from dra_ray.training.step import PARTS, Feed, State, _mean, initial_state, step
+from dra_ray.training.step import Feed, State, _mean, initial_state, step
 
 logger = logging.getLogger("dra_ray")
 METRICS = {
@@ -46,14 +47,15 @@ METRICS = {
 }
 VALIDATION_CHUNK = 128
 PREEMPTION_STEPS = 10
+Row = ValidationRow | StepRow
 
 
 def fit(
     experiment: config.Experiment,
     run: Store,
-    progress: Callable[[dict[str, Any]], None] | None = None,
-    callbacks: list[Any] | None = None,
-) -> dict[str, Any]:
+    progress: Callable[[Row], None] | None = None,
+    callbacks: list[UserCallback] | None = None,
+) -> ValidationRow:
     """Train `experiment` into the run directory, or go on where it stopped; returns the last row of
     its metrics.
 
@@ -73,9 +75,11 @@ def fit(
     generated = load_synthetic(
         experiment, images
     )  # a missing or wrong set is found here, before Ray Train starts
-    facts = {"data": images.facts()} | (
-        {} if generated is None else {"synthetic": data.picture_facts(generated)}
-    )
+    facts = runs.Facts(data=images.facts(), seed=experiment.seed)
+    if generated is not None:
+        facts = runs.Facts(
+            data=facts.data, seed=facts.seed, synthetic=data.picture_facts(generated)
+        )
     del generated
     check_teacher(experiment, images.num_classes)
     students.check(
@@ -86,14 +90,13 @@ def fit(
         "train",
         experiment.model_dump(mode="json"),
         experiment.digest(),
-        **facts,
-        seed=experiment.seed,
+        facts,
     )
-    if manifest["status"] == "done":
-        return (run / "metrics.jsonl").read_jsonl()[-1]
+    if manifest.is_done:
+        return runs.read_rows(run / runs.METRICS, ValidationRow)[-1]
     if experiment.align.weight and experiment.pool.kind == "pool":
         with service.serving(
-            experiment.teacher, experiment.pool, log=None if callbacks else run / "pool.jsonl"
+            experiment.teacher, experiment.pool, log=None if callbacks else run / runs.POOL
         ):
             return _fit(experiment, run, progress, callbacks or [])
     return _fit(experiment, run, progress, callbacks or [])
@@ -102,9 +105,9 @@ def fit(
 def _fit(
     experiment: config.Experiment,
     run: Store,
-    progress: Callable[[dict[str, Any]], None] | None,
-    callbacks: list[Any],
-) -> dict[str, Any]:
+    progress: Callable[[Row], None] | None,
+    callbacks: list[UserCallback],
+) -> ValidationRow:
     resources = experiment.resources
     cluster.require(
         cluster.least_workers(resources),
@@ -122,14 +125,14 @@ def _fit(
             name=run.name,  # a stable name is what lets Ray Train find the run's checkpoints again
             failure_config=cluster.failures(resources),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            callbacks=callbacks,
-            **(run / "checkpoints").for_ray(),
+            callbacks=callbacks,  # type: ignore[arg-type]  # mypy sees the class of Train V1
+            **(run / runs.CHECKPOINTS).for_ray(),
         ),
     )
-    runs.update_manifest(run, started_at=None, stopped=None)
+    runs.update_manifest(run, runs.Facts(started_at=None, stopped=None))
     with (
-        cluster.following(run / "metrics.jsonl", progress),
-        cluster.following(run / "steps.jsonl", progress),
+        cluster.following(run / runs.METRICS, ValidationRow, progress),
+        cluster.following(run / runs.STEPS, StepRow, progress),
         _completing(run),
     ):
         cluster.fit(
@@ -137,12 +140,12 @@ def _fit(
             run.uri,
             f"training '{run}'",
             resources,
-            lambda: bool(_manifest(run).get("started_at")),
+            lambda: bool(_manifest(run).started_at),
         )
-    if stopped := _manifest(run).get("stopped"):
+    if stopped := _manifest(run).stopped:
         raise LastingError(f"training '{run}' stopped: {stopped}")
-    runs.update_manifest(run, status="done")
-    return (run / "metrics.jsonl").read_jsonl()[-1]
+    runs.update_manifest(run, runs.Facts(status="done"))
+    return runs.read_rows(run / runs.METRICS, ValidationRow)[-1]
 
 
 @contextlib.contextmanager
@@ -157,21 +160,22 @@ def complete_rows(run: Store) -> None:
     """Bring metrics.jsonl up to the newest committed checkpoint, whose commit the workers may not
     have lived to see.
     """
-    folder = run / "checkpoints" / run.name
+    folder = run / runs.CHECKPOINTS / run.name
     committed = _committed(run)
     if committed is None:
         return
-    rows = (folder / committed["checkpoint_dir_name"] / "state.json").read_json()["rows"]
-    file = run / "metrics.jsonl"
-    if len(rows) > (len(file.read_jsonl()) if file.exists() else 0):
-        file.write_jsonl(rows)
+    state = folder / committed["checkpoint_dir_name"] / "state.json"
+    rows = [runs.parse(ValidationRow, row, f"'{state}'") for row in state.read_json()["rows"]]
+    file = run / runs.METRICS
+    if len(rows) > len(runs.read_rows(file, ValidationRow)):
+        runs.write_rows(file, rows)
 
 
 def _committed(run: Store) -> dict[str, Any] | None:
     """{"checkpoint_dir_name", "metrics"} of the newest checkpoint that a resumed run would
     take up.
     """
-    snapshot = run / "checkpoints" / run.name / "checkpoint_manager_snapshot.json"
+    snapshot = run / runs.CHECKPOINTS / run.name / "checkpoint_manager_snapshot.json"
     try:
         return snapshot.read_json()["latest_checkpoint_result"] if snapshot.exists() else None
     except (StorageError, DataError):
@@ -185,7 +189,7 @@ class Rows:
 
     PERIOD_S = 0.5
 
-    def __init__(self, run: Store, rows: list[dict[str, Any]]) -> None:
+    def __init__(self, run: Store, rows: list[ValidationRow]) -> None:
         self._run, self._rows, self._looked_at = run, rows, time.monotonic()
         self._written = 0
         self._write(len(rows))  # of the checkpoint that training goes on from
@@ -196,15 +200,15 @@ class Rows:
             return
         self._looked_at = time.monotonic()
         if committed := _committed(self._run):
-            self._write(sum(row["step"] <= committed["metrics"]["step"] for row in self._rows))
+            self._write(sum(row.step <= committed["metrics"]["step"] for row in self._rows))
 
     def _write(self, count: int) -> None:
         if count > self._written:
-            (self._run / "metrics.jsonl").write_jsonl(self._rows[:count])
+            runs.write_rows(self._run / runs.METRICS, self._rows[:count])
             self._written = count
 
 
-def _manifest(run: Store) -> dict[str, Any]:
+def _manifest(run: Store) -> runs.Manifest:
     manifest = runs.read_manifest(run)
     if manifest is None:
         raise ConfigError(f"'{run}' has no manifest.json; start the run with `dra train`")
@@ -301,7 +305,7 @@ def train_worker(job: dict[str, Any]) -> None:
         )
         shown = stack.enter_context(
             contextlib.closing(
-                Shown(run.name, state.rows[-1]["robust_accuracy"] if state.rows else None)
+                Shown(run.name, state.rows[-1].robust_accuracy if state.rows else None)
             )
         )
         _train(
@@ -353,7 +357,7 @@ def _train(
     log = StepLog(run, state.step, optim.batch, epoch_steps) if place.rank == 0 else None
     validated = Rows(run, state.rows) if place.rank == 0 else None
     counter = metrics.Counter("dra_train_images", METRICS["dra_train_images"])
-    start, already_s = time.monotonic(), state.rows[-1]["elapsed_s"] if state.rows else 0.0
+    start, already_s = time.monotonic(), state.rows[-1].elapsed_s if state.rows else 0.0
     told = None
     while state.step < total_steps:
         epoch = state.step // epoch_steps
@@ -398,24 +402,28 @@ def _train(
                 clean, robust = validate(
                     state.average, experiment, validation, place.rank, place.world, place.device
                 )
-                row = {
-                    "step": state.step,
-                    "epoch": epoch + 1,
-                    "images_seen": state.step * optim.batch,
-                    **dict(zip(PARTS, losses_mean, strict=True)),
-                    "lr": rate,
-                    "clean_accuracy": clean,
-                    "robust_accuracy": robust,
-                    "elapsed_s": round(already_s + time.monotonic() - start, 3),
-                    "at": time.time(),
-                }
+                loss, loss_clean, loss_robust, loss_align = losses_mean
+                row = ValidationRow(
+                    step=state.step,
+                    epoch=epoch + 1,
+                    images_seen=state.step * optim.batch,
+                    loss=loss,
+                    loss_clean=loss_clean,
+                    loss_robust=loss_robust,
+                    loss_align=loss_align,
+                    lr=rate,
+                    clean_accuracy=clean,
+                    robust_accuracy=robust,
+                    elapsed_s=round(already_s + time.monotonic() - start, 3),
+                    at=time.time(),
+                )
                 state.sums.zero_()
                 state.rows.append(row)
                 if place.rank == 0 and robust >= state.best:
                     checkpoint.save(run, state.average.state_dict())
                 state.best = max(state.best, robust)
                 shown.set(robust)
-                _report(state, row, place.rank, at_once=notice or stop)
+                _report(state, row.on_disk(), place.rank, at_once=notice or stop)
                 if stop:
                     return
                 continue
@@ -489,26 +497,28 @@ class StepLog:
     """
 
     def __init__(self, run: Store, step: int, batch: int, epoch_steps: int) -> None:
-        self.file, self.batch, self.epoch_steps = run / "steps.jsonl", batch, epoch_steps
-        self.rows = (
-            [row for row in self.file.read_jsonl() if row["step"] <= step]
-            if step and self.file.exists()
-            else []
-        )
+        self.batch, self.epoch_steps = batch, epoch_steps
+        self.log = runs.Log(run / runs.STEPS, StepRow, keep=lambda row: row.step <= step)
         self.last = (step, time.monotonic())
 
     def write(self, step: int, parts: list[float], rate: float) -> None:
         (before, then), now = self.last, time.monotonic()
         self.last = (step, now)
         speed = (step - before) * self.batch / max(now - then, 1e-9)
-        done = {"step": step, "epoch": round(step / self.epoch_steps, 3)}
-        self.rows.append(
-            done
-            | dict(zip(PARTS, parts, strict=True))
-            | {"lr": rate, "images_per_s": round(speed, 2), "at": time.time()}
+        loss, loss_clean, loss_robust, loss_align = parts
+        row = StepRow(
+            step=step,
+            epoch=round(step / self.epoch_steps, 3),
+            loss=loss,
+            loss_clean=loss_clean,
+            loss_robust=loss_robust,
+            loss_align=loss_align,
+            lr=rate,
+            images_per_s=round(speed, 2),
+            at=time.time(),
         )
         try:
-            self.file.write_jsonl(self.rows)
+            self.log.append(row)
         except StorageError as error:
             logger.warning("%s; training goes on, and the next row brings this one", error)
 
@@ -517,12 +527,13 @@ def _stop(run: Store, state: State, rank: int, why: str) -> None:
     """End the run without a retry, which would end alike: the driver turns this into an error."""
     if rank == 0:
         good = (
-            f"the last good checkpoint, of step {state.rows[-1]['step']}, is in "
-            f"'{run / 'checkpoints'}'"
+            f"the last good checkpoint, of step {state.rows[-1].step}, is in "
+            f"'{run / runs.CHECKPOINTS}'"
             if state.rows
             else "no checkpoint was written yet"
         )
-        runs.update_manifest(run, stopped=f"{why}; {good}; lower optim.lr or set optim.clip_norm")
+        why = f"{why}; {good}; lower optim.lr or set optim.clip_norm"
+        runs.update_manifest(run, runs.Facts(stopped=why))
 
 
 def _preempted(step: int, told: Any) -> tuple[Any, bool]:
@@ -542,11 +553,17 @@ def _record_start(run: Store, at_step: int, world: int, device: torch.device, or
     """
     now = runs.utc_now()
     history = [
-        *_manifest(run).get("world_sizes", []),
-        {"step": at_step, "workers": world, "at": now},
+        *_manifest(run).world_sizes,
+        runs.WorldSize(step=at_step, workers=world, at=now),
     ]
     runs.update_manifest(
-        run, world_sizes=history, started_at=now, weights=origin, device=arithmetic.facts(device)
+        run,
+        runs.Facts(
+            world_sizes=history,
+            started_at=now,
+            weights=origin,
+            device=arithmetic.facts(device),
+        ),
     )
 
 

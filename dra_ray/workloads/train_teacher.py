@@ -26,6 +26,7 @@ from dra_ray.data import augment
 from dra_ray.data.batches import BatchPlan, part_of
 from dra_ray.data.random import Stream, derive, generator
 from dra_ray.errors import ConfigError, LastingError
+from dra_ray.runs import TeacherRow
 from dra_ray.storage import Store
 from dra_ray.teachers import augment as edm_augment
 from dra_ray.teachers import checkpoint, diffusion, pixels
@@ -216,35 +217,30 @@ def network(config: TeacherTraining, shape: data.Shape, sigma_data: float = 0.5)
 
 
 class Log:
-    """`metrics.jsonl`, written whole and atomically; a resumed run keeps the rows up to its
-    checkpoint.
-    """
+    """`metrics.jsonl`; a resumed run keeps the rows up to its checkpoint."""
 
     def __init__(self, file: Store, images_seen: int) -> None:
-        self.file = file
-        self.rows = (
-            [row for row in file.read_jsonl() if row["images_seen"] <= images_seen]
-            if file.exists() and images_seen
-            else []
-        )
-        self.started = time.monotonic() - (self.rows[-1]["elapsed_s"] if self.rows else 0.0)
+        self.log = runs.Log(file, TeacherRow, keep=lambda row: row.images_seen <= images_seen)
+        rows = self.log.rows
+        self.started = time.monotonic() - (rows[-1].elapsed_s if rows else 0.0)
 
-    def write(self, images_seen: int, loss: float, lr: float, **more: float) -> None:
-        row = {
-            "images_seen": images_seen,
-            "loss": loss,
-            "lr": lr,
-            **more,
-            "elapsed_s": round(time.monotonic() - self.started, 3),
-            "at": time.time(),
-        }
-        self.rows.append(row)
-        self.file.write_jsonl(self.rows)
+    def write(
+        self, images_seen: int, loss: float, lr: float, validation_accuracy: float | None = None
+    ) -> None:
+        row = TeacherRow(
+            images_seen=images_seen,
+            loss=loss,
+            lr=lr,
+            validation_accuracy=validation_accuracy,
+            elapsed_s=round(time.monotonic() - self.started, 3),
+            at=time.time(),
+        )
+        self.log.append(row)
 
 
 def fit(
-    config: TeacherTraining, store: Store, progress: Callable[[dict[str, Any]], None] | None = None
-) -> dict[str, Any]:
+    config: TeacherTraining, store: Store, progress: Callable[[TeacherRow], None] | None = None
+) -> runs.Manifest:
     """Train the teacher in `store` and return its manifest; an unfinished run goes on, a finished
     one is returned at once.
 
@@ -260,10 +256,9 @@ def fit(
         "teacher",
         config.model_dump(mode="json"),
         config.digest(),
-        data=images.facts(),
-        world_sizes=[],
+        runs.Facts(data=images.facts(), world_sizes=[]),
     )
-    if manifest["status"] == "done":
+    if manifest.is_done:
         return manifest
     Training(config, images)  # a network that cannot be built fails here, in one line
     cluster.require(
@@ -273,21 +268,23 @@ def fit(
         f"teacher run '{store.name}'",
     )
     world_sizes = [
-        *manifest["world_sizes"],
-        {"at_images_seen": _last_seen(store), "workers": resources.workers},
+        *manifest.world_sizes,
+        runs.WorldSize(at_images_seen=_last_seen(store), workers=resources.workers),
     ]
-    runs.update_manifest(store, world_sizes=world_sizes)
-    with cluster.following(store / "metrics.jsonl", progress):
+    runs.update_manifest(store, runs.Facts(world_sizes=world_sizes))
+    with cluster.following(store / runs.METRICS, TeacherRow, progress):
         _train(config, store)
     card = checkpoint.read_card(store)
-    last = (store / "metrics.jsonl").read_jsonl()[-1]
+    last = runs.read_rows(store / runs.METRICS, TeacherRow)[-1]
     return runs.update_manifest(
         store,
-        status="done",
-        teacher_digest=card["digest"],
-        sigma_data=card["architecture"]["sigma_data"],
-        images_seen=last["images_seen"],
-        elapsed_s=last["elapsed_s"],
+        runs.Facts(
+            status="done",
+            teacher_digest=card["digest"],
+            sigma_data=card["architecture"]["sigma_data"],
+            images_seen=last.images_seen,
+            elapsed_s=last.elapsed_s,
+        ),
     )
 
 
@@ -316,9 +313,8 @@ def _check(config: TeacherTraining) -> None:
 
 
 def _last_seen(store: Store) -> int:
-    file = store / "metrics.jsonl"
-    rows = file.read_jsonl() if file.exists() else []
-    return int(rows[-1]["images_seen"]) if rows else 0
+    rows = runs.read_rows(store / runs.METRICS, TeacherRow)
+    return rows[-1].images_seen if rows else 0
 
 
 def _train(config: TeacherTraining, store: Store) -> None:
@@ -330,18 +326,18 @@ def _train(config: TeacherTraining, store: Store) -> None:
         scaling_config=cluster.scaling(resources),
         run_config=ray.train.RunConfig(
             name="ray-train",  # stable, so that Ray finds the last checkpoint again
-            **(store / "checkpoints").for_ray(),
+            **(store / runs.CHECKPOINTS).for_ray(),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             failure_config=cluster.failures(resources),
         ),
     )
-    runs.update_manifest(store, started_at=None)
+    runs.update_manifest(store, runs.Facts(started_at=None))
     cluster.fit(
         trainer,
         store.uri,
         f"teacher run '{store}'",
         resources,
-        lambda: bool((runs.read_manifest(store) or {}).get("started_at")),
+        lambda: bool((manifest := runs.read_manifest(store)) and manifest.started_at),
     )
 
 
@@ -362,8 +358,8 @@ def _work(settings: dict[str, Any]) -> None:
     )
     log = None
     if rank == 0:
-        log = Log(store / "metrics.jsonl", training.images_seen)
-        runs.update_manifest(store, started_at=runs.utc_now())
+        log = Log(store / runs.METRICS, training.images_seen)
+        runs.update_manifest(store, runs.Facts(started_at=runs.utc_now()))
     row_steps = max(1, training.steps // ROWS_PER_RUN)
     losses = []
     while training.step < training.steps:
@@ -379,12 +375,7 @@ def _work(settings: dict[str, Any]) -> None:
             losses.clear()
             if log:
                 accuracy = training.validation_accuracy() if save else None
-                log.write(
-                    training.images_seen,
-                    loss,
-                    lr,
-                    **({} if accuracy is None else {"validation_accuracy": accuracy}),
-                )
+                log.write(training.images_seen, loss, lr, accuracy)
         stop = workers.agreed(rank == 0 and cluster.is_asked_to_stop(store.uri), get_device())
         if save or stop:
             _save(training, store, rank, sheet=save)

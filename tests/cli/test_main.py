@@ -163,3 +163,12 @@ def test_a_config_is_printed_as_yaml(tmp_path: Path) -> None:
     assert fields.stdout == (Path(__file__).parents[2] / "docs" / "fields.md").read_text()
     nothing = dra("config", cwd=tmp_path)
     assert nothing.returncode == 2 and "RECIPE|FILE is not given" in nothing.stderr
+
+
+def test_a_job_prints_records_as_their_files_hold_them() -> None:
+    from dra_ray import runs
+    from dra_ray.cli import job
+
+    manifest = runs.Manifest(kind="synthetic", status="done", images=3)
+    assert job.plain(manifest) == {"images": 3, "kind": "synthetic", "status": "done"}
+    assert job.plain({"images": 3}) == {"images": 3}

@@ -77,7 +77,8 @@ def main(root: Store) -> None:
 
 
 def _starts(run: Store) -> list[dict[str, Any]]:
-    return (runs.read_manifest(run) or {}).get("world_sizes", [])
+    manifest = runs.read_manifest(run)
+    return [start.on_disk() for start in manifest.world_sizes] if manifest else []
 
 
 def _rows(file: Store) -> list[dict[str, Any]]:

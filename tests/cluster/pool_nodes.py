@@ -197,7 +197,7 @@ def _sweep(root: Path) -> dict[str, Any]:
     watch.join()
     first = next((at - begun for at, nodes in seen if nodes.get("teacher")), None)
     return {
-        "status": manifest["status"],
+        "status": manifest.status,
         "kinds": sorted({kind for _, nodes in seen for kind in nodes}),
         "most": max(nodes.get("teacher", 0) for _, nodes in seen),
         "first_teacher_s": first,

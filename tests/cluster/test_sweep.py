@@ -79,13 +79,13 @@ def test_a_sweep_and_the_same_with_a_killed_replica(
     stop.set()
     killer.join()
     assert killed
-    assert runs.read_manifest(disturbed) == again and again["status"] == "done"
+    assert runs.read_manifest(disturbed) == again and again.is_done
 
     one, two = scores(quiet), scores(disturbed)
     shared = one.keys() & two.keys()
-    assert {trial for trial, _ in shared} == set(manifest["trials"])
+    assert {trial for trial, _ in shared} == set(manifest.trials)
     assert {key: one[key] for key in shared} == {key: two[key] for key in shared}
-    for run, finals in ((quiet, manifest["finals"]), (disturbed, again["finals"])):
+    for run, finals in ((quiet, manifest.finals), (disturbed, again.finals)):
         rows = (run / "rungs.jsonl").read_jsonl()
         assert "stop" in {row["decision"] for row in rows}
         assert all((trial, EPOCHS) in scores(run) for trial in finals.values()), (

@@ -69,8 +69,8 @@ def test_a_killed_worker_changes_no_bit(ray_cluster, plain, tmp_path):
     manifest = train_teacher.fit(TINY, store, kill_once)
     assert killed
     rows = (store / "metrics.jsonl").read_jsonl()
-    assert manifest["status"] == "done"
-    assert manifest["teacher_digest"] == checkpoint.save(
+    assert manifest.is_done
+    assert manifest.teacher_digest == checkpoint.save(
         Store(str(tmp_path / "plain")), plain.average, {}
     )
     assert [row["images_seen"] for row in rows] == sorted({row["images_seen"] for row in rows})
@@ -117,9 +117,9 @@ def test_bytes_do_not_depend_on_who_makes_them(ray_cluster, teacher, tmp_path):
     made = shards(one)
     assert list(made) == [f"shard-{index:05d}.npz" for index in range(4)]
     assert made == shards(two)
-    assert [row["images"] for row in rows] == [40, 80, 120, 130]
-    assert manifest["counts"] == {str(label): 13 for label in range(10)}
-    assert manifest["teacher_digest"] == checkpoint.digest(teacher)
+    assert [row.images for row in rows] == [40, 80, 120, 130]
+    assert manifest.counts == {str(label): 13 for label in range(10)}
+    assert manifest.teacher_digest == checkpoint.digest(teacher)
     assert synthesize.run(config, one) == manifest
 
     # a job that stopped early, with a missing and a damaged shard, goes on to the same bytes
@@ -149,12 +149,13 @@ def test_a_teacher_is_needed(tmp_path):
 
 SYNTHESIZE = """
 import sys
-from dra_ray import cluster, config, synthesize
+from dra_ray import cluster, config
 from dra_ray.storage import Store
+from dra_ray.workloads import synthesize
 
 with cluster.connect():
     settings = config.Synthesis.model_validate_json(sys.argv[1])
-    synthesize.run(settings, Store(sys.argv[2]), lambda row: print(row["images"], flush=True))
+    synthesize.run(settings, Store(sys.argv[2]), lambda row: print(row.images, flush=True))
 """
 
 
@@ -191,5 +192,5 @@ def test_killed_workers_and_a_killed_driver_change_no_byte(ray_cluster, teacher,
     rows = []
     manifest = synthesize.run(config, disturbed, rows.append)
     assert shards(disturbed) == shards(quiet)
-    assert manifest["shards"] == runs.read_manifest(quiet)["shards"]
-    assert manifest["counts"] == {str(label): 200 for label in range(10)}
+    assert manifest.shards == runs.read_manifest(quiet).shards
+    assert manifest.counts == {str(label): 200 for label in range(10)}

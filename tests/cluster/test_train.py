@@ -21,6 +21,7 @@ from ray.util.state import list_actors
 from dra_ray import config
 from dra_ray import runs as run_folder
 from dra_ray.errors import ConfigError, RunError
+from dra_ray.pool import client
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint
 from dra_ray.training import step
@@ -59,11 +60,11 @@ def test_a_finished_run_says_so_and_tells_all_about_itself(
     runs: dict[str, Store], teacher: Store
 ) -> None:
     manifest = run_folder.read_manifest(runs["pool"])
-    assert manifest and manifest["status"] == "done" and manifest["world_sizes"][0]["workers"] == 1
-    assert manifest["data"]["train"] == 1241 and manifest["versions"]["ray"]
+    assert manifest and manifest.is_done and manifest.world_sizes[0].workers == 1
+    assert manifest.data["train"] == 1241 and manifest.versions["ray"]
     before = (runs["pool"] / "metrics.jsonl").read_bytes()
     row = train.fit(experiment(teacher), runs["pool"])
-    assert row["epoch"] == 2 and (runs["pool"] / "metrics.jsonl").read_bytes() == before
+    assert row.epoch == 2 and (runs["pool"] / "metrics.jsonl").read_bytes() == before
     with pytest.raises(ConfigError, match="optim.lr"):
         train.fit(experiment(teacher, optim__lr=0.05), runs["pool"])
     student, again = checkpoint.load(runs["pool"])
@@ -155,7 +156,7 @@ def test_a_kill_changes_nothing(ray_cluster: Any, teacher: Store, tmp_path, work
     first = subprocess.Popen(command, env=environment)
     _once_it_has_a_checkpoint(driver, lambda: [first.pid], [])
     assert first.wait() == -signal.SIGKILL
-    assert run_folder.read_manifest(driver)["status"] != "done"  # type: ignore[index]
+    assert not run_folder.read_manifest(driver).is_done  # type: ignore[union-attr]
     subprocess.run(command, env=environment, check=True)
     _equal(driver, quiet)
 
@@ -193,7 +194,7 @@ def test_alignment_reaches_the_student(runs: dict[str, Store], teacher: Store) -
     """Lambda changes the weights: the alignment gradient flows through the adversarial feature."""
     images = train.data.load(config.Data())
     wanted = experiment(teacher, pool__kind="local")
-    source = train.pool.source(wanted, "cpu")
+    source = client.source(wanted, "cpu")
     cpu, everything = torch.device("cpu"), slice(0, 128)
     state, _ = step.initial_state(wanted, images.shape, source, cpu)
     assert state.head is not None
@@ -224,4 +225,4 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_checkpoint(
         r"optim.lr",
     ):
         train.fit(wanted, run)
-    assert run_folder.read_manifest(run)["status"] != "done"  # type: ignore[index]
+    assert not run_folder.read_manifest(run).is_done  # type: ignore[union-attr]

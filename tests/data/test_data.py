@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import JsonValue
 
 from dra_ray import config, data, runs
 from dra_ray.data import digits
@@ -103,8 +103,8 @@ def test_a_set_without_files_says_what_to_give(name: str, words: str) -> None:
 def test_a_run_goes_on_with_its_own_data_only(tmp_path) -> None:
     run, images = Store(str(tmp_path / "run")), data.load(config.Data())
 
-    def begin(facts: dict[str, object]) -> None:
-        runs.begin_run(run, "train", {}, "digest", data=facts)
+    def begin(facts: dict[str, JsonValue]) -> None:
+        runs.begin_run(run, "train", {}, "digest", runs.Facts(data=facts))
 
     begin(images.facts())
     begin(data.load(config.Data()).facts())
@@ -138,23 +138,26 @@ def test_a_run_goes_on_with_its_own_data_only(tmp_path) -> None:
 def test_manifests_without_a_fact_still_open(tmp_path, lacking: tuple[str, ...]) -> None:
     """Runs of before the facts were recorded, or recorded in another way."""
     run, images = Store(str(tmp_path / "run")), data.load(config.Data())
-    facts = {"data": images.facts(), "synthetic": data.picture_facts(images.train)}
-    manifest = runs.begin_run(run, "train", {}, "digest", **copy.deepcopy(facts))
+    facts = runs.Facts(data=images.facts(), synthetic=data.picture_facts(images.train))
+    runs.begin_run(run, "train", {}, "digest", facts)
+    manifest = (run / runs.MANIFEST).read_json()
     holder = manifest if len(lacking) == 1 else manifest[lacking[0]]
     del holder[lacking[-1]]
     (run / "manifest.json").write_json(manifest)
-    assert runs.begin_run(run, "train", {}, "digest", **facts)["name"] == "run"
+    assert runs.begin_run(run, "train", {}, "digest", facts).name == "run"
 
 
 def test_a_run_goes_on_with_its_own_synthetic_images_only(tmp_path) -> None:
     run, images = Store(str(tmp_path / "run")), data.load(config.Data())
-    runs.begin_run(run, "train", {}, "digest", synthetic=data.picture_facts(images.train))
+    facts = runs.Facts(synthetic=data.picture_facts(images.train))
+    runs.begin_run(run, "train", {}, "digest", facts)
     for changed, words in (
         (images.train[:10], "images is 1241 there and 10 now"),
         (images.train[torch.arange(1240, -1, -1)], "are others"),
     ):
         with pytest.raises(DataError, match=f"was begun on other synthetic images .*{words}"):
-            runs.begin_run(run, "train", {}, "digest", synthetic=data.picture_facts(changed))
+            facts = runs.Facts(synthetic=data.picture_facts(changed))
+            runs.begin_run(run, "train", {}, "digest", facts)
 
 
 def test_files_that_are_gone_are_noticed(tmp_path) -> None:
@@ -169,16 +172,16 @@ def test_files_that_are_gone_are_noticed(tmp_path) -> None:
         name="folder", uri=str(tmp_path / "set"), resolution=8, validation_images=2
     )
     run = Store(str(tmp_path / "run"))
-    runs.begin_run(run, "train", {}, "digest", data=data.load(settings).facts())
+    runs.begin_run(run, "train", {}, "digest", runs.Facts(data=data.load(settings).facts()))
     file = tmp_path / "set" / "train" / "b" / "3.png"
     content = file.read_bytes()
     file.unlink()
     with pytest.raises(DataError, match="train is 10 there and 9 now"):
-        runs.begin_run(run, "train", {}, "digest", data=data.load(settings).facts())
+        runs.begin_run(run, "train", {}, "digest", runs.Facts(data=data.load(settings).facts()))
     file.write_bytes(content + b"\0")
     with pytest.raises(
         DataError, match="the file names, file sizes and labels of train and validation are others"
     ):
-        runs.begin_run(run, "train", {}, "digest", data=data.load(settings).facts())
+        runs.begin_run(run, "train", {}, "digest", runs.Facts(data=data.load(settings).facts()))
     file.write_bytes(content)
-    runs.begin_run(run, "train", {}, "digest", data=data.load(settings).facts())
+    runs.begin_run(run, "train", {}, "digest", runs.Facts(data=data.load(settings).facts()))

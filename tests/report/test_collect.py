@@ -270,7 +270,11 @@ def test_not_a_run(tmp_path: Path) -> None:
         ),
         ("sweep/pool.jsonl", lambda text: text[:-20], r"pool.jsonl' line 210 is not valid JSON"),
         ("sweep/manifest.json", lambda text: text[:100], "manifest.json' is not valid JSON"),
-        ("sweep/manifest.json", lambda text: "[]", "manifest.json' holds a list"),
+        (
+            "sweep/manifest.json",
+            lambda text: "[]",
+            "manifest.json' holds \\[\\] instead of an object",
+        ),
         (
             "teacher/card.json",
             lambda text: text.replace('"resolution"', '"size"'),

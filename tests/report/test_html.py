@@ -19,7 +19,7 @@ import pytest
 
 from dra_ray import config
 from dra_ray.report import html, write
-from dra_ray.report.collect import collect
+from dra_ray.report.collect import collect, read_rungs
 from dra_ray.report.page import figures_of
 from dra_ray.storage import Store
 from dra_ray.sweeps import equal
@@ -135,7 +135,7 @@ def test_plots_show_the_numbers_of_the_summary(quickstart: Store) -> None:
         for trial in summary["sweep"]
     )
     (line, *marked) = figures["against-align.sigma"]["data"]
-    reported = equal.scores((quickstart / "sweep/rungs.jsonl").read_jsonl())
+    reported = equal.scores(read_rungs(quickstart / "sweep"))
     aligned = {
         trial["trial"]: trial["fields"]["align.sigma"]
         for trial in summary["sweep"]

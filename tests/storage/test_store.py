@@ -167,9 +167,9 @@ def test_other_paths_may_hold_what_they_like(tmp_path, monkeypatch, uri: str) ->
 def test_a_run_is_resumed_by_its_own_config_only(tmp_path) -> None:
     run = Store(str(tmp_path / "run"))
     config = {"optim": {"lr": 0.1}, "pool": {"kind": "pool"}}
-    assert runs.begin_run(run, "train", config, "d1")["status"] == "running"
-    runs.update_manifest(run, status="done")
-    assert runs.begin_run(run, "train", config, "d1")["status"] == "done"
+    assert runs.begin_run(run, "train", config, "d1").status == "running"
+    runs.update_manifest(run, runs.Facts(status="done"))
+    assert runs.begin_run(run, "train", config, "d1").is_done
     with pytest.raises(
         ConfigError,
         match=r"another config \(optim.lr is 0.1 there and 0.2 now\); choose another --name",
@@ -414,4 +414,4 @@ def test_a_manifest_names_the_commit_of_a_checkout(tmp_path) -> None:
     assert runs.commit(str(environment)) == {}, "an environment inside another project"
     run = Store(str(tmp_path / "run"))
     manifest = runs.begin_run(run, "train", {}, "d")
-    assert manifest["versions"] == runs.versions() | runs.commit()
+    assert manifest.versions == runs.versions() | runs.commit()

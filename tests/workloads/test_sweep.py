@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from dra_ray import config
+from dra_ray.runs import RungRow
 from dra_ray.storage import Store
 from dra_ray.workloads import sweep
 
@@ -106,7 +107,7 @@ def test_the_last_epoch_is_never_stopped(tmp_path) -> None:
         "CONTINUE",
         "CONTINUE",
     ]
-    assert {row["decision"] for row in rungs.rows} == {"done"}
+    assert {row.decision for row in rungs.rows} == {"done"}
 
 
 def test_finalists_are_the_best_that_got_furthest() -> None:
@@ -114,14 +115,12 @@ def test_finalists_are_the_best_that_got_furthest() -> None:
     dra = [name for name, e in experiments.items() if e.align.weight > 0]
     baseline = [name for name, e in experiments.items() if e.align.weight == 0]
     rows = [
-        {
-            "trial": dra[0],
-            **result(2, 0.9),
-        },  # best score, but stopped early: another rung, not comparable
-        {"trial": dra[1], **result(18, 0.5)},
-        {"trial": dra[2], **result(18, 0.6)},
-        {"trial": baseline[0], **result(6, 0.4)},
-        {"trial": baseline[1], **result(6, 0.3)},
+        # the best score, but stopped early: another rung, not comparable
+        RungRow(trial=dra[0], decision="stop", **result(2, 0.9)),
+        RungRow(trial=dra[1], decision="continue", **result(18, 0.5)),
+        RungRow(trial=dra[2], decision="continue", **result(18, 0.6)),
+        RungRow(trial=baseline[0], decision="stop", **result(6, 0.4)),
+        RungRow(trial=baseline[1], decision="stop", **result(6, 0.3)),
     ]
     assert sweep.finalists(experiments, rows) == {"dra": dra[2], "baseline": baseline[0]}
     assert sweep.finalists(experiments, rows[3:]) == {"baseline": baseline[0]}
