@@ -58,8 +58,8 @@ def test_old_evaluations_are_compared(old: Store) -> None:
 def test_old_weights_give_the_verdicts_that_they_gave(old: Store) -> None:
     run = old / "sweep" / "trials" / TRIALS[0]
     subject = subjects.read(str(run))
-    found = (run / "evaluation" / "per_sample.npz").read_npz()
+    recorded = (run / "evaluation" / "per_sample.npz").read_npz()
     attacked = torch.from_numpy((run / "evaluation" / "adversarial.npz").read_npz()["images"])
     for images, verdicts in ((subject.images, "clean_correct"), (attacked, "robust")):
         correct = subject.student(images).argmax(1) == subject.labels
-        assert correct.tolist() == found[verdicts].tolist(), verdicts
+        assert correct.tolist() == recorded[verdicts].tolist(), verdicts
