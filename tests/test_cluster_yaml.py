@@ -87,14 +87,10 @@ def test_a_worker_and_a_replica_fit_their_nodes():
         node_types()["student_gpu"]["resources"],
         node_types()["teacher_spot"]["resources"],
     )
-    assert (
-        teacher["CPU"] < asked.resources.cpus_per_worker <= student["CPU"]
-        and 0 < asked.resources.gpus_per_worker <= student["GPU"]
-    )
-    assert (
-        asked.pool.cpus_per_replica == teacher["CPU"]
-        and asked.pool.gpus_per_replica == teacher["GPU"]
-    )
+    assert teacher["CPU"] < asked.resources.cpus_per_worker <= student["CPU"]
+    assert 0 < asked.resources.gpus_per_worker <= student["GPU"]
+    assert asked.pool.cpus_per_replica == teacher["CPU"]
+    assert asked.pool.gpus_per_replica == teacher["GPU"]
     assert all(amount <= teacher[name] for name, amount in asked.pool.resources.items())
 
 
@@ -103,11 +99,9 @@ def test_every_node_needs_the_token():
     assert "/home/ray/.ray/auth_token" in config["file_mounts"]
     for role in ("head", "worker"):
         start = [line for line in config[f"{role}_start_ray_commands"] if "ray start" in line]
-        assert (
-            len(start) == 1
-            and "export RAY_AUTH_MODE=token" in start[0]
-            and "--metrics-export-port=8080" in start[0]
-        )
+        assert len(start) == 1
+        assert "export RAY_AUTH_MODE=token" in start[0]
+        assert "--metrics-export-port=8080" in start[0]
     assert "--dashboard-host=127.0.0.1" in " ".join(config["head_start_ray_commands"])
 
 

@@ -64,10 +64,10 @@ def test_counters_and_histograms_are_asked_for_as_such():
         for name in re.findall(r"(?:rate|increase)\((\w+)", expression):
             assert name.endswith(("_total", "_bucket")), expression
         if "histogram_quantile" in expression:
-            assert re.search(r"ray_dra_\w+_seconds_bucket", expression) and "by (le)" in expression
-        assert expression.count("(") == expression.count(")") and expression.count(
-            "{"
-        ) == expression.count("}")
+            assert re.search(r"ray_dra_\w+_seconds_bucket", expression)
+            assert "by (le)" in expression
+        assert expression.count("(") == expression.count(")")
+        assert expression.count("{") == expression.count("}")
 
 
 def test_panels_are_well_formed():
@@ -76,11 +76,9 @@ def test_panels_are_well_formed():
     for panel in panels():
         assert panel["title"]
         if panel["type"] != "row":
-            assert (
-                panel["targets"]
-                and panel["description"]
-                and panel["datasource"]["uid"] == "${datasource}"
-            )
+            assert panel["targets"]
+            assert panel["description"]
+            assert panel["datasource"]["uid"] == "${datasource}"
             references = [target["refId"] for target in panel["targets"]]
             assert len(references) == len(set(references))
 

@@ -37,16 +37,15 @@ def test_a_failure_that_comes_again_ends_its_trial_and_ranks_it_last(
     rungs = sweep.Rungs(SWEEP, Store(str(tmp_path)) / "rungs.jsonl", None)
     rungs.add("trial-001", result(1, 0.9), stop=False)
     rungs.add("trial-002", result(1, 0.2), stop=False)
-    assert rungs.fail("trial-001", error) is None and rungs.fail("trial-000", error) is None
+    assert rungs.fail("trial-001", error) is None
+    assert rungs.fail("trial-000", error) is None
     again = sweep.Rungs(SWEEP, Store(str(tmp_path)) / "rungs.jsonl", None)  # as a restart reads it
     assert again.unfinished(["trial-000", "trial-001", "trial-002", "trial-003"]) == [
         "trial-002",
         "trial-003",
     ]
-    assert (
-        again.last("trial-001").robust_accuracy == 0.9
-        and again.last("trial-000").robust_accuracy is None
-    )
+    assert again.last("trial-001").robust_accuracy == 0.9
+    assert again.last("trial-000").robust_accuracy is None
     assert again.last("trial-001").reason == str(error)
     experiments = dict.fromkeys(("trial-000", "trial-001", "trial-002"), SWEEP.base)
     assert set(sweep.finalists(experiments, again.rows).values()) == {"trial-002"}

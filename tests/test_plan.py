@@ -145,7 +145,8 @@ def test_steps_of_the_papers_runs(name, steps, passes):
     recipe = load(name, Experiment)
     small = override(recipe, {"model.name": "wrn-10-1", "model.normalise": True})
     run = planning.plan(small).run
-    assert run.steps == steps and run.images_seen == steps * recipe.optim.batch
+    assert run.steps == steps
+    assert run.images_seen == steps * recipe.optim.batch
     assert (
         run.synthetic_passes is None if passes is None else round(run.synthetic_passes, 1) == passes
     )
@@ -210,7 +211,8 @@ def test_the_teacher_on_disk_is_counted(teacher):
         2 * encode * with_teacher.run.images_seen / 1e15
     )
     assert with_teacher.step.gflop_per_image > without.step.gflop_per_image  # the projector
-    assert without.teacher is None and without.resources.min_replicas == 0
+    assert without.teacher is None
+    assert without.resources.min_replicas == 0
     assert with_teacher.notes == without.notes == ()
 
 
@@ -236,12 +238,14 @@ def test_replicas_follow_the_ratio_of_work(teacher):
     assert many.resources.replicas_needed == pytest.approx(64 * made.resources.replicas_needed)
     assert any("pool.max_replicas=1" in note for note in many.notes)
     mixed = planning.plan(override(one, {"resources.gpus_per_worker": 1}))
-    assert mixed.resources.replicas_needed is None and mixed.notes
+    assert mixed.resources.replicas_needed is None
+    assert mixed.notes
 
 
 def test_without_a_teacher_the_plan_says_so():
     made = planning.plan(Experiment())
-    assert made.teacher is None and "teacher.uri" in made.notes[0]
+    assert made.teacher is None
+    assert "teacher.uri" in made.notes[0]
     assert made.resources.min_replicas == 1  # it will still be asked for
     assert "teacher is not set" in planning.plan(Synthesis()).notes[0]
 
@@ -266,7 +270,8 @@ def test_trials_at_the_same_time_share_the_pool(teacher):
     noted = any("3 trials at a time" in note for note in planning.plan(busy).notes)
     assert noted == (needed > 1)
     wide = planning.plan(override(busy, {"base.pool.threads_per_replica": 64}))
-    assert wide.resources.replicas_needed == pytest.approx(needed / 64) and wide.notes == ()
+    assert wide.resources.replicas_needed == pytest.approx(needed / 64)
+    assert wide.notes == ()
 
 
 def test_synthesis(teacher):
@@ -283,7 +288,9 @@ def test_teacher_training():
     made = planning.plan(
         TeacherTraining(net=TINY, images_seen=1000, batch=128, checkpoint_images=300)
     )
-    assert made.run.steps == 8 and made.run.images_seen == 1024 and made.run.checkpoints == 4
+    assert made.run.steps == 8
+    assert made.run.images_seen == 1024
+    assert made.run.checkpoints == 4
     assert made.teacher.params == planning.parameters(EDM(TINY, 8, 1, 10))
 
 
@@ -321,7 +328,8 @@ def test_a_quickstart_counts_the_teacher_that_it_will_train():
 def test_every_kind_gives_rows(config):
     made = planning.plan(config, tflops=1.0)
     shown = planning.rows(made)
-    assert shown and all(
+    assert shown
+    assert all(
         set(row) == {"stage", "quantity", "value"}
         and all(isinstance(text, str) for text in row.values())
         for row in shown
@@ -420,7 +428,8 @@ def test_everything_that_was_counted_is_printed():
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_can_be_planned(name):
     made = planning.plan(load(name))
-    assert made.kind and planning.rows(made)
+    assert made.kind
+    assert planning.rows(made)
 
 
 def test_validation_is_counted():
@@ -435,4 +444,5 @@ def test_validation_is_counted():
     )
     forward = planning.plan(Experiment()).student.forward_gmacs * 1e9
     assert often.student_pflop - never.student_pflop == pytest.approx(2 * extra * forward / 1e15)
-    assert often.checkpoints == 20 and never.checkpoints == math.ceil(20 / 20)
+    assert often.checkpoints == 20
+    assert never.checkpoints == math.ceil(20 / 20)

@@ -55,7 +55,8 @@ def test_an_old_manifest_opens(run: Store) -> None:
     (run / runs.MANIFEST).write_json(OLD)
     manifest = runs.begin_run(run, "train", OLD["config"], "d1")
     assert (manifest.kind, manifest.seed, manifest.is_done) == ("train", 3, False)
-    assert manifest.world_sizes[0].workers == 2 and manifest.started_at is None
+    assert manifest.world_sizes[0].workers == 2
+    assert manifest.started_at is None
 
 
 def test_an_update_leaves_the_rest_as_it_was_written(run: Store) -> None:
@@ -80,14 +81,16 @@ def test_a_manifest_holds_what_the_run_began_with(run: Store) -> None:
     stored = (run / runs.MANIFEST).read_json()
     keys = {"kind", "name", "created", "config", "digest", "versions", "status", "seed", "trials"}
     assert set(stored) == keys
-    assert runs.read_manifest(run) == begun and begun.trials == {"t": {"x": 1}}
+    assert runs.read_manifest(run) == begun
+    assert begun.trials == {"t": {"x": 1}}
 
 
 def test_counts_are_by_class_however_they_were_written(run: Store) -> None:
     for counts in ([5, 6], {"0": 5, "1": 6}):
         (run / runs.MANIFEST).write_json(OLD | {"counts": counts})
         manifest = runs.read_manifest(run)
-        assert manifest and manifest.counts == {"0": 5, "1": 6}
+        assert manifest
+        assert manifest.counts == {"0": 5, "1": 6}
 
 
 HOSTILE = {
@@ -121,8 +124,10 @@ def test_a_hostile_manifest_is_one_line(run: Store, name: str) -> None:
         with pytest.raises((CheckpointError, DataError)) as caught:
             use(run)
         message = str(caught.value)
-        assert words in message and f"'{run / runs.MANIFEST}'" in message
-        assert "\n" not in message and len(message) < 400
+        assert words in message
+        assert f"'{run / runs.MANIFEST}'" in message
+        assert "\n" not in message
+        assert len(message) < 400
     assert (run / runs.MANIFEST).read_text() == text
 
 
@@ -166,8 +171,10 @@ def test_a_log_goes_on_and_leaves_the_lines_that_were_there(run: Store) -> None:
     )
     log.append(row)
     text = file.read_text()
-    assert text.startswith(lines[0] + lines[2]) and len(text.splitlines()) == 3
-    assert runs.read_rows(file, runs.RungRow) == log.rows and log.rows[-1] == row
+    assert text.startswith(lines[0] + lines[2])
+    assert len(text.splitlines()) == 3
+    assert runs.read_rows(file, runs.RungRow) == log.rows
+    assert log.rows[-1] == row
 
 
 def test_a_loss_that_is_not_finite_is_written(run: Store) -> None:
@@ -206,7 +213,8 @@ def test_a_damaged_line_is_named(run: Store, line: str, words: str) -> None:
     (run / runs.METRICS).write_text(json.dumps(ROW) + "\n" + line + "\n")
     with pytest.raises(DraError, match=words) as caught:
         runs.read_rows(run / runs.METRICS, runs.ValidationRow)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 def test_ray_tune_reads_fields_that_rows_have() -> None:

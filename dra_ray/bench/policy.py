@@ -369,7 +369,8 @@ class _Simulation:
         if step == trial.step:
             self.go_on(trial)
         else:
-            assert step > trial.step and step not in trial.early, "answered twice"
+            assert step > trial.step, "answered twice"
+            assert step not in trial.early, "answered twice"
             trial.early.add(step)
 
     def go_on(self, trial: _Trial) -> None:

@@ -175,6 +175,7 @@ def _spread(net: VisionTransformer) -> None:
             draw(module.weight)
             assert module.bias is not None
             nn.init.zeros_(module.bias)
-    assert net.cls_token is not None and net.pos_embed is not None
+    assert net.cls_token is not None
+    assert net.pos_embed is not None
     draw(net.cls_token)
     draw(net.pos_embed)

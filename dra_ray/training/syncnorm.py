@@ -58,11 +58,9 @@ class SynchronisedBatchNorm2d(nn.SyncBatchNorm, nn.BatchNorm2d):
         return out
 
     def _track(self, mean: Tensor, var: Tensor) -> None:
-        assert (
-            self.running_mean is not None
-            and self.running_var is not None
-            and self.num_batches_tracked is not None
-        )
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)

@@ -381,7 +381,8 @@ def _train(
             if log:
                 log.write(state.step, now, rate)
             if not all(map(math.isfinite, now)):
-                return _stop(run, state, place.rank, f"the loss is {now[0]} at step {state.step}")
+                _stop(run, state, place.rank, f"the loss is {now[0]} at step {state.step}")
+                return
         told, notice = _preempted(state.step, told)
         stop = workers.agreed(place.rank == 0 and cluster.is_asked_to_stop(run.uri), place.device)
         if validated:
@@ -390,50 +391,79 @@ def _train(
         if state.step % epoch_steps == 0:
             _end_epoch(state, optim, epoch)
             if (epoch + 1) % selection.every_epochs == 0 or epoch + 1 == optim.epochs:
-                since = (epoch % selection.every_epochs + 1) * epoch_steps
-                losses_mean = (_mean(state.sums, place.mine, optim.batch) / since).tolist()
-                if not all(map(math.isfinite, losses_mean)) or not state.finite():
-                    return _stop(
-                        run,
-                        state,
-                        place.rank,
-                        f"the loss or a weight is not finite at step {state.step}",
-                    )
-                clean, robust = validate(
-                    state.average, experiment, validation, place.rank, place.world, place.device
-                )
-                loss, loss_clean, loss_robust, loss_align = losses_mean
-                row = ValidationRow(
-                    step=state.step,
-                    epoch=epoch + 1,
-                    images_seen=state.step * optim.batch,
-                    loss=loss,
-                    loss_clean=loss_clean,
-                    loss_robust=loss_robust,
-                    loss_align=loss_align,
+                row = _validated(
+                    experiment,
+                    run,
+                    place,
+                    state,
+                    validation,
+                    epoch_steps=epoch_steps,
                     lr=rate,
-                    clean_accuracy=clean,
-                    robust_accuracy=robust,
-                    elapsed_s=round(already_s + time.monotonic() - start, 3),
-                    at=time.time(),
+                    elapsed_s=already_s + time.monotonic() - start,
                 )
-                state.sums.zero_()
-                state.rows.append(row)
-                if place.rank == 0 and robust >= state.best:
-                    checkpoint.save(run, state.average.state_dict())
-                state.best = max(state.best, robust)
-                shown.set(robust)
+                if row is None:
+                    where = f"at step {state.step}"
+                    _stop(run, state, place.rank, f"the loss or a weight is not finite {where}")
+                    return
+                shown.set(row.robust_accuracy)
                 _report(state, row.on_disk(), place.rank, at_once=notice or stop)
                 if stop:
                     return
                 continue
         if due or notice or stop:
-            state.sums.copy_(
-                _mean(state.sums, place.mine, optim.batch)
-            )  # a checkpoint is worker 0's, so all must hold the same
+            # a checkpoint is worker 0's, so all must hold the same
+            state.sums.copy_(_mean(state.sums, place.mine, optim.batch))
             _report(state, {"step": state.step}, place.rank, at_once=notice or stop)
         if stop:
             return
+
+
+def _validated(
+    experiment: config.Experiment,
+    run: Store,
+    place: Place,
+    state: State,
+    validation: Pictures,
+    *,
+    epoch_steps: int,
+    lr: float,
+    elapsed_s: float,
+) -> ValidationRow | None:
+    """Validate after the epoch that has just ended, keep the best weights, and begin new sums.
+
+    Returns the row of metrics.jsonl; None where a loss or a weight is not finite.
+    """
+    batch, every = experiment.optim.batch, experiment.selection.every_epochs
+    epochs_done = state.step // epoch_steps
+    # the last validation may come sooner than `every` epochs after the one before
+    since = ((epochs_done - 1) % every + 1) * epoch_steps
+    losses_mean = (_mean(state.sums, place.mine, batch) / since).tolist()
+    if not all(map(math.isfinite, losses_mean)) or not state.finite():
+        return None
+    clean, robust = validate(
+        state.average, experiment, validation, place.rank, place.world, place.device
+    )
+    loss, loss_clean, loss_robust, loss_align = losses_mean
+    row = ValidationRow(
+        step=state.step,
+        epoch=epochs_done,
+        images_seen=state.step * batch,
+        loss=loss,
+        loss_clean=loss_clean,
+        loss_robust=loss_robust,
+        loss_align=loss_align,
+        lr=lr,
+        clean_accuracy=clean,
+        robust_accuracy=robust,
+        elapsed_s=round(elapsed_s, 3),
+        at=time.time(),
+    )
+    state.sums.zero_()
+    state.rows.append(row)
+    if place.rank == 0 and robust >= state.best:
+        checkpoint.save(run, state.average.state_dict())
+    state.best = max(state.best, robust)
+    return row
 
 
 def validate(

@@ -146,9 +146,8 @@ def test_chunks_give_what_a_single_process_gives(both):
     assert torch.equal(plan.alive, robust)
     assert torch.equal(plan.adversarial, adversarial)
     fooled = [name for name in plan.first_failure if name]
-    assert 8 < len(fooled) < IMAGES - 8 and plan.first_failure.count("apgd-ce") > 3, (
-        "the net must be worth attacking"
-    )
+    assert 8 < len(fooled) < IMAGES - 8, "the net must be worth attacking"
+    assert plan.first_failure.count("apgd-ce") > 3, "the net must be worth attacking"
 
 
 def test_the_books_add_up(both):
@@ -159,7 +158,8 @@ def test_the_books_add_up(both):
     assert sorted(plan.robust_after.values(), reverse=True) == list(plan.robust_after.values())
     images, _ = digits(IMAGES)
     assert float((plan.adversarial - images).abs().max()) <= THREAT.eps + 1e-6
-    assert float(plan.adversarial.min()) >= 0 and float(plan.adversarial.max()) <= 1
+    assert float(plan.adversarial.min()) >= 0
+    assert float(plan.adversarial.max()) <= 1
 
 
 def test_the_seed_matters(student):
@@ -184,7 +184,8 @@ def test_every_version_and_norm_is_the_packages_to_the_bit(student, version, thr
     settings = Settings(threat=threat, seed=SEED, effort=QUICK, version=version)
     adversarial, robust = stock(student, images, labels, settings, batch=16)
     plan = single_process(student, images, labels, settings, batch=16)
-    assert torch.equal(plan.alive, robust) and torch.equal(plan.adversarial, adversarial)
+    assert torch.equal(plan.alive, robust)
+    assert torch.equal(plan.adversarial, adversarial)
     assert (
         0
         < int(robust.sum())
@@ -204,10 +205,10 @@ def test_our_loop_of_an_attack_is_the_packages_to_the_bit(student, attack, threa
     with torch.no_grad(), torch.random.fork_rng():
         theirs = packaged_attack(student, case, targets=9)
     broken, ours = attack_chunk(student, case)
-    assert torch.equal(ours[broken], theirs[broken]) and torch.equal(
-        broken, student(theirs).argmax(1) != labels
-    )
-    assert broken.any() and not broken.all()
+    assert torch.equal(ours[broken], theirs[broken])
+    assert torch.equal(broken, student(theirs).argmax(1) != labels)
+    assert broken.any()
+    assert not broken.all()
 
 
 def test_a_randomised_student_gets_the_packages_own_order_of_draws(student):
@@ -223,7 +224,8 @@ def test_a_randomised_student_gets_the_packages_own_order_of_draws(student):
         with torch.random.fork_rng():
             torch.manual_seed(1)
             broken, ours = attack_chunk(noisy, case)
-        assert torch.equal(broken, wrong) and torch.equal(ours[broken], theirs[broken])
+        assert torch.equal(broken, wrong)
+        assert torch.equal(ours[broken], theirs[broken])
 
 
 @pytest.mark.parametrize("threat", [THREAT, L2], ids=["linf", "l2"])
@@ -233,7 +235,8 @@ def test_fast_gives_the_same_verdicts(student, threat):
         whole(student, images, labels, 32, threat=threat, effort=QUICK, level=level)
         for level in ("reference", "fast")
     )
-    assert torch.equal(fast.alive, reference.alive) and fast.robust_after == reference.robust_after
+    assert torch.equal(fast.alive, reference.alive)
+    assert fast.robust_after == reference.robust_after
     distance = (fast.adversarial - images).flatten(1)
     assert (
         float((distance.abs().amax(1) if threat is THREAT else distance.norm(dim=1)).max())
@@ -252,10 +255,8 @@ def test_screening_is_an_upper_bound(student):
         for level in ("reference", "screen")
     )
     assert list(screen.robust_after) == ["apgd-ce", "apgd-t"]
-    assert (
-        bool((screen.alive | ~reference.alive).all())
-        and int(screen.alive.sum() - reference.alive.sum()) <= 2
-    )
+    assert bool((screen.alive | ~reference.alive).all())
+    assert int(screen.alive.sum() - reference.alive.sum()) <= 2
 
 
 def test_square_asks_only_what_it_does_not_know(student):
@@ -291,7 +292,8 @@ def test_with_its_own_stream_an_image_depends_on_no_batch(student, threat):
         assert all(torch.equal(broken, outcomes[0][0]) for broken, _ in outcomes), attack
         first_broken, first = outcomes[0]
         assert all(torch.allclose(other, first, atol=1e-9) for _, other in outcomes), attack
-        assert first_broken.any() and not first_broken.all(), attack
+        assert first_broken.any(), attack
+        assert not first_broken.all(), attack
 
 
 @pytest.mark.parametrize("threat", [THREAT, L2], ids=["linf", "l2"])
@@ -334,7 +336,8 @@ def test_nobody_left_skips_the_remaining_attacks():
     plan = Plan(torch.tensor([True, False, True]), images, 8, STANDARD)
     (chunk,) = plan.chunks()
     assert plan.merge(chunk, torch.tensor([True, True]), images[chunk.indices] / 2)
-    assert plan.chunks() == [] and plan.robust_after == dict.fromkeys(STANDARD, 0)
+    assert plan.chunks() == []
+    assert plan.robust_after == dict.fromkeys(STANDARD, 0)
     assert plan.first_failure == ["apgd-ce", "clean", "apgd-ce"]
     assert torch.equal(plan.adversarial, torch.stack([images[0] / 2, images[1], images[2] / 2]))
 
@@ -345,7 +348,8 @@ def test_a_single_survivor_is_attacked(student):
     images, labels = images[index : index + 1], labels[index : index + 1]
     adversarial, robust = package(student, images, labels, Effort(10, 3, 60))
     plan = planned(student, images, labels, Effort(10, 3, 60))
-    assert torch.equal(plan.alive, robust) and torch.equal(plan.adversarial, adversarial)
+    assert torch.equal(plan.alive, robust)
+    assert torch.equal(plan.adversarial, adversarial)
 
 
 def test_an_attack_leaves_no_trace(caplog):
@@ -358,7 +362,8 @@ def test_an_attack_leaves_no_trace(caplog):
     with caplog.at_level(logging.DEBUG):
         for attack in STANDARD:
             attacked(student, images, labels, attack, effort=Effort(3, 3, 3))
-    assert torch.equal(torch.rand(4), expected) and torch.equal(images, before)
+    assert torch.equal(torch.rand(4), expected)
+    assert torch.equal(images, before)
     assert all(
         parameter.requires_grad and parameter.grad is None for parameter in student.parameters()
     )
@@ -371,7 +376,8 @@ def test_five_classes_use_all_four_targets():
     effort = Effort(10, 4, 100)
     adversarial, robust = package(student, images, labels, effort, targets=4)
     plan = planned(student, images, labels, effort)
-    assert torch.equal(plan.alive, robust) and torch.equal(plan.adversarial, adversarial)
+    assert torch.equal(plan.alive, robust)
+    assert torch.equal(plan.adversarial, adversarial)
     assert any("all 4 target classes" in flag for flag in check(student, images, labels))
 
 
@@ -492,9 +498,8 @@ def test_tiny_images(shape, streams):
 
 def test_rand_takes_randomness_for_granted(student):
     noisy = Noisy(student).eval()
-    assert check(noisy, *digits(16), version="rand") == [] and checks.is_randomised(
-        noisy, *digits(16)
-    )
+    assert check(noisy, *digits(16), version="rand") == []
+    assert checks.is_randomised(noisy, *digits(16))
     assert not checks.is_randomised(student, *digits(16))
 
 
@@ -515,7 +520,8 @@ class Rounded(nn.Module):
 def test_masked_gradients_are_caught(student):
     masked = nn.Sequential(student, Saturating()).eval()
     words = " ".join(check(masked, *digits(16)))
-    assert "probabilities, not logits" in words and "16 of 16 images have a zero gradient" in words
+    assert "probabilities, not logits" in words
+    assert "16 of 16 images have a zero gradient" in words
     images, labels = digits(48)
     rounded = nn.Sequential(student, Rounded()).eval()
     plan = whole(rounded, images, labels, 48, effort=Effort(5, 2, 300))

@@ -53,12 +53,10 @@ def test_every_student_computes_the_same_function(name, side, folded):
         ours = prepare(student, "fast", "cpu")
         assert float((ours(x) - plain).abs().max()) <= 1e-5 * max(1, float(plain.abs().max()))
     assert fold(prepare(student, "reference", "cpu")) == folded
-    assert not any(parameter.requires_grad for parameter in ours.parameters()) and all(
-        parameter.requires_grad for parameter in student.parameters()
-    )
-    assert all(
-        torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True)
-    ) and torch.equal(student(x), plain)
+    assert not any(parameter.requires_grad for parameter in ours.parameters())
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
+    assert torch.equal(student(x), plain)
     assert torch.equal(prepare(student, "reference", "cpu")(x), plain)
 
 
@@ -66,11 +64,9 @@ def test_a_train_mode_student_is_prepared_in_eval_mode():
     student = shaken(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).train()
     x = torch.rand(2, 3, 6, 6)
     ours = prepare(student, "fast", "cpu")
-    assert (
-        student.training
-        and not ours.training
-        and torch.allclose(ours(x), student.eval()(x), atol=1e-6)
-    )
+    assert student.training
+    assert not ours.training
+    assert torch.allclose(ours(x), student.eval()(x), atol=1e-6)
 
 
 class Twice(nn.Module):
@@ -135,7 +131,8 @@ def test_bfloat16_gives_float32_logits_near_the_plain_ones():
     student.requires_grad_(False)
     x = torch.rand(2, 3, 6, 6)
     logits = levels.InBfloat16(student, torch.device("cpu"))(x)
-    assert logits.dtype == torch.float32 and 0 < float((logits - student(x)).abs().max()) < 0.05
+    assert logits.dtype == torch.float32
+    assert 0 < float((logits - student(x)).abs().max()) < 0.05
 
 
 def test_rows_give_the_batchs_bits_and_compute_fewer():

@@ -149,10 +149,10 @@ def test_the_loop_in_place_changes_no_bit(memory: torch.memory_format) -> None:
             5,
         )
     assert torch.equal(pgd.adversarial(student, x, labels, LINF, noise), cross_entropy)
-    assert torch.equal(x, before) and torch.equal(begin, pgd.random_start(x, LINF.eps, noise)), (
-        "an input was written to"
-    )
-    assert ours.is_contiguous(memory_format=memory) and not ours.requires_grad
+    assert torch.equal(x, before), "an input was written to"
+    assert torch.equal(begin, pgd.random_start(x, LINF.eps, noise)), "an input was written to"
+    assert ours.is_contiguous(memory_format=memory)
+    assert not ours.requires_grad
 
 
 @pytest.mark.parametrize("threat", EVERY, ids=lambda t: f"{t.norm}-{t.start}-{t.mode}")
@@ -178,8 +178,10 @@ def test_adversarial_images_stay_in_the_ball_and_the_student_as_it_was(
             if threat.norm == "linf"
             else (z - x).flatten(1).norm(dim=1)
         )
-        assert size.max() <= threat.eps + 1e-6 and size.min() > 0
-        assert z.min() >= 0 and z.max() <= 1
+        assert size.max() <= threat.eps + 1e-6
+        assert size.min() > 0
+        assert z.min() >= 0
+        assert z.max() <= 1
     assert modes == [m.training for m in student.modules()]
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
     student.train()
@@ -195,7 +197,8 @@ def test_the_mode_decides_which_statistics_the_attack_sees(student: nn.Module, b
         student.train()
         pgd.adversarial(student, x, labels, config.Threat(steps=1, mode=mode), noise_for(x, LINF))
     handle.remove()
-    assert seen == [(True, True), (False, False)] and student.training
+    assert seen == [(True, True), (False, False)]
+    assert student.training
 
 
 def test_modes_come_back_after_an_error(student: nn.Module) -> None:
@@ -207,9 +210,8 @@ def test_modes_come_back_after_an_error(student: nn.Module) -> None:
         pgd.evaluating(student),
     ):
         student(torch.rand(2, 7, 8, 8))
-    assert all(m.training for m in student.modules()) and all(
-        p.requires_grad for p in student.parameters()
-    )
+    assert all(m.training for m in student.modules())
+    assert all(p.requires_grad for p in student.parameters())
     assert all(m.track_running_stats for m in student.modules() if isinstance(m, nn.BatchNorm2d))
 
 
@@ -242,22 +244,23 @@ def test_an_l2_sample_without_gradient_moves_by_its_noise() -> None:
     torch.testing.assert_close(moved[0], 0.02 * escape[0])
     torch.testing.assert_close(moved[1], torch.full((1, 2, 2), 0.01))
     stayed = pgd.pgd(flat_for_the_first, x, x, threat, 1) - x
-    assert torch.equal(stayed[0], torch.zeros(1, 2, 2)) and torch.equal(stayed[1], moved[1])
+    assert torch.equal(stayed[0], torch.zeros(1, 2, 2))
+    assert torch.equal(stayed[1], moved[1])
 
 
 def test_noise_is_drawn_as_the_start_wants_it() -> None:
     uniform, normal = (noise_for(torch.empty(64, 3, 8, 8), threat) for threat in (LINF, L2))
-    assert (
-        uniform.min() >= 0 and uniform.max() < 1 and uniform.mean() == pytest.approx(0.5, abs=0.02)
-    )
-    assert normal.mean() == pytest.approx(0, abs=0.05) and normal.std() == pytest.approx(
-        1, abs=0.05
-    )
+    assert uniform.min() >= 0
+    assert uniform.max() < 1
+    assert uniform.mean() == pytest.approx(0.5, abs=0.02)
+    assert normal.mean() == pytest.approx(0, abs=0.05)
+    assert normal.std() == pytest.approx(1, abs=0.05)
     assert torch.equal(uniform, torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
     x = torch.full((64, 3, 8, 8), 0.5)
     torch.testing.assert_close(pgd.start(x, L2, normal) - x, 0.001 * normal, rtol=0, atol=1e-7)
     begin = pgd.start(x, LINF, uniform) - x
-    assert begin.abs().max() <= LINF.eps + 1e-6 and begin.max() > 0.9 * LINF.eps
+    assert begin.abs().max() <= LINF.eps + 1e-6
+    assert begin.max() > 0.9 * LINF.eps
 
 
 def test_projection_is_the_nearest_point_of_both_sets() -> None:
@@ -267,11 +270,9 @@ def test_projection_is_the_nearest_point_of_both_sets() -> None:
     inside = pgd.project(far, x, LINF)
     assert torch.equal(inside, torch.min(torch.max(far, x - LINF.eps), x + LINF.eps).clamp(0, 1))
     ball = pgd.project(far, x, L2)
-    assert (
-        ((ball - x).flatten(1).norm(dim=1) - L2.eps).abs().max() < 1e-6
-        and ball.min() >= 0
-        and ball.max() <= 1
-    )
+    assert ((ball - x).flatten(1).norm(dim=1) - L2.eps).abs().max() < 1e-6
+    assert ball.min() >= 0
+    assert ball.max() <= 1
     near = x + 0.01 * (0.5 - x)
     torch.testing.assert_close(pgd.project(near, x, L2), near, rtol=0, atol=1e-6)
     assert ball.is_contiguous(memory_format=torch.channels_last)

@@ -39,12 +39,10 @@ def test_without_randomness_it_is_plain_pgd(case):
     student = Drawing(0.0)
     plain = evaluate_pgd(student, x, labels, THREAT, noise[0], 5)
     score = eot_pgd(student, x, labels, THREAT, noise[:1], 5, eot=1, passes=3)
-    assert (
-        torch.equal(score.worst, plain)
-        and torch.equal(score.mean, plain.float())
-        and plain.any()
-        and not plain.all()
-    )
+    assert torch.equal(score.worst, plain)
+    assert torch.equal(score.mean, plain.float())
+    assert plain.any()
+    assert not plain.all()
     assert torch.equal(
         strongest(student, x, labels, THREAT, noise[0], 5, eot=4),
         strongest(student, x, labels, THREAT, noise[0], 5),
@@ -70,4 +68,5 @@ def test_the_worst_start_counts(case):
         evaluate_pgd(bent, x, labels, THREAT, noise, 1, step=0.02), each[0] & each[1]
     )
     score = eot_pgd(bent, x, labels, THREAT, noise, 3, eot=2, passes=2)
-    assert torch.equal(score.worst, score.mean == 1) and not bent.training
+    assert torch.equal(score.worst, score.mean == 1)
+    assert not bent.training

@@ -50,7 +50,8 @@ def test_every_request_is_answered_once_whatever_is_lost(name: str, inflight: in
     workload = changed(losses_per_replica_hour=40, inflight=inflight, jitter=0)
     [row] = policy.run(workload, {name: POLICIES[name]})
     assert row.requests == REQUESTS
-    assert row.retries > 0 and row.lost_work_s > 0
+    assert row.retries > 0
+    assert row.lost_work_s > 0
     assert row.busy_share * row.replica_hours * 3600 == pytest.approx(
         REQUESTS * workload.service_s, rel=2e-3
     ), "lost work is not counted"
@@ -59,7 +60,8 @@ def test_every_request_is_answered_once_whatever_is_lost(name: str, inflight: in
 def test_asha_stops_most_trials_at_the_first_rung() -> None:
     steps = Workload().trial_steps(random.Random(0))
     assert [steps.count(count * 50_000 // 1024) for count in (2, 6, 18, 54)] == [134, 44, 15, 7]
-    assert len(steps) == 200 and steps != sorted(steps)
+    assert len(steps) == 200
+    assert steps != sorted(steps)
 
 
 def test_nobody_waits_where_there_is_a_replica_for_each() -> None:
@@ -109,7 +111,8 @@ def test_a_larger_fixed_pool_waits_less() -> None:
         changed(losses_per_replica_hour=0), {str(size): Fixed(size) for size in (1, 2, 3, 4)}
     )
     waits = [row.mean_wait_s for row in rows]
-    assert waits == sorted(waits, reverse=True) and waits[0] > 1 > waits[-1]
+    assert waits == sorted(waits, reverse=True)
+    assert waits[0] > 1 > waits[-1]
 
 
 def test_equal_seeds_give_equal_results_and_leave_the_policies_alone() -> None:
@@ -123,7 +126,8 @@ def test_the_pool_follows_the_sweeps() -> None:
     history = policy.play(SMALL, "demand", policy.suited(SMALL)).history
     at_rest = {row.target for row in history if row.at < 0.01 * 3600}
     early = [row for row in history if 0.01 * 3600 + 30 <= row.at < 0.01 * 3600 + 90]
-    assert at_rest == {0} and history[-1].target == 0
+    assert at_rest == {0}
+    assert history[-1].target == 0
     assert max(row.target for row in history) >= 3, "1.7 replicas of work at 70 %"
     assert max(row.demand for row in early) > 1.5
 
@@ -228,7 +232,8 @@ def test_the_page_holds_its_data(tmp_path: Any) -> None:
     page = Store(str(tmp_path)) / "page.html"
     policy.write(page, SMALL, outcomes)
     text = page.read_text()
-    assert "a &lt;b&gt;" in text and "<b>" not in text.split("<script>")[0]
+    assert "a &lt;b&gt;" in text
+    assert "<b>" not in text.split("<script>")[0]
     figures = [
         json.loads(part.split("</script>")[0])
         for part in text.split('<script type="application/json">')[1:]
@@ -266,7 +271,5 @@ def test_policies_that_lie_close_together_are_named_in_the_legend() -> None:
     assert [(trace["mode"], trace["name"]) for trace in near] == [
         ("markers", f"near {number}") for number in range(3)
     ]
-    assert (
-        len({(trace["marker"]["symbol"], trace["marker"]["color"]) for trace in near}) == 3
-        and "text" in fixed["mode"]
-    )
+    assert len({(trace["marker"]["symbol"], trace["marker"]["color"]) for trace in near}) == 3
+    assert "text" in fixed["mode"]

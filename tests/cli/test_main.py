@@ -68,7 +68,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:
     done = dra(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: "), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
     for word in words:
         assert word in done.stderr
     assert list(tmp_path.iterdir()) == [], "something was written"
@@ -87,7 +88,8 @@ def test_a_name_that_is_taken_by_another_config_is_refused(tmp_path: Path) -> No
     )
     done = dra("train", "digits-dm-at", "--name", "mine", "--set", "optim.lr=0.05", cwd=tmp_path)
     assert done.returncode == 2
-    assert "optim.lr is 0.2 there and 0.05 now" in done.stderr and "--name" in done.stderr
+    assert "optim.lr is 0.2 there and 0.05 now" in done.stderr
+    assert "--name" in done.stderr
 
 
 def test_arguments_are_checked_without_torch_or_ray(tmp_path: Path) -> None:
@@ -149,12 +151,14 @@ TEACHER_COMMANDS = [
 def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     done = dra(*command.split(), "--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert "Usage" in done.stdout and len(done.stdout.splitlines()) > 5
+    assert "Usage" in done.stdout
+    assert len(done.stdout.splitlines()) > 5
 
 
 def test_a_config_is_printed_as_yaml(tmp_path: Path) -> None:
     printed = dra("config", "digits-dra", "--set", "optim.lr=0.3", cwd=tmp_path)
-    assert printed.returncode == 0 and not printed.stderr, printed.stderr
+    assert printed.returncode == 0, printed.stderr
+    assert not printed.stderr, printed.stderr
     (tmp_path / "mine.yaml").write_text(printed.stdout)
     assert config.load(str(tmp_path / "mine.yaml")) == config.load(
         "digits-dra", None, ["optim.lr=0.3"]
@@ -162,7 +166,8 @@ def test_a_config_is_printed_as_yaml(tmp_path: Path) -> None:
     fields = dra("config", "--fields", cwd=tmp_path)
     assert fields.stdout == (Path(__file__).parents[2] / "docs" / "fields.md").read_text()
     nothing = dra("config", cwd=tmp_path)
-    assert nothing.returncode == 2 and "RECIPE|FILE is not given" in nothing.stderr
+    assert nothing.returncode == 2
+    assert "RECIPE|FILE is not given" in nothing.stderr
 
 
 def test_a_job_prints_records_as_their_files_hold_them() -> None:

@@ -100,7 +100,8 @@ def test_from_a_teacher_to_a_report(tmp_path: Path) -> None:
     )
     assert len(json.loads((tmp_path / "trials.json").read_text())) == 2
     printed = dra("report", "runs/digits-sweep", cwd=tmp_path).stdout.splitlines()[-1]
-    assert Path(printed).exists() and Path(printed).name == "report.html"
+    assert Path(printed).exists()
+    assert Path(printed).name == "report.html"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

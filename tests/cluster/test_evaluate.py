@@ -147,15 +147,12 @@ def check_against(single, run, result):
         (run / "evaluation" / "adversarial.npz").read_npz()["images"], single["adversarial"]
     )
     assert np.array_equal(sample["robust"], single["robust"])
-    assert np.array_equal(sample["clean_correct"], single["clean"]) and np.array_equal(
-        sample["pgd_correct"], single["pgd"]
-    )
+    assert np.array_equal(sample["clean_correct"], single["clean"])
+    assert np.array_equal(sample["pgd_correct"], single["pgd"])
     assert np.array_equal(sample["first_failure"] == "", single["robust"])
     assert np.array_equal(sample["first_failure"] == "clean", ~single["clean"])
-    assert (
-        result.autoattack_accuracy == single["robust"].mean()
-        and result.clean_accuracy == single["clean"].mean()
-    )
+    assert result.autoattack_accuracy == single["robust"].mean()
+    assert result.clean_accuracy == single["clean"].mean()
 
 
 def same_but_for_time(one, other):
@@ -182,18 +179,16 @@ def test_sharded_is_single(ray_cluster, run, single, workers):
         "batch",
         12,
     )
-    assert result.score == "autoattack_accuracy" and not result.randomised
+    assert result.score == "autoattack_accuracy"
+    assert not result.randomised
     assert result.numerics["threads"] == 1
     assert (result.threat.norm, result.threat.eps_255) == ("linf", 20.0)
-    assert (
-        [row["attack"] for row in rows[:4]] == ["clean"] * 4
-        and rows[-1]["attack"] == "square"
-        and rows[-1]["done"] == rows[-1]["of"]
-    )
+    assert [row["attack"] for row in rows[:4]] == ["clean"] * 4
+    assert rows[-1]["attack"] == "square"
+    assert rows[-1]["done"] == rows[-1]["of"]
     assert rows[-1]["robust"] == single["robust"].sum()
-    assert (
-        result.tasks_run == len(rows) == sum(result.tasks.values()) and result.resumed_batches == 0
-    )
+    assert result.tasks_run == len(rows) == sum(result.tasks.values())
+    assert result.resumed_batches == 0
     sample = (run / "evaluation" / "per_sample.npz").read_npz()
     assert {
         attack: sample[f"after_{attack}"].mean() for attack in result.after_attack
@@ -220,7 +215,8 @@ def test_an_interrupted_evaluation_goes_on(ray_cluster, run, single):
     rows = []
     result = evaluate(run, workers=1, progress=rows.append, effort=EFFORT)
     check_against(single, run, result)
-    assert result.resumed_batches >= len(finished) and {row["attack"] for row in rows} <= {
+    assert result.resumed_batches >= len(finished)
+    assert {row["attack"] for row in rows} <= {
         "apgd-t",
         "fab-t",
         "square",
@@ -260,9 +256,11 @@ def test_other_weights_or_settings_are_evaluated_anew(ray_cluster, run, weights)
         },
     )
     second = evaluate(run, effort=Effort(2, 1, 4))
-    assert second.digest != first.digest and second.resumed_batches == 0
+    assert second.digest != first.digest
+    assert second.resumed_batches == 0
     third = evaluate(run, effort=Effort(2, 1, 5))
-    assert third.digest != second.digest and third.effort["square_queries"] == 5
+    assert third.digest != second.digest
+    assert third.effort["square_queries"] == 5
 
 
 def test_two_models_share_the_workers(ray_cluster, tmp_path, weights, single):
@@ -337,20 +335,17 @@ def test_further_radii_and_corruptions(ray_cluster, run, images, weights, single
     assert result.resumed_batches == sum(plain.tasks.values()) - plain.tasks["clean"], (
         "AutoAttack's batches are the run's own"
     )
-    assert result.tasks_run == 4 + 3 * 4 + 45 and read(run / "evaluation") == plain
-    assert (
-        result.autoattack_accuracy == plain.autoattack_accuracy
-        and result.pgd_accuracy <= plain.pgd_accuracy
-    )
+    assert result.tasks_run == 4 + 3 * 4 + 45
+    assert read(run / "evaluation") == plain
+    assert result.autoattack_accuracy == plain.autoattack_accuracy
+    assert result.pgd_accuracy <= plain.pgd_accuracy
 
     student = students.build(EXPERIMENT.model, images.shape).eval()
     student.load_state_dict(weights)
     x, y = data.to_float(images.test.images), images.test.labels
     points = {point.eps_255: point for point in result.curve}
-    assert (
-        list(points) == [0.0, 10.0, 40.0]
-        and points[0.0].accuracy == single["clean"].mean() > points[40.0].accuracy
-    )
+    assert list(points) == [0.0, 10.0, 40.0]
+    assert points[0.0].accuracy == single["clean"].mean() > points[40.0].accuracy
     assert all(
         point.interval[0] <= point.accuracy <= point.interval[1] for point in points.values()
     )
@@ -374,9 +369,8 @@ def test_further_radii_and_corruptions(ray_cluster, run, images, weights, single
         assert found["contrast", 5] == pytest.approx(
             (student(fog).argmax(1) == y).float().mean().item()
         )
-    assert len(found) == 45 and result.corruptions.mean == pytest.approx(
-        np.mean(list(found.values()))
-    )
+    assert len(found) == 45
+    assert result.corruptions.mean == pytest.approx(np.mean(list(found.values())))
     assert [row["what"] for row in table(result)][-4:] == [
         "PGD-6 at 0/255",
         "PGD-6 at 10/255",
@@ -386,9 +380,8 @@ def test_further_radii_and_corruptions(ray_cluster, run, images, weights, single
 
     (subject.folder / "autoattack.json").write_json({})
     again = evaluate(subject, effort=EFFORT)
-    assert same_but_for_time(result, again) and again.tasks_run == 0, (
-        "nothing finished is done again"
-    )
+    assert same_but_for_time(result, again), "nothing finished is done again"
+    assert again.tasks_run == 0, "nothing finished is done again"
 
 
 @pytest.mark.parametrize(
@@ -402,7 +395,8 @@ def test_other_versions_levels_and_streams(ray_cluster, run, version, level, str
     result = evaluate(subject, workers=2, effort=Effort(2, 1, 4))
     assert (result.version, result.level, result.streams) == (version, level, streams)
     assert list(result.after_attack) == list(attacks(10, version, level))
-    assert result.flags and not (run / "evaluation" / "autoattack.json").exists()
+    assert result.flags
+    assert not (run / "evaluation" / "autoattack.json").exists()
 
 
 # -- what is not ours ------------------------------------------------------------------------------
@@ -481,7 +475,8 @@ def test_a_function_of_the_users(ray_cluster, user):
     result = evaluate(subject, workers=2, effort=EFFORT)
     adversarial, robust = stock(subject.student, subject.images, subject.labels, 16, 0, 12, EFFORT)
     assert np.array_equal((Store("results") / "adversarial.npz").read_npz()["images"], adversarial)
-    assert result.autoattack_accuracy == robust.mean() and result.subject["kind"] == "function"
+    assert result.autoattack_accuracy == robust.mean()
+    assert result.subject["kind"] == "function"
     assert evaluate(subjects.read("my_nets:net", user()), effort=EFFORT) == result
     with pytest.raises(ConfigError, match="holds the result of another model"):
         evaluate(subjects.read("my_nets:few", user()), effort=EFFORT)
@@ -495,7 +490,8 @@ def test_a_batch_that_does_not_fit_starts_over_with_half(ray_cluster, user):
     assert (result.batch, result.batch_asked) == (
         6,
         12,
-    ) and "another reference configuration" in result.flags[-1]
+    )
+    assert "another reference configuration" in result.flags[-1]
     assert result.after_attack == asked.after_attack
     ours, theirs = (
         (Store(folder) / "adversarial.npz").read_npz()["images"] for folder in ("results", "other")
@@ -504,24 +500,27 @@ def test_a_batch_that_does_not_fit_starts_over_with_half(ray_cluster, user):
     assert evaluate(subjects.read("my_nets:large", user()), effort=EFFORT) == result
     os.remove("results/autoattack.json")
     again = evaluate(subjects.read("my_nets:large", user()), effort=EFFORT)
-    assert again.tasks_run == 0 and again.batch == 6
+    assert again.tasks_run == 0
+    assert again.batch == 6
 
 
 def test_a_randomised_student_is_told(ray_cluster, user):
     result = evaluate(
         subjects.read("my_nets:noisy", user(evaluation__eot=4)), workers=2, effort=EFFORT
     )
-    assert result.randomised and result.score == "pgd_accuracy" and result.eot == 4
+    assert result.randomised
+    assert result.score == "pgd_accuracy"
+    assert result.eot == 4
     assert any("the score that counts is PGD's" in flag for flag in result.flags)
     assert result.pgd_worst_accuracy < result.pgd_accuracy, "ten passes judge each image"
     again = evaluate(
         subjects.read("my_nets:noisy", user("other", evaluation__eot=4)), workers=1, effort=EFFORT
     )
-    assert again.pgd_accuracy == result.pgd_accuracy and again.after_attack == result.after_attack
+    assert again.pgd_accuracy == result.pgd_accuracy
+    assert again.after_attack == result.after_attack
     single = evaluate(subjects.read("my_nets:noisy", user("third")), effort=EFFORT)
-    assert single.score == "autoattack_accuracy" and any(
-        "set evaluation.eot" in flag for flag in single.flags
-    )
+    assert single.score == "autoattack_accuracy"
+    assert any("set evaluation.eot" in flag for flag in single.flags)
 
 
 @pytest.mark.parametrize(
@@ -724,8 +723,7 @@ def test_a_killed_driver_goes_on_where_it_was(ray_cluster, two, alone, tmp_path)
             text=True,
         )
         assert process.stdout
-        for _ in range(wanted):
-            stages.append(process.stdout.readline())
+        stages.extend(process.stdout.readline() for _ in range(wanted))
         process.kill()
         process.communicate()
     assert all(stages), "it ended before it was killed"

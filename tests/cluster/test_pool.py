@@ -204,17 +204,16 @@ def test_a_pool_brought_up_by_hand_outlives_the_runs_that_use_it(
     ]
     (brought_up,) = dra("up", "digits-dra", *small, "--json", "status.json")
     name = service.app_name(own)
-    assert (
-        brought_up["pool"] == name and brought_up["kept"] and brought_up["replicas"] == "1 running"
-    )
+    assert brought_up["pool"] == name
+    assert brought_up["kept"]
+    assert brought_up["replicas"] == "1 running"
     with service.serving(own, SETTINGS) as app:
         assert app == name
         client = pool_client.PoolClient(app, SETTINGS, "trial-7")
         client.submit(request(1)).result()
         client.close()
     rows = {row["pool"]: row for row in dra("status", "--json", "status.json")}
-    assert rows[name]["trials"]["trial-7"]["requests"] == 1 and rows[name]["replicas"] == {
-        "RUNNING": 1
-    }
+    assert rows[name]["trials"]["trial-7"]["requests"] == 1
+    assert rows[name]["replicas"] == {"RUNNING": 1}
     dra("down", name)
     assert cluster.wait_until(lambda: name not in service.applications(), 30)

@@ -70,7 +70,8 @@ def test_all_replicas_at_once(ray_cluster: Any) -> None:
             for number, call in enumerate(calls):
                 assert torch.equal(call.result(), expected(10 * round_ + number, 100))
         totals = source.totals
-    assert totals.requests == 12 and totals.images == 1200
+    assert totals.requests == 12
+    assert totals.images == 1200
     assert totals.retries > 0
 
 
@@ -84,7 +85,8 @@ def test_a_replica_that_hangs_is_replaced(ray_cluster: Any, tmp_path: Any) -> No
         ]
         for number, label in enumerate((1, ENDLESS, 2)):
             assert torch.equal(calls[number].result(), expected(number, 20, label))
-        assert source.totals.requests == 3 and source.totals.retries > 0
+        assert source.totals.requests == 3
+        assert source.totals.retries > 0
     assert (tmp_path / "hung").exists()
 
 
@@ -145,7 +147,8 @@ def test_a_client_that_dies_leaves_the_others_alone(ray_cluster: Any) -> None:
         source = client()
         for number in range(6):
             assert torch.equal(source.submit(request(number, 30)).result(), expected(number, 30))
-        assert source.totals.requests == 6 and source.totals.retries == 0
+        assert source.totals.requests == 6
+        assert source.totals.retries == 0
         assert running("left") == 1
 
 
@@ -171,13 +174,10 @@ def test_a_request_that_ends_its_replica_is_given_up_and_hurts_nobody_else(
         ):
             fatal.result()
         thread.join()
-        assert (
-            all(
-                torch.equal(features, expected(number, 16))
-                for number, features in enumerate(results)
-            )
-            and len(results) == 20
+        assert all(
+            torch.equal(features, expected(number, 16)) for number, features in enumerate(results)
         )
+        assert len(results) == 20
 
 
 def test_poisoned_requests_hurt_only_their_sender(ray_cluster: Any) -> None:
@@ -196,9 +196,8 @@ def test_poisoned_requests_hurt_only_their_sender(ray_cluster: Any) -> None:
                 PoolError, match="the teacher failed on a request.*not what the teacher takes"
             ):
                 calls[index].result()
-        assert torch.equal(calls[0].result(), expected(0, 10)) and torch.equal(
-            calls[3].result(), expected(2, 10)
-        )
+        assert torch.equal(calls[0].result(), expected(0, 10))
+        assert torch.equal(calls[3].result(), expected(2, 10))
         assert [source.totals.retries for source in sources] == [0, 0, 0]
 
 

@@ -224,10 +224,12 @@ def test_no_key_of_the_environment_is_in_a_file_or_on_the_dashboard(
         status, body = request(
             dashboard(ray_cluster), f"/api/v0/{table}?detail=1&limit=10000", headers
         )
-        assert status == 200 and not [value for value in values if value in body], table
+        assert status == 200, table
+        assert not [value for value in values if value in body], table
     for path in ("/api/jobs/", "/logical/actors", "/nodes?view=details"):
         _, body = request(dashboard(ray_cluster), path, headers)
-        assert body and not [value for value in values if value in body], path
+        assert body, path
+        assert not [value for value in values if value in body], path
 
 
 def test_a_trial_that_diverges_ends_as_failed_and_the_sweep_goes_on(swept: Store) -> None:
@@ -236,11 +238,11 @@ def test_a_trial_that_diverges_ends_as_failed_and_the_sweep_goes_on(swept: Store
     sound, diverged = (
         next(trial for trial, rate in rates.items() if rate == value) for value in (0.1, 1e12)
     )
-    assert manifest["status"] == "done" and manifest["finals"] == {"baseline": sound}
+    assert manifest["status"] == "done"
+    assert manifest["finals"] == {"baseline": sound}
     last = {row["trial"]: row for row in (swept / "rungs.jsonl").read_jsonl()}
-    assert last[sound]["decision"] == "done" and last[diverged]["decision"] == "failed"
-    assert (
-        "the loss is" in last[diverged]["reason"]
-        and "start the same command again" not in last[diverged]["reason"]
-    )
+    assert last[sound]["decision"] == "done"
+    assert last[diverged]["decision"] == "failed"
+    assert "the loss is" in last[diverged]["reason"]
+    assert "start the same command again" not in last[diverged]["reason"]
     assert ray.is_initialized()

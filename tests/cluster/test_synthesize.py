@@ -181,9 +181,8 @@ def test_killed_workers_and_a_killed_driver_change_no_byte(ray_cluster, teacher,
     ]
     assert makers, "nobody was at work"
     os.kill(makers[0], signal.SIGKILL)
-    assert process.stdout.readline() and process.poll() is None, (
-        "the driver goes on without that worker"
-    )
+    assert process.stdout.readline(), "the driver goes on without that worker"
+    assert process.poll() is None, "the driver goes on without that worker"
     process.kill()
     process.communicate()
     before = set(shards(disturbed))

@@ -60,11 +60,15 @@ def test_a_finished_run_says_so_and_tells_all_about_itself(
     runs: dict[str, Store], teacher: Store
 ) -> None:
     manifest = run_folder.read_manifest(runs["pool"])
-    assert manifest and manifest.is_done and manifest.world_sizes[0].workers == 1
-    assert manifest.data["train"] == 1241 and manifest.versions["ray"]
+    assert manifest
+    assert manifest.is_done
+    assert manifest.world_sizes[0].workers == 1
+    assert manifest.data["train"] == 1241
+    assert manifest.versions["ray"]
     before = (runs["pool"] / "metrics.jsonl").read_bytes()
     row = train.fit(experiment(teacher), runs["pool"])
-    assert row.epoch == 2 and (runs["pool"] / "metrics.jsonl").read_bytes() == before
+    assert row.epoch == 2
+    assert (runs["pool"] / "metrics.jsonl").read_bytes() == before
     with pytest.raises(ConfigError, match="optim.lr"):
         train.fit(experiment(teacher, optim__lr=0.05), runs["pool"])
     student, again = checkpoint.load(runs["pool"])

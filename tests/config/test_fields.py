@@ -66,7 +66,8 @@ def test_options_files_and_spaces_get_the_same_answer(setting: str, tmp_path: Pa
 def test_a_field_without_its_last_letter_is_recognised(field: str) -> None:
     if len(field.rpartition(".")[2]) > 4:
         remedy = suggest(config.Experiment, field[:-1].split("."))
-        assert remedy.startswith("did you mean") and field.rpartition(".")[2] in remedy
+        assert remedy.startswith("did you mean")
+        assert field.rpartition(".")[2] in remedy
 
 
 def test_every_field_says_what_it_is() -> None:
@@ -85,7 +86,8 @@ def test_the_page_of_fields_is_current() -> None:
     headings = [line.lstrip("# ") for line in page.splitlines() if line.startswith("#")]
     anchors = [heading.lower().replace(":", "").replace(" ", "-") for heading in headings]
     links = {part.partition(")")[0] for part in page.split("](#")[1:]}
-    assert links <= set(anchors) and len(set(anchors)) == len(anchors)
+    assert links <= set(anchors)
+    assert len(set(anchors)) == len(anchors)
 
 
 @pytest.mark.parametrize("name", config.recipe_names())

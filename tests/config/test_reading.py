@@ -83,7 +83,8 @@ def test_a_file_is_refused_in_one_line(what: str, tmp_path: Path) -> None:
     with pytest.raises(DraError) as caught:
         config.load(str(file))
     message = str(caught.value)
-    assert words.format(file) in message and message.isprintable(), message
+    assert words.format(file) in message, message
+    assert message.isprintable(), message
     assert caught.value.exit_code == 2
 
 
@@ -113,7 +114,8 @@ def test_a_file_is_refused_in_one_line(what: str, tmp_path: Path) -> None:
 def test_an_option_is_refused_in_one_line(setting: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config.load("digits-dm-at", config.Experiment, [setting])
-    assert words in str(caught.value) and str(caught.value).isprintable()
+    assert words in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(
@@ -171,4 +173,5 @@ def test_a_part_that_is_null_begins_anew_and_a_tables_keys_have_dots() -> None:
     synthesis = config.load("digits-synthesis", config.Synthesis, ["select.run=runs/x"])
     assert synthesis.select == config.Select(run="runs/x")
     sweep = config.load("digits-sweep", config.Sweep, ["space.align.weight=[0, 1]"])
-    assert sweep.space["align.weight"] == [0, 1] and len(sweep.space) == 3
+    assert sweep.space["align.weight"] == [0, 1]
+    assert len(sweep.space) == 3

@@ -91,10 +91,13 @@ def test_resized_crops_are_those_of_torchvision() -> None:
 def test_boxes_keep_the_area_and_the_aspect_ratio() -> None:
     boxes = augment.parameters(5000, config.Data(crop_area=0.25), generator(1)).boxes
     height, width = boxes[:, 0], boxes[:, 1]
-    assert height.max() <= 1 and width.max() <= 1
+    assert height.max() <= 1
+    assert width.max() <= 1
     assert 0.25 <= (height * width).min() < 0.26
-    assert 0.74 < (width / height).min() < 0.76 and 1.32 < (width / height).max() < 1.34
-    assert boxes[:, 2:].min() >= 0 and boxes[:, 2:].max() < 1
+    assert 0.74 < (width / height).min() < 0.76
+    assert 1.32 < (width / height).max() < 1.34
+    assert boxes[:, 2:].min() >= 0
+    assert boxes[:, 2:].max() < 1
     whole = augment.parameters(100, config.Data(crop_area=1), generator(1))
     assert torch.equal(augment.apply(pictures(100), config.Data(crop_pad=0), whole), pictures(100))
 
@@ -112,4 +115,5 @@ def test_a_slice_of_the_draws_is_the_slice_of_the_batch(settings: config.Data) -
     draws = augment.parameters(16, settings, generator(1))
     whole = augment.apply(images, settings, draws)
     assert torch.equal(whole[4:9], augment.apply(images[4:9], settings, draws[4:9]))
-    assert whole.dtype == torch.uint8 and whole.shape == images.shape
+    assert whole.dtype == torch.uint8
+    assert whole.shape == images.shape

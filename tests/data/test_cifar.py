@@ -209,7 +209,8 @@ def test_every_form_gives_the_same_images(tmp_path, form: str, name: str) -> Non
         assert isinstance(split, data.Split)
         assert np.array_equal(split.images.numpy(), arrays[part][rows])
         assert np.array_equal(split.labels.numpy(), arrays[f"{part}_labels"][rows])
-        assert split.images.dtype == torch.uint8 and split.labels.dtype == torch.int64
+        assert split.images.dtype == torch.uint8
+        assert split.labels.dtype == torch.int64
     assert images.shape == data.outline(settings).shape
 
 
@@ -341,7 +342,8 @@ def test_a_hostile_pickle_runs_nothing(tmp_path, hostile: Callable[[str], bytes]
     (unpacked(tmp_path, "cifar10") / "data_batch_3").write_bytes(hostile(str(canary)))
     with pytest.raises(DataError, match=r"data_batch_3.*read safely") as caught:
         data.load(config.Data(name="cifar10", uri=str(tmp_path), validation_images=4))
-    assert not canary.exists() and "\n" not in str(caught.value)
+    assert not canary.exists()
+    assert "\n" not in str(caught.value)
 
 
 def batch_with(**changes: Any) -> bytes:

@@ -58,11 +58,13 @@ def test_severities_are_stacked_blocks(tmp_path, labels) -> None:
         (name, severity) for name in ("snow", "fog") for severity in SEVERITIES
     ]  # in the order of the paper
     for name, severity, images, classes in found:
-        assert images.dtype == torch.uint8 and images.shape == (N, 3, 4, 5)
+        assert images.dtype == torch.uint8
+        assert images.shape == (N, 3, 4, 5)
         assert images[:, 0, 0, 0].tolist() == [
             40 * (name == "snow") + 7 * severity + i for i in range(N)
         ]
-        assert (images[:, 2] == 255).all() and classes.tolist() == list(range(N))
+        assert (images[:, 2] == 255).all()
+        assert classes.tolist() == list(range(N))
 
 
 def test_the_four_extra_corruptions_do_not_count_beside_the_common_ones(tmp_path) -> None:
@@ -132,12 +134,14 @@ def test_each_severity_is_further_from_the_image(name: str, channels: int, side:
     errors = []
     for severity in SEVERITIES:
         made = corruptions.generated(images, name, severity, seed=0)
-        assert made.dtype == torch.uint8 and made.shape == images.shape
+        assert made.dtype == torch.uint8
+        assert made.shape == images.shape
         errors.append(float((made.double() - images.double()).square().mean()))
     rising = (
         errors if side > 8 or name not in ("translate", "jpeg") else [errors[0], errors[-1]]
     )  # 8 pixels have few steps
-    assert errors[0] > 0 and rising == sorted(set(rising)), errors
+    assert errors[0] > 0, errors
+    assert rising == sorted(set(rising)), errors
 
 
 @pytest.mark.parametrize("name", GENERATED)
@@ -165,9 +169,8 @@ def test_noise_has_the_moments_it_names() -> None:
     grey = torch.full((40, 1, 32, 32), 102, dtype=torch.uint8)  # 0.4
     for severity, deviation in zip(SEVERITIES[:3], GENERATED["gaussian-noise"][1], strict=False):
         off = corruptions.generated(grey, "gaussian-noise", severity, 0).double() / 255 - 0.4
-        assert abs(float(off.mean())) < 4 * deviation / 200 and float(off.std()) == pytest.approx(
-            deviation, rel=0.03
-        )
+        assert abs(float(off.mean())) < 4 * deviation / 200
+        assert float(off.std()) == pytest.approx(deviation, rel=0.03)
     photons = GENERATED["shot-noise"][1][0]
     off = corruptions.generated(grey, "shot-noise", 1, 0).double() / 255 - 0.4
     assert float(off.var()) == pytest.approx(0.4 / photons, rel=0.05)
@@ -179,8 +182,10 @@ def test_noise_has_the_moments_it_names() -> None:
 
 def test_blurs_and_shifts_are_what_they_say() -> None:
     kernel = corruptions.disc(2.3)
-    assert kernel.shape == (5, 5) and float(kernel.sum()) == pytest.approx(1)
-    assert torch.equal(kernel, kernel.T) and torch.equal(kernel, kernel.flip(0))
+    assert kernel.shape == (5, 5)
+    assert float(kernel.sum()) == pytest.approx(1)
+    assert torch.equal(kernel, kernel.T)
+    assert torch.equal(kernel, kernel.flip(0))
     assert float(kernel[2, 2]) == pytest.approx(
         1 / (np.pi * 2.3**2), rel=0.01
     )  # a pixel that is covered whole
@@ -212,7 +217,8 @@ def test_blurs_and_shifts_are_what_they_say() -> None:
                 one[:, inner, inner], other[:, 10 + s[0] : 22 + s[0], 10 + s[1] : 22 + s[1]]
             )
         ]
-        assert len(fits) == 1 and 3 < np.hypot(*fits[0]) < 5
+        assert len(fits) == 1
+        assert 3 < np.hypot(*fits[0]) < 5
 
 
 def test_generated_sets_cover_every_kind() -> None:
@@ -248,7 +254,8 @@ def test_the_summary_is_the_mean_of_means() -> None:
     assert found["corruption_accuracy"] == pytest.approx(0.5)
     assert found["by_corruption"] == pytest.approx({"snow": 0.6, "fog": 0.4})
     assert found["by_severity"]["snow"] == pytest.approx([0.8, 0.7, 0.6, 0.5, 0.4])
-    assert not found["published_sets"] and "mce" not in found
+    assert not found["published_sets"]
+    assert "mce" not in found
     assert corruptions.summary(
         [(name, severity, 0.5) for name in COMMON for severity in SEVERITIES]
     )["published_sets"]

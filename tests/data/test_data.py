@@ -155,8 +155,8 @@ def test_a_run_goes_on_with_its_own_synthetic_images_only(tmp_path) -> None:
         (images.train[:10], "images is 1241 there and 10 now"),
         (images.train[torch.arange(1240, -1, -1)], "are others"),
     ):
+        facts = runs.Facts(synthetic=data.picture_facts(changed))
         with pytest.raises(DataError, match=f"was begun on other synthetic images .*{words}"):
-            facts = runs.Facts(synthetic=data.picture_facts(changed))
             runs.begin_run(run, "train", {}, "digest", facts)
 
 

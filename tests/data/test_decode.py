@@ -214,7 +214,8 @@ def test_names_that_are_not_utf_8(tmp_path) -> None:
     name = b"caf\xe9.png".decode(errors="surrogateescape")
     (tmp_path / "train" / "a" / name).write_bytes(saved(RGB, "PNG"))
     images = data.load(settings)
-    assert len(images.train) == 2 and len(images.sha256) == 64
+    assert len(images.train) == 2
+    assert len(images.sha256) == 64
     (tmp_path / "train" / "a" / name).write_bytes(b"no image")
     with pytest.raises(DataError, match=r"caf\xe9\.png' cannot be decoded"):
         [

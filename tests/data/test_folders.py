@@ -100,9 +100,8 @@ def test_images_are_those_of_torchvision(tmp_path) -> None:
     pixels, labels = images.test.take(torch.arange(len(images.test)))
     assert len(images.test) == len(reference) == 6
     for index in range(len(reference)):
-        assert (
-            torch.equal(pixels[index], reference[index][0]) and labels[index] == reference[index][1]
-        )
+        assert torch.equal(pixels[index], reference[index][0])
+        assert labels[index] == reference[index][1]
     assert images.shape == data.Shape(3, 3, 21, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -120,7 +119,8 @@ def test_splits_are_disjoint_mixed_and_fixed_by_their_seed(tmp_path, make) -> No
     assert len(rows.unique(dim=0)) == 18
     fewer = data.load(settings(uri, train_images=6, test_images=4))
     assert torch.equal(data.in_memory(fewer.train).images, data.in_memory(images.train[:6]).images)
-    assert len(fewer.test) == 4 and len(fewer.test.labels.unique()) > 1
+    assert len(fewer.test) == 4
+    assert len(fewer.test.labels.unique()) > 1
     outline = data.outline(settings(uri))
     assert (outline.train, outline.validation, outline.test, outline.shape) == (
         13,
@@ -148,7 +148,8 @@ def test_shards_hold_what_folders_hold(tmp_path, cache) -> None:
             )
             assert found[transforms.PILToTensor()(pixels).numpy().tobytes()] == number % 3
     kept = sorted(file.name for file in cache.iterdir())
-    assert len(kept) == 4 and data.load(settings(uri, validation_images=0)).sha256 == images.sha256
+    assert len(kept) == 4
+    assert data.load(settings(uri, validation_images=0)).sha256 == images.sha256
     (cache / kept[0]).unlink()
     assert data.load(settings(uri, validation_images=0)).sha256 == images.sha256
 
@@ -265,7 +266,8 @@ def test_what_macos_and_other_encodings_add_to_shards(tmp_path) -> None:
         marks | clutter | {"1.json": b"\xef\xbb\xbf{}", "1.csv": b"\xff\xfea"},
     )
     after = data.in_memory(data.load(settings(uri)).test)
-    assert torch.equal(after.images[:-2], before.images) and after.labels.tolist() == [
+    assert torch.equal(after.images[:-2], before.images)
+    assert after.labels.tolist() == [
         *before.labels.tolist(),
         0,
         1,
@@ -281,7 +283,8 @@ def test_classnames_say_how_many_classes_there_are(tmp_path) -> None:
     refused("labels reach 3, but there are 3 classes", uri)
     (uri / "classnames.txt").write_bytes(b"\xef\xbb\xbfant\r\nbee\r\ncat\r\ndog\r\n\r\n")
     images = data.load(settings(uri))
-    assert images.num_classes == 4 and int(images.test.labels.max()) == 3
+    assert images.num_classes == 4
+    assert int(images.test.labels.max()) == 3
     (uri / "classnames.txt").write_text("ant\nbee")
     refused("labels reach 2, but there are 2 classes", uri)
     (uri / "classnames.txt").write_text("x\n" * 1000)

@@ -53,11 +53,12 @@ def test_both_kinds_give_the_batches_of_the_plan(sets) -> None:
         images, labels = both.take(plan.indices(step))
         for batches in (resident, ahead):
             found = batches.get(step)
-            assert torch.equal(found[0], images) and torch.equal(found[1], labels)
-            assert found[0].dtype == torch.uint8 and found[1].dtype == torch.int64
-        assert torch.equal(half.get(step)[0], images[16:]) and torch.equal(
-            half.get(step)[1], labels[16:]
-        )
+            assert torch.equal(found[0], images)
+            assert torch.equal(found[1], labels)
+            assert found[0].dtype == torch.uint8
+            assert found[1].dtype == torch.int64
+        assert torch.equal(half.get(step)[0], images[16:])
+        assert torch.equal(half.get(step)[1], labels[16:])
     for batches in (resident, ahead, half):
         batches.close()
     assert not readers()
@@ -70,9 +71,8 @@ def test_real_images_alone(sets, resident_bytes: int) -> None:
     batches = Batches(real, None, plan, CPU, slice(0, 32), resident_bytes=resident_bytes)
     for step in range(8):
         images, labels = batches.get(step)
-        assert torch.equal(images, real.images[plan.indices(step)]) and torch.equal(
-            labels, real.labels[plan.indices(step)]
-        )
+        assert torch.equal(images, real.images[plan.indices(step)])
+        assert torch.equal(labels, real.labels[plan.indices(step)])
     batches.close()
 
 

@@ -37,7 +37,8 @@ def test_exact_and_mid_p_are_scipys_binomial(only_a: int, only_b: int) -> None:
         stats.binomtest(only_a, disagree).pvalue if disagree else 1.0
     )
     assert found.mid_p == pytest.approx(2 * coin.cdf(fewer - 1) + coin.pmf(fewer))
-    assert found.mid_p <= found.p_value and mcnemar(b, a, mid_p=True) == found.mid_p
+    assert found.mid_p <= found.p_value
+    assert mcnemar(b, a, mid_p=True) == found.mid_p
 
 
 def test_mid_p_is_less_cautious_and_nearer_to_its_level() -> None:
@@ -57,7 +58,8 @@ def test_mid_p_is_less_cautious_and_nearer_to_its_level() -> None:
         )
     assert max(exact for exact, _ in rates) < 0.05
     exact, mid = np.mean(rates, axis=0)
-    assert exact < 0.035 and abs(mid - 0.05) < 0.005
+    assert exact < 0.035
+    assert abs(mid - 0.05) < 0.005
 
 
 def test_the_interval_is_that_of_resampled_images() -> None:
@@ -66,13 +68,15 @@ def test_the_interval_is_that_of_resampled_images() -> None:
     picks = np.random.default_rng(1).integers(0, 1000, (4000, 1000))
     low, high = np.quantile(b[picks].mean(1) - a[picks].mean(1), [0.025, 0.975])
     assert found.interval == pytest.approx((low, high), abs=2e-3)
-    assert found.difference == pytest.approx(0.04) and (found.accuracy_a, found.accuracy_b) == (
+    assert found.difference == pytest.approx(0.04)
+    assert (found.accuracy_a, found.accuracy_b) == (
         0.56,
         0.6,
     )
     assert found == compare.compare(a, b)
     back = compare.compare(b, a)
-    assert back.difference == -found.difference and back.p_value == found.p_value
+    assert back.difference == -found.difference
+    assert back.p_value == found.p_value
 
 
 def test_the_sentence_claims_no_more_than_the_test() -> None:
@@ -80,14 +84,14 @@ def test_the_sentence_claims_no_more_than_the_test() -> None:
         compare.compare(*verdicts(60, 100, 500, 340)),
         compare.compare(*verdicts(14, 17, 500, 469)),
     )
-    assert sure.distinguishable and not unsure.distinguishable
+    assert sure.distinguishable
+    assert not unsure.distinguishable
     assert compare.sentence(sure, "AutoAttack").startswith(
         "AutoAttack: B is 4.00 points above A on 1000 images (95 % interval +1."
     )
     assert compare.sentence(sure, "x").endswith("more than the choice of the images explains.")
-    assert "B is 0.30 points above" in compare.sentence(
-        unsure, "x"
-    ) and "about 1.09 points to stand out" in compare.sentence(unsure, "x")
+    assert "B is 0.30 points above" in compare.sentence(unsure, "x")
+    assert "about 1.09 points to stand out" in compare.sentence(unsure, "x")
     assert "below A" in compare.sentence(compare.compare(*verdicts(17, 14, 500, 469)), "x")
     assert "the same verdict on each of the 5 images" in compare.sentence(
         compare.compare(*verdicts(0, 0, 3, 2)), "x"
@@ -137,7 +141,8 @@ def test_runs_are_compared_in_all_that_both_have(tmp_path) -> None:
     a, b = run(tmp_path, "a", 0), run(tmp_path, "b", 1)
     found = compare.compare_runs(a, b)
     assert [row["what"] for row in found["rows"]] == ["Clean", "PGD-20", "AutoAttack"]
-    assert found["sentence"].startswith("AutoAttack: B is ") and len(found["notes"]) == 1
+    assert found["sentence"].startswith("AutoAttack: B is ")
+    assert len(found["notes"]) == 1
     for row, name in zip(found["rows"], ("clean_correct", "pgd_correct", "robust"), strict=True):
         one, two = ((store / "evaluation/per_sample.npz").read_npz()[name] for store in (a, b))
         assert row["difference"] == pytest.approx(two.mean() - one.mean())
@@ -193,11 +198,11 @@ def test_the_command_prints_the_table_and_the_sentence(tmp_path) -> None:
     done = dra("a", "b", "--json", "out.json")
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "out.json").read_text())
-    assert told["sentence"] in done.stdout and "PGD-20" in done.stdout and "note: " in done.stderr
+    assert told["sentence"] in done.stdout
+    assert "PGD-20" in done.stdout
+    assert "note: " in done.stderr
     assert told | {"a": str(a), "b": str(b)} == compare.compare_runs(a, b)
     done = dra("a", "nowhere")
-    assert (
-        done.returncode == 2
-        and done.stderr.startswith("error: 'nowhere' has no autoattack.json")
-        and done.stderr.count("\n") == 1
-    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: 'nowhere' has no autoattack.json")
+    assert done.stderr.count("\n") == 1

@@ -43,11 +43,13 @@ def test_wilson_keeps_the_values_of_earlier_reports(successes, n, confidence, lo
 
 @pytest.mark.parametrize("n", [1, 7, 360, 10_000])
 def test_wilson_reaches_its_bounds_exactly(n):
-    assert wilson(0, n)[0] == 0.0 and wilson(n, n)[1] == 1.0
+    assert wilson(0, n)[0] == 0.0
+    assert wilson(n, n)[1] == 1.0
 
 
 def test_wilson_stays_inside_and_mirrors():
-    assert wilson(0, 7)[0] == 0 and wilson(7, 7)[1] == 1
+    assert wilson(0, 7)[0] == 0
+    assert wilson(7, 7)[1] == 1
     low, high = wilson(3, 11)
     assert wilson(8, 11) == pytest.approx((1 - high, 1 - low))
 

@@ -52,7 +52,8 @@ def test_a_damaged_file_names_its_field(folder, tree, words):
     (folder / FILE).write_json(tree)
     with pytest.raises(DataError, match=words) as caught:
         read(folder)
-    assert "\n" not in str(caught.value) and "run the evaluation again" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "run the evaluation again" in str(caught.value)
 
 
 def test_what_is_measured_is_what_is_read_back(folder):

@@ -148,19 +148,14 @@ def here(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_run_as_it_is(run: Store) -> None:
     subject = subjects.of_run(run)
-    assert (
-        subject.experiment == EXPERIMENT
-        and subject.folder.uri == f"{run}/evaluation"
-        and subject.beside is None
-    )
-    assert (
-        subject.images.shape == (20, 1, 8, 8)
-        and subject.images.dtype == torch.float32
-        and float(subject.images.max()) <= 1
-    )
-    assert not subject.student.training and not any(
-        p.requires_grad for p in subject.student.parameters()
-    )
+    assert subject.experiment == EXPERIMENT
+    assert subject.folder.uri == f"{run}/evaluation"
+    assert subject.beside is None
+    assert subject.images.shape == (20, 1, 8, 8)
+    assert subject.images.dtype == torch.float32
+    assert float(subject.images.max()) <= 1
+    assert not subject.student.training
+    assert not any(p.requires_grad for p in subject.student.parameters())
 
 
 @pytest.mark.parametrize(
@@ -189,14 +184,16 @@ def test_other_data_has_another_name(run: Store, pictures: str) -> None:
         subjects.read(run.uri, options).folder.name
         for options in (Options({"test_images": 10}), Options(images=pictures))
     ]
-    assert all(re.fullmatch("data-[0-9a-f]{8}", name) for name in names) and len(set(names)) == 2
+    assert all(re.fullmatch("data-[0-9a-f]{8}", name) for name in names)
+    assert len(set(names)) == 2
 
 
 def test_checkpoints_of_a_run_know_what_they_are(run: Store, tmp_path: Path) -> None:
     to = Store(str(tmp_path / "results"))
     best = subjects.read(f"{run}/model.safetensors", Options(to=to))
     last = subjects.read(f"{run}/checkpoints/run/checkpoint_1", Options(to=to))
-    assert best.experiment == EXPERIMENT and best.source["kind"] == "checkpoint"
+    assert best.experiment == EXPERIMENT
+    assert best.source["kind"] == "checkpoint"
     ours = subjects.of_run(run).student.state_dict()
     for key, value in best.student.state_dict().items():
         torch.testing.assert_close(value, ours[key])
@@ -214,12 +211,10 @@ def test_a_lone_checkpoint_is_told_its_network(run: Store, tmp_path: Path, pictu
         "evaluation.batch": 5,
     }
     subject = subjects.read(lone.uri, Options(settings, to=to))
-    assert (
-        subject.folder == to
-        and len(subject.images) == 20
-        and subject.experiment.evaluation.batch == 5
-        and subject.keep
-    )
+    assert subject.folder == to
+    assert len(subject.images) == 20
+    assert subject.experiment.evaluation.batch == 5
+    assert subject.keep
     plain = Options({"model.name": "wrn-10-1", "model.normalise": False}, to=to, images=pictures)
     assert subjects.read(lone.uri, plain).images.shape == (4, 1, 8, 8)
     with pytest.raises(ConfigError, match="model.name is not set"):
@@ -272,13 +267,10 @@ def test_a_function_of_the_users(here: Path, pictures: str) -> None:
     )
     assert subject.folder.uri == str(here / "results"), "a full path, for workers elsewhere"
     assert [module.__name__ for module in subject.code] == ["mine_to_try", "parts_of_mine"]
-    assert (
-        set(subject.source["code"]) == {"mine_to_try", "parts_of_mine"}
-        and subject.source["kind"] == "function"
-    )
-    assert (
-        subject.student(subject.images).shape == (4, 10) and subject.experiment.threat.eps_255 == 4
-    )
+    assert set(subject.source["code"]) == {"mine_to_try", "parts_of_mine"}
+    assert subject.source["kind"] == "function"
+    assert subject.student(subject.images).shape == (4, 10)
+    assert subject.experiment.threat.eps_255 == 4
 
 
 @pytest.mark.parametrize(
@@ -395,9 +387,9 @@ def test_a_users_network_is_made_to_fit_and_this_is_said(
         f"mine_to_try:{function}", Options(images=pictures, to=Store("results"))
     )
     logits = subject.student(subject.images)
-    assert (
-        logits.shape == (4, 10) and logits.dtype == torch.float32 and not subject.student.training
-    )
+    assert logits.shape == (4, 10)
+    assert logits.dtype == torch.float32
+    assert not subject.student.training
     assert [words in note for note in subject.notes if words] == ([True] if words else [])
     assert len(subject.notes) == (words is not None)
 
@@ -421,4 +413,5 @@ def test_a_strangers_manifest_is_refused_in_one_line(tmp_path: Path, text: str) 
     (tmp_path / "manifest.json").write_bytes(text.encode("latin1"))
     with pytest.raises(DraError) as caught:
         subjects.read(str(tmp_path))
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000

@@ -38,18 +38,17 @@ def test_a_grid_of_probes_and_its_page(untrained, tmp_path):
     page = Store(str(tmp_path)) / "probe.html"
     probes.write(page, "a <teacher>", {"images": 200}, rows)
     text = page.read_text()
-    assert (
-        "a &lt;teacher&gt;" in text
-        and "dec.4x4_in1" in text
-        and "src=" not in text.split("<script>")[0]
-    )
+    assert "a &lt;teacher&gt;" in text
+    assert "dec.4x4_in1" in text
+    assert "src=" not in text.split("<script>")[0]
     assert [len(trace["x"]) for trace in probes.figure(rows)["data"]] == [2, 2]
 
 
 def test_a_probe_looks_at_a_few_layers_unless_told_otherwise(untrained):
     net = checkpoint.load(untrained)
     names, some = list(net.layers()), probe.some_layers(net)
-    assert len(names) > probe.FEW >= len(some) and {
+    assert len(names) > probe.FEW >= len(some)
+    assert {
         names[0],
         names[-1],
         net.check_layer(None),
@@ -68,7 +67,8 @@ def test_a_probe_looks_at_a_few_layers_unless_told_otherwise(untrained):
             untrained, (), (0.1,), ("all",), 60, progress=lambda done, of: steps.append((done, of))
         )
     )
-    assert steps[-1] == (1, len(names)) and first["layer"] == names[0]
+    assert steps[-1] == (1, len(names))
+    assert first["layer"] == names[0]
 
 
 def test_what_a_probe_cannot_do_is_refused(untrained):

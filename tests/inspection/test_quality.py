@@ -28,9 +28,11 @@ def test_copies_are_noticed():
     train, held_out = images.train.images, images.validation.images
     honest = quality.memorised(images.test.images, held_out, train)
     copied = quality.memorised(train[:100], held_out, train)
-    assert honest["copies"] == 0 and honest["suspicious_share"] < 0.05
+    assert honest["copies"] == 0
+    assert honest["suspicious_share"] < 0.05
     assert honest["synthetic_median"] == pytest.approx(honest["held_out_median"], rel=0.1)
-    assert copied["copies"] == 100 and copied["suspicious_share"] == 1
+    assert copied["copies"] == 100
+    assert copied["suspicious_share"] == 1
 
 
 def test_a_set_with_wrong_labels_teaches_nothing():

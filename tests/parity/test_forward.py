@@ -317,9 +317,8 @@ def test_a_vits_cost_by_hand() -> None:
     def macs(tokens: int) -> int:
         return 12 * (12 * 768**2 * tokens + 2 * tokens**2 * 768) + 256 * 12 * 768 + 768 * 10
 
-    assert macs(256) / 1e9 == pytest.approx(22.95, abs=0.005) and macs(257) / 1e9 == pytest.approx(
-        23.05, abs=0.005
-    )
+    assert macs(256) / 1e9 == pytest.approx(22.95, abs=0.005)
+    assert macs(257) / 1e9 == pytest.approx(23.05, abs=0.005)
 
 
 @pytest.mark.parametrize(
@@ -336,7 +335,8 @@ def test_imagenet_backbones(name: str, millions: float, features: int) -> None:
         p.numel() for key, p in student.named_parameters() if not key.startswith(student.classifier)
     )
     assert body / 1e6 == pytest.approx(millions, abs=0.005)
-    assert logits.shape == (1, 1000) and found.shape == (1, features) == (1, student.feature_dim)
+    assert logits.shape == (1, 1000)
+    assert found.shape == (1, features) == (1, student.feature_dim)
 
 
 # -- weights and images that others publish --------------------------------------------------------

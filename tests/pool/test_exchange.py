@@ -47,7 +47,8 @@ def test_the_window_is_bounded_in_bytes() -> None:
         True,
     ]
     window.keep(b"too large", features(0, 1000))
-    assert window.find(b"too large") is None and window.find(b"4") is not None
+    assert window.find(b"too large") is None
+    assert window.find(b"4") is not None
 
 
 def test_an_error_reaches_all_who_wait_and_is_not_kept() -> None:
@@ -96,7 +97,8 @@ def test_replicas_share_through_the_exchange() -> None:
         await asyncio.sleep(0.01)
         exchange.give(b"a", features(1))
         for found in await asyncio.gather(*waiting):
-            assert found is not None and (found == 1).all()
+            assert found is not None
+            assert (found == 1).all()
         assert await exchange.claim(b"a", 1.0) is not None
 
     asyncio.run(play())
@@ -111,7 +113,8 @@ def test_a_maker_that_dies_or_gives_up_is_replaced_by_one() -> None:
         assert [task.result() for task in done] == [None], "one takes over, the others wait for it"
         exchange.give(b"a", features(2))
         for found in await asyncio.gather(*pending):
-            assert found is not None and (found == 2).all()
+            assert found is not None
+            assert (found == 2).all()
 
         assert await exchange.claim(b"b", 1.0) is None
         other = asyncio.ensure_future(exchange.claim(b"b", 5.0))

@@ -78,7 +78,9 @@ def test_bounds_hold_whatever_is_seen(seed: int) -> None:
         for _ in range(500)
     ]
     found = targets(scaled, seen)
-    assert {2, 7} <= set(found) and min(found) == 2 and max(found) == 7
+    assert {2, 7} <= set(found)
+    assert min(found) == 2
+    assert max(found) == 7
 
 
 @pytest.mark.parametrize("start", [0, 12])
@@ -100,7 +102,8 @@ def test_more_demand_never_means_fewer_replicas(start: int) -> None:
         for level in levels
     ]
     for found in (busy, waiting, arriving):
-        assert found == sorted(found) and found[0] < found[-1]
+        assert found == sorted(found)
+        assert found[0] < found[-1]
 
 
 @pytest.mark.parametrize("demand", [0.1, 0.69, 0.71, 1.5, 3.3, 10.0])
@@ -157,7 +160,8 @@ def test_zero_is_reached_after_the_delay_and_only_without_work() -> None:
     scaled = policy(downscale_delay_s=60)
     assert targets(scaled, [load(1.2, 2, waiting=3)] * 10)[-1] == 2
     found = targets(scaled, [load(0, 2)] * 100, start_s=10)
-    assert found[58] == 2 and set(found[60:]) == {0}
+    assert found[58] == 2
+    assert set(found[60:]) == {0}
     trickle = load(0.001, 1)
     assert targets(scaled, [trickle] * 300, start_s=110)[-1] == 1
 
@@ -175,9 +179,8 @@ def test_lost_replicas_are_replaced_at_once_and_not_more_than_those() -> None:
     assert set(targets(scaled, lost_some, start_s=10)) == {5}
     lost_all = [load(0, 0, waiting=64, starting=5)] * 300  # clients wait: no new requests
     found = targets(scaled, lost_all, start_s=310)
-    assert set(found[:60]) == {5} and set(found[60:]) == {4}, (
-        "12.8 s of work waits, to be done in 4 s"
-    )
+    assert set(found[:60]) == {5}, "12.8 s of work waits, to be done in 4 s"
+    assert set(found[60:]) == {4}, "12.8 s of work waits, to be done in 4 s"
 
 
 def test_replicas_that_start_for_minutes_are_not_ordered_again() -> None:
@@ -187,7 +190,8 @@ def test_replicas_that_start_for_minutes_are_not_ordered_again() -> None:
         scaled,
         [load(0, 0, waiting=64, starting=scaled.target if tick else 0) for tick in range(300)],
     )
-    assert found[-1] == 4 and set(found[3:]) == {4}
+    assert found[-1] == 4
+    assert set(found[3:]) == {4}
 
     # clients that go on asking: what waits piles up, by 3.2 replicas' worth of work every second
     scaled, found = policy(), []
@@ -227,7 +231,8 @@ def test_the_first_decision_shrinks_nothing() -> None:
     scaled = policy(downscale_delay_s=60)
     scaled.target = 5
     found = targets(scaled, [Observation(5)] * 70)
-    assert set(found[:60]) == {5} and found[-1] == 0
+    assert set(found[:60]) == {5}
+    assert found[-1] == 0
 
 
 def test_equal_observations_give_equal_decisions() -> None:

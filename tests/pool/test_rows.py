@@ -74,7 +74,8 @@ def test_requests_share_micro_batches_and_keep_their_features() -> None:
 
 
 def test_a_teacher_whose_rows_depend_on_their_place_gets_each_request_alone() -> None:
-    assert independent_rows(Gated()) and not independent_rows(Gated(depends_on_place=True))
+    assert independent_rows(Gated())
+    assert not independent_rows(Gated(depends_on_place=True))
     teacher = Gated(depends_on_place=True)
     encoder = held(teacher)
     assert not encoder.merges
@@ -153,5 +154,6 @@ def test_costs_are_told() -> None:
     encoder.close()
     assert [rows for rows, _ in seen] == [8, 8, 4]
     assert answer.service_s == pytest.approx(sum(seconds for _, seconds in seen))
-    assert answer.waited_s >= 0 and encoder.busy_for_s() == 0
+    assert answer.waited_s >= 0
+    assert encoder.busy_for_s() == 0
     assert len(Encoder(Gated()).submit("none", request(1, 0, 1)).result(1).features) == 0

@@ -54,9 +54,8 @@ def test_every_trial_has_the_score_of_its_last_rung(quickstart: Store) -> None:
         mine = [row for row in reported if row["trial"] == trial["trial"]]
         last = max(mine, key=lambda row: row["epoch"])
         assert trial["fields"] == chosen()[trial["trial"]]
-        assert (
-            trial["epoch"] == last["epoch"] and trial["images_seen"] == TRAIN_IMAGES * last["epoch"]
-        )
+        assert trial["epoch"] == last["epoch"]
+        assert trial["images_seen"] == TRAIN_IMAGES * last["epoch"]
         assert trial["robust_accuracy"] == robust(trial["fields"], last["epoch"])
         assert trial["clean_accuracy"] == clean(trial["fields"], last["epoch"])
         assert trial["best_robust_accuracy"] == max(row["robust_accuracy"] for row in mine)
@@ -85,7 +84,8 @@ def test_a_trial_that_failed_is_told_with_its_reason(quickstart: Store, validate
     file.write_jsonl([row for row in logged if row["trial"] != trial] + mine + [failure])
     summary = collect(quickstart)
     seen = next(row for row in summary["sweep"] if row["trial"] == trial)
-    assert seen["decision"] == "failed" and seen["robust_accuracy"] == scores["robust_accuracy"]
+    assert seen["decision"] == "failed"
+    assert seen["robust_accuracy"] == scores["robust_accuracy"]
     assert (
         f"{trial}: it failed and is ranked last (the loss is nan at step 5)" in summary["missing"]
     )
@@ -122,7 +122,8 @@ def test_asha_pool_stages_teacher_and_synthetic(quickstart: Store) -> None:
     assert summary["teacher"]["samples"] == "teacher/samples-200000.png"  # by number, not by name
     assert summary["synthetic"]["counts"] == {str(label): 400 for label in range(10)}
     assert summary["synthetic"]["teacher_digest"] == summary["teacher"]["digest"]
-    assert summary["status"] == "done" and summary["missing"] == []
+    assert summary["status"] == "done"
+    assert summary["missing"] == []
 
 
 def test_the_paired_comparison_counts_images_on_which_the_finalists_differ(
@@ -180,7 +181,8 @@ def test_the_headline_claims_a_difference_only_when_the_test_and_the_interval_do
         write_verdicts(dra, verdicts(shift))
         scores[shift] = collect(quickstart)
         assert words in scores[shift]["headline"]
-    assert "more than chance" in scores[3]["headline"] and scores[3]["paired"]["p_value"] < 0.05
+    assert "more than chance" in scores[3]["headline"]
+    assert scores[3]["paired"]["p_value"] < 0.05
     one_better = verdicts(2)
     one_better[(~one_better).argmax()] = True  # a single image is never evidence
     write_verdicts(dra, one_better)
@@ -201,7 +203,8 @@ def test_a_resumed_sweep_counts_the_later_report_of_an_epoch(quickstart: Store) 
 
 def test_rows_are_flat_and_in_percent(quickstart: Store, make_train: Callable[..., Store]) -> None:
     table = rows(quickstart)
-    assert len(table) == 10 and set(SPACE) <= set(table[0])
+    assert len(table) == 10
+    assert set(SPACE) <= set(table[0])
     best = next(
         row for row in table if row["trial"] == collect(quickstart)["finals"]["dra"]["trial"]
     )
@@ -218,7 +221,8 @@ def test_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> None:
     )
     summary = collect(run)
     text = " ".join(summary["missing"])
-    assert summary["status"] == "unfinished" and "running" not in text
+    assert summary["status"] == "unfinished"
+    assert "running" not in text
     for part in (
         "the run is unfinished",
         "teacher/manifest.json",
@@ -238,9 +242,8 @@ def test_a_sweep_without_reports_or_finalists_yet(tmp_path: Path) -> None:
     summary = collect(run)
     assert summary["sweep"][0]["decision"] == "not started"
     assert summary["headline"].startswith("1 classifier is to be trained against attacks")
-    assert any("rungs.jsonl" in line for line in summary["missing"]) and any(
-        "finalists" in line for line in summary["missing"]
-    )
+    assert any("rungs.jsonl" in line for line in summary["missing"])
+    assert any("finalists" in line for line in summary["missing"])
     assert rows(run)[0]["robust %"] is None
 
 
@@ -323,7 +326,8 @@ def test_finalists_that_cannot_be_paired_are_not_and_the_page_says_why(quickstar
         file.write_json(before | changes)
         (dra / "evaluation" / "per_sample.npz").write_npz(**arrays)
         summary = collect(quickstart)
-        assert "paired" not in summary and "DRA keeps" in summary["headline"]
+        assert "paired" not in summary
+        assert "DRA keeps" in summary["headline"]
         (line,) = [line for line in summary["missing"] if line.startswith("paired comparison")]
         assert re.search(words, line)
         with pytest.raises(DataError, match=words):
@@ -391,10 +395,8 @@ def test_the_headline_counts_what_really_trained(quickstart: Store) -> None:
     assert summary["headline"].startswith(
         "Of 10 classifiers, 3 were trained to the end and 7 were stopped early (3 at rung 1 at "
     )
-    assert (
-        f"3 at rung 1 at {min(first)} to {max(first)}" in summary["headline"]
-        and "others did better" not in summary["headline"]
-    )
+    assert f"3 at rung 1 at {min(first)} to {max(first)}" in summary["headline"]
+    assert "others did better" not in summary["headline"]
     stopped = next(trial for trial in last.values() if trial["epoch"] == 2)
     row = next(row for row in rows(quickstart) if row["trial"] == stopped["trial"])
     assert row["decision"] == f"stopped at rung 1 at {100 * stopped['robust_accuracy']:.1f}\u00a0%"
@@ -416,24 +418,21 @@ def test_a_sweep_whose_driver_is_gone_is_unfinished(quickstart: Store) -> None:
         {key: value for key, value in manifest.items() if key != "finals"} | {"status": "running"}
     )
     summary = collect(sweep)
-    assert summary["status"] == "unfinished" and summary["asha"]["trained_to_the_end"] == 0
+    assert summary["status"] == "unfinished"
+    assert summary["asha"]["trained_to_the_end"] == 0
     counts = {
         key: summary["asha"][key]
         for key in ("stopped_early", "unfinished", "failed", "not_started")
     }
-    assert (
-        sum(counts.values()) == 10
-        and (counts["failed"], counts["not_started"]) == (1, 1)
-        and counts["unfinished"] > 0
-    )
+    assert sum(counts.values()) == 10
+    assert (counts["failed"], counts["not_started"]) == (1, 1)
+    assert counts["unfinished"] > 0
     assert f"{counts['unfinished']} unfinished, 1 failed and 1 not started" in summary["headline"]
     (line,) = [line for line in summary["missing"] if "unfinished" in line]
     pool = max(row["at"] for row in (sweep / "pool.jsonl").read_jsonl())
     at = max(pool, *(row["at"] for row in kept))
-    assert (
-        f"{datetime.datetime.fromtimestamp(at, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC" in line
-        and "resumes it" in line
-    )
+    assert f"{datetime.datetime.fromtimestamp(at, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC" in line
+    assert "resumes it" in line
 
 
 def test_a_trial_that_its_sweep_stopped_says_so(quickstart: Store) -> None:
@@ -442,7 +441,8 @@ def test_a_trial_that_its_sweep_stopped_says_so(quickstart: Store) -> None:
     run = sweep / "trials" / trial["trial"]
     (run / "manifest.json").write_json((run / "manifest.json").read_json() | {"status": "running"})
     summary = collect(run)
-    assert summary["status"] == "stopped" and summary["title"] == f"sweep, {trial['trial']}"
+    assert summary["status"] == "stopped"
+    assert summary["title"] == f"sweep, {trial['trial']}"
     assert f"sweep 'sweep' stopped this trial after epoch {trial['epoch']}" in summary["missing"][0]
     assert (
         f"for {trial['epoch']} of {summary['config']['optim']['epochs']} epochs and then stopped"
@@ -461,12 +461,11 @@ def test_a_run_that_stopped_itself_or_is_done(
     )
     summary = collect(run)
     if status == "done":  # it went on later, and got there
-        assert summary["status"] == "done" and summary["missing"] == []
+        assert summary["status"] == "done"
+        assert summary["missing"] == []
     else:
-        assert (
-            summary["status"] == "stopped"
-            and "training stopped: the loss is nan at step 5" in summary["missing"]
-        )
+        assert summary["status"] == "stopped"
+        assert "training stopped: the loss is nan at step 5" in summary["missing"]
         assert "and then stopped" in summary["headline"]
 
 

@@ -31,7 +31,9 @@ def test_a_recipe_is_its_own_command(name: str) -> None:
     settings: Any = config.load(name)
     kind = KIND_OF[type(settings)]
     text = command.reproduce(kind, "x", settings.model_dump(mode="json"))
-    assert text is not None and "\n" not in text and read_back(text, kind) == settings
+    assert text is not None
+    assert "\n" not in text
+    assert read_back(text, kind) == settings
     assert "--set" not in text
 
 
@@ -91,7 +93,8 @@ def test_a_changed_config_comes_back(name: str, changes: dict[str, Any]) -> None
     kind = KIND_OF[type(settings)]
     stored = json.loads(json.dumps(settings.model_dump(mode="json")))
     text = command.reproduce(kind, "a run", stored)
-    assert text is not None and "--name 'a run-again'" in text
+    assert text is not None
+    assert "--name 'a run-again'" in text
     back = read_back(text, kind).model_dump(mode="json")
     assert {key: value for key, value in back.items() if key not in command.SAME} == {
         k: v for k, v in stored.items() if k not in command.SAME
@@ -109,7 +112,8 @@ def test_fields_of_any_kind_survive_the_shell_and_yaml() -> None:
                 {"synthetic.uri": uri, "seed": draws.randint(0, 99)},
             )
             text = command.reproduce("train", "x", settings.model_dump(mode="json"))
-            assert text is not None and read_back(text, "train").digest() == settings.digest(), uri
+            assert text is not None, uri
+            assert read_back(text, "train").digest() == settings.digest(), uri
 
 
 def test_an_evaluation_names_what_differs_from_its_run() -> None:

@@ -66,10 +66,8 @@ def test_a_training_run_shows_all_of_its_evaluation(attacked: Store) -> None:
         "files",
     ]
     assert seen.ids == sections
-    assert (
-        all(resource.startswith("data:image/png;base64,") for resource in seen.resources)
-        and len(seen.resources) == 3 * examples.SHOWN
-    )
+    assert all(resource.startswith("data:image/png;base64,") for resource in seen.resources)
+    assert len(seen.resources) == 3 * examples.SHOWN
     for words in (
         "With 10 classes all is well.",
         "reference: to the bit what AutoAttack gives",
@@ -88,7 +86,8 @@ def test_the_numbers_of_an_evaluation_name_their_files(attacked: Store) -> None:
     found = collect(attacked)
     final, sources = found["finals"]["run"], found["sources"]
     assert final["curve"] == (attacked / "evaluation/autoattack.json").read_json()["curve"]
-    assert final["corruptions"] == corruptions() and final["attack_s"] == SPENT
+    assert final["corruptions"] == corruptions()
+    assert final["attack_s"] == SPENT
     assert final["tasks"] == {"clean": 3, "apgd-ce": 3, "apgd-t": 2, "fab-t": 2, "square": 2}
     for number in (
         "curve",
@@ -167,7 +166,8 @@ def test_newer_results_say_themselves_how_many_tasks_there_were(attacked: Store)
     assert summary["finals"]["run"]["tasks"] == {"clean": 3, "square": 7}
     assert summary["sources"]["finals.run.tasks.square"] == ["evaluation/autoattack.json"]
     text = page(attacked).text
-    assert "7 tasks" in text and "subject what" in text
+    assert "7 tasks" in text
+    assert "subject what" in text
 
 
 def test_examples_are_the_images_of_the_files_and_the_difference_is_to_scale(
@@ -248,18 +248,18 @@ def test_without_fitting_files_a_sentence_stands_for_the_examples(
     with pytest.raises(DataError, match=message):
         examples.find(attacked, attacked / "evaluation", THREAT)
     seen = page(attacked)
-    assert seen.resources == [] and "No examples are shown" in seen.text and message in seen.text
+    assert seen.resources == []
+    assert "No examples are shown" in seen.text
+    assert message in seen.text
 
 
 def test_without_weights_there_are_pictures_but_no_predictions(attacked: Store, tmp_path) -> None:
     moved = alone(attacked, Store(str(tmp_path / "moved")))
     (moved / "manifest.json").write_bytes((attacked / "manifest.json").read_bytes())
     seen = page(moved)
-    assert (
-        len(seen.resources) == 3 * examples.SHOWN
-        and "seen as" not in seen.text
-        and "seen as" in page(attacked).text
-    )
+    assert len(seen.resources) == 3 * examples.SHOWN
+    assert "seen as" not in seen.text
+    assert "seen as" in page(attacked).text
 
 
 def test_an_evaluation_alone_has_a_page(attacked: Store, tmp_path) -> None:
@@ -276,15 +276,12 @@ def test_an_evaluation_alone_has_a_page(attacked: Store, tmp_path) -> None:
         "words",
         "files",
     ]
-    assert (
-        "is not a training run, so nothing says which images were attacked" in seen.text
-        and seen.resources == []
-    )
+    assert "is not a training run, so nothing says which images were attacked" in seen.text
+    assert seen.resources == []
     summary = (folder / "summary.json").read_json()
     assert (summary["kind"], summary["name"], summary["missing"]) == ("evaluation", "only", [])
-    assert summary["elapsed_s"] == 61.25 and summary["sources"]["elapsed_s"] == [
-        "evaluation/autoattack.json"
-    ]
+    assert summary["elapsed_s"] == 61.25
+    assert summary["sources"]["elapsed_s"] == ["evaluation/autoattack.json"]
     assert all((folder / file).exists() for files in summary["sources"].values() for file in files)
     assert all(Store(uri).exists() for uri in summary["files"].values())
     (row,) = rows(folder)
@@ -299,8 +296,10 @@ def test_the_folder_of_an_evaluation_within_its_run_has_a_page_with_its_images(
         (other / name).write_bytes((attacked / "evaluation" / name).read_bytes())
     for folder in (attacked / "evaluation", other):
         seen = page(folder)
-        assert seen.ids[0] == "figures" and "training" not in seen.ids
-        assert len(seen.resources) == 3 * examples.SHOWN and "From autoattack.json." in seen.text
+        assert seen.ids[0] == "figures"
+        assert "training" not in seen.ids
+        assert len(seen.resources) == 3 * examples.SHOWN
+        assert "From autoattack.json." in seen.text
     summary = collect(attacked)
     assert [row["name"] for row in summary["finals"]["run"]["others"]] == ["eps-4.5"]
     assert summary["sources"]["finals.run.others"] == ["evaluation/eps-4.5/autoattack.json"]

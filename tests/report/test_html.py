@@ -86,10 +86,10 @@ def test_a_quickstart_has_every_section_and_needs_no_network(quickstart: Store) 
         "words",
         "files",
     ]
-    assert len(seen.resources) == 2 and all(
-        resource.startswith("data:image/png;base64,") for resource in seen.resources
-    )
-    assert "link" not in seen.tags and "iframe" not in seen.tags
+    assert len(seen.resources) == 2
+    assert all(resource.startswith("data:image/png;base64,") for resource in seen.resources)
+    assert "link" not in seen.tags
+    assert "iframe" not in seen.tags
     assert sum(len(script) > 1_000_000 for script in seen.scripts) == 1  # plotly, once
     summary = (quickstart / "summary.json").read_json()
     assert summary["headline"] in seen.text
@@ -98,11 +98,9 @@ def test_a_quickstart_has_every_section_and_needs_no_network(quickstart: Store) 
 
 def test_the_page_never_offers_to_send_data_away(quickstart: Store) -> None:
     own = page(quickstart).scripts[-1]
-    assert (
-        'plotlyServerURL: ""' in own
-        and "showSendToCloud: false" in own
-        and "modeBarButtons:" in own
-    )
+    assert 'plotlyServerURL: ""' in own
+    assert "showSendToCloud: false" in own
+    assert "modeBarButtons:" in own
 
 
 def test_every_figure_is_valid_plotly_with_data_and_axis_titles(quickstart: Store) -> None:
@@ -112,13 +110,10 @@ def test_every_figure_is_valid_plotly_with_data_and_axis_titles(quickstart: Stor
     )  # attacks, trade-off, rungs, lambda, sigma, synthetic, training, losses, pool, teacher
     for figure in figures:
         go.Figure(figure)  # raises on a property that plotly does not know
-        assert figure["data"] and all(
-            len(trace["x"]) == len(trace["y"]) > 0 for trace in figure["data"]
-        )
-        assert (
-            figure["layout"]["xaxis"]["title"]["text"]
-            and figure["layout"]["yaxis"]["title"]["text"]
-        )
+        assert figure["data"]
+        assert all(len(trace["x"]) == len(trace["y"]) > 0 for trace in figure["data"])
+        assert figure["layout"]["xaxis"]["title"]["text"]
+        assert figure["layout"]["yaxis"]["title"]["text"]
         assert figure["layout"]["legend"]["yref"] == "container"
 
 
@@ -187,7 +182,8 @@ def test_an_unfinished_run_has_no_empty_plots_and_no_plotly(tmp_path: Path) -> N
     )
     seen = page(run)
     assert seen.ids == ["missing", "ran", "files"]
-    assert seen.figures() == [] and max(map(len, seen.scripts)) < 10_000
+    assert seen.figures() == []
+    assert max(map(len, seen.scripts)) < 10_000
     assert "sweep/manifest.json is not written yet" in seen.text
 
 
@@ -209,7 +205,8 @@ def test_hostile_text_is_shown_and_never_run(tmp_path: Path) -> None:
     hovers = json.dumps(
         [trace.get("hovertemplate") for figure in hostile.figures() for trace in figure["data"]]
     )
-    assert "&lt;script&gt;" in hovers and "<script" not in hovers
+    assert "&lt;script&gt;" in hovers
+    assert "<script" not in hovers
 
 
 def hostile_blocks() -> list[html.Block]:
@@ -268,9 +265,8 @@ def test_templates_go_with_the_package() -> None:
         for path in (ROOT / "dra_ray/report").iterdir()
         if path.is_file() and path.suffix != ".py"
     ]
-    assert files and all(
-        any(fnmatch.fnmatch(name, pattern) for pattern in patterns) for name in files
-    )
+    assert files
+    assert all(any(fnmatch.fnmatch(name, pattern) for pattern in patterns) for name in files)
 
 
 def test_equal_files_give_equal_bytes(quickstart: Store) -> None:
@@ -287,7 +283,8 @@ def test_a_loss_that_is_not_a_number_still_draws(make_train: Callable[..., Store
         for figure in page(run).figures()
         if "loss" in figure["layout"]["yaxis"]["title"]["text"]
     )
-    assert losses["data"][0]["y"][-1] is None and losses["data"][0]["y"][-2] is not None
+    assert losses["data"][0]["y"][-1] is None
+    assert losses["data"][0]["y"][-2] is not None
     (run / "metrics.jsonl").write_jsonl(row | {"loss_clean": math.nan} for row in logged)
     page(run)
 
@@ -323,7 +320,8 @@ def test_a_summary_is_json_for_every_parser(quickstart: Store) -> None:
 @pytest.mark.parametrize("kind", ["teacher", "synthetic"])
 def test_other_kinds_of_run_have_a_report_too(quickstart: Store, kind: str) -> None:
     seen = page(quickstart / kind)
-    assert "images" in seen.ids and seen.resources[0].startswith("data:image/png")
+    assert "images" in seen.ids
+    assert seen.resources[0].startswith("data:image/png")
 
 
 def test_the_contents_and_files_are_links_that_lead_somewhere(quickstart: Store) -> None:
@@ -331,9 +329,8 @@ def test_the_contents_and_files_are_links_that_lead_somewhere(quickstart: Store)
     inside = [link.removeprefix("#") for link in seen.links if link.startswith("#")]
     assert inside == seen.ids
     beside = [urllib.parse.unquote(link) for link in seen.links if not link.startswith("#")]
-    assert len(beside) > 10 and all(
-        link.startswith("./") and (Path(quickstart.uri) / link).exists() for link in beside
-    )
+    assert len(beside) > 10
+    assert all(link.startswith("./") and (Path(quickstart.uri) / link).exists() for link in beside)
 
 
 def test_a_page_says_how_to_reproduce_its_run(make_train: Callable[..., Store]) -> None:
@@ -363,16 +360,15 @@ def test_pages_are_named_and_tell_nothing_twice(attacked: Store) -> None:
         in (attacked / "report.html").read_text()
     )
     seen = page(attacked / "evaluation")
-    assert seen.text.count("pyautoattack") == 1 and "attacked, evaluation" in seen.text
+    assert seen.text.count("pyautoattack") == 1
+    assert "attacked, evaluation" in seen.text
 
 
 def test_the_teachers_loss_is_drawn_and_equal_classes_are_one_sentence(quickstart: Store) -> None:
     logged = (quickstart / "teacher/metrics.jsonl").read_jsonl()
     figure = figures_of(quickstart, collect(quickstart))["teacher"]
-    assert (
-        figure["data"][0]["y"] == [row["loss"] for row in logged]
-        and figure["data"][0]["x"][-1] == 200_000
-    )
+    assert figure["data"][0]["y"] == [row["loss"] for row in logged]
+    assert figure["data"][0]["x"][-1] == 200_000
     assert figures_of(quickstart / "teacher", collect(quickstart / "teacher"))["teacher"] == figure
     assert "Each of the 10 classes has 400 synthetic images." in page(quickstart).text
     name = quickstart / "synthetic/manifest.json"

@@ -29,7 +29,8 @@ def old(tmp_path: Path) -> Store:
 def test_an_old_sweep_gives_its_page_and_its_numbers(old: Store) -> None:
     sweep = old / "sweep"
     summary = collect(sweep)
-    assert summary["status"] == "done" and len(summary["sweep"]) == 2
+    assert summary["status"] == "done"
+    assert len(summary["sweep"]) == 2
     last = {row["trial"]: row for row in (sweep / "rungs.jsonl").read_jsonl()}
     scores = {trial["trial"]: trial["robust_accuracy"] for trial in summary["sweep"]}
     assert scores == {trial: last[trial]["robust_accuracy"] for trial in TRIALS}

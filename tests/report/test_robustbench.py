@@ -60,9 +60,8 @@ FACTS = Facts(
 
 def test_an_entry_has_the_published_form_key_by_key(tmp_path) -> None:
     file, text = robustbench.write(RESULT, FACTS, Store(str(tmp_path)))
-    assert file.name == "Wang2023Better_WRN-28-10.json" and file.read_json() == json.loads(
-        file.read_text()
-    )
+    assert file.name == "Wang2023Better_WRN-28-10.json"
+    assert file.read_json() == json.loads(file.read_text())
     made = file.read_json()
     assert list(made) == [*PUBLISHED, *SOME]
     for key, kind in (PUBLISHED | SOME).items():
@@ -100,7 +99,8 @@ def test_what_is_not_known_is_left_out() -> None:
     bare = robustbench.entry(
         RESULT, FACTS.model_copy(update={"synthetic_images": 0, "reported": 67.5})
     )
-    assert set(bare) == {*PUBLISHED, "unreliable"} and bare["reported"] == "67.50"
+    assert set(bare) == {*PUBLISHED, "unreliable"}
+    assert bare["reported"] == "67.50"
     assert (
         robustbench.entry(RESULT | {"flags": ["Square broke 1.1 %"]}, FACTS)["unreliable"] is True
     )
@@ -154,7 +154,8 @@ def test_boards(
 def test_only_standard_autoattack_becomes_an_entry(tmp_path, change: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         robustbench.write(RESULT | change, FACTS, Store(str(tmp_path)))
-    assert "\n" not in str(caught.value) and not Store(str(tmp_path)).names()
+    assert "\n" not in str(caught.value)
+    assert not Store(str(tmp_path)).names()
     with pytest.raises(DataError, match="no 'autoattack_accuracy'"):
         robustbench.write(
             {"images": 1, "clean_accuracy": 1.0, "threat": {}}, FACTS, Store(str(tmp_path))
@@ -190,11 +191,9 @@ def test_the_text_answers_what_the_form_asks() -> None:
         "standard version",
     ):
         assert part in text
-    assert (
-        "model_info/cifar10/Linf/Wang2023Better_WRN-28-10.json" in text
-        and FACTS.checkpoint in text
-        and "Before it is handed in" not in text
-    )
+    assert "model_info/cifar10/Linf/Wang2023Better_WRN-28-10.json" in text
+    assert FACTS.checkpoint in text
+    assert "Before it is handed in" not in text
     later = FACTS.model_copy(update={"checkpoint": ""})
     assert "weights and code is missing" in robustbench.submission(
         robustbench.entry(RESULT, later), RESULT, later

@@ -79,7 +79,8 @@ def test_what_is_written_is_read(store: Store) -> None:
         "x.pt",
         "x.safetensors",
     ]  # the probe left nothing behind
-    assert (store / "x.json").exists() and not (store / "y.json").exists()
+    assert (store / "x.json").exists()
+    assert not (store / "y.json").exists()
     with pytest.raises(StorageError, match="does not exist"):
         (store / "y.json").read_bytes()
 
@@ -124,7 +125,8 @@ def test_damaged_files_are_named(tmp_path) -> None:
 def test_storage_that_cannot_be_written_is_one_line(uri: str) -> None:
     with pytest.raises(StorageError) as caught:
         Store(uri).probe()
-    assert uri in str(caught.value) and "\n" not in str(caught.value)
+    assert uri in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
 
 
@@ -154,14 +156,16 @@ def test_uris_that_would_name_something_else_are_refused(uri: str, words: str) -
             continue  # a local listing, of a folder that is not there
         with pytest.raises(StorageError, match=words) as caught:
             use(Store(uri))
-        assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("uri", ["a//b", "a?b", "a b#c", "memory://x?y", "x:y"])
 def test_other_paths_may_hold_what_they_like(tmp_path, monkeypatch, uri: str) -> None:
     monkeypatch.chdir(tmp_path)
     (Store(uri) / "x").write_bytes(b"1")
-    assert (Store(uri) / "x").read_bytes() == b"1" and Store(uri).names() == ["x"]
+    assert (Store(uri) / "x").read_bytes() == b"1"
+    assert Store(uri).names() == ["x"]
 
 
 def test_a_run_is_resumed_by_its_own_config_only(tmp_path) -> None:
@@ -185,14 +189,16 @@ def test_files_and_parts_of_files(store: Store) -> None:
     assert store.files() == {}
     for name, content in (("b/x", b"12345"), ("a", b"1"), ("b/c/y", b"")):
         (store / name).write_bytes(content)
-    assert store.files() == {"a": 1, "b/c/y": 0, "b/x": 5} and list(store.files()) == [
+    assert store.files() == {"a": 1, "b/c/y": 0, "b/x": 5}
+    assert list(store.files()) == [
         "a",
         "b/c/y",
         "b/x",
     ]
     assert (store / "b").files() == {"c/y": 0, "x": 5}
     assert (store / "b/x").size() == 5
-    assert (store / "b/x").read_bytes(1, 3) == b"234" and (store / "b/x").read_bytes(4, 3) == b"5"
+    assert (store / "b/x").read_bytes(1, 3) == b"234"
+    assert (store / "b/x").read_bytes(4, 3) == b"5"
     with pytest.raises(StorageError, match="does not exist"):
         (store / "none").size()
 
@@ -204,7 +210,9 @@ def test_a_copy_is_made_once_and_again_when_the_file_changed(
     file = store / "x.npz"
     file.write_bytes(b"one")
     copy = file.local_copy()
-    assert copy.is_local and copy.read_bytes() == b"one" and copy.name.endswith("x.npz")
+    assert copy.is_local
+    assert copy.read_bytes() == b"one"
+    assert copy.name.endswith("x.npz")
     assert store.is_local == (copy == file.resolved())
     if store.is_local:
         assert not (tmp_path / "cache").exists()
@@ -236,9 +244,11 @@ def test_arrays_of_an_npz_are_mapped(tmp_path) -> None:
     }
     np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
     found = Store(str(tmp_path / "a.npz")).npz_arrays()
-    assert found is not None and found.keys() == arrays.keys()
+    assert found is not None
+    assert found.keys() == arrays.keys()
     for name, array in arrays.items():
-        assert found[name].shape == array.shape and np.dtype(found[name].dtype) == array.dtype
+        assert found[name].shape == array.shape
+        assert np.dtype(found[name].dtype) == array.dtype
         assert np.array_equal(found[name].read(), array)
         assert np.array_equal(found[name].map(), array)
     with pytest.raises(ValueError, match="read-only"):
@@ -376,9 +386,11 @@ def test_json_holds_no_constants_that_json_lacks(tmp_path, value, text, back) ->
 
     file = Store(str(tmp_path)) / "a.json"
     file.write_json(value)
-    assert file.read_json() == back and json.loads(file.read_text(), parse_constant=refuse) == back
+    assert file.read_json() == back
+    assert json.loads(file.read_text(), parse_constant=refuse) == back
     file.write_jsonl([{"row": value}])
-    assert file.read_text() == f'{{"row": {text}}}\n' and file.read_jsonl() == [{"row": back}]
+    assert file.read_text() == f'{{"row": {text}}}\n'
+    assert file.read_jsonl() == [{"row": back}]
 
 
 def test_files_of_earlier_versions_may_hold_pythons_constants(tmp_path) -> None:

@@ -96,7 +96,8 @@ def test_a_manifest_of_an_earlier_version_is_masked(tmp_path: Path) -> None:
     manifest = {"kind": "train", "config": {"data": {"uri": PLANTED[0]}}, "notes": [PLANTED[10]]}
     (run / "manifest.json").write_json(manifest)
     for read in (runs.read_manifest(run), _read_object(run / "manifest.json")):
-        assert read and SECRET not in json.dumps(read)
+        assert read
+        assert SECRET not in json.dumps(read)
         assert read["config"]["data"]["uri"] == "s3://***@bucket/x"
     runs.update_manifest(run, status="done")
     assert SECRET not in (run / "manifest.json").read_text()
@@ -169,7 +170,9 @@ def test_a_job_refuses_them_too(options: list[str], words: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", JOB, *options], capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 2 and words in done.stderr and SECRET not in done.stderr
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert SECRET not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -191,5 +194,7 @@ def test_names_that_are_no_folder_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="--name") as caught:
         folder_name(name)
     line = str(caught.value)
-    assert line.isprintable() and len(line) < 250 and isinstance(caught.value, DraError)
+    assert line.isprintable()
+    assert len(line) < 250
+    assert isinstance(caught.value, DraError)
     line.encode()  # lone surrogates could not be printed

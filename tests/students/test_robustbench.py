@@ -117,7 +117,8 @@ def test_a_dm_wide_resnet_keeps_its_keys_and_its_logits(
     for key, tensor in state.items():
         if not key.endswith("num_batches_tracked"):
             assert torch.equal(own[key], tensor), key
-    assert not student.training and not any(tensor.requires_grad for tensor in student.parameters())
+    assert not student.training
+    assert not any(tensor.requires_grad for tensor in student.parameters())
     logits, _ = wide_resnet(doubled(state), pixels(), False)
     torch.testing.assert_close(student.double()(pixels()), logits, rtol=1e-6, atol=1e-6)
 

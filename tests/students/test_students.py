@@ -119,7 +119,8 @@ def test_every_student_has_features_and_an_input_gradient(name: str, shape: Shap
     student = students.build(config.Model(name=name), shape).eval()
     x = torch.rand(2, shape.channels, shape.resolution, shape.resolution, requires_grad=True)
     logits, features = student.with_features(x)
-    assert logits.shape == (2, shape.num_classes) and features.shape == (2, student.feature_dim)
+    assert logits.shape == (2, shape.num_classes)
+    assert features.shape == (2, student.feature_dim)
     torch.testing.assert_close(student(x), logits)
     last = student.get_submodule(student.classifier.removesuffix("."))
     torch.testing.assert_close(last(features), logits)
@@ -194,7 +195,8 @@ def test_the_projector_has_three_layers() -> None:
     assert head(torch.zeros(3, 640)).shape == (3, 256)
     assert all((m.bias == 0).all() for m in head if isinstance(m, nn.Linear))
     bound = (6 / (640 + 2048)) ** 0.5
-    assert head[0].weight.abs().max() <= bound and head[0].weight.abs().max() > 0.95 * bound
+    assert head[0].weight.abs().max() <= bound
+    assert head[0].weight.abs().max() > 0.95 * bound
 
 
 @pytest.mark.parametrize(
@@ -223,6 +225,7 @@ def test_a_checkpoint_of_another_architecture_says_which_keys_differ(tmp_path) -
     student = students.build(experiment.model, images.shape)
     checkpoint.save(run, student.state_dict())
     loaded, again = checkpoint.load(run)
-    assert again == experiment and not loaded.training
+    assert again == experiment
+    assert not loaded.training
     x = data.to_float(images.test.images[:3])
     assert torch.equal(loaded(x), student.eval()(x))

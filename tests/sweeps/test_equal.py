@@ -25,11 +25,9 @@ def test_a_value_is_not_better_for_having_trained_longer() -> None:
     }
     reported = grown({"a": 12, "b": 2, "c": 2, "d": 2}, dict.fromkeys(trials, 0.06))
     (effect,) = equal.effects("synthetic.images", trials, reported)
-    assert (
-        effect.epoch == 2
-        and set(effect.robust_accuracy.values()) == {0.12}
-        and effect.left_out == ()
-    )
+    assert effect.epoch == 2
+    assert set(effect.robust_accuracy.values()) == {0.12}
+    assert effect.left_out == ()
 
 
 def test_trials_that_stopped_before_the_common_epoch_are_left_out() -> None:

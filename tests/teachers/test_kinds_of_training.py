@@ -34,7 +34,8 @@ def trained(config: TeacherTraining, steps: int | None = None) -> train_teacher.
 
 def test_the_control_learns_and_is_a_teacher(tmp_path):
     training = trained(CONTROL)
-    assert isinstance(training.average, NoisyClassifier) and training.samples() is None
+    assert isinstance(training.average, NoisyClassifier)
+    assert training.samples() is None
     assert training.validation_accuracy() == training.validation_accuracy() > 0.3
     assert training.lr == pytest.approx(0, abs=1e-6)
     checkpoint.save(Store(str(tmp_path)), training.average, training.card())

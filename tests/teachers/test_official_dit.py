@@ -30,21 +30,19 @@ def test_it_encodes_as_its_parts_do(files):
     net, root, parts = files
     card = import_dit(*parts, root / "teacher", massive=(3,), sizes=VAE_TINY)
     assert card["digest"] == checkpoint.digest(root / "teacher")
-    assert (
-        card["source"]["dit"]["file"] == "dit.pt" and len(card["source"]["stats"]["sha256"]) == 64
-    )
+    assert card["source"]["dit"]["file"] == "dit.pt"
+    assert len(card["source"]["stats"]["sha256"]) == 64
     made = checkpoint.load(root / "teacher", LatentDiT)
-    assert made.dit.sizes.massive == (3,) and made.vae.decoder is None
+    assert made.dit.sizes.massive == (3,)
+    assert made.vae.decoder is None
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     assert torch.equal(made.clean(images), net.clean(images))
     assert import_dit(*parts, root / "teacher", massive=(3,), sizes=VAE_TINY) == card
     whole = import_dit(
         *parts, root / "whole", massive=(), resolution=6, decoder=True, sizes=VAE_TINY
     )
-    assert (
-        checkpoint.load(root / "whole", LatentDiT).vae.decoder is not None
-        and whole["data"]["resolution"] == 6
-    )
+    assert checkpoint.load(root / "whole", LatentDiT).vae.decoder is not None
+    assert whole["data"]["resolution"] == 6
 
 
 def test_what_does_not_fit_is_refused(files):

@@ -82,7 +82,8 @@ def test_a_flow_makes_images_of_the_students_size():
     net = latent_dit(resolution=6)
     config = Synthesis(images=3, batch=2, shard_images=2, flow=configs.Flow(times=3))
     made = synthesize._sample(config, net, None, 0, 2)["image"]
-    assert made.shape == (2, 6, 6, 3) and made.dtype == np.uint8
+    assert made.shape == (2, 6, 6, 3)
+    assert made.dtype == np.uint8
     short = synthesize._sample(config, net, None, 2, 3)["image"]
     assert np.array_equal(short, synthesize._sample(config, net, None, 2, 4)["image"][:1])
     with pytest.raises(ConfigError, match="sampling.times"):
@@ -111,7 +112,8 @@ def test_the_set_is_what_is_kept_of_the_candidates(tmp_path):
         for index in range(3)
     ]
     scores = np.concatenate([found for _, found in made])
-    assert len(scores) == synthesize._made(config, 10) == 60 and ((scores > 0) & (scores < 1)).all()
+    assert len(scores) == synthesize._made(config, 10) == 60
+    assert ((scores > 0) & (scores < 1)).all()
     hashes = synthesize._keep(config, root / "set", 10, scores)
     assert synthesize._keep(config, root / "set", 10, scores) == hashes
     assert (

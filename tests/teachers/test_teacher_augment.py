@@ -152,9 +152,8 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
     drawn = augment.parameters(40, 0.5, generator(0, 1))
     whole = augment.apply(images, drawn)
     assert torch.equal(whole[7:23], augment.apply(images[7:23], drawn[7:23]))
-    assert torch.equal(whole[:1], augment.apply(images[:1], drawn[:1])) and not torch.equal(
-        whole, images
-    )
+    assert torch.equal(whole[:1], augment.apply(images[:1], drawn[:1]))
+    assert not torch.equal(whole, images)
 
 
 def test_the_label_says_what_was_drawn() -> None:
@@ -188,17 +187,18 @@ def test_draws_have_their_probabilities() -> None:
     assert drawn.mirrored.mean(0).tolist() == pytest.approx([0.5, 0.06], abs=0.01)
     assert (drawn.shift != 0).all(1).float().mean().item() == pytest.approx(0.12, abs=0.01)
     assert torch.equal(drawn.shift[:, 0] != 0, drawn.shift[:, 1] != 0)
-    assert float(drawn.turn.abs().max()) > 3 and float(
-        drawn.scale[drawn.scale != 0].std()
-    ) == pytest.approx(1, abs=0.06)
+    assert float(drawn.turn.abs().max()) > 3
+    assert float(drawn.scale[drawn.scale != 0].std()) == pytest.approx(1, abs=0.06)
     never, always = (augment.parameters(100, chance, generator(0, 1)) for chance in (0.0, 1.0))
-    assert not never.label[:, 1:].any() and bool((always.turn != 0).all())
+    assert not never.label[:, 1:].any()
+    assert bool((always.turn != 0).all())
 
 
 def test_a_denoiser_learns_with_it() -> None:
     training = train_teacher.Training(TRAINING, data.load(TRAINING.data))
     losses = [float(training.advance(training.net)) for _ in range(training.steps)]
-    assert len(losses) == 20 and sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert len(losses) == 20
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     assert training.net.model.map_augment.weight.grad.abs().max() > 0
 
 

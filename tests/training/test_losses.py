@@ -148,7 +148,8 @@ def test_class_means_resume_in_mid_epoch() -> None:
     for means in (whole, second):
         means.add(probabilities[7:], y[7:])
         means.end_epoch()
-    assert torch.equal(whole.means, second.means) and not whole.totals.any()
+    assert torch.equal(whole.means, second.means)
+    assert not whole.totals.any()
 
 
 def test_the_margin_is_that_of_the_runner_up() -> None:

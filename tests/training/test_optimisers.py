@@ -56,7 +56,8 @@ def test_dm_at_decays_all_but_batchnorm() -> None:
     rates = decayed(optimisers.build(student, head, config.Optim(weight_decay=5e-4)), student, head)
     assert {rate for name, rate in rates.items() if "batchnorm" in name} == {0.0}
     assert {rate for name, rate in rates.items() if "batchnorm" not in name} == {5e-4}
-    assert rates["0.logits.bias"] == 5e-4 and rates["1.0.bias"] == 5e-4
+    assert rates["0.logits.bias"] == 5e-4
+    assert rates["1.0.bias"] == 5e-4
 
 
 def test_only_kernels_decay_where_asked() -> None:
@@ -80,7 +81,8 @@ def test_only_kernels_decay_where_asked() -> None:
 def test_all_decay_where_asked() -> None:
     student = Tokens()
     optimizer = optimisers.build(student, None, config.Optim(decayed="all", weight_decay=2e-4))
-    assert set(decayed(optimizer, student).values()) == {2e-4} and len(optimizer.param_groups) == 1
+    assert set(decayed(optimizer, student).values()) == {2e-4}
+    assert len(optimizer.param_groups) == 1
 
 
 def test_settings_reach_the_optimiser() -> None:
@@ -98,9 +100,8 @@ def test_settings_reach_the_optimiser() -> None:
             0.5,
         )
         optimisers.set_rate(optimizer, 3e-5, 0.8)
-        assert (
-            optimizer.param_groups[0]["lr"] == 3e-5 and "momentum" not in optimizer.param_groups[0]
-        )
+        assert optimizer.param_groups[0]["lr"] == 3e-5
+        assert "momentum" not in optimizer.param_groups[0]
     optimizer = optimisers.build(Tokens(), None, config.Optim(decayed="weights"))
     optimisers.set_rate(optimizer, 0.05, 0.85)
     assert [(group["lr"], group["momentum"]) for group in optimizer.param_groups] == [

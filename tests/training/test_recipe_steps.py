@@ -159,7 +159,8 @@ def _two_steps(experiment: config.Experiment) -> None:
             state.optimizer, *schedule.at(number, batches.steps_per_epoch, experiment.optim)
         )
         parts = step.step(state, experiment, feed.take(number), everything)
-        assert bool(parts.isfinite().all()) and float(parts[0]) > 0
+        assert bool(parts.isfinite().all())
+        assert float(parts[0]) > 0
         assert bool(float(parts[3]) > 0) == bool(experiment.align.weight)
         state.step += 1
     loader.close()

@@ -49,9 +49,8 @@ def test_a_rise_shorter_than_an_epoch_starts_on_the_way_down() -> None:
         settings = config.Optim(epochs=epochs, lr=0.2, pct_start=0.025)
         rates = [schedule.one_cycle(epoch, settings) for epoch in range(epochs)]
         assert all(0 < rate <= 0.2 and 0.85 <= momentum < 0.951 for rate, momentum in rates)
-        assert rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(
-            (0.2 / 250_000, 0.95)
-        )
+        assert rates == sorted(rates, reverse=True)
+        assert rates[-1] == pytest.approx((0.2 / 250_000, 0.95))
     with pytest.raises(ConfigError, match="a rise of no length"):
         config.validate(config.Experiment, {"optim": {"epochs": 40, "pct_start": 0.025}}, "test")
 
@@ -96,15 +95,12 @@ def test_warm_up_and_cosine_meet_at_the_peak() -> None:
         *(schedule.at(step, STEPS, settings) for step in range(20 * STEPS)), strict=True
     )
     assert set(momenta) == {0.9}
-    assert (
-        rates[0] == 1e-6
-        and rates[5 * STEPS] == pytest.approx(1e-4, rel=1e-12)
-        and max(rates) == rates[5 * STEPS]
-    )
+    assert rates[0] == 1e-6
+    assert rates[5 * STEPS] == pytest.approx(1e-4, rel=1e-12)
+    assert max(rates) == rates[5 * STEPS]
     assert rates[STEPS] == pytest.approx(1e-6 + 0.2 * (1e-4 - 1e-6))
-    assert list(rates[: 5 * STEPS]) == sorted(rates[: 5 * STEPS]) and list(
-        rates[5 * STEPS :]
-    ) == sorted(rates[5 * STEPS :], reverse=True)
+    assert list(rates[: 5 * STEPS]) == sorted(rates[: 5 * STEPS])
+    assert list(rates[5 * STEPS :]) == sorted(rates[5 * STEPS :], reverse=True)
     assert rates[5 * STEPS + 105 // 3] == pytest.approx(1e-5 + 0.75 * 9e-5), "cos(pi/3) = 1/2"
     assert 1e-5 < rates[-1] < 1.01 * 1e-5 + 1e-7
     without = config.Optim(schedule="warmup-cosine", epochs=20, lr=1e-4, warmup_epochs=0)

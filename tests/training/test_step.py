@@ -130,7 +130,8 @@ def test_every_objective_takes_steps(changes: dict[str, Any]) -> None:
     start = step.initial_state(
         small(**changes), data.load(config.Data()).shape, None, torch.device("cpu")
     )[0].student.state_dict()
-    assert bool(losses.isfinite().all()) and bool((losses[:, 0] > 0).all())
+    assert bool(losses.isfinite().all())
+    assert bool((losses[:, 0] > 0).all())
     assert any(not torch.equal(weights[name], start[name]) for name in weights)
     assert all(
         bool(value.isfinite().all()) for value in weights.values() if value.is_floating_point()
@@ -185,7 +186,8 @@ def test_arithmetic_changes_rounding_only() -> None:
     reference = run(small())[1]
     assert torch.allclose(run(small(compute__channels_last=False))[1], reference, rtol=1e-3)
     bf16 = run(small(compute__precision="bf16"))[1]
-    assert torch.allclose(bf16[0], reference[0], rtol=0.1) and not torch.equal(bf16, reference)
+    assert torch.allclose(bf16[0], reference[0], rtol=0.1)
+    assert not torch.equal(bf16, reference)
 
 
 class Notes:
@@ -219,9 +221,11 @@ def test_features_are_requested_ahead_and_once() -> None:
         taken = feed.take(number)
         counts.append(len(source.noise_seeds))
         alone = step.prepare(wanted, *get(number), number, slice(0, 8), plain)
-        assert torch.equal(taken.images, alone.images) and taken.labels.tolist() == [number] * 8
+        assert torch.equal(taken.images, alone.images)
+        assert taken.labels.tolist() == [number] * 8
     assert counts == [3, 4, 5, 6, 6, 6], "two steps ahead, and nothing beyond the last"
-    assert source.noise_seeds == plain.noise_seeds and len(set(source.noise_seeds)) == 6
+    assert source.noise_seeds == plain.noise_seeds
+    assert len(set(source.noise_seeds)) == 6
 
 
 class Dropping(students.Student):
@@ -294,4 +298,5 @@ def test_a_step_leaves_the_global_generator_as_it_was_and_draws_anew() -> None:
         with step.drawing(seed, torch.device("cpu")):
             draws.append(torch.rand(3))
     assert torch.equal(before, torch.random.get_rng_state())
-    assert torch.equal(draws[0], draws[2]) and not torch.equal(draws[0], draws[1])
+    assert torch.equal(draws[0], draws[2])
+    assert not torch.equal(draws[0], draws[1])

@@ -103,9 +103,8 @@ def test_one_worker_computes_exactly_what_batchnorm_does() -> None:
     one, other = measure(plain, batch(), 8), measure(synced, batch(), 8)
     assert all(torch.equal(one[key], other[key]) for key in one)
     norms = [m for m in synced.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert norms and all(
-        type(m) is syncnorm.SynchronisedBatchNorm2d and m.momentum == 0.01 for m in norms
-    )
+    assert norms
+    assert all(type(m) is syncnorm.SynchronisedBatchNorm2d and m.momentum == 0.01 for m in norms)
 
 
 def test_a_norm_that_cannot_be_synchronised_is_named() -> None:
