@@ -25,12 +25,16 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# lint, and the tests that need no Ray, on every core
+# lint, and the quick ones of the tests without Ray: no training, no attacks, no servers
+QUICK := --ignore=tests/cluster --ignore=tests/training --ignore=tests/attacks --ignore=tests/parity \
+  --ignore=tests/storage/test_faults.py --ignore=tests/storage/test_uris.py --ignore=tests/config/test_bounds.py
 check: lint
-	$(BIN)/python -m pytest -q -n auto --ignore=tests/cluster -m "not slow and not minutes" $(ARGS)
+	$(BIN)/python -m pytest -q -n auto $(QUICK) $(ARGS)
 
+# the tests without Ray on every core, then those that share one Ray; ARGS may leave one of the two without a test
 test: lint
-	$(BIN)/python -m pytest --durations=15 $(ARGS)
+	$(BIN)/python -m pytest -n auto --durations=15 --ignore=tests/cluster $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest --durations=15 tests/cluster $(ARGS) || [ $$? -eq 5 ]
 
 test-slow: install
 	$(BIN)/python -m pytest --durations=15 -m slow $(ARGS)

@@ -401,14 +401,22 @@ def read_manifest(run: Store) -> Manifest | None:
     Earlier versions may have kept credentials inside a URI, which are masked.
     """
     file = run / MANIFEST
-    return parse(Manifest, masked_tree(file.read_json()), f"'{file}'") if file.exists() else None
+    if not file.exists():
+        return None
+    return parse(Manifest, _masked(file), f"'{file}'")
+
+
+def _masked(file: Store) -> dict[str, Any]:
+    value = file.read_json()
+    parse(Manifest, value, f"'{file}'")  # a stranger's file is refused before its values are walked
+    masked: dict[str, Any] = masked_tree(value)
+    return masked
 
 
 def update_manifest(run: Store, facts: Facts) -> Manifest:
     """Add or replace the facts that are set, such as `Facts(status="done")`."""
     file = run / MANIFEST
-    before = masked_tree(file.read_json())
-    parse(Manifest, before, f"'{file}'")
+    before = _masked(file)
     merged = before | facts.on_disk()  # what was there stays as it was written
     manifest = parse(Manifest, merged, f"'{file}'")
     file.write_json(merged)

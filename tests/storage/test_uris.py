@@ -95,11 +95,12 @@ def test_a_manifest_of_an_earlier_version_is_masked(tmp_path: Path) -> None:
     run = Store(str(tmp_path))
     manifest = {"kind": "train", "config": {"data": {"uri": PLANTED[0]}}, "notes": [PLANTED[10]]}
     (run / "manifest.json").write_json(manifest)
-    for read in (runs.read_manifest(run), _read_object(run / "manifest.json")):
-        assert read
+    manifest_record = runs.read_manifest(run)
+    assert manifest_record
+    for read in (manifest_record.on_disk(), _read_object(run / "manifest.json")):
         assert SECRET not in json.dumps(read)
         assert read["config"]["data"]["uri"] == "s3://***@bucket/x"
-    runs.update_manifest(run, status="done")
+    runs.update_manifest(run, runs.Facts(status="done"))
     assert SECRET not in (run / "manifest.json").read_text()
 
 

@@ -294,7 +294,7 @@ def test_weights_must_fit_strictly(folder):
         ({"encoder_type": "residual"}, "neither DDPM"),
         ({"a\nb": 1}, "is not a mapping of names"),
         ({"attn_resolution": [4]}, r"attn_resolution=\[4\]; did you mean 'attn_resolutions'"),
-        ({"num_blocks": 10**9}, "1000000000 blocks at 2 resolutions, but only"),
+        ({"num_blocks": 10**9}, "num_blocks"),
         ({"num_blocks": 2}, "missing model"),
         ({"num_blocks": 10**5000}, "argument num_blocks is not a number"),
         ({"model_channels": 0}, "model_channels: Input should be greater than or equal to 1"),
