@@ -196,6 +196,6 @@ def numerics(device: str) -> dict[str, Any]:
         "matmul_tf32": torch.backends.cuda.matmul.allow_tf32,
         "cudnn_tf32": torch.backends.cudnn.allow_tf32,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
-        "cudnn_version": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "cudnn_version": torch.backends.cudnn.version(),
         "cuda": torch.version.cuda,
     }

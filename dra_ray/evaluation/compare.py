@@ -134,7 +134,8 @@ class Evaluated:
     @property
     def images_sha256(self) -> str | None:
         """Of the test images; None where the result does not record it."""
-        return self.result.get("settings", {}).get("images")
+        images: str | None = self.result.get("settings", {}).get("images")
+        return images
 
 
 def read(run: Store) -> Evaluated:

@@ -94,7 +94,7 @@ def deploy(
         metrics_interval_s=min(0.5, pool.look_back_period_s / 2),
         upscale_delay_s=0.0,  # the policy has its own delays
         downscale_delay_s=0.0,
-        policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]  # Ray's has no annotations
+        policy=AutoscalingPolicy(  # Ray's has no annotations
             policy_function=_path(DemandPolicy),
             policy_kwargs=pool.model_dump(include=POLICY),
         ),

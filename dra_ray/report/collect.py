@@ -477,7 +477,7 @@ def _stops(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def outcome(trial: Mapping[str, Any]) -> str:
     """What became of a trial, in words."""
     if trial["decision"] != "stopped":
-        return {"done": "trained to the end"}.get(trial["decision"], trial["decision"])
+        return {"done": "trained to the end"}.get(trial["decision"], str(trial["decision"]))
     return f"stopped {_at(trial)} at {words.percent(trial['robust_accuracy'])}"
 
 

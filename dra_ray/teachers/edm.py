@@ -448,7 +448,7 @@ class UNetEncoder(Network):
         self.style = style
         self.sigma_range = sigma_range or PRECONDITIONS[precondition].sigma_range
         self.model = SongUNet(config, resolution, channels, num_classes, style)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # about 4 times faster on a CPU
+        self.model.to(memory_format=torch.channels_last)  # about 4 times faster on a CPU
 
     def features(
         self,

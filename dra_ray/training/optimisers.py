@@ -46,7 +46,8 @@ def build(student: nn.Module, head: nn.Module | None, optim: config.Optim) -> to
         return torch.optim.AdamW(
             groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
         )
-    from timm.optim import Lion  # timm takes seconds to import
+    # timm takes seconds to import, and does not list what it exports
+    from timm.optim import Lion  # type: ignore[attr-defined]
 
     return Lion(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
 

@@ -126,7 +126,7 @@ def _drive(jobs: list[_Job], workers: int, progress: Progress) -> None:
         raise ConfigError(f"workers={workers}: an evaluation needs at least 1")
     cluster.require(1, 1, max(job.gpus for job in jobs), "an evaluation")
 
-    def submit() -> tuple[ray.ObjectRef, tuple[_Job, Chunk]] | None:
+    def submit() -> tuple[ray.ObjectRef[Any], tuple[_Job, Chunk]] | None:
         job = _next(jobs)
         if job is None:
             return None
@@ -161,7 +161,7 @@ def _belongs(job: _Job, key: tuple[_Job, Chunk]) -> bool:
     return key[0] is job
 
 
-def _outcome(ref: ray.ObjectRef, job: _Job, chunk: Chunk) -> Arrays:
+def _outcome(ref: ray.ObjectRef[Any], job: _Job, chunk: Chunk) -> Arrays:
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
@@ -214,7 +214,7 @@ class _Job:
         self.settings = self._settings()
         self.digest = _sha256(self.settings)
         self.result = self._stored_result()
-        self._ref: ray.ObjectRef | None = None
+        self._ref: ray.ObjectRef[Any] | None = None
         self._begin(self.evaluation.batch)
 
     def _settings(self) -> dict[str, Any]:
@@ -400,7 +400,7 @@ class _Job:
     def _parts(self) -> int:
         return math.ceil(len(self.labels) / self.batch)
 
-    def submit(self, chunk: Chunk) -> ray.ObjectRef:
+    def submit(self, chunk: Chunk) -> ray.ObjectRef[Any]:
         if self._ref is None:
             with _by_value(self.subject.code):
                 self._ref = ray.put(self.subject.student)

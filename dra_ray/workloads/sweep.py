@@ -185,7 +185,7 @@ def _tune(
         train.fit(
             config.Experiment.model_validate(trees[name]),
             store / runs.TRIALS / name,
-            callbacks=[_Validations()],
+            callbacks=[_Validations()],  # type: ignore[no-untyped-call]
         )
 
     tuner = tune.Tuner(
@@ -382,7 +382,7 @@ class _Asha(ASHAScheduler):
 
 class _Recorder(FIFOScheduler):
     def __init__(self, rungs: Rungs) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._record = rungs
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:

@@ -166,7 +166,7 @@ def _make_all(
     )
     made: dict[int, Made] = {}
 
-    def submit() -> tuple[ray.ObjectRef, int] | None:
+    def submit() -> tuple[ray.ObjectRef[Any], int] | None:
         if not waiting:
             return None
         index = waiting.pop(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import ray
 
@@ -24,7 +24,7 @@ class Tasks(Generic[K]):
 
     def __init__(self, at_once: int) -> None:
         self._at_once = at_once
-        self._running: dict[ray.ObjectRef, K] = {}
+        self._running: dict[ray.ObjectRef[Any], K] = {}
 
     def __enter__(self) -> Tasks[K]:
         return self
@@ -38,8 +38,8 @@ class Tasks(Generic[K]):
         self.cancel()
 
     def finished(
-        self, submit: Callable[[], tuple[ray.ObjectRef, K] | None]
-    ) -> Iterator[tuple[ray.ObjectRef, K]]:
+        self, submit: Callable[[], tuple[ray.ObjectRef[Any], K] | None]
+    ) -> Iterator[tuple[ray.ObjectRef[Any], K]]:
         """Tasks as they end, well or not: `ray.get` of the reference says how.
 
         `submit` starts the next task, or returns None where there is none just now; it is called
