@@ -479,7 +479,7 @@ def test_a_function_of_the_users(ray_cluster, user):
     assert result.subject["kind"] == "function"
     assert evaluate(subjects.read("my_nets:net", user()), effort=EFFORT) == result
     with pytest.raises(ConfigError, match="holds the result of another model"):
-        evaluate(subjects.read("my_nets:few", user()), effort=EFFORT)
+        evaluate(subjects.read("my_nets:probabilities", user()), effort=EFFORT)
 
 
 def test_a_batch_that_does_not_fit_starts_over_with_half(ray_cluster, user):
@@ -526,16 +526,26 @@ def test_a_randomised_student_is_told(ray_cluster, user):
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        ("training", "in train mode"),
-        ("sums", "logits of shape"),
-        ("nothing", "logits that are NaN"),
-        ("few", "labels span .* but the student has 5 classes"),
+        ("sums", r"gives float32 \[20\] for 2 images"),
+        ("few", r"gives float32 \[2, 5\] for 2 images of 10 classes"),
     ],
 )
-def test_a_student_that_makes_no_sense(ray_cluster, user, function, words):
-    with pytest.raises(DataError, match=words) as caught:
-        evaluate(subjects.read(f"my_nets:{function}", user()), effort=EFFORT)
+def test_a_student_that_makes_no_sense_is_refused_before_ray_starts(user, function, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        subjects.read(f"my_nets:{function}", user())
     assert "\n" not in str(caught.value)
+
+
+def test_logits_that_are_not_finite(ray_cluster, user):
+    with pytest.raises(DataError, match="logits that are NaN") as caught:
+        evaluate(subjects.read("my_nets:nothing", user()), effort=EFFORT)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_student_in_train_mode_is_put_into_eval_mode_and_this_is_said(user):
+    subject = subjects.read("my_nets:training", user())
+    assert not subject.student.training
+    assert any("put into eval mode" in note for note in subject.notes)
 
 
 def test_probabilities_instead_of_logits_are_told(ray_cluster, user):
