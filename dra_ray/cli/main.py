@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from dra_ray import config, runs
+from dra_ray import __version__, config, runs
 from dra_ray.cli import terminal
 from dra_ray.cli.bench import bench_app
 from dra_ray.cli.options import (
@@ -36,13 +36,37 @@ from dra_ray.storage import Store, masked
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Robust image classifiers with diffusion teachers, on Ray.",
 )
 app.add_typer(bench_app, name="bench")
 app.add_typer(pool_app, name="pool")
 app.add_typer(teacher_app, name="teacher")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        of = runs.versions()
+        terminal.out.print(
+            f"dra_ray {__version__} (Python {of['python']}, torch {of['torch']}, ray {of['ray']})"
+        )
+        raise typer.Exit
+
+
+@app.callback()
+def everywhere(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Say the version and leave."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Show an error's traceback; may stand anywhere in a command."),
+    ] = False,
+) -> None:
+    """Robust image classifiers with diffusion teachers, on Ray."""
 
 
 @app.command()
@@ -142,8 +166,15 @@ def sweep(
         from dra_ray.workloads import sweep as job
 
         with cluster.connect():
-            job.run(settings, run, terminal.sweep_rows(bars, settings))
+            manifest = job.run(settings, run, terminal.sweep_rows(bars, settings))
     terminal.table(report.rows(run.resolved()), f"trials of {run}", json)
+    best = {"dra": "best with alignment", "baseline": "best without"}
+    for role, trial in manifest.finals.items():
+        terminal.out.print(f"{best.get(role, role)}: {trial}")
+    terminal.out.print("next:")
+    for trial in manifest.finals.values():
+        terminal.out.print(f"  dra evaluate {run / runs.TRIALS / trial}")
+    terminal.out.print(f"  dra report {run}")
 
 
 @app.command()
@@ -406,9 +437,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
-        if (
-            app(arguments, standalone_mode=False) == _CTRL_C
-        ):  # typer has caught it and gives its exit code
+        # typer catches it and gives its exit code
+        if app(arguments, standalone_mode=False) == _CTRL_C:
             raise KeyboardInterrupt
     except DraError as error:
         if debug:
@@ -417,9 +447,8 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("stopped; the same command resumes it", _CTRL_C)
     except Exception as error:
-        usage = getattr(
-            error, "format_message", None
-        )  # click's own errors: a wrong option and the like
+        # click's own errors: a wrong option and the like
+        usage = getattr(error, "format_message", None)
         if debug:
             raise
         if usage:

@@ -155,6 +155,14 @@ def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) > 5
 
 
+def test_the_version_is_said_with_what_numbers_depend_on(tmp_path: Path) -> None:
+    said = dra("--version", cwd=tmp_path)
+    assert said.returncode == 0
+    assert said.stdout.startswith("dra_ray ")
+    assert "torch" in said.stdout
+    assert "ray" in said.stdout
+
+
 def test_a_config_is_printed_as_yaml(tmp_path: Path) -> None:
     printed = dra("config", "digits-dra", "--set", "optim.lr=0.3", cwd=tmp_path)
     assert printed.returncode == 0, printed.stderr
