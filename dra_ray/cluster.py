@@ -10,7 +10,9 @@ import os
 import secrets
 import signal
 import socket
+import stat
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -84,10 +86,10 @@ def connect(num_cpus: int | None = None) -> Iterator[Any]:
             num_cpus=num_cpus,
             include_dashboard=True,
             dashboard_host=_LOOPBACK,
+            _temp_dir=_closed_folder(),
             **quiet,
         ) as context,
     ):
-        _close_to_others(context.address_info["session_dir"])
         try:
             yield context
         finally:
@@ -137,11 +139,19 @@ def _read_authentication() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _close_to_others(session: str) -> None:
-    """Logs and sockets of the cluster are for its owner. A umask would do too, but workers would
-    write runs with it.
+def _closed_folder() -> str:
+    """Where our clusters keep their sessions: logs and sockets are for their owner.
+
+    Ray opens its own folders to everybody, at the start and again whenever a process joins, so one
+    above them is closed. A umask would do too, but workers would write runs with it.
     """
-    os.chmod(session, 0o700)
+    closed = os.path.join(tempfile.gettempdir(), f"dra-ray-{os.getuid()}")
+    os.makedirs(closed, mode=0o700, exist_ok=True)
+    facts = os.stat(closed, follow_symlinks=False)
+    if facts.st_uid != os.getuid() or not stat.S_ISDIR(facts.st_mode):  # somebody was there first
+        closed = tempfile.mkdtemp(prefix="dra-ray-")
+    os.chmod(closed, 0o700)
+    return os.path.join(closed, "ray")
 
 
 def of_our_own() -> dict[str, str]:
