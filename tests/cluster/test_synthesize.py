@@ -55,8 +55,8 @@ def test_a_killed_worker_changes_no_bit(ray_cluster, plain, tmp_path):
     killed, rows_at_kill = [], []
 
     def kill_once(row):
-        if row["images_seen"] >= 2400 and not killed:  # after the first checkpoint
-            rows_at_kill.append(row["at"])
+        if row.images_seen >= 2400 and not killed:  # after the first checkpoint
+            rows_at_kill.append(row.at)
             killed.extend(
                 actor.pid
                 for actor in list_actors(
