@@ -238,7 +238,7 @@ def test_no_key_of_the_environment_is_in_a_file_or_on_the_dashboard(
         )
         assert status == 200, table
         assert not [value for value in values if value in body], table
-    for path in ("/api/jobs/", "/logical/actors", "/nodes?view=details"):
+    for path in ("/api/jobs/", "/logical/actors", "/nodes?view=summary"):
         _, body = request(dashboard(ray_cluster), path, headers)
         assert body, path
         assert not [value for value in values if value in body], path
