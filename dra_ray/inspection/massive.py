@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,14 +24,6 @@ from dra_ray.teachers.sampling import seeded_noise
 
 RATIO = 20.0  # UNVERIFIED: the papers give no threshold
 SHARE = 0.5  # UNVERIFIED: "consistently" is taken as in most images
-
-
-class HasStream(Protocol):
-    """A network whose residual stream [B,N,D] can be read, such as `LightningDiT`."""
-
-    def stream(
-        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, layer: str | None = None
-    ) -> Tensor: ...
 
 
 def channel_ratios(activations: Tensor) -> Tensor:
@@ -81,7 +72,7 @@ def massive_channels(
 
 @torch.no_grad()
 def find_massive(
-    net: HasStream,
+    net: TokenStream,
     clean: Tensor,
     sigma: float,
     noise: Tensor,

@@ -21,9 +21,6 @@ from dra_ray.teachers import checkpoint
 from dra_ray.teachers.network import Network
 from dra_ray.teachers.source import LocalTeacher, Request
 
-Encode = Callable[
-    [Tensor, Tensor, str], Tensor
-]  # (images uint8 [N,C,H,W], sigma [N], layer) -> features [N,D]
 FLAT = 1e-8  # deviation below which a feature says nothing
 
 

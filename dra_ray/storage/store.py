@@ -19,7 +19,7 @@ import tarfile
 import tempfile
 import uuid
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import fsspec
@@ -43,7 +43,7 @@ from dra_ray.storage.archives import (
 from dra_ray.storage.failures import explained, first_line, unreachable
 from dra_ray.storage.plain_json import read_json, strict_json
 from dra_ray.storage.replies import byte_range, check_reply, repeated, whole
-from dra_ray.storage.unpickle import torch_from_bytes, unpickle, what_it_is
+from dra_ray.storage.unpickle import torch_from_bytes, what_it_is
 from dra_ray.storage.uris import require_no_credentials, require_plain
 
 
@@ -437,10 +437,6 @@ class Store:
         buffer = io.BytesIO()
         torch.save(value, buffer)
         self.write_bytes(buffer.getvalue())
-
-    def read_pickle(self, stand_ins: Mapping[str, Callable[..., Any]]) -> Any:
-        """See `unpickle`."""
-        return unpickle(self.read_bytes(), self.uri, stand_ins)
 
     # -- Ray's own storage -------------------------------------------------------------------------
     @explained("reach")

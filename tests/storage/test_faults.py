@@ -219,7 +219,6 @@ USES: dict[str, Callable[[Store], object]] = {
     "read_json": Store.read_json,
     "read_npz": Store.read_npz,
     "read_torch": Store.read_torch,
-    "read_pickle": lambda store: store.read_pickle({}),
     "write_json": lambda store: store.write_json({}),
 }
 
