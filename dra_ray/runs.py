@@ -7,6 +7,8 @@ does not know, and writes only the keys that were set.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import datetime
 import json
 import math
@@ -18,6 +20,8 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -153,6 +157,8 @@ class ValidationRow(Record):
     lr: float
     clean_accuracy: float
     robust_accuracy: float
+    images: int | None = None  # validation images
+    verdicts: str | None = None  # of each, `pack_verdicts`
     elapsed_s: float
     at: float  # seconds since 1970
 
@@ -179,6 +185,8 @@ class RungRow(Record):
     images_seen: int
     clean_accuracy: float | None  # None for a trial that failed before it had scores
     robust_accuracy: float | None
+    images: int | None = None  # validation images
+    verdicts: str | None = None  # of each, `pack_verdicts`
     decision: Decision
     reason: str | None = None  # why it failed, on one line
     at: float | None = None
@@ -206,6 +214,28 @@ class SyntheticProgress(Record):
     images: int
     images_total: int
     elapsed_s: float
+
+
+def pack_verdicts(withstood: NDArray[np.bool_]) -> str:
+    """Verdicts [N] of N images, image 0 first, as text of N/6 characters: eight to a byte, base64.
+
+    Two runs that were judged on the same images with the same attack compare image by image.
+    """
+    return base64.b64encode(np.packbits(withstood).tobytes()).decode("ascii")
+
+
+def unpack_verdicts(text: str, images: int) -> NDArray[np.bool_]:
+    """What `pack_verdicts` was given, bool [images]; `DataError` for a text of another length."""
+    try:
+        packed = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+    except (binascii.Error, ValueError):
+        packed = np.empty(0, dtype=np.uint8)
+    if len(packed) != -(-images // 8):
+        raise DataError(
+            f"verdicts of {images} images are {reprlib.repr(text)}: not {-(-images // 8)} bytes in "
+            "base64; restore the file"
+        )
+    return np.unpackbits(packed, count=images).astype(np.bool_)
 
 
 # -- logs ------------------------------------------------------------------------------------------

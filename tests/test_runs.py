@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dra_ray import runs
@@ -220,3 +221,19 @@ def test_a_damaged_line_is_named(run: Store, line: str, words: str) -> None:
 def test_ray_tune_reads_fields_that_rows_have() -> None:
     for row in (runs.ValidationRow, runs.RungRow):
         assert {CLOCK, OBJECTIVE} <= set(row.model_fields)
+
+
+@pytest.mark.parametrize("images", [0, 1, 8, 9, 1000])
+def test_verdicts_are_text_and_come_back(images: int) -> None:
+    withstood = np.random.default_rng(images).random(images) < 0.3
+
+    text = runs.pack_verdicts(withstood)
+
+    assert len(text) <= images / 6 + 4
+    assert np.array_equal(runs.unpack_verdicts(text, images), withstood)
+
+
+@pytest.mark.parametrize("text", ["", "AAAA", "not base64!"])
+def test_verdicts_of_another_length_are_refused(text: str) -> None:
+    with pytest.raises(DataError, match="verdicts of 9 images"):
+        runs.unpack_verdicts(text, 9)

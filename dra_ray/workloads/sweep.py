@@ -274,6 +274,8 @@ class Rungs:
             images_seen=result[CLOCK],
             clean_accuracy=result["clean_accuracy"],
             robust_accuracy=result[OBJECTIVE],
+            images=result.get("images"),
+            verdicts=result.get("verdicts"),
             decision="stop" if stop else "done" if done else "continue",
             at=time.time(),
         )

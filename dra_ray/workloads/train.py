@@ -19,8 +19,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import ray.train
 import torch
+from numpy.typing import NDArray
 from ray.train import Checkpoint, CheckpointUploadMode, RunConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util import metrics
@@ -440,9 +442,8 @@ def _validated(
     losses_mean = (_mean(state.sums, place.mine, batch) / since).tolist()
     if not all(map(math.isfinite, losses_mean)) or not state.finite():
         return None
-    clean, robust = validate(
-        state.average, experiment, validation, place.rank, place.world, place.device
-    )
+    clean, withstood = validate(state.average, experiment, validation, place)
+    robust = accuracy(withstood)
     loss, loss_clean, loss_robust, loss_align = losses_mean
     row = ValidationRow(
         step=state.step,
@@ -453,8 +454,10 @@ def _validated(
         loss_robust=loss_robust,
         loss_align=loss_align,
         lr=lr,
-        clean_accuracy=clean,
+        clean_accuracy=accuracy(clean),
         robust_accuracy=robust,
+        images=len(withstood),
+        verdicts=runs.pack_verdicts(withstood),
         elapsed_s=round(elapsed_s, 3),
         at=time.time(),
     )
@@ -466,23 +469,25 @@ def _validated(
     return row
 
 
+def accuracy(verdicts: NDArray[np.bool_]) -> float:
+    """The share of verdicts that are true; 0 without images. Divided in float32, as PyTorch
+    would."""
+    return float(np.float32(verdicts.sum()) / np.float32(max(1, len(verdicts))))
+
+
 def validate(
-    student: nn.Module,
-    experiment: config.Experiment,
-    split: Pictures,
-    rank: int,
-    world: int,
-    device: torch.device,
-) -> tuple[float, float]:
-    """(clean, PGD-k) accuracy of the averaged weights on held-out images, shared among the workers.
+    student: nn.Module, experiment: config.Experiment, split: Pictures, place: Place
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Verdicts of `student` on held-out images, shared among the workers: bool [N] correct, and
+    [N] correct under PGD-k.
 
     Every image's noise is its own and chunks are the same for any number of workers.
     """
-    selection, threat = experiment.selection, experiment.threat
-    correct = torch.zeros(2, device=device)
+    selection, threat, device = experiment.selection, experiment.threat, place.device
+    correct = torch.zeros(2, len(split), device=device)
     student.eval()
     for number, chunk in enumerate(torch.arange(len(split)).split(VALIDATION_CHUNK)):
-        if number % world != rank:
+        if number % place.world != place.rank:
             continue
         pixels, classes = split.take(chunk)
         x, labels = data.to_float(pixels.to(device)), classes.to(device)
@@ -491,10 +496,11 @@ def validate(
             threat,
             random.generator(experiment.seed, random.Stream.VALIDATION, number),
         )
+        images = chunk.to(device)
         with torch.no_grad():
-            correct[0] += (student(x).argmax(1) == labels).sum()
+            correct[0, images] = (student(x).argmax(1) == labels).float()
         size = selection.step_255 / 255 if selection.step_255 else None
-        correct[1] += pgd.evaluate_pgd(
+        correct[1, images] = pgd.evaluate_pgd(
             student,
             x,
             labels,
@@ -503,8 +509,8 @@ def validate(
             selection.steps,
             loss=selection.loss,
             step=size,
-        ).sum()
-    clean, robust = (workers.total(correct) / max(1, len(split))).tolist()
+        ).float()
+    clean, robust = workers.total(correct).bool().cpu().numpy()
     return clean, robust
 
 
