@@ -35,6 +35,7 @@ from dra_ray.config.base import NOT_IN_DIGEST
 from dra_ray.errors import ConfigError, DataError
 from dra_ray.storage import Store, masked_tree, read_json
 from dra_ray.storage.plain_json import strict_json
+from dra_ray.storage.segments import Lines, segments
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"  # ValidationRow of a student's training, TeacherRow of a teacher's
@@ -260,10 +261,10 @@ def parse(kind: type[R], value: object, source: str) -> R:
 
 
 def read_rows(file: Store, kind: type[R]) -> list[R]:
-    """The rows of a `.jsonl` file, none where it is not written yet; `DataError` names the first
+    """The rows of a `.jsonl` log, none where it is not written yet; `DataError` names the first
     line that is damaged.
     """
-    return [row for _, row in _lines(file, kind)]
+    return [row for part, text in segments(file) for _, row in _lines(part, text, kind)]
 
 
 def write_rows(file: Store, rows: Iterable[Record]) -> None:
@@ -271,11 +272,10 @@ def write_rows(file: Store, rows: Iterable[Record]) -> None:
     file.write_jsonl(row.on_disk() for row in rows)
 
 
-def _lines(file: Store, kind: type[R]) -> list[tuple[str, R]]:
-    if not file.exists():
-        return []
+def _lines(file: Store, text: str, kind: type[R]) -> list[tuple[str, R]]:
+    """Each line of `text`, which `file` holds, with its row."""
     lines = []
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -291,24 +291,55 @@ def _lines(file: Store, kind: type[R]) -> list[tuple[str, R]]:
 
 
 class Log(Generic[R]):
-    """A `.jsonl` file that grows by a row at a time and is written whole, so that a reader never
-    sees half a row. The lines that were there stay as they are, to the byte, unless they are no
-    JSON because of a NaN.
+    """A `.jsonl` log that grows by a row at a time, in segments that are written whole, so that a
+    reader never sees half a row. The lines that were there stay as they are, to the byte, unless
+    they are no JSON because of a NaN.
 
     Args:
         keep: which of the rows that are there a resumed run goes on with; default: all.
     """
 
     def __init__(self, file: Store, kind: type[R], keep: Callable[[R], bool] | None = None) -> None:
-        kept = [pair for pair in _lines(file, kind) if keep is None or keep(pair[1])]
         self.file = file
-        self.rows = [row for _, row in kept]
-        self._text = "".join(f"{line}\n" for line, _ in kept)
+        self.rows: list[R] = []
+        texts, changed = [], set()
+        for number, (part, text) in enumerate(segments(file)):
+            kept = [pair for pair in _lines(part, text, kind) if keep is None or keep(pair[1])]
+            self.rows += [row for _, row in kept]
+            texts.append("".join(f"{line}\n" for line, _ in kept))
+            if texts[-1] != text:
+                changed.add(number)
+        self._lines = Lines(file, texts, changed)
 
     def append(self, row: R) -> None:
+        """Add a row; `StorageError` where it cannot be written, and the next call brings it too."""
         self.rows.append(row)
-        self._text += strict_json(row.on_disk()) + "\n"
-        self.file.write_text(self._text)
+        self._lines.append(strict_json(row.on_disk()))
+
+
+class Tail(Generic[R]):
+    """New rows of a log that somebody else writes; a look reads its newest segments alone."""
+
+    def __init__(self, file: Store, kind: type[R]) -> None:
+        self._file, self._kind = file, kind
+        self._segment = self._rows = 0
+
+    def new(self) -> list[R]:
+        """The rows that came since the last call.
+
+        A resumed run takes rows back that its checkpoint does not know; those that it writes in
+        their place are not new.
+        """
+        new: list[R] = []
+        at, seen = self._segment, self._rows
+        for number, (part, text) in enumerate(segments(self._file, at), at):
+            rows = [row for _, row in _lines(part, text, self._kind)]
+            if number > at:
+                at, seen = number, 0
+            new += rows[seen:]
+            seen = max(seen, len(rows))
+        self._segment, self._rows = at, seen  # only once every segment was read
+        return new
 
 
 # -- manifests -------------------------------------------------------------------------------------

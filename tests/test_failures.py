@@ -9,6 +9,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from dra_ray import cluster, errors
 from dra_ray.pool.records import LogRow
 from dra_ray.pool.service import Watch
+from dra_ray.runs import read_rows
 from dra_ray.storage import Store
 from dra_ray.workloads import sweep
 from dra_ray.workloads.train import StepLog
@@ -107,10 +108,10 @@ def test_a_pool_log_that_cannot_be_written_is_one_warning(
     (tmp_path / "run").write_text("a file where the folder should be")
     log = Store(str(tmp_path)) / "run" / "pool.jsonl"
     watch = Watch("teacher-x", log)
-    watch._rows.append(LogRow(at=1.0, running=0))
-    watch._flush(log)
-    watch._flush(log)
+    rows = [LogRow(at=float(at), running=0) for at in range(3)]
+    watch.log(rows[0])
+    watch.log(rows[1])
     assert caplog.text.count("the pool goes on without its log") == 1
     (tmp_path / "run").unlink()
-    watch._flush(log)
-    assert [LogRow.read(row) for row in log.read_jsonl()] == watch._rows
+    watch.log(rows[2])
+    assert read_rows(log, LogRow) == rows

@@ -503,7 +503,9 @@ class _Simulation:
             or (running, target) != (last.running, last.target)
         ):
             demand = self.training * self.service_s / self.step_s
-            self.history.append(LogRow(self.now, running, target, round(demand, 3)))
+            self.history.append(
+                LogRow(at=self.now, running=running, target=target, demand=round(demand, 3))
+            )
 
     def observe(self) -> Observation:
         """What Serve's metrics would show: means over the policy's look-back period, sampled at

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import Any
 
 from dra_ray import config
+from dra_ray.runs import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +117,7 @@ class Status:
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class LogRow:
+class LogRow(Record):
     """A row of pool.jsonl; totals are those since the log began.
 
     Attributes:
@@ -135,12 +135,3 @@ class LogRow:
     images: int = 0
     hits: int = 0
     retries: int = 0
-
-    @classmethod
-    def read(cls, row: Mapping[str, Any]) -> Self:
-        """From a line of the file, which may be of another version of this package."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in row.items() if key in known})
-
-    def as_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)

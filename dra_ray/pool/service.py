@@ -22,7 +22,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from ray.serve.exceptions import RayServeException
 from ray.util import metrics
 
-from dra_ray import config
+from dra_ray import config, runs
 from dra_ray.errors import PoolError, StorageError
 from dra_ray.pool import replica
 from dra_ray.pool.exchange import NAMESPACE, open_exchange
@@ -237,19 +237,21 @@ class Watch:
     away.
     """
 
-    PERIOD_S, EVERY_S, DEMAND_S = 0.5, 2.0, 6.0
+    PERIOD_S, DEMAND_S = 0.5, 6.0
+    EVERY_S, EVERY_AT_STORE_S = 2.0, 20.0
 
     def __init__(self, app: str, log: Store | None = None, driver: str | None = None) -> None:
-        self._app, self._log, self._driver = app, log, driver
+        self._app, self._driver = app, driver
         self._stop = threading.Event()
         duties = [self._renew] * bool(driver) + [self._record] * (log is not None)
         self._threads = [
             threading.Thread(target=self._repeat, args=(duty,), daemon=True) for duty in duties
         ]
         self._unwritten = False
-        lines = log.read_jsonl() if log is not None and log.exists() else []
-        self._rows = [LogRow.read(line) for line in lines]
-        self._before = self._rows[-1] if self._rows else LogRow(0.0, 0)
+        self._rows = runs.Log(log, LogRow) if log is not None else None
+        rows = self._rows.rows if self._rows else []
+        self._before = rows[-1] if rows else LogRow(at=0.0, running=0)
+        self._every_s = self.EVERY_S if log is None or log.is_local else self.EVERY_AT_STORE_S
         self._service: deque[tuple[float, float]] = deque(maxlen=64)
         self._gauges = [
             metrics.Gauge(name, METRICS[name], tag_keys=("teacher",))
@@ -272,10 +274,9 @@ class Watch:
         self._stop.set()
         for thread in self._threads:
             thread.join()
-        if self._log is not None:
+        if self._rows is not None:
             with contextlib.suppress(RayError, RayServeException, KeyError, ValueError):
-                self._rows.append(self.sample())
-            self._flush(self._log)
+                self.log(self.sample())
 
     def sample(self) -> LogRow:
         """The pool now; demand is that of the last seconds, totals those since the log began."""
@@ -317,23 +318,23 @@ class Watch:
         find_ledger(self._app).acquire.remote(self._driver)
 
     def _record(self) -> None:
-        assert self._log is not None
+        assert self._rows is not None
         row = self.sample()
-        last = self._rows[-1] if self._rows else None
+        last = self._rows.rows[-1] if self._rows.rows else None
         if (
             last is None
-            or row.at - last.at >= self.EVERY_S
+            or row.at - last.at >= self._every_s
             or (row.running, row.target, row.clients) != (last.running, last.target, last.clients)
         ):
-            self._rows.append(row)
-            self._flush(self._log)
+            self.log(row)
 
-    def _flush(self, log: Store) -> None:
-        """Write all rows; one warning for a store that is away, since the next success brings every
+    def log(self, row: LogRow) -> None:
+        """Log a row; one warning for a store that is away, since the next success brings every
         row.
         """
+        assert self._rows is not None
         try:
-            log.write_jsonl([row.as_json() for row in self._rows])
+            self._rows.append(row)
             self._unwritten = False
         except StorageError as error:
             if not self._unwritten:

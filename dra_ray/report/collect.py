@@ -150,13 +150,6 @@ class _Dated(runs.Record):
     at: float | None = None
 
 
-class _PoolRow(runs.Record):
-    """What a row of pool.jsonl cannot do without."""
-
-    at: float
-    running: int
-
-
 def read_rungs(sweep: Store) -> list[RungRow]:
     """Rows of rungs.jsonl by trial and epoch; a resumed sweep may report an epoch twice, and then
     the later row counts.
@@ -169,8 +162,7 @@ def read_rungs(sweep: Store) -> list[RungRow]:
 
 def read_pool(folder: Store) -> list[LogRow]:
     """Rows of pool.jsonl in order of time; empty when the run had no pool."""
-    rows = runs.read_rows(folder / runs.POOL, _PoolRow)
-    return sorted((LogRow.read(row.on_disk()) for row in rows), key=lambda row: row.at)
+    return sorted(runs.read_rows(folder / runs.POOL, LogRow), key=lambda row: row.at)
 
 
 def read_metrics(folder: Store, kind: type[R]) -> list[R]:
