@@ -46,6 +46,12 @@ class RunError(DraError):
     """A workload failed while it ran; the message says which run can be resumed and how."""
 
 
+class LeaseError(RunError):
+    """Another driver has the run: it writes the run's files, and nobody else."""
+
+    exit_code = 2
+
+
 class LastingError(RunError):
     """A workload failed in a way that comes again: starting the same command once more does not
     help.

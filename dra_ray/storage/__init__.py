@@ -11,6 +11,7 @@ from dra_ray.storage.archives import (
     require_plausible,
     tar_content,
 )
+from dra_ray.storage.lease import Lease
 from dra_ray.storage.plain_json import read_json
 from dra_ray.storage.replies import ATTEMPTS
 from dra_ray.storage.store import Store, cache, sha256
@@ -19,6 +20,7 @@ from dra_ray.storage.uris import credentials_problem, folder_name, masked, maske
 
 __all__ = [
     "ATTEMPTS",
+    "Lease",
     "Store",
     "StoredArray",
     "cache",

@@ -42,7 +42,7 @@ from dra_ray.storage.archives import (
 )
 from dra_ray.storage.failures import explained, first_line, unreachable
 from dra_ray.storage.plain_json import read_json, strict_json
-from dra_ray.storage.replies import byte_range, check_reply, repeated, whole
+from dra_ray.storage.replies import ATTEMPTS, byte_range, check_reply, repeated, whole
 from dra_ray.storage.unpickle import torch_from_bytes, what_it_is
 from dra_ray.storage.uris import require_no_credentials, require_plain
 
@@ -187,6 +187,65 @@ class Store:
         finally:
             if os.path.exists(partial):
                 os.unlink(partial)
+
+    @explained("read")
+    def read_versioned(self) -> tuple[bytes, str] | None:
+        """The content and its version, for `replace`; None where there is no such file."""
+        fs, path = self._open_fs()
+        if self.is_local:
+            with _alone(path):
+                if not os.path.exists(path):
+                    return None
+                with open(path, "rb") as file:
+                    data = file.read()
+            return data, sha256(data)
+        for _ in range(ATTEMPTS):
+            fs.invalidate_cache()
+            try:
+                before = fs.info(path)
+                data = fs.cat_file(path)
+                fs.invalidate_cache()
+                after = fs.info(path)
+            except FileNotFoundError:
+                return None
+            if _version(before, data) == _version(after, data):
+                return data, _version(after, data)
+        raise StorageError(f"'{self.uri}' changes faster than it can be read; try again later")
+
+    @explained("write")
+    def replace(self, data: bytes, version: str | None) -> str | None:
+        """Write `data` if the content still has `version`, as `read_versioned` or the last
+        `replace` gave it, or if there is none and `version` is None.
+
+        Returns the new version; None where somebody else was faster, and nothing is written. Exact
+        on a disk (by a lock beside the file) and on S3 (by a conditional PUT). Other stores have no
+        such request in fsspec: there, two that write within the same moment can both succeed.
+        """
+        fs, path = self._open_fs()
+        if self.is_local:
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+            with _alone(path):
+                there = Store(path)
+                now = sha256(there.read_bytes()) if os.path.exists(path) else None
+                if now != version:
+                    return None
+                there.write_bytes(data)
+            return sha256(data)
+        if self.uri.startswith(("s3://", "s3a://")):
+            condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"}
+            try:
+                reply = fs.pipe_file(path, data, **condition)
+            except OSError as error:
+                if _is_refusal(error):
+                    return None
+                raise
+            return str(reply["ETag"])
+        current = self.read_versioned()
+        if (current[1] if current else None) != version:
+            return None
+        fs.pipe_file(path, data)
+        fs.invalidate_cache()
+        return _version(fs.info(path), data)
 
     @explained("write")
     def probe(self) -> None:
@@ -451,6 +510,33 @@ class Store:
             "storage_path": path,
             "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
         }
+
+
+@contextlib.contextmanager
+def _alone(path: str) -> Iterator[None]:
+    """Nobody else of this file system is in such a block for `path`."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(f"{path}.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _version(info: Mapping[str, Any], data: bytes) -> str:
+    """What a store calls a version of an object; the digest of its content where it calls it
+    nothing.
+    """
+    return str(info.get("ETag") or info.get("etag") or sha256(data))
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Whether a store refused a conditional write: s3fs turns most of its codes into OSError."""
+    while error is not None:
+        reply = getattr(error, "response", None) or {}
+        code = str(reply.get("Error", {}).get("Code", ""))
+        if code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _local_files(folder: str, prefix: str = "") -> Iterable[tuple[str, int]]:

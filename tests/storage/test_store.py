@@ -11,7 +11,7 @@ import pickle
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,32 +33,6 @@ def store(request: pytest.FixtureRequest, tmp_path, s3_bucket) -> Store:
             "s3": f"{s3_bucket}/c",
         }[request.param]
     )
-
-
-@pytest.fixture(scope="module")
-def s3_bucket() -> Iterator[str]:
-    """A bucket of a real S3 server on the loopback interface; the environment says where, as a
-    user's would.
-    """
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "x",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    s3fs.S3FileSystem().mkdir("bucket")
-    yield "s3://bucket"
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
-    server.stop()
 
 
 def test_what_is_written_is_read(store: Store) -> None:
