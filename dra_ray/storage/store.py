@@ -248,6 +248,16 @@ class Store:
         return _version(fs.info(path), data)
 
     @explained("write")
+    def remove(self) -> None:
+        """Delete this file, or this folder with all that is below it; nothing where there is
+        none.
+        """
+        fs, path = self._open_fs()
+        fs.invalidate_cache()
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+
+    @explained("write")
     def probe(self) -> None:
         """Raise `StorageError` unless a small object can be written here and read back."""
         marker = self / f".dra-probe-{uuid.uuid4().hex}"

@@ -153,7 +153,7 @@ def _slots(experiments: dict[str, config.Experiment]) -> list[int]:
     needs = [
         (
             e.resources.workers,
-            e.resources.cpus_per_worker + DRIVER_CPUS,
+            e.resources.cpus_per_worker + (0 if _is_single(e.resources) else DRIVER_CPUS),
             e.resources.gpus_per_worker,
         )
         for e in experiments.values()
@@ -182,20 +182,27 @@ def _tune(
 
     def trial(job: dict[str, Any]) -> None:
         name = job["trial"]
-        train.fit(
+        experiment, folder = (
             config.Experiment.model_validate(trees[name]),
             store / runs.TRIALS / name,
-            callbacks=[_Validations()],  # type: ignore[no-untyped-call]
         )
+        if _is_single(experiment.resources):
+            train.fit_in_process(experiment, folder, lambda row: tune.report(dict(row)))
+        else:
+            train.fit(experiment, folder, callbacks=[_Validations()])  # type: ignore[no-untyped-call]
+
+    def room(job: dict[str, Any]) -> tune.PlacementGroupFactory:
+        return _room(experiments[job["trial"]].resources)
 
     tuner = tune.Tuner(
-        tune.with_resources(trial, {"cpu": DRIVER_CPUS}),
+        tune.with_resources(trial, room),
         param_space={"trial": tune.grid_search(names)},
         tune_config=tune.TuneConfig(
             metric=OBJECTIVE,
             mode="max",
             scheduler=scores.scheduler(),
             max_concurrent_trials=max_concurrent,
+            reuse_actors=True,  # the next trial of a slot finds its process with all imports done
         ),
         run_config=tune.RunConfig(
             name="tune",
@@ -216,6 +223,23 @@ def _tune(
             f"{len(lost)} of {len(names)} trials of '{store}' were lost ({reason}); start the same "
             "command again to resume them"
         )
+
+
+def _is_single(resources: config.Resources) -> bool:
+    """Whether a trial trains in its own process: Ray Train is there for several workers, for an
+    elastic number of them, and for workers that need nodes of a kind.
+    """
+    return resources.workers == 1 and not resources.min_workers and not resources.labels
+
+
+def _room(resources: config.Resources) -> tune.PlacementGroupFactory:
+    """What a trial itself takes; workers of Ray Train ask for their own."""
+    if not _is_single(resources):
+        return tune.PlacementGroupFactory([{"CPU": DRIVER_CPUS}])
+    usual = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    return tune.PlacementGroupFactory(
+        [{name: each for name, each in (usual | dict(resources.custom)).items() if each}]
+    )
 
 
 class _Validations(TuneReportCallback):

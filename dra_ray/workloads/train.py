@@ -12,18 +12,16 @@ import contextlib
 import dataclasses
 import logging
 import math
-import os
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import ray.train
 import torch
 from numpy.typing import NDArray
-from ray.train import Checkpoint, CheckpointUploadMode, RunConfig, UserCallback
+from ray.train import RunConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util import metrics
 from torch import nn
@@ -33,7 +31,7 @@ from dra_ray.attacks import pgd
 from dra_ray.data import Images, Pictures, random, synthetic
 from dra_ray.data import batches as batch_plan
 from dra_ray.data.loader import Batches
-from dra_ray.errors import ConfigError, DataError, LastingError, StorageError
+from dra_ray.errors import ConfigError, LastingError, StorageError
 from dra_ray.pool import client, service
 from dra_ray.runs import StepRow, ValidationRow
 from dra_ray.storage import Store
@@ -41,6 +39,7 @@ from dra_ray.students import checkpoint
 from dra_ray.teachers import checkpoint as teacher_checkpoint
 from dra_ray.training import arithmetic, averaging, optimisers, schedule, workers
 from dra_ray.training.step import Feed, State, _mean, initial_state, step
+from dra_ray.workloads.session import KEPT, InProcess, OnRayTrain, Place, Session, read_snapshot
 
 logger = logging.getLogger("dra_ray")
 METRICS = {
@@ -48,7 +47,6 @@ METRICS = {
     "dra_train_robust_accuracy": "robust accuracy on the validation images",
 }
 VALIDATION_CHUNK = 128
-PREEMPTION_STEPS = 10
 Row = ValidationRow | StepRow
 
 
@@ -71,12 +69,46 @@ def fit(
         LastingError: training diverged, or failed in its own code; the same call fails alike.
         RunError: training failed by what it runs on; the run can be resumed by the same call.
     """
-    experiment = experiment.with_sources()
-    run = run.resolved()
+    experiment, run = experiment.with_sources(), run.resolved()
+    manifest = _begin(experiment, run)
+    if manifest.is_done:
+        return runs.read_rows(run / runs.METRICS, ValidationRow)[-1]
+    if experiment.align.weight and experiment.pool.kind == "pool":
+        with service.serving(
+            experiment.teacher, experiment.pool, log=None if callbacks else run / runs.POOL
+        ):
+            return _fit(experiment, run, progress, callbacks or [])
+    return _fit(experiment, run, progress, callbacks or [])
+
+
+def fit_in_process(
+    experiment: config.Experiment, run: Store, on_row: Callable[[Mapping[str, Any]], None]
+) -> ValidationRow:
+    """`fit` for an experiment of one worker, in this process of a cluster, which it may use for
+    further runs; a pool that it needs is up.
+
+    Args:
+        on_row: gets the row of every validation once its checkpoint is committed; it may end the
+            training by raising.
+
+    Raises what `fit` raises; errors of the training itself as they are.
+    """
+    experiment, run = experiment.with_sources(), run.resolved()
+    manifest = _begin(experiment, run)
+    if not manifest.is_done:
+        cluster.ask_to_stop(run.uri, False)
+        runs.update_manifest(run, runs.Facts(started_at=None, stopped=None))
+        with _completing(run):
+            train(experiment, run, InProcess(run, on_row))
+        _finish(run)
+    return runs.read_rows(run / runs.METRICS, ValidationRow)[-1]
+
+
+def _begin(experiment: config.Experiment, run: Store) -> runs.Manifest:
+    """The manifest of a run that is free, or its own; what would fail in a worker fails here."""
     images = data.load(experiment.data)
-    generated = load_synthetic(
-        experiment, images
-    )  # a missing or wrong set is found here, before Ray Train starts
+    # a missing or wrong set is found here, before Ray Train starts
+    generated = load_synthetic(experiment, images)
     facts = runs.Facts(data=images.facts(), seed=experiment.seed)
     if generated is not None:
         facts = runs.Facts(
@@ -87,21 +119,8 @@ def fit(
     students.check(
         experiment.model, images.shape
     )  # in the worker its errors would come after the run's name is taken
-    manifest = runs.begin_run(
-        run,
-        "train",
-        experiment.model_dump(mode="json"),
-        experiment.digest(),
-        facts,
-    )
-    if manifest.is_done:
-        return runs.read_rows(run / runs.METRICS, ValidationRow)[-1]
-    if experiment.align.weight and experiment.pool.kind == "pool":
-        with service.serving(
-            experiment.teacher, experiment.pool, log=None if callbacks else run / runs.POOL
-        ):
-            return _fit(experiment, run, progress, callbacks or [])
-    return _fit(experiment, run, progress, callbacks or [])
+    tree = experiment.model_dump(mode="json")
+    return runs.begin_run(run, "train", tree, experiment.digest(), facts)
 
 
 def _fit(
@@ -126,7 +145,7 @@ def _fit(
         run_config=RunConfig(
             name=run.name,  # a stable name is what lets Ray Train find the run's checkpoints again
             failure_config=cluster.failures(resources),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEPT),
             callbacks=callbacks,  # type: ignore[arg-type]  # mypy sees the class of Train V1
             **(run / runs.CHECKPOINTS).for_ray(),
         ),
@@ -144,10 +163,15 @@ def _fit(
             resources,
             lambda: bool(_manifest(run).started_at),
         )
+    _finish(run)
+    return runs.read_rows(run / runs.METRICS, ValidationRow)[-1]
+
+
+def _finish(run: Store) -> None:
+    """What becomes of a training that has returned: `LastingError` where it stopped by itself."""
     if stopped := _manifest(run).stopped:
         raise LastingError(f"training '{run}' stopped: {stopped}")
     runs.update_manifest(run, runs.Facts(status="done"))
-    return runs.read_rows(run / runs.METRICS, ValidationRow)[-1]
 
 
 @contextlib.contextmanager
@@ -177,11 +201,7 @@ def _committed(run: Store) -> dict[str, Any] | None:
     """{"checkpoint_dir_name", "metrics"} of the newest checkpoint that a resumed run would
     take up.
     """
-    snapshot = run / runs.CHECKPOINTS / run.name / "checkpoint_manager_snapshot.json"
-    try:
-        return snapshot.read_json()["latest_checkpoint_result"] if snapshot.exists() else None
-    except (StorageError, DataError):
-        return None  # Ray Train is writing it at this moment
+    return read_snapshot(run).get("latest_checkpoint_result")
 
 
 class Rows:
@@ -265,21 +285,14 @@ def load_synthetic(experiment: config.Experiment, images: Images) -> Pictures | 
     return synthetic.read(Store(experiment.synthetic.uri), experiment.synthetic.images, images)
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """A worker among its fellows: `mine` is its slice of every batch."""
-
-    rank: int
-    world: int
-    mine: slice
-    device: torch.device
-
-
 def train_worker(job: dict[str, Any]) -> None:
-    """What every Ray Train worker runs: set up, pick up the last checkpoint, train."""
-    experiment, run = config.Experiment.model_validate(job["experiment"]), Store(job["run"])
-    rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    device = ray.train.torch.get_device()
+    """What every Ray Train worker runs."""
+    train(config.Experiment.model_validate(job["experiment"]), Store(job["run"]), OnRayTrain())
+
+
+def train(experiment: config.Experiment, run: Store, session: Session) -> None:
+    """A worker's share of a run: set up, pick up the last checkpoint, train to the end."""
+    rank, world, device = session.rank, session.world, session.device
     place = Place(rank, world, batch_plan.part_of(experiment.optim.batch, rank, world), device)
     arithmetic.prepare(experiment.compute, experiment.resources.threads_per_worker)
     images = data.load(experiment.data)
@@ -287,9 +300,7 @@ def train_worker(job: dict[str, Any]) -> None:
     batches = data.batch_plan(experiment, len(images.train), len(extra) if extra else 0)
     source = client.source(experiment, str(device), run.name) if experiment.align.weight else None
     state, origin = initial_state(experiment, images.shape, source, device)
-    if found := ray.train.get_checkpoint():
-        with found.as_directory() as folder:
-            state.load(Store(folder))
+    session.restore(state)
     if rank == 0:
         _record_start(run, state.step, world, device, origin)
     with contextlib.ExitStack() as stack:
@@ -305,13 +316,10 @@ def train_worker(job: dict[str, Any]) -> None:
             source,
             experiment.optim.epochs * batches.steps_per_epoch,
         )
-        shown = stack.enter_context(
-            contextlib.closing(
-                Shown(run.name, state.rows[-1].robust_accuracy if state.rows else None)
-            )
-        )
-        _train(
-            experiment, run, place, state, feed, images.validation, batches.steps_per_epoch, shown
+        best = state.rows[-1].robust_accuracy if state.rows else None
+        shown = stack.enter_context(contextlib.closing(Shown(run.name, best)))
+        _Loop(experiment, run, place, session, batches.steps_per_epoch).run(
+            state, feed, images.validation, shown
         )
 
 
@@ -343,81 +351,119 @@ class Shown:
                 self.set(self._value)
 
 
-def _train(
-    experiment: config.Experiment,
-    run: Store,
-    place: Place,
-    state: State,
-    feed: Feed,
-    validation: Pictures,
-    epoch_steps: int,
-    shown: Shown,
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Loop:
     """The training loop (DM-AT, arXiv 2302.04638; alignment: arXiv 2602.19931, section 4.2)."""
-    optim, resources, selection = experiment.optim, experiment.resources, experiment.selection
-    total_steps = optim.epochs * epoch_steps
-    log = StepLog(run, state.step, optim.batch, epoch_steps) if place.rank == 0 else None
-    validated = Rows(run, state.rows) if place.rank == 0 else None
-    counter = metrics.Counter("dra_train_images", METRICS["dra_train_images"])
-    start, already_s = time.monotonic(), state.rows[-1].elapsed_s if state.rows else 0.0
-    told = None
-    while state.step < total_steps:
-        epoch = state.step // epoch_steps
-        rate, momentum = schedule.at(state.step, epoch_steps, optim)
-        optimisers.set_rate(state.optimizer, rate, momentum)
-        parts = step(state, experiment, feed.take(state.step), place.mine, epoch)
-        state.sums += parts
-        state.step += 1
-        if optim.averaging == "step":
-            decay = averaging.decay(
-                state.step,
-                optim.averaging_warmup * total_steps,
-                optim.averaging_decay,
-                optim.averaging_ramp,
-            )
-            averaging.update(state.average, state.student, decay)
-        counter.inc(place.mine.stop - place.mine.start)
 
-        if state.step % resources.metrics_steps == 0:
-            now = _mean(parts, place.mine, optim.batch).tolist()
-            if log:
-                log.write(state.step, now, rate)
-            if not all(map(math.isfinite, now)):
-                _stop(run, state, place.rank, f"the loss is {now[0]} at step {state.step}")
-                return
-        told, notice = _preempted(state.step, told)
-        stop = workers.agreed(place.rank == 0 and cluster.is_asked_to_stop(run.uri), place.device)
-        if validated:
-            validated.look()
-        due = resources.checkpoint_steps and state.step % resources.checkpoint_steps == 0
-        if state.step % epoch_steps == 0:
-            _end_epoch(state, optim, epoch)
-            if (epoch + 1) % selection.every_epochs == 0 or epoch + 1 == optim.epochs:
-                row = _validated(
-                    experiment,
-                    run,
-                    place,
-                    state,
-                    validation,
-                    epoch_steps=epoch_steps,
-                    lr=rate,
-                    elapsed_s=already_s + time.monotonic() - start,
+    experiment: config.Experiment
+    run_folder: Store
+    place: Place
+    session: Session
+    epoch_steps: int
+
+    def run(self, state: State, feed: Feed, validation: Pictures, shown: Shown) -> None:
+        experiment, run, place = self.experiment, self.run_folder, self.place
+        optim, resources, selection = experiment.optim, experiment.resources, experiment.selection
+        epoch_steps, total_steps = self.epoch_steps, optim.epochs * self.epoch_steps
+        log = StepLog(run, state.step, optim.batch, epoch_steps) if place.rank == 0 else None
+        validated = Rows(run, state.rows) if place.rank == 0 else None
+        counter = metrics.Counter("dra_train_images", METRICS["dra_train_images"])
+        start, already_s = time.monotonic(), state.rows[-1].elapsed_s if state.rows else 0.0
+        interruptions = Interruptions(run.uri, self.session, place)
+        while state.step < total_steps:
+            epoch = state.step // epoch_steps
+            rate, momentum = schedule.at(state.step, epoch_steps, optim)
+            optimisers.set_rate(state.optimizer, rate, momentum)
+            parts = step(state, experiment, feed.take(state.step), place.mine, epoch)
+            state.sums += parts
+            state.step += 1
+            if optim.averaging == "step":
+                decay = averaging.decay(
+                    state.step,
+                    optim.averaging_warmup * total_steps,
+                    optim.averaging_decay,
+                    optim.averaging_ramp,
                 )
-                if row is None:
-                    where = f"at step {state.step}"
-                    _stop(run, state, place.rank, f"the loss or a weight is not finite {where}")
+                averaging.update(state.average, state.student, decay)
+            counter.inc(place.mine.stop - place.mine.start)
+
+            if state.step % resources.metrics_steps == 0:
+                now = _mean(parts, place.mine, optim.batch).tolist()
+                if log:
+                    log.write(state.step, now, rate)
+                if not all(map(math.isfinite, now)):
+                    _stop(run, state, place.rank, f"the loss is {now[0]} at step {state.step}")
                     return
-                shown.set(row.robust_accuracy)
-                _report(state, row.on_disk(), place.rank, at_once=notice or stop)
-                if stop:
-                    return
-                continue
-        if due or notice or stop:
-            # a checkpoint is worker 0's, so all must hold the same
-            state.sums.copy_(_mean(state.sums, place.mine, optim.batch))
-            _report(state, {"step": state.step}, place.rank, at_once=notice or stop)
-        if stop:
-            return
+            stop, notice = interruptions.after(state.step)
+            if validated:
+                validated.look()
+            due = resources.checkpoint_steps and state.step % resources.checkpoint_steps == 0
+            if state.step % epoch_steps == 0:
+                _end_epoch(state, optim, epoch)
+                if (epoch + 1) % selection.every_epochs == 0 or epoch + 1 == optim.epochs:
+                    row = _validated(
+                        experiment,
+                        run,
+                        place,
+                        state,
+                        validation,
+                        epoch_steps=epoch_steps,
+                        lr=rate,
+                        elapsed_s=already_s + time.monotonic() - start,
+                    )
+                    if row is None:
+                        where = f"at step {state.step}"
+                        _stop(run, state, place.rank, f"the loss or a weight is not finite {where}")
+                        return
+                    shown.set(row.robust_accuracy)
+                    self.session.report(state, row.on_disk(), at_once=notice or stop)
+                    if stop:
+                        return
+                    continue
+            if due or notice or stop:
+                # a checkpoint is worker 0's, so all must hold the same
+                state.sums.copy_(_mean(state.sums, place.mine, optim.batch))
+                self.session.report(state, {"step": state.step}, at_once=notice or stop)
+            if stop:
+                return
+
+
+class Interruptions:
+    """Who wants this run to pause or to save: a stop that was asked for, nodes that will be taken
+    away.
+
+    All workers must stop after the same step, so they agree on worker 0's answer. That costs a
+    message among them and a question to the head node, about 1 ms: nothing beside a step of
+    seconds, a tenth of a small student's. So steps that are much shorter than PERIOD_S share a
+    question.
+    """
+
+    PERIOD_S = 0.5
+
+    def __init__(self, run: str, session: Session, place: Place) -> None:
+        self._run, self._session, self._place = run, session, place
+        self._leaving: frozenset[str] = frozenset()
+        self._every = 1  # steps; the same for all workers
+        self._next: int | None = None
+        self._asked_at = time.monotonic()
+
+    def after(self, step: int) -> tuple[bool, bool]:
+        """(whether to stop, whether there is a new notice about nodes) after `step` steps."""
+        if self._next is not None and step < self._next:
+            return False, False
+        now = time.monotonic()
+        step_s = (now - self._asked_at) / self._every if self._next is not None else self.PERIOD_S
+        every = max(1, min(1000, int(self.PERIOD_S / max(step_s, 1e-6))))
+        stop = self._place.rank == 0 and cluster.is_asked_to_stop(self._run)
+        leaving = self._session.leaving()
+        answer = torch.tensor(
+            [stop, leaving != self._leaving, every], dtype=torch.float32, device=self._place.device
+        )
+        workers.share_([answer])
+        agreed = answer.tolist()
+        self._leaving, self._every = leaving, int(agreed[2])
+        self._next, self._asked_at = step + self._every, now
+        return bool(agreed[0]), bool(agreed[1])
 
 
 def _validated(
@@ -572,17 +618,6 @@ def _stop(run: Store, state: State, rank: int, why: str) -> None:
         runs.update_manifest(run, runs.Facts(stopped=why))
 
 
-def _preempted(step: int, told: Any) -> tuple[Any, bool]:
-    """(the newest notice, whether it is a new one) that nodes of this run will be taken away; asked
-    every few steps by all workers.
-    """
-    if step % PREEMPTION_STEPS or os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
-        return told, False
-    info = ray.train.get_preemption_info()
-    nodes = info.preempted_node_ids if info else told
-    return nodes, nodes != told
-
-
 def _record_start(run: Store, at_step: int, world: int, device: torch.device, origin: str) -> None:
     """Every start: BatchNorm sees the per-worker batch, so the number of workers is part of what a
     run did; so is the device.
@@ -600,20 +635,4 @@ def _record_start(run: Store, at_step: int, world: int, device: torch.device, or
             weights=origin,
             device=arithmetic.facts(device),
         ),
-    )
-
-
-def _report(state: State, row: dict[str, Any], rank: int, at_once: bool = False) -> None:
-    """A barrier over the workers; rank 0 hands its checkpoint over and, unless `at_once`, goes on
-    while it is uploaded.
-    """
-    folder = None
-    if rank == 0:
-        folder = tempfile.mkdtemp(prefix="dra-")
-        state.save(Store(folder))
-    ray.train.report(
-        row,
-        checkpoint=Checkpoint.from_directory(folder) if folder else None,
-        checkpoint_upload_mode=CheckpointUploadMode.SYNC if at_once else CheckpointUploadMode.ASYNC,
-        delete_local_checkpoint_after_upload=True,
     )

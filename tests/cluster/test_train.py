@@ -5,12 +5,13 @@ if nothing had happened.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from dra_ray.pool import client
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint
 from dra_ray.training import step
-from dra_ray.workloads import train
+from dra_ray.workloads import session, train
 from tests.cluster.small import experiment
 
 NOT_THE_MATHS = {"elapsed_s", "at", "images_per_s"}
@@ -93,6 +94,47 @@ def test_training_a_bit_teaches_a_bit(runs: dict[str, Store]) -> None:
     first, last = rows(runs["pool"])[0], rows(runs["pool"])[-1]
     assert last["loss"] < first["loss"]
     assert last["clean_accuracy"] > 0.15
+
+
+class _Killed(Exception):
+    """What stands for the end of a process."""
+
+
+def test_a_run_moves_between_ray_train_and_a_single_process(
+    runs: dict[str, Store], teacher: Store, tmp_path
+) -> None:
+    """A trial trains in its own process: same numbers, and each goes on where the other stopped."""
+    root, wanted = Store(str(tmp_path)), experiment(teacher, pool__kind="local")
+
+    def killed(row: Mapping[str, Any]) -> None:
+        raise _Killed
+
+    with pytest.raises(_Killed):
+        train.fit_in_process(wanted, root / "local", killed)
+    assert [row["epoch"] for row in rows(root / "local")] == [1]
+    seen: list[Any] = []
+    train.fit_in_process(wanted, root / "local", seen.append)
+    assert [row["epoch"] for row in seen] == [2]
+    _equal(root / "local", runs["local"])
+
+    begun = root / "begun" / "local"
+    with pytest.raises(_Killed):
+        train.fit_in_process(wanted, begun, killed)
+    train.fit(wanted, begun)
+    _equal(begun, runs["local"])
+
+    shutil.copytree(runs["local"].uri, (root / "copied" / "local").uri)
+    copied = root / "copied" / "local"
+    snapshot = copied / "checkpoints" / "local" / session.SNAPSHOT
+    first = session.read_snapshot(copied)["checkpoint_results"][0]
+    snapshot.write_json(
+        session.read_snapshot(copied)
+        | {"checkpoint_results": [first], "latest_checkpoint_result": first}
+    )
+    run_folder.update_manifest(copied, run_folder.Facts(status="running"))
+    train.fit_in_process(wanted, copied, seen.append)
+    assert [row["epoch"] for row in seen] == [2, 2]
+    _equal(copied, runs["local"])
 
 
 def _once_it_has_a_checkpoint(run: Store, pids: Callable[[], list[int]], killed: list[int]) -> None:
@@ -178,9 +220,8 @@ def _equal(run: Store, reference: Store) -> None:
 
 
 def _last_state(run: Store) -> dict[str, Any]:
-    folder = run / "checkpoints" / run.name
-    newest = [name for name in folder.names() if name.startswith("checkpoint_2")][-1]
-    return (folder / newest / "state.pt").read_torch()
+    newest = session.read_snapshot(run)["latest_checkpoint_result"]["checkpoint_dir_name"]
+    return (run / "checkpoints" / run.name / newest / "state.pt").read_torch()
 
 
 def test_what_can_never_start_is_told_at_once(ray_cluster: Any, teacher: Store, tmp_path) -> None:
