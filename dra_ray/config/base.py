@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -42,12 +42,18 @@ NOT_IN_DIGEST = frozenset(
         "cpus_per_worker",
         "gpus_per_worker",
         "max_concurrent",
+        "max_failures",
+        "budget",
+        "prices",
     }
 )
 
 
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # fields that came after runs had been recorded: at its default such a field is not in the
+    # digest, so that those runs can go on
+    ADDED: ClassVar[frozenset[str]] = frozenset()
 
     @field_validator("*")
     @classmethod
@@ -61,7 +67,18 @@ class Frozen(BaseModel):
         """SHA-256 of what a result depends on: every field but the description, the pool and the
         resources.
         """
-        return digest_of(self.model_dump(mode="json"))
+        return digest_of(self._without_added())
+
+    def _without_added(self) -> dict[str, Any]:
+        """As plain data, without the `ADDED` fields that have their default."""
+        tree = self.model_dump(mode="json")
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name in self.ADDED and value == field.get_default(call_default_factory=True):
+                del tree[name]
+            elif isinstance(value, Frozen) and name in tree:
+                tree[name] = value._without_added()
+        return tree
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -98,7 +115,7 @@ def validate(
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        first = _first(error)
+        first = first_error(error)
         place = _place_of([str(part) for part in first["loc"]], places or {}, source)
         line = one_line(kind, first)
         if first["type"] == "credentials":
@@ -106,7 +123,7 @@ def validate(
         raise refusal(masked(f"{place}: {line}")) from None
 
 
-def _first(error: ValidationError) -> ErrorDetails:
+def first_error(error: ValidationError) -> ErrorDetails:
     """A misspelt field before one that is missing, since it is often the same field."""
     errors = error.errors(include_url=False)
     unknown = [e for e in errors if e["type"] == "extra_forbidden"]

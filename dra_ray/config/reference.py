@@ -8,12 +8,13 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
-from dra_ray.config.fields import nested
+from dra_ray.config.fields import is_table, nested
 from dra_ray.config.reading import KINDS
 
 _INTRODUCTION = """\
@@ -59,13 +60,14 @@ def _sections(
     new: dict[str, type[BaseModel]] = {}
     rows = []
     for name, field in kind.model_fields.items():
-        part = nested(field)
+        part, entry = nested(field), _entry(field.annotation) if is_table(field) else None
         values = _values(schema["properties"][name])
-        if part is not None:
-            if part not in documented:
-                new[name] = part
-                documented[part] = name
-            values = f"see [{documented[part]}](#{_anchor(documented[part])})"
+        for inner in filter(None, (part, entry)):
+            if inner not in documented:
+                new[name] = inner
+                documented[inner] = name
+            link = f"see [{documented[inner]}](#{_anchor(documented[inner])})"
+            values = link if inner is part else f"{values} or {link}"
         default = "needed"
         if not field.is_required():
             default = _default(field.get_default(call_default_factory=True), part is not None)
@@ -78,6 +80,13 @@ def _sections(
             yield from _sections(part, name, documented)
         else:
             documented[part] = f"kind: {_kind_name(part)}"
+
+
+def _entry(annotation: object) -> type[BaseModel] | None:
+    """The config that a table's entry may be, None where entries are plain values."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_entry, typing.get_args(annotation))), None)
 
 
 def _kind_name(kind: type[BaseModel]) -> str:
@@ -108,7 +117,7 @@ def _default(value: object, is_part: bool) -> str:
 def _values(schema: Schema) -> str:
     """`integer >= 1`, "`a` or `b`", ..."""
     if "anyOf" in schema:
-        parts = [_values(part) for part in schema["anyOf"]]
+        parts = [_values(part) for part in schema["anyOf"] if "$ref" not in part]
         return " or ".join("none" if part == "null" else part for part in parts)
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
@@ -119,7 +128,8 @@ def _values(schema: Schema) -> str:
             return f"{len(schema['prefixItems'])} of: {_values(schema['prefixItems'][0])}"
         return f"list of: {_values(schema['items'])}"
     if schema.get("type") == "object":
-        return f"name: {_values(schema.get('additionalProperties', {}))}"
+        entry = schema.get("additionalProperties")
+        return f"name: {_values(entry if isinstance(entry, Mapping) else {})}"
     bounds = [
         f"{sign} {_number(schema[key])}"
         for key, sign in _BOUNDS.items()
