@@ -33,7 +33,7 @@ from dra_ray.config import (
 )
 from dra_ray.data import Shape
 from dra_ray.storage import Store
-from dra_ray.sweeps import rungs
+from dra_ray.sweeps import rungs, spaces
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.network import Classifier, ImageSampler, Network, image_sampler
 from dra_ray.teachers.sampling import heun_calls
@@ -470,7 +470,7 @@ def _hours(config: Experiment, run: Training, resources: Resources, tflops: floa
 
 
 def _sweep(config: Sweep, known: Known) -> SweepPlan:
-    experiments = config.experiments()
+    experiments = spaces.experiments(config)
     if "teacher.uri" not in config.space and known.teacher is None:
         known = dataclasses.replace(known, teacher=_teacher_at(config.base.teacher.uri))
     trials = {name: _experiment(experiment, known) for name, experiment in experiments.items()}

@@ -33,6 +33,7 @@ from dra_ray.cli.pool import pool_app
 from dra_ray.cli.teacher import teacher_app
 from dra_ray.errors import ConfigError, DraError
 from dra_ray.storage import Store, masked
+from dra_ray.sweeps import spaces
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -99,7 +100,7 @@ def quickstart(
     parts = (
         f"teacher on {settings.teacher.images_seen:,} images",
         f"{settings.synthesis.images:,} synthetic images",
-        f"{len(sweep.experiments())} trials of up to {sweep.base.optim.epochs} epochs",
+        f"{len(spaces.experiments(sweep))} trials of up to {sweep.base.optim.epochs} epochs",
         f"AutoAttack on {sweep.base.data.test_images} test images, twice",
     )
     terminal.err.print(f"{'resuming' if manifest else 'starting'} '{run}': {', '.join(parts)}")
@@ -157,7 +158,7 @@ def sweep(
     go to the full budget.
     """
     settings = config.load(file, config.Sweep, set_)
-    for experiment in settings.experiments().values():
+    for experiment in spaces.experiments(settings).values():
         experiment.with_sources()
     run = run_folder(storage_uri, name, file)
     announce(run, "sweep", settings)

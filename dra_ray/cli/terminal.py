@@ -26,6 +26,7 @@ from rich.table import Table
 from dra_ray import config, runs
 from dra_ray.attacks.catalogue import STAGES
 from dra_ray.storage import Store
+from dra_ray.sweeps import spaces
 
 # neither markup nor wrapping: what is printed may be a path, and goes into logs and pipes
 err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -129,7 +130,7 @@ def sweep_rows(bars: Bars, settings: config.Sweep) -> Callable[[runs.RungRow], N
     """A trial that ASHA stopped has done all it will ever do, so its remaining epochs count as
     done.
     """
-    epochs, trials, best = settings.base.optim.epochs, len(settings.experiments()), 0.0
+    epochs, trials, best = settings.base.optim.epochs, len(spaces.Space(settings).trials()), 0.0
     done: dict[str, int] = {}
 
     def show(row: runs.RungRow) -> None:

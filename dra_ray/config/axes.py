@@ -94,12 +94,17 @@ class Axis(Frozen):
 
     def __contains__(self, value: object) -> bool:
         if self.choice is not None:
-            return any(_same(value, known) for known in self.choice)
+            return self.position(value) is not None
         if self.bounds is None or isinstance(value, bool) or not isinstance(value, int | float):
             return False
         low, high = self.bounds
         inside = low <= value <= high
         return inside and (self.integer is None or (value - low) % (self.step or 1) == 0)
+
+    def position(self, value: object) -> int | None:
+        """Where a value stands in the list; None where it does not."""
+        listed = enumerate(self.choice or [])
+        return next((number for number, known in listed if _same(value, known)), None)
 
     def __str__(self) -> str:
         if self.choice is not None:

@@ -9,7 +9,7 @@ value and the remedy. Units are in names: `*_255` are pixel steps of 1/255, `*_s
 from __future__ import annotations
 
 from importlib import resources
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -573,6 +573,8 @@ class Experiment(Frozen):
     digest.
     """
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"data_seed"})
+
     kind: Literal["experiment"] = Field("experiment", description="says what the file is")
     description: str = Field("", description="for people; not in the digest")
     paper: PaperNumbers | None = Field(
@@ -580,6 +582,11 @@ class Experiment(Frozen):
     )
     seed: NonNegativeInt = Field(
         0, description="of initial weights, batches, augmentation and attacks"
+    )
+    data_seed: NonNegativeInt | None = Field(
+        None,
+        description="of batches, augmentation, the teacher's noise and the validation's attack, "
+        "which runs of several seeds then share; default: seed",
     )
     data: Data = Data()
     synthetic: Synthetic = Synthetic()
@@ -594,6 +601,11 @@ class Experiment(Frozen):
     selection: Selection = Selection()
     evaluation: Evaluation = Evaluation()
     resources: Resources = Resources()
+
+    @property
+    def shared_seed(self) -> int:
+        """The seed of what runs with other training seeds may share."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     @model_validator(mode="after")
     def _fits_together(self) -> Experiment:

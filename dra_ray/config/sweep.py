@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
-import random
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,7 +17,6 @@ from dra_ray.config.base import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    override,
     shown_value,
 )
 from dra_ray.config.experiment import Experiment
@@ -29,7 +25,13 @@ from dra_ray.config.teacher import Synthesis, TeacherTraining
 from dra_ray.config.text import shown
 from dra_ray.errors import nearest
 
+WEIGHT = "align.weight"
 COMBINATIONS = 10_000  # each becomes an experiment, in memory and on every worker
+
+
+def alignment_alone(field: str) -> bool:
+    """Whether only the alignment term reads the field: without alignment it has no effect."""
+    return field != WEIGHT and field.startswith(("align.", "teacher.", "pool."))
 
 
 class Asha(Frozen):
@@ -175,6 +177,13 @@ class Sweep(Frozen):
         """Fields whose values come from a range."""
         return [field for field, axis in self.axes.items() if axis.choice is None]
 
+    def parents(self, field: str) -> frozenset[str]:
+        """The axes that decide whether this one matters."""
+        condition = self.axes[field].when
+        named = expressions.of(condition).fields if condition else frozenset()
+        implied = {WEIGHT} & self.space.keys() if alignment_alone(field) else set()
+        return named | implied
+
     def _check_size(self) -> None:
         for field, axis in self.axes.items():
             if axis.choice is not None and not axis.choice:
@@ -188,17 +197,16 @@ class Sweep(Frozen):
 
     def _check_expressions(self) -> None:
         conditions = {field: axis.when for field, axis in self.axes.items() if axis.when}
-        parents = {field: expressions.of(when).fields for field, when in conditions.items()}
         for field, when in conditions.items():
-            for name in sorted(parents[field] - self.space.keys()):
+            for name in sorted(expressions.of(when).fields - self.space.keys()):
                 raise ValueError(
                     f"space.{shown_value(field)}.when={shown(when)} names {shown(name)}, which is "
                     f"no axis; {nearest(name[:100], self.space)}"
                 )
-        if circle := _circle(parents):
+        if circle := _circle({field: self.parents(field) for field in self.space}):
             raise ValueError(
-                f"space.{circle[0]}.when leads back to itself ({' -> '.join(circle)}); take one of "
-                "the conditions out"
+                f"space: whether {circle[0]} matters depends on itself ({' -> '.join(circle)}); "
+                "take one of the conditions out"
             )
         known = {name for name, _ in walk(Experiment)}
         for number, text in enumerate(self.constraints):
@@ -219,6 +227,10 @@ class Sweep(Frozen):
 
     def _check_search(self) -> None:
         search, ranges = self.search, self.ranges
+        if self.repeats.seeds > 1 and "seed" in self.space:
+            raise ValueError(
+                f"repeats.seeds={self.repeats.seeds}, but seed is an axis; take either out"
+            )
         if search.method == "grid" and ranges:
             field = shown_value(ranges[0])
             raise ValueError(
@@ -246,33 +258,6 @@ class Sweep(Frozen):
                         f"{place}={shown_value(value)} is not in {self.axes[field]}; widen the "
                         "axis or change the point"
                     )
-
-    def experiments(self) -> dict[str, Experiment]:
-        """Trial name -> experiment, the same for the same sweep. Raises `ConfigError` for a value
-        out of range.
-
-        Combinations that differ only in `align.sigma` where `align.weight` is 0 are one trial:
-        sigma has no effect there.
-        """
-        axes = sorted(self.space)
-        combinations: dict[str, dict[str, Any]] = {}
-        for values in itertools.product(*(self.axes[axis].choice or [] for axis in axes)):
-            chosen = dict(zip(axes, values, strict=True))
-            experiment = override(self.base, chosen)
-            if experiment.align.weight == 0 and "align.sigma" in chosen:
-                chosen["align.sigma"] = (self.axes["align.sigma"].choice or [])[0]
-            combinations.setdefault(json.dumps(chosen, sort_keys=True), chosen)
-        picked = list(combinations.values())
-        if self.trials is not None and self.trials < len(picked):
-            baseline = [c for c in picked if c.get("align.weight") == 0][
-                :1
-            ]  # a sweep without its baseline proves nothing
-            rest = [c for c in picked if c not in baseline]
-            picked = baseline + random.Random(self.seed).sample(rest, self.trials - len(baseline))
-            picked.sort(key=lambda c: json.dumps(c, sort_keys=True))
-        return {
-            f"trial-{index:03d}": override(self.base, chosen) for index, chosen in enumerate(picked)
-        }
 
 
 def _circle(parents: Mapping[str, Iterable[str]]) -> list[str]:

@@ -237,7 +237,7 @@ def batch_plan(experiment: config.Experiment, train: int, synthetic: int) -> Bat
         0 if settings.name == "digits" or settings.train_images else settings.validation_images
     )
     return BatchPlan(
-        experiment.seed,
+        experiment.shared_seed,
         train,
         synthetic,
         optim.batch,

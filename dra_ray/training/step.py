@@ -98,7 +98,7 @@ def prepare(
     changes = augment.parameters(
         experiment.optim.batch,
         experiment.data,
-        random.generator(experiment.seed, random.Stream.AUGMENT, number),
+        random.generator(experiment.shared_seed, random.Stream.AUGMENT, number),
     )
     images = augment.apply(images, experiment.data, changes[mine])
     targets = request_features(source, experiment, images, labels, number, mine) if source else []
@@ -221,7 +221,7 @@ def request_features(
     mine: slice,
 ) -> list[tuple[float, Pending]]:
     """(weight, feature under way) of every alignment of this step."""
-    align, size, seed = experiment.align, experiment.optim.batch, experiment.seed
+    align, size, seed = experiment.align, experiment.optim.batch, experiment.shared_seed
     # the seed of position p is seed + p: each worker's slice continues the batch's
     noise_seed = random.derive(seed, random.Stream.TEACHER_NOISE, step) // 2 + mine.start
     sigma = torch.full((len(images),), align.sigma)

@@ -25,6 +25,7 @@ from dra_ray.errors import ConfigError, LastingError, RunError, is_lasting
 from dra_ray.pool import client, service
 from dra_ray.runs import RungRow
 from dra_ray.storage import Store
+from dra_ray.sweeps import spaces
 from dra_ray.workloads import train
 
 OBJECTIVE, CLOCK = "robust_accuracy", "images_seen"
@@ -44,7 +45,7 @@ def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> 
     """
     store = store.resolved()
     experiments = {
-        name: experiment.with_sources() for name, experiment in sweep.experiments().items()
+        name: experiment.with_sources() for name, experiment in spaces.experiments(sweep).items()
     }
     _check(experiments)
     changed = {

@@ -540,7 +540,7 @@ def validate(
         noise = pgd.noise_like(
             pixels.shape,
             threat,
-            random.generator(experiment.seed, random.Stream.VALIDATION, number),
+            random.generator(experiment.shared_seed, random.Stream.VALIDATION, number),
         )
         images = chunk.to(device)
         with torch.no_grad():

@@ -11,6 +11,7 @@ import pytest
 
 from dra_ray import config
 from dra_ray.errors import ConfigError
+from dra_ray.sweeps import spaces
 
 SECONDS, MEGABYTES = 3, 200
 
@@ -187,4 +188,4 @@ def test_large_spaces_that_fit_are_expanded() -> None:
     sweep = config.validate(
         config.Sweep, {"space": {"seed": list(range(1000))}, "trials": 3}, "test"
     )
-    assert len(sweep.experiments()) == 3
+    assert len(spaces.experiments(sweep)) == 3

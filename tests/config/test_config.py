@@ -10,6 +10,7 @@ import yaml
 from dra_ray import config
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
+from dra_ray.sweeps import spaces
 
 SMALL = {"space": {"align.weight": [0.0, 1.0], "align.sigma": [0.1, 0.5]}}
 
@@ -64,7 +65,7 @@ def test_every_recipe_validates(name: str) -> None:
     recipe = config.load(name)
     assert getattr(recipe, "description", None)
     if isinstance(recipe, config.Sweep):
-        assert recipe.experiments()
+        assert spaces.experiments(recipe)
 
 
 def test_the_pair_differs_only_in_the_alignment_weight() -> None:
@@ -103,7 +104,7 @@ def test_a_missing_teacher_is_told_with_the_commands_that_make_one() -> None:
 
 
 def test_sigma_makes_no_second_trial_where_there_is_no_alignment() -> None:
-    trials = config.validate(config.Sweep, SMALL, "test").experiments()
+    trials = spaces.experiments(config.validate(config.Sweep, SMALL, "test"))
     assert sorted((e.align.weight, e.align.sigma) for e in trials.values()) == [
         (0.0, 0.1),
         (1.0, 0.1),
@@ -113,8 +114,8 @@ def test_sigma_makes_no_second_trial_where_there_is_no_alignment() -> None:
 
 def test_drawn_trials_keep_the_baseline_and_are_the_same_every_time() -> None:
     sweep = config.validate(config.Sweep, {**SMALL, "trials": 2}, "test")
-    assert sweep.experiments() == sweep.experiments()
-    assert [e.align.weight for e in sweep.experiments().values()].count(0.0) == 1
+    assert spaces.experiments(sweep) == spaces.experiments(sweep)
+    assert [e.align.weight for e in spaces.experiments(sweep).values()].count(0.0) == 1
 
 
 def test_a_config_survives_json(tmp_path) -> None:

@@ -12,6 +12,7 @@ from dra_ray import config
 from dra_ray.config.fields import nested, suggest, walk
 from dra_ray.config.reference import reference
 from dra_ray.errors import ConfigError
+from dra_ray.sweeps import spaces
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -58,7 +59,7 @@ def test_options_files_and_spaces_get_the_same_answer(setting: str, tmp_path: Pa
     with pytest.raises(ConfigError) as text:
         config.load(str(file))
     with pytest.raises(ConfigError) as space:
-        config.load("digits-sweep", config.Sweep, [f"space={{{setting}: [1]}}"]).experiments()
+        spaces.experiments(config.load("digits-sweep", config.Sweep, [f"space={{{setting}: [1]}}"]))
     assert all(str(caught.value).endswith(remedy) for caught in (option, text, space))
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from dra_ray import config
 from dra_ray.errors import DraError
+from dra_ray.sweeps import spaces
 
 NASTY = (
     "5", "-1", "0", "1.5", "true", "null", "~", "''", "[]", "{}", "[[]]", "[{}]", "{a: b}",
@@ -121,9 +122,9 @@ def outcome(source: str, settings: list[str]) -> str | None:
     try:
         settled: config.Config = config.load(source, None, settings)
         if isinstance(settled, config.Sweep):
-            settled.experiments()
+            spaces.experiments(settled)
         if isinstance(settled, config.Quickstart):
-            settled.sweep.experiments()
+            spaces.experiments(settled.sweep)
     except DraError as error:
         return str(error)
     return None

@@ -17,6 +17,7 @@ from dra_ray.config import Asha, Data, Experiment, Model, Optim, Quickstart, Swe
 from dra_ray.evaluation.intervals import wilson
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint as student_checkpoint
+from dra_ray.sweeps import spaces
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.edm import EDM
 
@@ -42,7 +43,8 @@ def sweep_config() -> Sweep:
 def chosen() -> dict[str, dict[str, Any]]:
     """The changed fields of each trial."""
     trees = {
-        name: experiment.model_dump() for name, experiment in sweep_config().experiments().items()
+        name: experiment.model_dump()
+        for name, experiment in spaces.experiments(sweep_config()).items()
     }
     return {
         name: {field: tree[field.split(".")[0]][field.split(".")[1]] for field in SPACE}

@@ -15,6 +15,7 @@ from dra_ray import config, data
 from dra_ray.data.loader import Batches
 from dra_ray.pool import client
 from dra_ray.storage import Store
+from dra_ray.sweeps import spaces
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.edm import EDM
 from dra_ray.training import optimisers, schedule, step
@@ -36,7 +37,7 @@ def experiments() -> dict[str, config.Experiment]:
         if isinstance(recipe, config.Experiment):
             found[name] = recipe
         elif isinstance(recipe, config.Sweep):
-            found[name] = next(iter(recipe.experiments().values()))
+            found[name] = next(iter(spaces.experiments(recipe).values()))
     return found
 
 

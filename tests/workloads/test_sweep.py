@@ -14,6 +14,7 @@ import ray
 from dra_ray import config
 from dra_ray.runs import RungRow
 from dra_ray.storage import Store
+from dra_ray.sweeps import spaces
 from dra_ray.workloads import sweep
 
 EPOCHS = 16
@@ -111,7 +112,7 @@ def test_the_last_epoch_is_never_stopped(tmp_path) -> None:
 
 
 def test_finalists_are_the_best_that_got_furthest() -> None:
-    experiments = SWEEP.experiments()
+    experiments = spaces.experiments(SWEEP)
     dra = [name for name, e in experiments.items() if e.align.weight > 0]
     baseline = [name for name, e in experiments.items() if e.align.weight == 0]
     rows = [

@@ -1,0 +1,314 @@
+"""The search space of a sweep as points: every combination, seeded draws, and the experiment that a
+point stands for.
+
+A point names the axes that matter in it. An axis whose condition is false, and without alignment
+(align.weight = 0) whatever alignment alone reads, is not in it: two draws that differ only there
+are one point, and one trial.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dra_ray import config
+from dra_ray.config import expressions
+from dra_ray.config.axes import Axis
+from dra_ray.config.sweep import WEIGHT, alignment_alone
+from dra_ray.config.text import refusal, shown
+from dra_ray.errors import ConfigError
+
+ATTEMPTS = (
+    1000  # draws in a row that constraints or repetition refuse before a space counts as empty
+)
+_DIGITS = 6  # significant ones of a value from a range: what a person can type again
+
+Point = dict[str, Any]  # dotted field -> plain value, the active axes alone
+
+
+def trial_name(number: int) -> str:
+    return f"trial-{number:03d}"
+
+
+def experiments(sweep: config.Sweep) -> dict[str, config.Experiment]:
+    """Trial name -> experiment of `Space.trials`. Raises `ConfigError` naming trial, field and
+    value where one is not valid.
+    """
+    space = Space(sweep)
+    space.check()
+    valid = {}
+    for name, point in space.trials().items():
+        try:
+            valid[name] = space.experiment(point)
+        except ConfigError as error:
+            raise refusal(f"{name}: {error}") from None
+    return valid
+
+
+class Space:
+    """The points of a sweep. Everything is a pure function of the sweep and the arguments."""
+
+    def __init__(self, sweep: config.Sweep) -> None:
+        self.sweep = sweep
+        self.axes = sweep.axes
+        self.conditions = {
+            field: expressions.of(axis.when) for field, axis in self.axes.items() if axis.when
+        }
+        self.constraints = [expressions.of(text) for text in sweep.constraints]
+        self.order = self._parents_first()
+        self._base = dict(config.flatten(sweep.base.model_dump(mode="json")))
+
+    def _parents_first(self) -> list[str]:
+        """Fields so that what a condition names comes before the field that has it."""
+        left = list(self.axes)
+        order: list[str] = []
+        while left:
+            ready = next(f for f in left if self.sweep.parents(f) <= set(order))
+            order.append(ready)
+            left.remove(ready)
+        return order
+
+    # -- points --------------------------------------------------------------------------------
+    def matters(self, field: str, point: Mapping[str, Any]) -> bool:
+        """Whether an axis has an effect, given the point's values of the axes before it in
+        `order`.
+        """
+        if alignment_alone(field) and not self._aligns(point):
+            return False
+        condition = self.conditions.get(field)
+        return condition is None or (condition.fields <= point.keys() and condition.holds(point))
+
+    def _aligns(self, point: Mapping[str, Any]) -> bool:
+        weight = point.get(WEIGHT, self._base[WEIGHT])
+        try:
+            return float(weight) != 0
+        except (TypeError, ValueError):
+            return True  # not valid either, which its experiment says
+
+    def point(self, values: Mapping[str, Any]) -> Point:
+        """The point with these values of the axes, and base's where none is given."""
+        point: Point = {}
+        for field in self.order:
+            if self.matters(field, point):
+                point[field] = values[field] if field in values else self._base.get(field)
+        return dict(sorted(point.items()))
+
+    def key(self, point: Mapping[str, Any]) -> str:
+        """Equal for points that are the same trial."""
+        whole = {
+            field: int(value) if isinstance(value, float) and value.is_integer() else value
+            for field, value in point.items()
+        }
+        return json.dumps(whole, sort_keys=True)
+
+    def _filled(self, point: Point) -> Point:
+        """The point with the first of the listed values for axes that are idle in it."""
+        idle = {field: axis.choice[0] for field, axis in self.axes.items() if axis.choice}
+        return idle | point
+
+    def values(self, point: Point) -> dict[str, Any]:
+        """Every field of the point's experiment, as far as known before it is validated."""
+        return self._base | self.changes(point)
+
+    def changes(self, point: Point) -> dict[str, Any]:
+        """What the point's experiment has different from base.
+
+        An axis that a condition switches off keeps base's value. One that is idle for want of
+        alignment has the first of its values.
+        """
+        idle = {
+            field: axis.choice[0]
+            for field, axis in self.axes.items()
+            if axis.choice and axis.when is None
+        }
+        return dict(sorted((idle | point).items()))
+
+    def experiment(self, point: Point, repeat: int = 0) -> config.Experiment:
+        """What the point stands for. Repeat 1, 2, ... has another training seed, on the same
+        batches with the same augmentation and teacher features. Raises `ConfigError`.
+        """
+        changes = self.changes(point)
+        if repeat:
+            base = self.sweep.base
+            changes |= {"seed": base.seed + repeat, "data_seed": base.shared_seed}
+        return config.override(self.sweep.base, changes)
+
+    def problem(self, point: Point) -> str | None:
+        """Why the point can be no trial: the constraint that it violates; None where it can."""
+        values = self.values(point)
+        return next((rule.text for rule in self.constraints if not rule.holds(values)), None)
+
+    def violation(self, point: Point) -> float:
+        """How far the point is from satisfying every constraint; 0 where it does."""
+        values = self.values(point)
+        return sum(rule.violation(values) for rule in self.constraints)
+
+    # -- baselines -----------------------------------------------------------------------------
+    def baseline(self) -> Point | None:
+        """The point without alignment that a search begins with, its other fields as in base as far
+        as the axes have that; None where the weight is no axis, or a constraint forbids it.
+        """
+        if WEIGHT not in self.axes:
+            return None
+        usual = {field: self._usual(field, axis) for field, axis in self.axes.items()}
+        draws = random.Random(self.sweep.seed)
+        others = (self._draw(draws) for _ in range(ATTEMPTS))
+        candidates = (
+            self.point(values | {WEIGHT: 0}) for values in itertools.chain([usual], others)
+        )
+        return next((point for point in candidates if self.problem(point) is None), None)
+
+    def without_alignment(self, point: Point) -> Point:
+        """The baseline that a point is compared with: the same in all that is not alignment."""
+        return self.point(point | {WEIGHT: 0})
+
+    def _usual(self, field: str, axis: Axis) -> Any:
+        """Base's value, or the nearest that the axis has."""
+        value = self._base.get(field)
+        if value in axis:
+            return value
+        if axis.choice is not None:
+            return axis.choice[0]
+        assert axis.bounds is not None
+        low, high = axis.bounds
+        return high if isinstance(value, int | float) and value > high else low
+
+    # -- draws ---------------------------------------------------------------------------------
+    def grid(self) -> list[Point]:
+        """Every combination of listed values that the constraints allow, each point once.
+
+        Axes of ranges keep base's value.
+        """
+        points: dict[str, Point] = {}
+        fields = [field for field, axis in self.axes.items() if axis.choice is not None]
+        for values in itertools.product(*(self.axes[field].choice or () for field in fields)):
+            point = self.point(dict(zip(fields, values, strict=True)))
+            points.setdefault(self.key(point), point)
+        return [point for point in points.values() if self.problem(point) is None]
+
+    def draws(self, seed: int) -> Iterator[Point]:
+        """Points at random, none twice; ends where lists are exhausted, or where `ATTEMPTS` draws
+        in a row give nothing new that the constraints allow.
+        """
+        draws = random.Random(seed)
+        if not self.sweep.ranges:
+            points = self.grid()
+            draws.shuffle(points)
+            yield from points
+            return
+        seen: set[str] = set()
+        failures = 0
+        while failures < ATTEMPTS:
+            point = self.point(self._draw(draws))
+            if self.key(point) in seen or self.problem(point) is not None:
+                failures += 1
+                continue
+            failures = 0
+            seen.add(self.key(point))
+            yield point
+
+    def random(self, number: int, seed: int) -> list[Point]:
+        """The first `number` of `draws`, or as many as there are."""
+        return list(itertools.islice(self.draws(seed), number))
+
+    def _draw(self, draws: random.Random) -> dict[str, Any]:
+        return {field: _drawn(axis, draws) for field, axis in self.axes.items()}
+
+    # -- trials --------------------------------------------------------------------------------
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether trials are chosen by what those before them scored."""
+        return self.sweep.search.method in ("tpe", "gp")
+
+    def opening(self) -> list[Point]:
+        """What every search begins with: the baseline, except in a grid, whose lists say whether
+        there is one; then the points to try first. Raises `ConfigError` where a constraint forbids
+        one of those.
+        """
+        first = None if self.sweep.search.method == "grid" else self.baseline()
+        points = [] if first is None else [first]
+        for number, given in enumerate(self.sweep.search.points):
+            point = self.point(given)
+            if (broken := self.problem(point)) is not None:
+                raise refusal(
+                    f"search.points.{number}={shown(given)} violates the constraint {shown(broken)}"
+                    "; change either"
+                )
+            points.append(point)
+        return list({self.key(point): point for point in points}.values())
+
+    def trials(self) -> dict[str, Point]:
+        """Trial name -> point, in the order in which they start.
+
+        A search that learns from scores does not know its trials in advance: then points at random
+        stand for those after the opening, for plans and checks.
+        """
+        points = self._drawn_grid() if self.sweep.search.method == "grid" else self._started()
+        if not points:
+            raise refusal("constraints allow no point of space; loosen one")
+        return {trial_name(number): point for number, point in enumerate(points)}
+
+    def _started(self) -> list[Point]:
+        opening = self.opening()
+        known = {self.key(point) for point in opening}
+        drawn = (point for point in self.draws(self.sweep.seed) if self.key(point) not in known)
+        return list(itertools.islice(itertools.chain(opening, drawn), self.sweep.trials))
+
+    def _drawn_grid(self) -> list[Point]:
+        """Every combination, or `trials` of them: with one baseline where there is one, since a
+        sweep without it proves nothing.
+        """
+        opening = self.opening()
+        known = {self.key(point) for point in opening}
+        picked = [point for point in self.grid() if self.key(point) not in known]
+        number = None if self.sweep.trials is None else self.sweep.trials - len(opening)
+        if number is not None and number < len(picked):
+            baselines = [p for p in (*opening, *picked) if not self._aligns(p)]
+            baseline = [] if baselines and baselines[0] in opening else baselines[:1]
+            baseline = baseline if WEIGHT in self.axes else []
+            rest = [point for point in picked if point not in baseline]
+            size = max(number - len(baseline), 0)
+            picked = baseline + random.Random(self.sweep.seed).sample(rest, size)
+            picked.sort(key=lambda point: json.dumps(self._filled(point), sort_keys=True))
+        return (opening + picked)[: self.sweep.trials]
+
+    def check(self) -> None:
+        """Refuse an axis of which a value would be no config. Raises `ConfigError`.
+
+        A search that learns may come to any value, so both ends of its ranges and every listed
+        value are tried, one at a time on the first trial; otherwise the trials themselves are.
+        """
+        if not self.is_adaptive:
+            return
+        first = next(iter(self.trials().values()))
+        for field, axis in self.axes.items():
+            for value in axis.choice if axis.choice is not None else axis.bounds or ():
+                point = self.point(self._filled(first) | {field: value})
+                if self.problem(point) is None:
+                    try:
+                        self.experiment(point)
+                    except ConfigError as error:
+                        raise refusal(f"space.{field}: a trial with {error}") from None
+
+
+def _drawn(axis: Axis, draws: random.Random) -> Any:
+    if axis.choice is not None:
+        return draws.choice(axis.choice)
+    if axis.integer is not None:
+        low, high = axis.integer
+        return draws.randrange(low, high + 1, axis.step or 1)
+    assert axis.bounds is not None
+    low, high = axis.bounds
+    if axis.uniform is not None:
+        return rounded(axis, draws.uniform(low, high))
+    return rounded(axis, math.exp(draws.uniform(math.log(low), math.log(high))))
+
+
+def rounded(axis: Axis, value: float) -> float:
+    """A value of a range in few digits, not outside of it."""
+    assert axis.bounds is not None
+    return min(max(float(f"{value:.{_DIGITS}g}"), axis.bounds[0]), axis.bounds[1])
