@@ -32,7 +32,9 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "tpe": ("optuna",),
     "gp": ("optuna", "scipy", "torch"),
 }
-PROPOSALS = 50  # of the sampler, before a draw takes the place of those that cannot be a trial
+# of a sampler, before a draw takes the place of proposals that cannot be a trial; a Gaussian process
+# is fitted anew for each
+PROPOSALS: Mapping[str, int] = {"tpe": 50, "gp": 4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,19 +102,18 @@ class Search:
     def _learnt(self, number: int, told: Sequence[Told], tried: set[str]) -> Point | None:
         """What the sampler proposes; None where nothing of that can be a trial."""
         study = self._study(number, told)
-        is_tpe = self.sweep.search.method == "tpe"
-        for _ in range(PROPOSALS):
+        method = self.sweep.search.method
+        for _ in range(PROPOSALS[method]):
             trial = study.ask()
             point = self._asked(trial)
             distance = self.space.violation(point)
             if distance == 0 and self.space.key(point) not in tried and self._is_valid(point):
                 return point
-            if is_tpe and distance:
-                # TPE learns where constraints are broken; without a score, for nothing was trained
+            # TPE learns where constraints are broken, without a score, for nothing was trained; what
+            # else is refused stays a running trial, from which both samplers keep away
+            if method == "tpe" and distance:
                 trial.set_constraint("space", distance)
                 study.tell(trial, state=_optuna().trial.TrialState.PRUNED)
-            else:
-                study.tell(trial, state=_optuna().trial.TrialState.FAIL)
         return None
 
     def _study(self, number: int, told: Sequence[Told]) -> optuna.Study:
@@ -195,7 +196,7 @@ def _optuna() -> Any:
     """The library, and quiet: each call makes a study, of which nobody need read."""
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
 
