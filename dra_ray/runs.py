@@ -108,7 +108,9 @@ class Facts(Record):
     sigma_data: float | None = None
     # of a teacher's training (its own) and of synthetic images (the one that made them)
     teacher_digest: str | None = None
+    # of a student's and a teacher's training, and of a sweep over its trials
     images_seen: int | None = None
+    gpu_hours: float | None = None
     # of synthetic images
     images: int | None = None
     counts: dict[str, int] = {}  # by class

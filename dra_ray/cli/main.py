@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from dra_ray import __version__, config, runs
+from dra_ray.cli import status as status_commands
 from dra_ray.cli import terminal
 from dra_ray.cli.bench import bench_app
 from dra_ray.cli.options import (
@@ -43,6 +44,8 @@ app = typer.Typer(
 app.add_typer(bench_app, name="bench")
 app.add_typer(pool_app, name="pool")
 app.add_typer(teacher_app, name="teacher")
+app.command("runs")(status_commands.runs)
+app.command("status")(status_commands.status)
 
 
 def _show_version(wanted: bool) -> None:

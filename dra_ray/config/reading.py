@@ -31,16 +31,16 @@ KINDS: dict[str, type[Frozen]] = {
 }
 
 
-def parse_settings(settings: list[str]) -> dict[str, Any]:
+def parse_settings(settings: list[str], option: str = "--set") -> dict[str, Any]:
     """`["a.b=1", ...]` of the command line as dotted fields and YAML values."""
     changes = {}
     for setting in settings:
         field, equals, value = setting.partition("=")
         if not equals or not field:
             raise refusal(
-                f"--set {shown_value(setting)}: write it as field=value, such as optim.epochs=2"
+                f"{option} {shown_value(setting)}: write it as field=value, such as optim.epochs=2"
             )
-        changes[field] = parse(value, f"--set {shown_value(setting)}").value
+        changes[field] = parse(value, f"{option} {shown_value(setting)}").value
     return changes
 
 

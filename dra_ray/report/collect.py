@@ -18,13 +18,14 @@ from dra_ray.config import flatten
 from dra_ray.errors import DataError
 from dra_ray.evaluation import compare
 from dra_ray.evaluation.result import FILE, parse
+from dra_ray.inspection import state
+from dra_ray.inspection.state import read_rungs
 from dra_ray.pool.records import LogRow
 from dra_ray.report import words
 from dra_ray.report.words import in_percent
 from dra_ray.runs import Manifest, R, RungRow, TeacherRow, ValidationRow
 from dra_ray.storage import Store, masked_tree
 from dra_ray.sweeps import equal
-from dra_ray.sweeps.rungs import rung_epochs
 from dra_ray.teachers.checkpoint import CARD, WEIGHTS, build, digest, read_card
 
 # Where the parts of a run of each kind lie, below its own folder.
@@ -39,9 +40,6 @@ EVALUATION = (
     "evaluation"  # the kind of a folder without a training run, and the folder's name within one
 )
 RESULT = FILE
-# What the last row of a trial in rungs.jsonl makes of it. Nothing says that somebody still trains
-# it: a driver can be gone.
-DECISIONS = {"stop": "stopped", "done": "done", "continue": "unfinished", "failed": "failed"}
 LOGS = (
     runs.METRICS,
     runs.STEPS,
@@ -55,13 +53,13 @@ def collect(run: Store) -> dict[str, Any]:
     seconds.
 
     Always there: `name`, `title` (with the sweep's or run's name, where the folder lies in one),
-    `kind`, `status` ("done", "stopped" or "unfinished"; never "running", since no file knows
-    whether its driver lives), `created`, `elapsed_s`, `stages` [{"name", "seconds"}], `config`,
-    `versions`, `hardware`, `missing` (sentences on what an unfinished run lacks), `files` {what:
-    URI}, `headline`, and `sources`: dotted name of a number -> names of the files below the run
-    that it was read or computed from. By kind of run: `teacher`, `synthetic`, `sweep` (list of
-    trials), `asha`, `equal` (DRA against none where all else is equal), `pool`, `train`, `finals`
-    and `paired`. A folder that holds an evaluation and no training run is of kind "evaluation".
+    `kind`, `status` (see `inspection.state`), `created`, `elapsed_s`, `stages` [{"name",
+    "seconds"}], `config`, `versions`, `hardware`, `missing` (sentences on what an unfinished run
+    lacks), `files` {what: URI}, `headline`, and `sources`: dotted name of a number -> names of the
+    files below the run that it was read or computed from. By kind of run: `teacher`, `synthetic`,
+    `sweep` (list of trials), `asha`, `equal` (DRA against none where all else is equal), `pool`,
+    `train`, `finals` and `paired`. A folder that holds an evaluation and no training run is of kind
+    "evaluation".
     Raises `DataError` when the folder is neither or one of its files is damaged.
     """
     facts = _Facts(run)
@@ -71,7 +69,7 @@ def collect(run: Store) -> dict[str, Any]:
         "kind": kind,
         "name": manifest.name or run.name,
         "title": _title(run, manifest),
-        "status": _status(run, manifest),
+        "status": state.status(run, manifest),
         "created": manifest.created,
         "description": manifest.config.get("description", ""),
         "config": manifest.config,
@@ -150,16 +148,6 @@ class _Dated(runs.Record):
     at: float | None = None
 
 
-def read_rungs(sweep: Store) -> list[RungRow]:
-    """Rows of rungs.jsonl by trial and epoch; a resumed sweep may report an epoch twice, and then
-    the later row counts.
-    """
-    logged = runs.read_rows(sweep / runs.RUNGS, RungRow)
-    scored = [row for row in logged if row.robust_accuracy is not None]  # not what failed before
-    latest = {(row.trial, row.epoch): row for row in scored}
-    return [latest[key] for key in sorted(latest)]
-
-
 def read_pool(folder: Store) -> list[LogRow]:
     """Rows of pool.jsonl in order of time; empty when the run had no pool."""
     return sorted(runs.read_rows(folder / runs.POOL, LogRow), key=lambda row: row.at)
@@ -199,7 +187,7 @@ def _title(run: Store, manifest: Manifest) -> str:
     belongs to.
     """
     name = manifest.name or run.name
-    if sweep := _sweep_of(run):
+    if sweep := state.sweep_of(run):
         return f"{sweep.name}, {name}"
     if inside := re.fullmatch(
         r"(?:.*/)?([^/]+)/evaluation(?:/([^/]+))?", run.resolved().uri.rstrip("/")
@@ -208,44 +196,24 @@ def _title(run: Store, manifest: Manifest) -> str:
     return name
 
 
-def _sweep_of(run: Store) -> Store | None:
-    """The sweep of a trial, whose folder is SWEEP/trials/TRIAL."""
-    inside = re.fullmatch(r"(.+)/trials/[^/]+", run.resolved().uri.rstrip("/"))
-    return Store(inside[1]) if inside and (Store(inside[1]) / runs.RUNGS).exists() else None
-
-
-def _status(run: Store, manifest: Manifest) -> str:
-    if manifest.is_done:
-        return "done"
-    if manifest.stopped or _stop_of(run):
-        return "stopped"
-    return "unfinished" if manifest.status in ("running", "unknown") else manifest.status
-
-
-def _stop_of(run: Store) -> tuple[str, RungRow] | None:
-    """The sweep that stopped this trial, by name, and the row with which it did: the trial's own
-    manifest does not know.
-    """
-    sweep = _sweep_of(run)
-    rows = [row for row in read_rungs(sweep) if row.trial == run.name] if sweep else []
-    return (sweep.name, rows[-1]) if sweep and rows and rows[-1].decision == "stop" else None
-
-
 def _why(run: Store, manifest: Manifest, status: str) -> str:
     """Why a run is not done, as far as its files know."""
     if reason := manifest.stopped:
         return f"training stopped: {reason}"
-    if stop := _stop_of(run):
-        sweep, row = stop
+    sweep = state.sweep_of(run)
+    if sweep and (end := state.end_of(sweep, run.name)):
+        if end.decision == "failed":
+            return f"sweep '{sweep.name}' ended this trial, which failed: {end.reason}"
         return (
-            f"the rest of the training: sweep '{sweep}' stopped this trial after epoch "
-            f"{row.epoch}, at {words.percent(row.robust_accuracy)} robust accuracy"
+            f"the rest of the training: sweep '{sweep.name}' stopped this trial after epoch "
+            f"{end.epoch}, at {words.percent(end.robust_accuracy)} robust accuracy"
         )
     sign = _last_sign(run, manifest)
     seen = f"; its last sign of life is from {sign}" if sign else ""
-    word = "unfinished" if status == "unfinished" else f"not finished: its status is '{status}'"
+    if status == "running":
+        return f"the run is still running{seen}"
     return (
-        f"the run is {word}{seen}. Where nothing trains it any more, the command that started it "
+        f"the run is {status}{seen}. Where nothing trains it any more, the command that started it "
         "resumes it"
     )
 
@@ -404,7 +372,7 @@ def _sweep(facts: _Facts, folder: str) -> None:
     for row in rungs:
         history.setdefault(row.trial, []).append(row)
     images_per_epoch = rungs[0].images_seen // max(rungs[0].epoch, 1) if rungs else 1
-    epochs = _rung_epochs(manifest.config, images_per_epoch)
+    epochs = state.rungs_of(manifest.config, images_per_epoch)
     trials = [
         _trial(trial, chosen.get(trial, {}), reports, epochs)
         for trial, reports in sorted(history.items())
@@ -489,7 +457,7 @@ def _trial(
         "trial": trial,
         "fields": dict(fields),
         **_scores_of(reports),
-        "decision": DECISIONS[last.decision] if last else "not started",
+        "decision": state.DECISIONS[last.decision] if last else "not started",
         "rung": rungs.index(stopped_at) + 1 if stopped_at in rungs else None,
     }
 
@@ -522,22 +490,6 @@ def _equal(facts: _Facts, folder: str, rungs: list[RungRow]) -> None:
     if matches:
         facts.values["equal"] = [dataclasses.asdict(match) for match in matches]
         facts.cite("equal", _path(folder, runs.MANIFEST), _path(folder, runs.RUNGS))
-
-
-def _rung_epochs(config: Mapping[str, Any], images_per_epoch: int) -> list[int]:
-    """As the manifest's config places them; a config that lacks a field has no rungs."""
-    asha, base = config.get("asha", {}), config.get("base", {})
-    epochs, every = (
-        base.get("optim", {}).get("epochs", 0),
-        base.get("selection", {}).get("every_epochs", 1),
-    )
-    return rung_epochs(
-        epochs,
-        asha.get("grace_epochs", 0),
-        asha.get("reduction_factor", 0),
-        every,
-        images_per_epoch,
-    )
 
 
 def _pool(facts: _Facts, folder: str) -> None:
@@ -754,6 +706,8 @@ def _ended(summary: Mapping[str, Any]) -> str:
     return {
         "done": "",
         "stopped": " and then stopped",
+        "failed": " and then failed",
+        "running": "; the run is still running",
         "unfinished": "; the run is unfinished",
     }.get(summary["status"], "")
 

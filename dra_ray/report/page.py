@@ -8,6 +8,7 @@ from typing import Any
 
 from dra_ray.attacks import catalogue
 from dra_ray.config import flatten
+from dra_ray.inspection.state import read_rungs
 from dra_ray.report import command, evaluation, html, plots, words
 from dra_ray.report.collect import (
     EVALUATION,
@@ -18,7 +19,6 @@ from dra_ray.report.collect import (
     outcome,
     read_metrics,
     read_pool,
-    read_rungs,
 )
 from dra_ray.runs import TeacherRow, ValidationRow
 from dra_ray.storage import Store

@@ -26,6 +26,7 @@ from dra_ray.storage.store import Store
 
 LEASE = "lease.json"
 TERM_S = 30.0  # how long a driver that is gone is waited for
+STALE_TERMS = 4  # without a renewal a driver counts as gone in lists; leaves room for clocks
 log = logging.getLogger("dra_ray")
 
 
@@ -69,10 +70,30 @@ def read(run: Store) -> tuple[Holder, str] | None:
     content = (run / LEASE).read_versioned()
     if content is None:
         return None
+    return _holder(run, content[0]), content[1]
+
+
+def has_driver(run: Store) -> bool:
+    """Whether a driver holds the run's lease, as far as one look tells: on this machine its process
+    lives; on another one it renewed the lease lately, by that machine's clock and the store's.
+
+    For people; whoever wants to take over enters a `Lease`. Raises `DataError` for a damaged file.
+    """
+    content = (run / LEASE).read_dated()
+    if content is None:
+        return False
+    holder = _holder(run, content[0])
+    if holder.is_gone():
+        return False
+    is_here = holder.machine == _machine() and holder.process is not None
+    return is_here or time.time() - content[1] < STALE_TERMS * holder.term_s
+
+
+def _holder(run: Store, content: bytes) -> Holder:
     try:
-        fields: dict[str, Any] = read_json(content[0].decode())
+        fields: dict[str, Any] = read_json(content.decode())
         known = {field.name for field in dataclasses.fields(Holder)}
-        return Holder(**{k: v for k, v in fields.items() if k in known}), content[1]
+        return Holder(**{k: v for k, v in fields.items() if k in known})
     except (ValueError, TypeError, AttributeError):
         raise DataError(f"'{run / LEASE}' is damaged; delete it") from None
 

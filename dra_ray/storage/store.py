@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import fcntl
 import hashlib
 import io
@@ -211,6 +212,18 @@ class Store:
             if _version(before, data) == _version(after, data):
                 return data, _version(after, data)
         raise StorageError(f"'{self.uri}' changes faster than it can be read; try again later")
+
+    @explained("read")
+    def read_dated(self) -> tuple[bytes, float] | None:
+        """The content and when it was written, in seconds since 1970 by the store's clock; None
+        where there is no such file.
+        """
+        fs, path = self._open_fs()
+        fs.invalidate_cache()
+        try:
+            return fs.cat_file(path), _written_at(fs.info(path))
+        except FileNotFoundError:
+            return None
 
     @explained("write")
     def replace(self, data: bytes, version: str | None) -> str | None:
@@ -529,6 +542,15 @@ def _alone(path: str) -> Iterator[None]:
     with open(f"{path}.lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _written_at(info: Mapping[str, Any]) -> float:
+    """Seconds since 1970; 0 where a store does not say."""
+    keys = ("mtime", "LastModified", "updated", "created")
+    at = next((info[key] for key in keys if info.get(key)), 0.0)
+    if isinstance(at, str):
+        at = datetime.datetime.fromisoformat(at)
+    return at.timestamp() if isinstance(at, datetime.datetime) else float(at)
 
 
 def _version(info: Mapping[str, Any], data: bytes) -> str:

@@ -95,13 +95,13 @@ def fit_in_process(
     """
     experiment, run = experiment.with_sources(), run.resolved()
     manifest = _begin(experiment, run)
-    if not manifest.is_done:
-        cluster.ask_to_stop(run.uri, False)
-        runs.update_manifest(run, runs.Facts(started_at=None, stopped=None))
-        with _completing(run):
-            train(experiment, run, InProcess(run, on_row))
-        _finish(run)
-    return runs.read_rows(run / runs.METRICS, ValidationRow)[-1]
+    if manifest.is_done:
+        return runs.read_rows(run / runs.METRICS, ValidationRow)[-1]
+    cluster.ask_to_stop(run.uri, False)
+    runs.update_manifest(run, runs.Facts(started_at=None, stopped=None))
+    with _completing(run):
+        train(experiment, run, InProcess(run, on_row))
+    return _finish(run)
 
 
 def _begin(experiment: config.Experiment, run: Store) -> runs.Manifest:
@@ -163,15 +163,18 @@ def _fit(
             resources,
             lambda: bool(_manifest(run).started_at),
         )
-    _finish(run)
-    return runs.read_rows(run / runs.METRICS, ValidationRow)[-1]
+    return _finish(run)
 
 
-def _finish(run: Store) -> None:
-    """What becomes of a training that has returned: `LastingError` where it stopped by itself."""
+def _finish(run: Store) -> ValidationRow:
+    """The last row of a training that has returned; `LastingError` where it stopped by itself."""
     if stopped := _manifest(run).stopped:
         raise LastingError(f"training '{run}' stopped: {stopped}")
-    runs.update_manifest(run, runs.Facts(status="done"))
+    last = runs.read_rows(run / runs.METRICS, ValidationRow)[-1]
+    runs.update_manifest(
+        run, runs.Facts(status="done", images_seen=last.images_seen, elapsed_s=last.elapsed_s)
+    )
+    return last
 
 
 @contextlib.contextmanager

@@ -464,9 +464,9 @@ def test_a_run_that_stopped_itself_or_is_done(
         assert summary["status"] == "done"
         assert summary["missing"] == []
     else:
-        assert summary["status"] == "stopped"
+        assert summary["status"] == "failed"
         assert "training stopped: the loss is nan at step 5" in summary["missing"]
-        assert "and then stopped" in summary["headline"]
+        assert "and then failed" in summary["headline"]
 
 
 def test_a_page_is_named_after_what_its_folder_belongs_to(attacked: Store) -> None:

@@ -18,8 +18,9 @@ import plotly.graph_objects as go
 import pytest
 
 from dra_ray import config
+from dra_ray.inspection.state import read_rungs
 from dra_ray.report import html, write
-from dra_ray.report.collect import collect, read_rungs
+from dra_ray.report.collect import collect
 from dra_ray.report.page import figures_of
 from dra_ray.storage import Store
 from dra_ray.sweeps import equal
