@@ -189,6 +189,18 @@ class Store:
             if os.path.exists(partial):
                 os.unlink(partial)
 
+    @explained("write")
+    def append_bytes(self, data: bytes) -> None:
+        """Add to the end of a file on a disk, for formats whose readers follow a file that grows
+        and wait where it ends within a record. No other file is written like this.
+        """
+        if not self.is_local:
+            raise StorageError(f"'{self.uri}': an object store cannot append; write the file whole")
+        path = self.resolved().uri
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(path, "ab", buffering=0) as file:
+            file.write(data)
+
     @explained("read")
     def read_versioned(self) -> tuple[bytes, str] | None:
         """The content and its version, for `replace`; None where there is no such file."""
