@@ -29,6 +29,7 @@ from dra_ray.config.experiment import (
     Teacher,
     TeacherUri,
     Threat,
+    Tracking,
     teacher_names,
     teacher_path,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "TeacherTraining",
     "TeacherUri",
     "Threat",
+    "Tracking",
     "UNet",
     "digest_of",
     "flatten",

@@ -38,6 +38,7 @@ NOT_IN_DIGEST = frozenset(
         "paper",
         "pool",
         "resources",
+        "tracking",
         "workers",
         "cpus_per_worker",
         "gpus_per_worker",

@@ -8,6 +8,7 @@ value and the remedy. Units are in names: `*_255` are pixel steps of 1/255, `*_s
 
 from __future__ import annotations
 
+import importlib.util
 from importlib import resources
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -559,6 +560,35 @@ class Resources(Frozen):
     max_failures: CountOrNone = Field(3, description="restarts of a run whose worker died")
 
 
+class Tracking(Frozen):
+    """Services that get the rows of a run, or of a sweep's rungs, beside its own logs; never change
+    the numbers. TensorBoard files are always written.
+    """
+
+    mlflow: str | None = Field(
+        None,
+        description="tracking URI of MLflow, such as http://host:5000; install dra-ray[mlflow]",
+    )
+    wandb: str | None = Field(
+        None, description="PROJECT or ENTITY/PROJECT of W&B; install dra-ray[wandb]"
+    )
+    trackio: str | None = Field(
+        None,
+        description="'local', the URL of a server or OWNER/NAME of a Space of Trackio; install "
+        "dra-ray[trackio]",
+    )
+
+    def require_installed(self) -> None:
+        """Raise `ConfigError` for a service whose package is not there."""
+        for package in type(self).model_fields:
+            value = getattr(self, package)
+            if value is not None and importlib.util.find_spec(package) is None:
+                raise ConfigError(
+                    f"tracking.{package}={value!r} needs the package {package}, which is not "
+                    f"installed; pip install 'dra-ray[{package}]', or set tracking.{package}=null"
+                )
+
+
 class PaperNumbers(Frozen):
     """What the paper reports for this run, in percent; None where it prints no number."""
 
@@ -569,8 +599,8 @@ class PaperNumbers(Frozen):
 
 
 class Experiment(Frozen):
-    """One training run. Everything but `description`, `paper`, `pool` and `resources` enters its
-    digest.
+    """One training run. Everything but `description`, `paper`, `pool`, `resources` and `tracking`
+    enters its digest.
     """
 
     ADDED: ClassVar[frozenset[str]] = frozenset({"data_seed"})
@@ -601,6 +631,7 @@ class Experiment(Frozen):
     selection: Selection = Selection()
     evaluation: Evaluation = Evaluation()
     resources: Resources = Resources()
+    tracking: Tracking = Tracking()
 
     @property
     def shared_seed(self) -> int:

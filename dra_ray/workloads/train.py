@@ -37,7 +37,7 @@ from dra_ray.runs import StepRow, ValidationRow
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint
 from dra_ray.teachers import checkpoint as teacher_checkpoint
-from dra_ray.training import arithmetic, averaging, optimisers, schedule, workers
+from dra_ray.training import arithmetic, averaging, optimisers, schedule, tracking, workers
 from dra_ray.training.step import Feed, State, _mean, initial_state, step
 from dra_ray.workloads.session import KEPT, InProcess, OnRayTrain, Place, Session, read_snapshot
 
@@ -152,8 +152,9 @@ def _fit(
     )
     runs.update_manifest(run, runs.Facts(started_at=None, stopped=None))
     with (
-        cluster.following(run / runs.METRICS, ValidationRow, progress),
-        cluster.following(run / runs.STEPS, StepRow, progress),
+        tracking.of_training(experiment, run, is_trial=bool(callbacks)) as trackers,
+        cluster.following(run / runs.METRICS, ValidationRow, _both(trackers, run, progress)),
+        cluster.following(run / runs.STEPS, StepRow, _both(trackers, run, progress)),
         _completing(run),
     ):
         cluster.fit(
@@ -175,6 +176,17 @@ def _finish(run: Store) -> ValidationRow:
         run, runs.Facts(status="done", images_seen=last.images_seen, elapsed_s=last.elapsed_s)
     )
     return last
+
+
+def _both(
+    trackers: tracking.Trackers, run: Store, progress: Callable[[Row], None] | None
+) -> Callable[[Row], None]:
+    def on_row(row: Row) -> None:
+        trackers.row(run.name, row)
+        if progress:
+            progress(row)
+
+    return on_row
 
 
 @contextlib.contextmanager

@@ -152,7 +152,7 @@ VARYING = re.compile(
 )
 TIMED_FILES = ("pool.jsonl",)  # a row per second
 NOT_IN_DIGEST = {
-    *("description", "paper", "pool", "resources"),
+    *("description", "paper", "pool", "resources", "tracking"),
     *("workers", "cpus_per_worker", "gpus_per_worker", "max_concurrent"),
 }
 CHECKPOINT = r"checkpoint_[^/]*[0-9][^/]*/"
