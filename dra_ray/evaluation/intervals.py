@@ -31,6 +31,22 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     return float(interval.low), float(interval.high)
 
 
+def newcombe(
+    first: tuple[int, int], second: tuple[int, int], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Interval of the difference `first` - `second` of two proportions on different images, each
+    (successes, n), from Wilson's intervals of both (Newcombe 1998, Statistics in Medicine 17:873,
+    method 10).
+    """
+    one, two = first[0] / first[1], second[0] / second[1]
+    low_one, high_one = wilson(*first, confidence)
+    low_two, high_two = wilson(*second, confidence)
+    difference = one - two
+    low = difference - float(np.hypot(one - low_one, high_two - two))
+    high = difference + float(np.hypot(high_one - one, two - low_two))
+    return low, high
+
+
 def discordant(first: Flags, second: Flags) -> tuple[int, int]:
     """Images that only `first` gets right, and those that only `second` does."""
     one, two = _paired(first, second)

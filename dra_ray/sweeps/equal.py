@@ -9,7 +9,7 @@ values.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dra_ray.runs import RungRow
@@ -34,8 +34,18 @@ ALIGNMENT = ("align.", "teacher.", "pool.", "resources.")
 be equal.
 """
 
+SEED = "seed"
+"""The field in which repeats of one trial differ."""
+
 Fields = Mapping[str, Any]
 Scores = Mapping[str, Mapping[int, float]]  # trial -> epoch -> robust accuracy
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """Why a question about a sweep has no honest answer yet, on one line."""
+
+    reason: str
 
 
 def scores(rows: Iterable[RungRow]) -> dict[str, dict[int, float]]:
@@ -53,6 +63,52 @@ def common_epoch(groups: Iterable[Iterable[str]], reported: Scores) -> int | Non
     """
     epochs = [{epoch for trial in group for epoch in reported.get(trial, {})} for group in groups]
     return max(set.intersection(*epochs), default=None) if epochs else None
+
+
+def scored(rows: Iterable[RungRow]) -> dict[str, list[RungRow]]:
+    """Trial -> its validations, ascending in `images_seen`; what was reported twice counts once."""
+    reports: dict[str, dict[int, RungRow]] = {}
+    for row in rows:
+        if row.robust_accuracy is not None and row.decision != "failed":
+            reports.setdefault(row.trial, {})[row.images_seen] = row
+    return {trial: [of[seen] for seen in sorted(of)] for trial, of in reports.items()}
+
+
+def at(images_seen: int, reports: Mapping[str, Sequence[RungRow]]) -> dict[str, RungRow]:
+    """Trial -> its last validation at or before `images_seen`, of the trials that got that far.
+
+    Trials of one length are validated at the same counts. Where lengths or batches differ, a
+    trial is judged at most one validation early, never late.
+    """
+    return {
+        trial: [row for row in rows if row.images_seen <= images_seen][-1]
+        for trial, rows in reports.items()
+        if rows and rows[0].images_seen <= images_seen <= rows[-1].images_seen
+    }
+
+
+def furthest(reports: Mapping[str, Sequence[RungRow]], least: int = 0) -> int | None:
+    """The most `images_seen` that at least `least` trials reached, by default all of them; None
+    where fewer have reports.
+    """
+    ends = sorted((rows[-1].images_seen for rows in reports.values() if rows), reverse=True)
+    count = least or len(ends)
+    return ends[count - 1] if 0 < count <= len(ends) else None
+
+
+def finished(rows: Iterable[RungRow]) -> set[str]:
+    """Trials that were trained to their end."""
+    return {row.trial for row in rows if row.decision == "done"}
+
+
+def largest_task(trials: Mapping[str, Fields], names: Iterable[str]) -> list[str]:
+    """Of `names`, those of the task that most of them share, in order; the first where two tasks
+    have as many.
+    """
+    by_task: dict[str, list[str]] = {}
+    for name in sorted(names):
+        by_task.setdefault(repr(task(trials.get(name, {}))), []).append(name)
+    return max(by_task.values(), key=len, default=[])
 
 
 def task(fields: Fields) -> dict[str, Any]:
