@@ -101,6 +101,40 @@ def finished(rows: Iterable[RungRow]) -> set[str]:
     return {row.trial for row in rows if row.decision == "done"}
 
 
+def active(fields: Fields) -> dict[str, Any]:
+    """The fields that have an effect: without alignment, no teacher is asked, and how does not
+    matter.
+    """
+    if fields.get("align.weight") != 0:
+        return dict(fields)
+    return {
+        field: value
+        for field, value in fields.items()
+        if field == "align.weight" or not field.startswith(ALIGNMENT)
+    }
+
+
+def broad(
+    trials: Mapping[str, Fields], rows: Iterable[RungRow], least: int
+) -> tuple[int, dict[str, RungRow]] | Refused:
+    """Trials of one task at the furthest fidelity that at least half of them, and `least`, reached.
+
+    Further on, only what did well is left, and what an axis is worth cannot be seen among equals;
+    earlier, noise decides.
+
+    Returns: (images_seen, trial -> validation).
+    """
+    reports = scored(rows)
+    names = largest_task(trials, reports.keys() & trials.keys())
+    reports = {name: reports[name] for name in names}
+    seen = furthest(reports, max(least, -(-len(names) // 2)))
+    if seen is None:
+        return Refused(
+            f"{len(names)} trials have comparable scores, and it takes {least}; let more trials run"
+        )
+    return seen, at(seen, reports)
+
+
 def largest_task(trials: Mapping[str, Fields], names: Iterable[str]) -> list[str]:
     """Of `names`, those of the task that most of them share, in order; the first where two tasks
     have as many.
