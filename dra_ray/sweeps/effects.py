@@ -62,7 +62,11 @@ class Curve:
 
 
 def curves(
-    field: str, trials: Mapping[str, Fields], rows: Sequence[RungRow], images: int
+    field: str,
+    trials: Mapping[str, Fields],
+    rows: Sequence[RungRow],
+    images: int,
+    most: int = LEVELS,
 ) -> list[Curve]:
     """The effect of `field`, once per task; none where its values are tasks themselves or fewer
     than two compare.
@@ -72,6 +76,7 @@ def curves(
 
     Args:
         images: validation images of rows that do not say how many.
+        most: numbers up to which each is a level of its own.
     """
     if field in equal.TASK:
         return []
@@ -81,18 +86,21 @@ def curves(
     for name in sorted(active):
         if field in active[name] and name in reports:
             by_task.setdefault(repr(equal.task(active[name])), []).append(name)
-    found = [_curve(field, active, names, reports, images) for names in by_task.values()]
+    found = []
+    for names in by_task.values():
+        groups = levels({name: active[name][field] for name in names}, most)
+        found.append(_curve(field, active, groups, reports, images))
     return [curve for curve in found if curve is not None]
 
 
 def _curve(
     field: str,
     trials: Mapping[str, Fields],
-    names: Sequence[str],
+    groups: list[list[str]],
     reports: Mapping[str, Sequence[RungRow]],
     images: int,
 ) -> Curve | None:
-    groups = levels({name: trials[name][field] for name in names})
+    names = [name for group in groups for name in group]
     if len(groups) < 2:
         return None
     seen = min(max(reports[name][-1].images_seen for name in group) for group in groups)
@@ -134,7 +142,7 @@ def _curve(
         seen,
         equal.task(trials[names[0]]),
         tuple(built),
-        tuple(name for name in names if name not in standing),
+        tuple(sorted(set(names) - standing.keys())),
         _unequal(field, trials, groups),
     )
 
@@ -147,8 +155,8 @@ def _interval(rows: Sequence[RungRow], drawn: Floats, images: int) -> tuple[floa
     return intervals.wilson(round(robust(rows[0]) * count), count)
 
 
-def levels(values: Mapping[str, Any]) -> list[list[str]]:
-    """Trials by their value, ascending; many different numbers are cut into `LEVELS` ranges of
+def levels(values: Mapping[str, Any], most: int = LEVELS) -> list[list[str]]:
+    """Trials by their value, ascending; many different numbers are cut into `most` ranges of
     about as many trials each. Zero stays alone: it is the baseline.
     """
     by_value: dict[Any, list[str]] = {}
@@ -156,10 +164,10 @@ def levels(values: Mapping[str, Any]) -> list[list[str]]:
         by_value.setdefault(_key(values[name]), []).append(name)
     ordered = sorted(by_value, key=lambda key: (isinstance(key, str), key))
     numbers = [key for key in ordered if not isinstance(key, str) and key != 0]
-    if len(ordered) <= LEVELS or len(numbers) < len(ordered) - 1:
+    if len(ordered) <= most or len(numbers) < len(ordered) - 1:
         return [by_value[key] for key in ordered]
     baseline = [by_value[key] for key in ordered if key == 0]
-    parts = np.array_split(np.array(numbers), LEVELS - len(baseline))
+    parts = np.array_split(np.array(numbers), most - len(baseline))
     return baseline + [[name for key in part for name in by_value[key]] for part in parts]
 
 
