@@ -21,7 +21,6 @@ from dra_ray.cli.options import (
     EvaluationSet,
     Json,
     Name,
-    RunArgument,
     Set,
     Storage,
     Workers,
@@ -172,10 +171,14 @@ def sweep(
         with cluster.connect():
             manifest = job.run(settings, run, terminal.sweep_rows(bars, settings))
     terminal.table(report.rows(run.resolved()), f"trials of {run}", json)
+    text, recipe = report.answered(run.resolved(), settings)
+    terminal.out.print(text)
     best = {"dra": "best with alignment", "baseline": "best without"}
     for role, trial in manifest.finals.items():
         terminal.out.print(f"{best.get(role, role)}: {trial}")
     terminal.out.print("next:")
+    if recipe:
+        terminal.out.print(f"  dra train {recipe}")
     for trial in manifest.finals.values():
         terminal.out.print(f"  dra evaluate {run / runs.TRIALS / trial}")
     terminal.out.print(f"  dra report {run}")
@@ -347,12 +350,32 @@ def synthesize(
 
 
 @app.command()
-def report(run: RunArgument, json: Json = None) -> None:
+def report(
+    runs_: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...", help="Folder of a run: a path or any URI; several sweeps compare."
+        ),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(metavar="FILE", help="Page on which several sweeps are compared."),
+    ] = "comparison.html",
+    json: Json = None,
+) -> None:
     """Write report.html and summary.json of a run or of an evaluation alone, and print its table of
-    trials or scores.
+    trials or scores; of several sweeps, compare them on one page.
     """
     from dra_ray import report as job
 
+    if len(runs_) > 1:
+        from dra_ray.report import versus
+
+        table = versus.write([Store(run) for run in runs_], Store(to))
+        terminal.table(table, "sweeps", json)
+        terminal.out.print(to)
+        return
+    run = runs_[0]
     written = job.write(Store(run))
     terminal.table(job.rows(Store(run)), f"trials of {run}", json)
     terminal.out.print(str(written))

@@ -394,6 +394,7 @@ def _sweep(facts: _Facts, folder: str) -> None:
     facts.put("asha", counts | {"stops": _stops(trials)}, name, _path(folder, runs.RUNGS))
     facts.put("asha", {"rungs": epochs}, name)
     _equal(facts, folder, rungs)
+    _spent(facts, manifest, trials, name, _path(folder, runs.RUNGS))
     _pool(facts, folder)
     facts.link("sweep trials", _path(folder, "trials"))
     facts.link("rung scores", _path(folder, runs.RUNGS))
@@ -412,6 +413,20 @@ COUNTED = {
     "failed": "failed",
     "not_started": "not started",
 }
+
+
+def _spent(facts: _Facts, manifest: Manifest, trials: list[dict[str, Any]], *sources: str) -> None:
+    """What the trials used up, by the names that a plan has, and the plan where there was one."""
+    used: dict[str, float] = {
+        "trials": sum(trial["images_seen"] is not None for trial in trials),
+        "images": sum(trial["images_seen"] or 0 for trial in trials),
+    }
+    if (elapsed_s := _elapsed(manifest)) is not None:
+        used["hours"] = elapsed_s / 3600
+    facts.put("spent", used, *sources)
+    plan = (manifest.model_extra or {}).get("plan")
+    if isinstance(plan, Mapping):
+        facts.put("plan", plan, sources[0])
 
 
 def _stops(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,10 +6,11 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
+from dra_ray import runs
 from dra_ray.attacks import catalogue
 from dra_ray.config import flatten
 from dra_ray.inspection.state import read_rungs
-from dra_ray.report import command, evaluation, html, plots, words
+from dra_ray.report import command, evaluation, html, plots, sweep_page, words
 from dra_ray.report.collect import (
     EVALUATION,
     LABELS,
@@ -20,6 +21,7 @@ from dra_ray.report.collect import (
     read_metrics,
     read_pool,
 )
+from dra_ray.report.findings import Findings, find
 from dra_ray.runs import TeacherRow, ValidationRow
 from dra_ray.storage import Store
 from dra_ray.sweeps import equal
@@ -30,20 +32,31 @@ def write(run: Store) -> Store:
 
     Equal files give an equal report, byte for byte. Raises `DataError` as `collect` does.
     """
-    summary = collect(run)
+    summary, found = collect(run), findings_of(run)
+    if found is not None:
+        summary["findings"] = found.tree()
     (run / "summary.json").write_json(summary)
     page = run / "report.html"
-    page.write_text(_page(run, summary))
+    page.write_text(_page(run, summary, found))
     return page
 
 
-def _page(run: Store, summary: Mapping[str, Any]) -> str:
+def findings_of(run: Store) -> Findings | None:
+    """What the sweep in a folder, or in a quickstart's, found; None where no sweep has scores."""
+    folder = next((place for place in (run, run / "sweep") if (place / runs.RUNGS).exists()), None)
+    manifest = runs.read_manifest(folder) if folder else None
+    rungs = read_rungs(folder) if folder else []
+    return find(manifest, rungs) if manifest and manifest.kind == "sweep" and rungs else None
+
+
+def _page(run: Store, summary: Mapping[str, Any], found: Findings | None) -> str:
     figures = figures_of(run, summary)
     sections = [
         _missing(summary),
         _cards(summary),
         _verdicts(summary, figures),
         *evaluation.sections(run, summary, figures),
+        *sweep_page.sections(summary, found),
         _sweep(run, summary, figures),
         _training(figures),
         _pool(summary, figures),
@@ -384,7 +397,7 @@ def _sweep(
         *_matched(summary, swept),
         html.Heading("All trials"),
         html.caption("Click on a column's head to sort by it."),
-        html.Table(head, rows, sortable=True),
+        sweep_page.fold(f"{len(rows)} trials", html.Table(head, rows, sortable=True)),
     )
 
 

@@ -38,6 +38,8 @@ GROUPS = {
     "failed": ("failed", PURPLE, "cross", 0.9),
     "stopped": ("stopped early", GREY, "x", 0.7),
 }
+MOST_VALUES = 12  # of an axis, up to which each has a place of its own; drawn values are a curve
+APART = 60  # trials up to which each is a line of its own
 AXES = {
     "align.weight": "λ, weight of the alignment (align.weight)",
     "align.sigma": "σ, noise at which the teacher looks (align.sigma)",
@@ -74,6 +76,8 @@ def against(summary: Mapping[str, Any], field: str, history: Rungs) -> Figure | 
         {trials[name]["fields"][field] for name in seen},
         key=lambda value: (isinstance(value, str), value),
     )
+    if len(values) > MOST_VALUES:
+        return None
     order = [words.value(value) for value in values]
     axis = {
         "title": AXES.get(field, html.escape(field)),
@@ -154,6 +158,8 @@ def rungs(summary: Mapping[str, Any], history: Rungs) -> Figure | None:
     if not traces:
         return None
     layout = frame(_epochs(traces), {"title": "robust accuracy (%)"})
+    if len(traces) > APART:
+        traces = _merged(traces)
     levels = summary.get("asha", {}).get("rungs", [])
     layout["shapes"] = [_line_at(epoch) for epoch in levels]
     layout["annotations"] = [
@@ -172,6 +178,27 @@ def rungs(summary: Mapping[str, Any], history: Rungs) -> Figure | None:
         "data": traces,
         "layout": layout | {"legend": layout["legend"] | {"traceorder": "reversed"}},
     }
+
+
+def _merged(lines: Sequence[Figure]) -> list[Figure]:
+    """One trace for each group of lines, with a gap after each: hundreds of traces are slow to
+    draw, and nobody reads their hover texts.
+    """
+    groups: dict[str, list[Figure]] = {}
+    for line in lines:
+        groups.setdefault(line["name"], []).append(line)
+    return [
+        {
+            "x": [x for line in of_group for x in (*line["x"], None)],
+            "y": [y for line in of_group for y in (*line["y"], None)],
+            "mode": "lines",
+            "name": name,
+            "opacity": of_group[0]["opacity"],
+            "line": of_group[0]["line"] | {"width": 1},
+            "hoverinfo": "skip",
+        }
+        for name, of_group in groups.items()
+    ]
 
 
 def pool(history: Sequence[LogRow]) -> Figure | None:
@@ -306,7 +333,7 @@ def attacks(finals: Mapping[str, Mapping[str, Any]]) -> Figure | None:
                 ],
                 "y": [in_percent(score) for score in scores.values()],
                 "marker": {"color": COLOURS[role], "pattern": HATCH if role == "baseline" else {}},
-                "error_y": _whiskers(
+                "error_y": whiskers(
                     list(scores.values()),
                     [_wilson(score, final["images"]) for score in scores.values()],
                 ),
@@ -416,7 +443,7 @@ def _points(
         "name": name,
         "line": {"color": colour, "width": 2},
         "marker": {"color": colour, "symbol": symbol, "size": size},
-        "error_y": _whiskers(scores, edges),
+        "error_y": whiskers(scores, edges),
         "hovertemplate": f"{name}, ε = %{{x:g}}/255: %{{y:.1f}} %<extra></extra>",
     }
 
@@ -425,7 +452,7 @@ def _wilson(score: float, images: int) -> tuple[float, float]:
     return intervals.wilson(round(score * images), images)
 
 
-def _whiskers(scores: Sequence[float], edges: Sequence[Sequence[float]]) -> Figure:
+def whiskers(scores: Sequence[float], edges: Sequence[Sequence[float]]) -> Figure:
     """From (low, high) in 0..1, in percent."""
     return {
         "type": "data",

@@ -22,6 +22,7 @@ from dra_ray.sweeps.equal import Fields, Refused
 from dra_ray.sweeps.resample import Floats, robust, span
 
 What = Literal["robust", "clean"]
+WHATS: tuple[What, ...] = ("robust", "clean")
 SCALES = 4  # distinct positive x: one more than the law has parameters
 RATIO = 4.0  # of largest to smallest x
 FAR = (2.0, 4.0, 10.0)  # times the largest x, to which the law is extrapolated

@@ -1,0 +1,89 @@
+"""What a sweep found, from its folder: the answer, what each axis is worth and does, the front of
+clean and robust accuracy, and what more would buy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dra_ray import config, runs
+from dra_ray.report.answers import paragraph
+from dra_ray.report.collect import read_rungs
+from dra_ray.runs import Manifest, RungRow
+from dra_ray.storage import Store
+from dra_ray.sweeps import effects, equal, fits, pareto
+from dra_ray.sweeps.answer import Answer, answer, write_recipe
+from dra_ray.sweeps.equal import Refused
+from dra_ray.sweeps.importance import Importance, importance
+
+VALIDATION_IMAGES = 1024  # of a config that does not say
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """Everything that is found, or a refusal in its place."""
+
+    answer: Answer | Refused
+    importance: Importance | Refused
+    effects: Mapping[str, Sequence[effects.Curve]]
+    front: pareto.Front | Refused
+    fits: Sequence[fits.Fit | Refused]
+
+    def tree(self) -> dict[str, Any]:
+        """Plain JSON values, with the answer in words as `paragraph`."""
+        values = {
+            name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+            for name, value in vars(self).items()
+        }
+        curves = {
+            field: [dataclasses.asdict(curve) for curve in found]
+            for field, found in self.effects.items()
+        }
+        fitted = [dataclasses.asdict(fit) for fit in self.fits]
+        return values | {
+            "effects": curves,
+            "fits": fitted,
+            "paragraph": paragraph(self.answer),
+        }
+
+
+def find(manifest: Manifest, rows: Sequence[RungRow]) -> Findings:
+    """Of a sweep with this manifest and these rows of rungs.jsonl."""
+    trials: dict[str, dict[str, Any]] = {n: dict(f) for n, f in manifest.trials.items()}
+    images = validation_images(manifest.config)
+    fields = sorted({field for fields in trials.values() for field in fields} - {equal.SEED})
+    curves = {field: effects.curves(field, trials, rows, images) for field in fields}
+    fitted: list[fits.Fit | Refused] = []
+    if "synthetic.images" in fields:
+        fitted += [fits.synthetic(trials, rows, images, what) for what in fits.WHATS]
+    fitted += [fits.compute(trials, rows, images, what) for what in fits.WHATS]
+    return Findings(
+        answer(trials, rows, images),
+        importance(trials, rows),
+        {field: found for field, found in curves.items() if found},
+        pareto.front(trials, rows, images),
+        fitted,
+    )
+
+
+def answered(folder: Store, sweep: config.Sweep) -> tuple[str, Store | None]:
+    """What `dra sweep` ends with: the answer in words, and the winner's recipe, written into the
+    sweep's folder; None where there is no winner.
+    """
+    manifest = runs.read_manifest(folder)
+    trials: dict[str, dict[str, Any]] = {}
+    if manifest:
+        trials = {name: dict(fields) for name, fields in manifest.trials.items()}
+    found = answer(trials, read_rungs(folder), sweep.base.data.validation_images)
+    recipe = None if isinstance(found, Refused) else write_recipe(folder, sweep, found)
+    return paragraph(found), recipe
+
+
+def validation_images(config: Mapping[str, Any]) -> int:
+    """Of a sweep's whole config, as its manifest has it."""
+    base = config.get("base")
+    data = base.get("data") if isinstance(base, Mapping) else None
+    count = data.get("validation_images") if isinstance(data, Mapping) else None
+    return count if isinstance(count, int) and count > 0 else VALIDATION_IMAGES

@@ -1,0 +1,209 @@
+"""The sections of a sweep's page that say what it found and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dra_ray.report import html, sweep_plots, words
+from dra_ray.report.answers import paragraph
+from dra_ray.report.findings import Findings
+from dra_ray.report.plots import swept
+from dra_ray.sweeps.effects import Curve
+from dra_ray.sweeps.equal import Refused
+from dra_ray.sweeps.fits import Fit
+
+FOLDED = 60  # rows from which a table of trials is folded
+
+
+def sections(summary: Mapping[str, Any], found: Findings | None) -> list[html.Section | None]:
+    """Of a sweep, in the order of the page; none of another run."""
+    if found is None:
+        return []
+    return [
+        _answer(found),
+        _axes(summary, found),
+        _front(found),
+        _more(found),
+        _health(summary),
+        _plan(summary),
+    ]
+
+
+def _answer(found: Findings) -> html.Section | None:
+    lead = paragraph(found.answer)
+    if isinstance(found.answer, Refused):
+        return html.section("answer", "The answer", "", html.Text(lead))
+    ties = found.answer.ties
+    return html.section(
+        "answer",
+        "The answer",
+        "",
+        html.Text(lead),
+        html.caption(
+            "Trials are compared on the same validation images after equally many training "
+            "images. The winner is in winner.yaml, ready for `dra train`."
+        ),
+        html.Details(
+            f"{words.number(len(ties), 'trial')} that cannot be told apart from the winner",
+            [html.Bullets(ties)],
+        )
+        if ties
+        else None,
+    )
+
+
+def _axes(summary: Mapping[str, Any], found: Findings) -> html.Section | None:
+    weighed = found.importance
+    refused = html.caption(_sentence(weighed.reason)) if isinstance(weighed, Refused) else None
+    curves = [
+        html.plot(sweep_plots.effect(curve), f"Accuracy over {field}", _effect(curve))
+        for field, of_field in found.effects.items()
+        for curve in of_field
+    ]
+    return html.section(
+        "axes",
+        "What each axis is worth",
+        "",
+        refused,
+        html.grid(
+            html.plot(
+                sweep_plots.importance(weighed),
+                "Importance of the axes",
+                ""
+                if isinstance(weighed, Refused)
+                else "How much more often the best quarter of the trials has certain values of an "
+                f"axis than all trials have (PED-ANOVA), of {weighed.trials} trials after "
+                f"{words.count(weighed.images_seen)} images. Whiskers are 95 % bootstrap "
+                "intervals; grey bars are no longer than chance makes them.",
+            ),
+            html.plot(
+                sweep_plots.parallel(summary.get("sweep", []), swept(summary)),
+                "Parallel coordinates",
+                "A line per trial, at its last validation. Trials that stopped early have trained "
+                "less.",
+            ),
+            *curves,
+        ),
+    )
+
+
+def _effect(curve: Curve) -> str:
+    about = [
+        f"Means over trials after {words.count(curve.images_seen)} images, with 95 % intervals "
+        "over images and trials."
+    ]
+    if curve.left_out:
+        about.append(f"{words.number(len(curve.left_out), 'trial')} stopped before.")
+    if curve.task:
+        about.append(f"Of {words.fields(curve.task)}.")
+    if curve.unequal:
+        about.append(
+            f"{' and '.join(curve.unequal)} are not spread alike over the values, so part of this "
+            "may be theirs."
+        )
+    return " ".join(about)
+
+
+def _front(found: Findings) -> html.Section | None:
+    front = found.front
+    if isinstance(front, Refused):
+        return None
+    rows = [
+        [
+            place.trial,
+            words.in_percent(place.clean_accuracy),
+            words.in_percent(place.robust_accuracy),
+            words.in_percent(place.share_on_front),
+        ]
+        for place in front.best
+    ]
+    return html.section(
+        "front",
+        "Clean against robust accuracy",
+        "Of the trials that were trained to the end: those that no other beats in both.",
+        html.plot(
+            sweep_plots.pareto(front),
+            "The front",
+            f"After {words.count(front.images_seen)} images.",
+        ),
+        fold(
+            "Trials on the front",
+            html.Table(["trial", "clean %", "robust %", "on it in % of resamples"], rows, True),
+        ),
+    )
+
+
+def _more(found: Findings) -> html.Section | None:
+    fitted = [fit for fit in found.fits if isinstance(fit, Fit)]
+    refused = [_sentence(fit.reason) for fit in found.fits if isinstance(fit, Refused)]
+    if not found.fits:
+        return None
+    return html.section(
+        "more",
+        "What more would buy",
+        "Accuracy as ceiling − gain · x^−exponent. Extrapolations hold only if nothing else "
+        "changes.",
+        html.grid(
+            *(
+                html.plot(
+                    sweep_plots.fit(fit),
+                    f"{fit.what.capitalize()} accuracy over {fit.of.replace('_', ' ')}",
+                    _law(fit),
+                )
+                for fit in fitted
+            )
+        ),
+        html.Bullets(refused) if refused else None,
+    )
+
+
+def _law(fit: Fit) -> str:
+    far = "; ".join(
+        f"at {words.count(guess.x)} about {words.percent(guess.accuracy)} (95 % interval "
+        f"{words.span(guess.interval)})"
+        for guess in fit.beyond
+    )
+    notes = "".join(f" {_sentence(note)}" for note in fit.notes)
+    return (
+        f"Exponent {fit.exponent:.2g} ({fit.exponent_interval[0]:.2g} to "
+        f"{fit.exponent_interval[1]:.2g}). {_sentence(far)}{notes}"
+    )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+
+
+def _health(summary: Mapping[str, Any]) -> html.Section | None:
+    """What early stopping did, in the sentences that `summary["health"]` holds."""
+    health = summary.get("health")
+    if not health:
+        return None
+    return html.section("health", "Early stopping", "", html.Bullets(health["sentences"]))
+
+
+def _plan(summary: Mapping[str, Any]) -> html.Section | None:
+    """What was planned against what was spent, where the manifest has a plan."""
+    plan = summary.get("plan")
+    if not isinstance(plan, Mapping):
+        return None
+    rows = []
+    for what, planned in plan.items():
+        spent = summary.get("spent", {}).get(what)
+        if isinstance(planned, int | float):
+            share = round(100 * spent / planned) if spent is not None and planned else None
+            rows.append([what.replace("_", " "), planned, spent, share])
+    if not rows:
+        return None
+    return html.section(
+        "plan",
+        "Plan and actual",
+        "",
+        html.Table(["what", "planned", "spent", "% of the plan"], rows),
+    )
+
+
+def fold(title: str, table: html.Table) -> html.Block:
+    """A table, folded where it is long."""
+    return html.Details(title, [table]) if len(table.rows) >= FOLDED else table
