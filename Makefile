@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: install quickstart lint check test test-slow
+.PHONY: install quickstart lint check test test-slow fashion-mnist
 .DEFAULT_GOAL := install
 
 install: .venv/.installed
@@ -36,5 +36,15 @@ test: lint
 	$(BIN)/python -m pytest -n auto --durations=15 --ignore=tests/cluster $(ARGS) || [ $$? -eq 5 ]
 	$(BIN)/python -m pytest --durations=15 tests/cluster $(ARGS) || [ $$? -eq 5 ]
 
-test-slow: install
+# the images of Fashion-MNIST, which Debian packages: installed where we may, named where not
+FASHION := /usr/share/datasets/fashion-mnist
+fashion-mnist:
+	@if [ -d $(FASHION) ]; then exit 0; fi; \
+	as=; [ "$$(id -u)" = 0 ] || as="sudo -n"; \
+	if $$as apt-get install -y -qq dataset-fashion-mnist >/dev/null 2>&1 || \
+	  { $$as apt-get update -qq && $$as apt-get install -y -qq dataset-fashion-mnist; } >/dev/null 2>&1; \
+	then echo "installed Debian's package dataset-fashion-mnist"; \
+	else echo "the tests that need Fashion-MNIST are skipped: install Debian's package dataset-fashion-mnist, or put its four .gz files into $(FASHION)" >&2; fi
+
+test-slow: install fashion-mnist
 	$(BIN)/python -m pytest --durations=15 -m slow $(ARGS)

@@ -1,14 +1,14 @@
 """A cluster of three nodes in a process of its own, and what happens to a run when one of them
 goes: `python -m tests.cluster.nodes FOLDER`.
 
-Prints one JSON line: what was seen. Run by test_nodes.py, since a second Ray in the tests' own
+Answers with what was seen. Run by test_nodes.py, since a second Ray in the tests' own
 process would meet theirs.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +20,10 @@ from ray.util.state import list_actors
 
 from dra_ray import cluster, runs
 from dra_ray.storage import Store
+from tests.cluster.apart import answer
 
+# port None: any that is free; 8265 may be that of the cluster which other tests share
+HEAD = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": None}
 NODE = {"num_cpus": 1, "resources": {"student": 1}}
 
 
@@ -28,7 +31,7 @@ def main(root: Store) -> None:
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}
     for name, value in cluster.ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
+    nodes = Cluster(initialize_head=True, head_node_args=HEAD)
     workers = [nodes.add_node(**NODE), nodes.add_node(**NODE)]
     ray.init(nodes.address, log_to_driver=False)
     command = [
@@ -36,7 +39,7 @@ def main(root: Store) -> None:
         "-m",
         "dra_ray",
         "train",
-        (root / "wanted.json").uri,
+        (root / "experiment.json").uri,
         "--storage",
         root.uri,
         "--name",
@@ -73,7 +76,8 @@ def main(root: Store) -> None:
     checkpoints = _between(run)
     nodes.remove_node(node, allow_graceful=False)
     _until(lambda: len(_starts(run)) > len(before), 120)
-    print(json.dumps({"checkpoints": checkpoints, "rc": driver.wait(300), "starts": _starts(run)}))
+    driver.send_signal(signal.SIGTERM)
+    answer({"checkpoints": checkpoints, "rc": driver.wait(120), "starts": _starts(run)})
 
 
 def _starts(run: Store) -> list[dict[str, Any]]:

@@ -2,8 +2,8 @@
 tests.cluster.pool_nodes lost|grown FOLDER`.
 
 `lost`: the node that holds the replicas is killed with requests in flight. `grown`: an autoscaling
-cluster of fake nodes gets a sweep. Both print one JSON line. Run by test_pool_nodes.py, since a
-second Ray in the tests' own process would meet theirs.
+cluster of fake nodes gets a sweep. Both answer with what was seen. Run by test_pool_nodes.py, since
+a second Ray in the tests' own process would meet theirs.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from dra_ray.pool import client as pool_client
 from dra_ray.pool import service
 from dra_ray.storage import Store
 from dra_ray.workloads import sweep
+from tests.cluster.apart import answer
 from tests.cluster.small import experiment
 from tests.support import teachers
 from tests.support.requests import request
@@ -226,4 +227,4 @@ if __name__ == "__main__":
     os.environ["RAY_AUTH_MODE"] = "disabled"
     for name_, value_ in cluster.ENVIRONMENT.items():
         os.environ.setdefault(name_, value_)
-    print(json.dumps(lost() if sys.argv[1] == "lost" else grown(Path(sys.argv[2]))))
+    answer(lost() if sys.argv[1] == "lost" else grown(Path(sys.argv[2])))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
+from pathlib import Path
 from typing import Any
 
 from ray.util.state import list_actors
@@ -42,3 +45,50 @@ def replica_pids() -> list[int]:
         for actor in actors
         if "TeacherReplica" in actor.class_name or "ServeReplica:teacher" in actor.class_name
     ]
+
+
+def running(task: str) -> list[int]:
+    """Process ids of the workers of this machine that are at work on a Ray task of that name, at
+    this moment: Ray titles its processes so. Its own list of tasks is seconds old.
+    """
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            title = (folder / "cmdline").read_bytes() if folder.name.isdigit() else b""
+        except OSError:
+            continue  # it has ended
+        if title.rstrip(b"\0 ") == f"ray::{task}".encode():
+            found.append(int(folder.name))
+    return sorted(found)
+
+
+def some_running(task: str, timeout_s: float) -> list[int]:
+    """The first such workers that can be seen; `AssertionError` after `timeout_s` without any."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if pids := running(task):
+            return pids
+        time.sleep(0.01)
+    raise AssertionError(f"nobody worked on {task} for {timeout_s:g} s")
+
+
+# Before every row a driver asks whether it may go on: the work waits for what a test does to it,
+# however fast the machine. Ray prints to stdout as well, so a row is marked.
+ROW = "row:"
+ASK = """
+def ask(text):
+    print("row:", text, flush=True)
+    input()
+"""
+
+
+def next_row(driver: subprocess.Popen[str]) -> str:
+    """The text of the row before which the driver waits; "" if it has ended."""
+    assert driver.stdout
+    return next((line for line in driver.stdout if line.startswith(ROW)), "")
+
+
+def go_on(driver: subprocess.Popen[str]) -> None:
+    assert driver.stdin
+    driver.stdin.write("\n")
+    driver.stdin.flush()

@@ -1,6 +1,6 @@
 """Three clients, and a replica killed every half minute: `python -m tests.cluster.soak MINUTES`.
 
-Prints one JSON line: requests sent and answered, answers that differ, retries, kills, and the
+Answers with requests sent and answered, answers that differ, retries, kills, and the
 memory of Ray's processes.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import json
 import os
 import signal
 import sys
@@ -24,6 +23,7 @@ import torch
 from dra_ray import cluster, config
 from dra_ray.pool import client as pool_client
 from dra_ray.pool import service
+from tests.cluster.apart import answer
 from tests.cluster.small import replica_pids
 from tests.support import teachers
 from tests.support.requests import request
@@ -129,4 +129,4 @@ def _object_store_mb() -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(float(sys.argv[1]))))
+    answer(main(float(sys.argv[1])))

@@ -11,7 +11,7 @@ import random
 import signal
 import subprocess
 import sys
-import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +37,7 @@ from dra_ray.evaluation.subjects import Options
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint
 from dra_ray.workloads.evaluate import evaluate, evaluate_many, table
+from tests.cluster.small import ASK, go_on, next_row, running
 
 EFFORT = Effort(apgd_steps=8, fab_steps=3, square_queries=60)
 EXPERIMENT = Experiment(
@@ -573,7 +574,9 @@ FASHION = Experiment(
     threat=Threat(eps_255=16, step_255=4),
     evaluation=Evaluation(batch=64, seed=3, pgd_steps=3),
 )
-EVALUATE = """
+EVALUATE = (
+    ASK
+    + """
 import sys
 from dra_ray import cluster
 from dra_ray.attacks.catalogue import Effort
@@ -596,8 +599,9 @@ def chosen(to):
 if __name__ == "__main__":
     with cluster.connect():  # the cluster of the tests, by RAY_ADDRESS
         effort = Effort(*map(int, sys.argv[5:]))
-        evaluate_many(chosen("killed"), 3, lambda row: print(row["attack"], flush=True), effort)
+        evaluate_many(chosen("killed"), 3, lambda row: ask(row["attack"]), effort)
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -605,6 +609,8 @@ def two(tmp_path_factory):
     """Arguments of EVALUATE; a Fashion-MNIST student of a few steps, and the ResNet-18 and
     photographs that packages bring along.
     """
+    if not Path(FASHION.data.uri).exists():
+        pytest.skip(f"{FASHION.data.uri} is missing; install Debian's dataset-fashion-mnist")
     folder = Store(str(tmp_path_factory.mktemp("two")))
     fashion = trained_run(
         folder.uri + "/run", trained(FASHION, data.load(FASHION.data), 60), FASHION
@@ -675,45 +681,21 @@ def test_two_models_are_single_with_any_number_of_workers(ray_cluster, two, alon
 
 @pytest.mark.slow
 def test_workers_killed_at_random_change_nothing(ray_cluster, two, alone):
-    both, over, killed, chance = (
-        chosen(two, "workers-killed"),
-        threading.Event(),
-        [],
-        random.Random(0),
-    )
+    both, killed, chance = chosen(two, "workers-killed"), [], random.Random(0)
 
-    def kill():
-        while len(killed) < 6 and not over.wait(chance.uniform(0.5, 4)):
-            tasks = list_tasks(
-                ray_cluster.address_info["gcs_address"],
-                filters=[("state", "=", "RUNNING")],
-                detail=True,
-            )
-            pids = sorted(
-                {
-                    task.worker_pid
-                    for task in tasks
-                    if task.worker_pid and task.func_or_class_name.endswith("_attack")
-                }
-            )
-            with contextlib.suppress(
-                ProcessLookupError, IndexError
-            ):  # it ended by itself, or there is none just now
+    def kill(row):
+        """At about every third batch that ends, one of the workers that attack another."""
+        if len(killed) < 6 and chance.random() < 0.4 and (pids := running("_attack")):
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid := chance.choice(pids), signal.SIGKILL)
                 killed.append(pid)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        for _ in range(20):
-            try:
-                evaluate_many(both, 3, effort=SMALL)
-                break
-            except RunError:  # one batch was hit more often than a task is tried
-                continue
-    finally:
-        over.set()
-        killer.join()
+    for _ in range(20):
+        try:
+            evaluate_many(both, 3, kill, SMALL)
+            break
+        except RunError:  # one batch was hit more often than a task is tried
+            continue
     assert len(killed) >= 3, killed
     check_both(alone, both)
 
@@ -723,17 +705,14 @@ def test_a_killed_driver_goes_on_where_it_was(ray_cluster, two, alone, tmp_path)
     (tmp_path / "driver.py").write_text(EVALUATE)
     effort = [str(steps) for steps in dataclasses.astuple(SMALL)]
     environment = os.environ | {"RAY_ADDRESS": ray_cluster.address_info["gcs_address"]}
+    command, pipe = [sys.executable, str(tmp_path / "driver.py"), *two, *effort], subprocess.PIPE
     stages = []
-    for wanted in (3, 8):  # killed twice, after so many batches
-        process = subprocess.Popen(
-            [sys.executable, str(tmp_path / "driver.py"), *two, *effort],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout
-        stages.extend(process.stdout.readline() for _ in range(wanted))
+    for batches in (3, 8):  # killed twice, after so many of them
+        process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
+        for batch in range(batches):
+            if batch:
+                go_on(process)
+            stages.append(next_row(process))
         process.kill()
         process.communicate()
     assert all(stages), "it ended before it was killed"

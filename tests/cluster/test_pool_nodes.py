@@ -4,33 +4,17 @@ and gives them back; and a soak.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from dra_ray import cluster
 from dra_ray.storage import Store
-
-
-def _play(module: str, *arguments: str, timeout_s: float) -> dict[str, Any]:
-    private = cluster.of_our_own()  # what a cluster that other tests share has put there
-    environment = {name: value for name, value in os.environ.items() if name not in private}
-    command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=timeout_s
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+from tests.cluster.apart import play
 
 
 @pytest.mark.slow
 def test_a_lost_node_loses_nothing() -> None:
-    seen = _play("tests.cluster.pool_nodes", "lost", timeout_s=300)
+    seen = play("tests.cluster.pool_nodes", "lost", timeout_s=300)
     assert seen["wrong"] == []
     assert (seen["requests"], seen["images"]) == (8, 1280)
     assert seen["retries"] > 0
@@ -40,7 +24,7 @@ def test_a_lost_node_loses_nothing() -> None:
 def test_a_sweep_gets_teacher_nodes_and_gives_them_back(teacher: Store, tmp_path: Path) -> None:
     """Only such nodes: the students have room on the head, and a replica runs nowhere else."""
     (tmp_path / "teacher").symlink_to(teacher.uri)
-    seen = _play("tests.cluster.pool_nodes", "grown", str(tmp_path), timeout_s=500)
+    seen = play("tests.cluster.pool_nodes", "grown", str(tmp_path), timeout_s=500)
     print(seen)
     assert seen["status"] == "done"
     assert seen["kinds"] == ["teacher"]
@@ -51,7 +35,7 @@ def test_a_sweep_gets_teacher_nodes_and_gives_them_back(teacher: Store, tmp_path
 @pytest.mark.slow
 def test_a_soak() -> None:
     """Three minutes of what `python -m tests.cluster.soak 20` does for twenty."""
-    seen = _play("tests.cluster.soak", "3", timeout_s=600)
+    seen = play("tests.cluster.soak", "3", timeout_s=600)
     print(seen)
     assert seen["errors"] == []
     assert seen["mismatches"] == 0

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -50,19 +49,6 @@ def scores(run: Store) -> dict[tuple[str, int], tuple[float, float]]:
     return found
 
 
-def kill_a_replica(log: Store, killed: list[int], stop: threading.Event) -> None:
-    """SIGKILL one replica, by its pid, once trials have begun to ask for features."""
-    while not killed and not stop.wait(0.2):
-        if (
-            log.exists()
-            and (rows := log.read_jsonl())
-            and rows[-1]["requests"] > 10
-            and (pids := replica_pids())
-        ):
-            os.kill(pids[0], signal.SIGKILL)
-            killed.append(pids[0])
-
-
 @pytest.mark.slow
 def test_a_sweep_and_the_same_with_a_killed_replica(
     ray_cluster: Any, teacher: Store, tmp_path: Path
@@ -72,12 +58,14 @@ def test_a_sweep_and_the_same_with_a_killed_replica(
     manifest = sweep.run(settings(teacher), quiet)
 
     killed: list[int] = []
-    stop = threading.Event()
-    killer = threading.Thread(target=kill_a_replica, args=(disturbed / "pool.jsonl", killed, stop))
-    killer.start()
-    again = sweep.run(settings(teacher), disturbed)
-    stop.set()
-    killer.join()
+
+    def kill_a_replica(row: runs.RungRow) -> None:
+        """At the first score: trials are at work, and more are to come."""
+        if not killed and (pids := replica_pids()):
+            os.kill(pids[0], signal.SIGKILL)
+            killed.append(pids[0])
+
+    again = sweep.run(settings(teacher), disturbed, kill_a_replica)
     assert killed
     assert runs.read_manifest(disturbed) == again
     assert again.is_done
