@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ray.job_submission import JobSubmissionClient
 from ray.util.state import list_actors
 
 from dra_ray import config
@@ -45,6 +46,20 @@ def replica_pids() -> list[int]:
         for actor in actors
         if "TeacherReplica" in actor.class_name or "ServeReplica:teacher" in actor.class_name
     ]
+
+
+def submitted(client: JobSubmissionClient, entrypoint: str, **options: Any) -> str:
+    """A new job's id; right after the head's start its job agent may not be there yet, which is
+    HTTP 500.
+    """
+    for _ in range(20):
+        try:
+            return client.submit_job(entrypoint=entrypoint, **options)
+        except RuntimeError as error:
+            if "No available agent" not in str(error):
+                raise
+            time.sleep(0.5)
+    raise TimeoutError("the head never offered a job agent")
 
 
 def running(task: str) -> list[int]:

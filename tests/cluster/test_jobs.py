@@ -13,6 +13,7 @@ import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from dra_ray.storage import Store
+from tests.cluster.small import submitted
 
 JOBS = Path(__file__).parents[2] / "jobs"
 TIMEOUT_S = 120
@@ -28,20 +29,9 @@ class Head:
         self.environment = ["env", f"RAY_ADDRESS={ray_context.address_info['gcs_address']}"]
 
     def submit(self, script: str, *arguments: str) -> str:
-        """A new job's id; right after the head's start its job agent may not be there yet, which is
-        HTTP 500.
-        """
+        """A new job's id."""
         entrypoint = shlex.join([*self.environment, sys.executable, script, *arguments])
-        for _ in range(20):
-            try:
-                return self.client.submit_job(
-                    entrypoint=entrypoint, runtime_env={"working_dir": str(JOBS)}
-                )
-            except RuntimeError as error:
-                if "No available agent" not in str(error):
-                    raise
-                time.sleep(0.5)
-        raise TimeoutError("the head never offered a job agent")
+        return submitted(self.client, entrypoint, runtime_env={"working_dir": str(JOBS)})
 
     def finish(self, job: str) -> tuple[JobStatus, str]:
         """(status, log) of the job once it has ended."""

@@ -5,6 +5,7 @@ on the dashboard.
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import urllib.error
@@ -15,11 +16,13 @@ from typing import Any
 
 import pytest
 import ray
+from ray.job_submission import JobStatus, JobSubmissionClient
 
-from dra_ray import config
+from dra_ray import cluster, config, runs
+from dra_ray.attacks.catalogue import Effort
 from dra_ray.storage import Store
-from dra_ray.workloads import sweep
-from tests.cluster.small import experiment
+from dra_ray.workloads import evaluate, sweep, synthesize
+from tests.cluster.small import experiment, submitted
 
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "PLANTEDKEYID" + "0123456789",
@@ -136,7 +139,7 @@ def test_no_port_tells_a_stranger_anything_but_metrics(served: Any) -> None:
     for port in listening():
         for path in PATHS:
             for headers in ({}, {"Authorization": "Bearer " + "f" * 64}):
-                status, body = request(port, path, headers)
+                status, body = get(port, path, headers)
                 numbers_only = body.startswith(b"#") or not body
                 assert status != 200 or numbers_only, (port, path, body[:200])
 
@@ -144,8 +147,7 @@ def test_no_port_tells_a_stranger_anything_but_metrics(served: Any) -> None:
 def test_the_token_is_known_to_nobody_else(ray_cluster: Any) -> None:
     token = os.environ["RAY_AUTH_TOKEN"]
     assert (
-        request(dashboard(ray_cluster), "/api/version", {"Authorization": f"Bearer {token}"})[0]
-        == 200
+        get(dashboard(ray_cluster), "/api/version", {"Authorization": f"Bearer {token}"})[0] == 200
     )
     assert not [path for path in files(session(ray_cluster)) if token.encode() in content(path)]
     command_lines = [Path("/proc", str(pid), "cmdline") for pid in processes()]
@@ -159,7 +161,7 @@ def test_the_token_is_known_to_nobody_else(ray_cluster: Any) -> None:
     ), "the session is open to other users"
 
 
-def request(port: int, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
+def get(port: int, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
     """(status, first bytes) of a GET; status 0 where it is not HTTP."""
     try:
         with urllib.request.urlopen(
@@ -199,28 +201,74 @@ def content(path: Path) -> bytes:
 
 # -- secrets ---------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def swept(
-    ray_cluster: Any, teacher: Store, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Store]:
-    """A sweep of two trials, one of which diverges, by a user who has keys in the environment."""
-    base = experiment(
-        teacher, optim__epochs=2, resources__metrics_steps=5, threat__steps=1, selection__steps=1
-    )
-    asha = config.Asha(grace_epochs=1, reduction_factor=2, max_concurrent=2)
-    space = {"align.weight": [0.0], "optim.lr": [0.1, 1e12]}
-    run = Store(str(tmp_path_factory.mktemp("swept"))) / "sweep"
+def keys(ray_cluster: Any) -> Iterator[None]:
+    """A user who has keys in the environment."""
     with pytest.MonkeyPatch.context() as user:
         for name, value in SECRETS.items():
             user.setenv(name, value)
-        sweep.run(config.Sweep(base=base, space=space, asha=asha), run)
-        yield run
+        yield
 
 
+@pytest.fixture(scope="module")
+def swept(keys: None, teacher: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A sweep, and so two training runs, one of which diverges."""
+    small = {"optim__epochs": 2, "resources__metrics_steps": 5, "data__test_images": 40}
+    base = experiment(teacher, threat__steps=1, selection__steps=1, **small)
+    asha = config.Asha(grace_epochs=1, reduction_factor=2, max_concurrent=2)
+    space = {"align.weight": [0.0], "optim.lr": [0.1, 1e12]}
+    run = Store(str(tmp_path_factory.mktemp("swept"))) / "sweep"
+    sweep.run(config.Sweep(base=base, space=space, asha=asha), run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def evaluated(swept: Store) -> Store:
+    """An evaluation of the trial that has weights."""
+    manifest = runs.read_manifest(swept)
+    assert manifest
+    run = swept / "trials" / manifest.finals["baseline"]
+    evaluate.evaluate(run, effort=Effort(apgd_steps=1, fab_steps=1, square_queries=2))
+    return run
+
+
+@pytest.fixture(scope="module")
+def synthesized(keys: None, teacher: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    settings = config.Synthesis(teacher=teacher.uri, images=40, steps=2, batch=20, shard_images=20)
+    images = Store(str(tmp_path_factory.mktemp("synthesized"))) / "images"
+    synthesize.run(settings, images)
+    return images
+
+
+@pytest.fixture(scope="module")
+def jobs_run(ray_cluster: Any, teacher: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Images that a Ray job made, whose entry point takes the keys from a file of the user's."""
+    folder = tmp_path_factory.mktemp("job")
+    exports = [f"export {name}={value}" for name, value in SECRETS.items()]
+    (folder / "keys").write_text("\n".join(exports))
+    (folder / "mine.yaml").write_text(
+        "kind: synthesis\nimages: 40\nshard_images: 20\nbatch: 20\nsteps: 2\n"
+        f"teacher: {teacher.uri}\n"
+    )
+    run = Store(str(folder / "runs")) / "images"
+    script = str(Path(__file__).parents[2] / "jobs" / "synthesize.py")
+    arguments = [script, str(folder / "mine.yaml"), "--storage", f"{folder}/runs", "--name"]
+    command = shlex.join([sys.executable, *arguments, "images"])
+    where = f"export RAY_ADDRESS={ray_cluster.address_info['gcs_address']}"
+    client = JobSubmissionClient(f"http://{ray_cluster.dashboard_url}")
+    entrypoint = f"{where}; . {folder}/keys; {command}"
+    job = submitted(client, entrypoint)
+    assert cluster.wait_until(lambda: client.get_job_status(job).is_terminal(), 120)
+    assert client.get_job_status(job) == JobStatus.SUCCEEDED, client.get_job_logs(job)
+    return run
+
+
+@pytest.mark.parametrize("work", ["swept", "evaluated", "synthesized", "jobs_run"])
 def test_no_key_of_the_environment_is_in_a_file_or_on_the_dashboard(
-    ray_cluster: Any, swept: Store
+    ray_cluster: Any, work: str, request: pytest.FixtureRequest
 ) -> None:
+    run: Store = request.getfixturevalue(work)
     values = [value.encode() for value in SECRETS.values()]
-    written = files(session(ray_cluster)) + files(Path(swept.uri))
+    written = files(session(ray_cluster)) + files(Path(run.uri))
     assert len(written) > 20
     assert not [path for path in written if any(value in content(path) for value in values)]
     headers = {"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
@@ -233,13 +281,11 @@ def test_no_key_of_the_environment_is_in_a_file_or_on_the_dashboard(
         "nodes",
         "placement_groups",
     ):
-        status, body = request(
-            dashboard(ray_cluster), f"/api/v0/{table}?detail=1&limit=10000", headers
-        )
+        status, body = get(dashboard(ray_cluster), f"/api/v0/{table}?detail=1&limit=10000", headers)
         assert status == 200, table
         assert not [value for value in values if value in body], table
     for path in ("/api/jobs/", "/logical/actors", "/nodes?view=summary"):
-        _, body = request(dashboard(ray_cluster), path, headers)
+        _, body = get(dashboard(ray_cluster), path, headers)
         assert body, path
         assert not [value for value in values if value in body], path
 
