@@ -4,10 +4,12 @@ us.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import secrets
+import shutil
 import signal
 import socket
 import stat
@@ -15,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -25,6 +27,7 @@ from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.experimental import internal_kv
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
@@ -32,7 +35,7 @@ from dra_ray import runs
 from dra_ray.config import Resources
 from dra_ray.errors import ConfigError, DraError, LastingError, RunError, is_lasting
 from dra_ray.runs import R
-from dra_ray.storage import Store
+from dra_ray.storage import Store, cache
 
 log = logging.getLogger("dra_ray")
 
@@ -56,6 +59,10 @@ ENVIRONMENT = {
 # set where the cluster is one that we started on this machine, for every process of it
 _OURS = "DRA_RAY_LOCAL"
 _LOOPBACK = "127.0.0.1"
+_NAMESPACE = "dra_ray"  # of our keys on the head node
+_SERVE = ("SERVE_CONTROLLER_ACTOR", "serve")  # Ray's name and namespace
+_ANSWER_S, _END_OF_SERVE_S = 10.0, 30.0  # for an answer of one of Ray's own actors, and its end
+_TEMPORARY = "tmp-"  # and the process that started the cluster
 
 
 @contextmanager
@@ -79,24 +86,13 @@ def connect(num_cpus: int | None = None) -> Iterator[Any]:
         with ray.init(address="auto", **quiet) as context:
             yield context
         return
-    with (
-        _private(),
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=True,
-            dashboard_host=_LOOPBACK,
-            _temp_dir=_closed_folder(),
-            **quiet,
-        ) as context,
-    ):
+    with _private(), _temporary_folder() as folder, _started(num_cpus, folder, quiet) as context:
         try:
             yield context
         finally:
-            if serve := sys.modules.get(
-                "ray.serve"
-            ):  # its threads in this process would outlive the cluster, and call for another
-                serve.shutdown()
+            # only where a pool has brought it in
+            if "ray.serve" in sys.modules:
+                _end_serve()
 
 
 @contextmanager
@@ -109,6 +105,66 @@ def connect_to_running() -> Iterator[Any]:
         )
     with connect() as context:
         yield context
+
+
+def _started(num_cpus: int | None, temporary: str, quiet: dict[str, Any]) -> Any:
+    """What `ray.init` returns; the cluster's processes inherit the environment of this moment."""
+    # copies of remote files outlive the cluster
+    with _environment({"TMPDIR": temporary, "DRA_CACHE": cache().uri}):
+        return ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=True,
+            dashboard_host=_LOOPBACK,
+            _temp_dir=os.path.join(_closed_folder(), "ray"),
+            **quiet,
+        )
+
+
+def _end_serve() -> None:
+    """End Serve before the cluster ends: its threads in this process would outlive that, and call
+    for another.
+
+    As `serve.shutdown()`, which asks the controller to end and waits for an answer that cannot
+    come; Ray then prints that the call failed and is tried again for ever.
+    """
+    from ray.serve import context
+
+    client = context._get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return
+    client.shutdown_cached_handles()
+    with contextlib.suppress(ray.exceptions.RayError):
+        ray.get(client._controller.graceful_shutdown.remote(False), timeout=_ANSWER_S)
+        wait_until(lambda: not _is_named(*_SERVE), _END_OF_SERVE_S)
+    context._disconnect()
+
+
+def _is_named(name: str, namespace: str) -> bool:
+    try:
+        ray.get_actor(name, namespace)
+    except ValueError:
+        return False
+    return True
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[str]:
+    """A folder for temporary files of the cluster's processes, which goes with it: Ray ends its
+    processes by SIGKILL, which leaves behind what they would have removed, such as the `pymp-*`
+    folder of its dashboard.
+    """
+    closed = _closed_folder()
+    for name in os.listdir(closed):  # of drivers that were killed themselves
+        owner = name.removeprefix(_TEMPORARY)
+        if owner.isdigit() and not os.path.exists(f"/proc/{owner}") and os.path.exists("/proc/1"):
+            shutil.rmtree(os.path.join(closed, name), ignore_errors=True)
+    folder = os.path.join(closed, f"{_TEMPORARY}{os.getpid()}")
+    os.makedirs(folder, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -151,7 +207,7 @@ def _closed_folder() -> str:
     if facts.st_uid != os.getuid() or not stat.S_ISDIR(facts.st_mode):  # somebody was there first
         closed = tempfile.mkdtemp(prefix="dra-ray-")
     os.chmod(closed, 0o700)
-    return os.path.join(closed, "ray")
+    return closed
 
 
 def of_our_own() -> dict[str, str]:
@@ -259,6 +315,8 @@ def fit(
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(
         resources.start_timeout_s
     )  # read by Train's controller
+    if resources.min_workers:
+        _release_room()
     done = threading.Event()
     watch = threading.Thread(
         target=_watch_start, args=(what, resources, started, done), daemon=True
@@ -307,7 +365,7 @@ def _watch_start(
             _missing(resources),
         )
     elif resources.min_workers:
-        # nothing public shortens it, and the reservation's owner is known to nobody after a kill
+        # of a run that was killed before its first worker began, or that is not ours
         log.warning(
             "%s has not started: Ray keeps the room of an elastic run that was killed for 180 s; "
             "it starts by itself then",
@@ -384,8 +442,37 @@ def _missing(resources: Resources) -> str:
     return "; ".join(parts)
 
 
+# -- room that Ray keeps for elastic runs ----------------------------------------------------------
+_COORDINATOR = "AutoscalingCoordinator"  # Ray's, both name and namespace
+
+
+def claim_room() -> None:
+    """Called by a worker of an elastic run: note for whom Ray reserves the room of all its workers.
+
+    A run that ends gives it back. One whose driver is killed cannot, and Ray keeps it for 180 s, in
+    which no other elastic run starts (AUTOSCALING_REQUESTS_EXPIRE_TIME_S, ray 2.60).
+    """
+    requester = f"train-{get_train_context().train_run_context.run_id}"
+    job = ray.get_runtime_context().get_job_id()
+    internal_kv._internal_kv_put(f"room {requester}", job.encode(), namespace=_NAMESPACE)
+
+
+def _release_room() -> None:
+    """Give back what Ray still reserves for elastic runs whose drivers have ended."""
+    ended = {job["JobID"] for job in ray._private.state.jobs() if job["IsDead"]}
+    for key in internal_kv._internal_kv_list("room ", namespace=_NAMESPACE):
+        job = internal_kv._internal_kv_get(key, namespace=_NAMESPACE)
+        if not job or job.decode() not in ended:
+            continue
+        # no coordinator: nothing is reserved
+        with contextlib.suppress(ValueError, ray.exceptions.RayError):
+            coordinator = ray.get_actor(_COORDINATOR, namespace=_COORDINATOR)
+            requester = key.decode().removeprefix("room ")
+            ray.get(coordinator.cancel_request.remote(requester), timeout=_ANSWER_S)
+        internal_kv._internal_kv_del(key, namespace=_NAMESPACE)
+
+
 # -- stopping --------------------------------------------------------------------------------------
-_NAMESPACE = "dra_ray"
 _STOP_S = 30.0  # for the end of a step and its checkpoint; a second Ctrl-C ends the wait
 
 
@@ -403,6 +490,29 @@ def is_asked_to_stop(run: str) -> bool:
     return bool(internal_kv._internal_kv_get(f"stop {run}", namespace=_NAMESPACE))
 
 
+def end_if_stopped(run: str) -> None:
+    """Raise `RunError` where the run is asked to stop: its workers have ended before the run's end,
+    or must not begin.
+    """
+    if is_asked_to_stop(run):
+        raise RunError(f"'{run}' was stopped; the same command resumes it")
+
+
+@contextmanager
+def training(run: str) -> Iterator[None]:
+    """Marks a run of a trial as under way, which a stop waits for."""
+    key = f"training {run}"
+    internal_kv._internal_kv_put(key, b"1", overwrite=True, namespace=_NAMESPACE)
+    try:
+        yield
+    finally:
+        internal_kv._internal_kv_del(key, namespace=_NAMESPACE)
+
+
+def is_training(run: str) -> bool:
+    return internal_kv._internal_kv_exists(f"training {run}", namespace=_NAMESPACE)
+
+
 def _run(trainer: TorchTrainer, run: str) -> None:
     """`trainer.fit()`; Ctrl-C and SIGTERM, which a job's stop and a lost spot node send, let the
     workers write a checkpoint first.
@@ -410,27 +520,54 @@ def _run(trainer: TorchTrainer, run: str) -> None:
     Ray Train's own handler of SIGINT, which it sets in the main thread only, would end them in the
     middle of a step.
     """
-    ask_to_stop(run, False)
+    if threading.current_thread() is not threading.main_thread():  # a trial: its sweep is asked
+        with training(run):
+            end_if_stopped(run)
+            trainer.fit()
+            end_if_stopped(run)
+        return
+    stoppable(trainer.fit, [run])
+
+
+def stoppable(
+    work: Callable[[], object],
+    runs: Sequence[str],
+    ended: Callable[[], bool] = lambda: False,
+) -> None:
+    """Do the work of training runs in another thread, such that Ctrl-C and SIGTERM let their
+    workers end the step and write a checkpoint. Outside of the main thread, which alone gets
+    signals, just do it.
+
+    Args:
+        ended: whether, after a signal, nothing is worth waiting for though `work` goes on.
+
+    Raises:
+        KeyboardInterrupt: after a signal, once `work` has ended, or `ended`, or after 30 s.
+        BaseException: whatever `work` raises.
+    """
+    for run in runs:
+        ask_to_stop(run, False)
     if threading.current_thread() is not threading.main_thread():
-        trainer.fit()  # a trial's driver
+        work()
         return
     errors: list[BaseException] = []
 
-    def fit() -> None:
+    def call() -> None:
         try:
-            trainer.fit()
+            work()
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=fit, daemon=True)
+    thread = threading.Thread(target=call, daemon=True)
     with _signals() as stopping:
         thread.start()
         while thread.is_alive() and not stopping.is_set():
             thread.join(0.1)
         if stopping.is_set():
             log.warning("stopping, the checkpoint is kept")
-            ask_to_stop(run)
-            thread.join(_STOP_S)
+            for run in runs:
+                ask_to_stop(run)
+            wait_until(lambda: not thread.is_alive() or ended(), _STOP_S, 0.1)
             raise KeyboardInterrupt
     if errors:
         raise errors[0]

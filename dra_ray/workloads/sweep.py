@@ -215,7 +215,9 @@ def _tune(
     logging.getLogger("ray.tune").setLevel(
         logging.CRITICAL
     )  # tracebacks of trials, whose reasons we give in a line each
-    tuner.fit()
+    folders = [(store / runs.TRIALS / name).uri for name in names]
+    # trials that wait would only find that they are not to begin
+    cluster.stoppable(tuner.fit, folders, lambda: not any(map(cluster.is_training, folders)))
     for name in names:
         train.complete_rows(store / runs.TRIALS / name)
     if lost := scores.settle():

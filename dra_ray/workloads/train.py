@@ -302,7 +302,10 @@ def load_synthetic(experiment: config.Experiment, images: Images) -> Pictures | 
 
 def train_worker(job: dict[str, Any]) -> None:
     """What every Ray Train worker runs."""
-    train(config.Experiment.model_validate(job["experiment"]), Store(job["run"]), OnRayTrain())
+    experiment = config.Experiment.model_validate(job["experiment"])
+    if experiment.resources.min_workers:
+        cluster.claim_room()
+    train(experiment, Store(job["run"]), OnRayTrain())
 
 
 def train(experiment: config.Experiment, run: Store, session: Session) -> None:

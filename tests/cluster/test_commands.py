@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -119,12 +120,42 @@ def test_ctrl_c_leaves_no_process_and_a_run_that_resumes(
     assert starts[-1]["step"] >= before[-1]["step"] > starts[0]["step"] == 0
 
 
+def test_ctrl_c_lets_the_trials_of_a_sweep_write_a_checkpoint(tmp_path: Path) -> None:
+    endless = {"optim.epochs": 10_000, "selection.every_epochs": 10_000, "threat.steps": 2}
+    space = ["--set", "space={optim.lr: [0.1, 0.2]}", "--set", "asha.grace_epochs=10000"]
+    alone = {"align.weight": 0.0, "resources.metrics_steps": 2}
+    arguments = ["sweep", "digits-sweep", *settings(endless | alone, "base."), *space]
+    trials = Store(str(tmp_path / "runs" / "digits-sweep" / "trials"))
+
+    def under_way() -> bool:
+        logs = [trials / f"trial-00{number}" / "steps.jsonl" for number in (0, 1)]
+        return all(log.exists() and len(log.read_jsonl()) >= 3 for log in logs)
+
+    _stop_once(under_way, arguments, tmp_path, signal.SIGINT)
+    for name in trials.names():
+        folder = trials / name / "checkpoints" / name
+        [newest] = [entry for entry in folder.names() if entry.startswith("checkpoint_2")]
+        step = (folder / newest / "state.json").read_json()["step"]
+        assert step >= (trials / name / "steps.jsonl").read_jsonl()[-1]["step"] >= 6
+
+
 def _until_stopped(
     arguments: list[str], cwd: Path, number: signal.Signals, rows: int
 ) -> list[dict[str, object]]:
-    """Start `dra`, send the signal once it has validated `rows` times, and return what
+    """Start `dra train`, send the signal once it has validated `rows` times, and return what
     metrics.jsonl holds when it has ended.
     """
+    metrics = Store(str(cwd / "runs" / "digits-dm-at")) / "metrics.jsonl"
+    _stop_once(
+        lambda: metrics.exists() and len(metrics.read_jsonl()) >= rows, arguments, cwd, number
+    )
+    return metrics.read_jsonl()
+
+
+def _stop_once(
+    under_way: Callable[[], bool], arguments: list[str], cwd: Path, number: signal.Signals
+) -> None:
+    """Start `dra`, send the signal once it is under way, and hold what it says and leaves."""
     marker = {"DRA_TEST_MARK": cwd.name}  # inherited by every process that Ray starts
     process = subprocess.Popen(
         [*DRA, *arguments],
@@ -134,11 +165,7 @@ def _until_stopped(
         text=True,
         start_new_session=True,
     )
-    metrics = Store(str(cwd / "runs" / "digits-dm-at")) / "metrics.jsonl"
-    assert wait_until(
-        lambda: bool(process.poll()) or (metrics.exists() and len(metrics.read_jsonl()) >= rows),
-        180,
-    )
+    assert wait_until(lambda: process.poll() is not None or under_way(), 240)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # a terminal sends it to the whole foreground group
     else:
@@ -150,7 +177,6 @@ def _until_stopped(
     assert "the same command resumes it" in stderr.splitlines()[-1]
     assert wait_until(lambda: not _marked(cwd.name), 20), _marked(cwd.name)
     assert time.monotonic() - start < 60
-    return metrics.read_jsonl()
 
 
 def _marked(mark: str) -> list[str]:
