@@ -97,10 +97,11 @@ def fit_in_process(
     manifest = _begin(experiment, run)
     if manifest.is_done:
         return runs.read_rows(run / runs.METRICS, ValidationRow)[-1]
-    cluster.ask_to_stop(run.uri, False)
-    runs.update_manifest(run, runs.Facts(started_at=None, stopped=None))
-    with _completing(run):
+    with cluster.training(run.uri), _completing(run):
+        cluster.end_if_stopped(run.uri)
+        runs.update_manifest(run, runs.Facts(started_at=None, stopped=None))
         train(experiment, run, InProcess(run, on_row))
+        cluster.end_if_stopped(run.uri)
     return _finish(run)
 
 

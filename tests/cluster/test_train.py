@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from ray.util.state import list_actors
 
 from dra_ray import config
 from dra_ray import runs as run_folder
+from dra_ray.cluster import wait_until
 from dra_ray.errors import ConfigError, RunError
 from dra_ray.pool import client
 from dra_ray.storage import Store
@@ -138,16 +140,20 @@ def test_a_run_moves_between_ray_train_and_a_single_process(
 
 
 def _once_it_has_a_checkpoint(run: Store, pids: Callable[[], list[int]], killed: list[int]) -> None:
-    """SIGKILL the first of `pids()` when a third of the run's validations are behind it."""
+    """SIGKILL the first of `pids()` once two of the run's validations are behind it; gives up where
+    the run has ended before that.
+    """
+    found: list[int] = []
     while not killed:
-        time.sleep(0.1)
-        if (
-            (run / "metrics.jsonl").exists()
-            and len((run / "metrics.jsonl").read_jsonl()) >= 2
-            and (found := pids())
-        ):
+        time.sleep(0.02)
+        validations = rows(run) if (run / "metrics.jsonl").exists() else []
+        if validations and not found:
+            found = pids()  # takes a while
+        if len(validations) >= 2 and found:
             os.kill(found[0], signal.SIGKILL)
             killed.append(found[0])
+        if (run / "manifest.json").exists() and run_folder.read_manifest(run).is_done:  # type: ignore[union-attr]
+            return
 
 
 def _train_workers() -> list[int]:
@@ -166,7 +172,7 @@ def test_a_kill_changes_nothing(ray_cluster: Any, teacher: Store, tmp_path, work
     """
     wanted = experiment(
         teacher,
-        optim__epochs=6,
+        optim__epochs=8,
         pool__kind="local",
         resources__workers=workers,
         resources__metrics_steps=3,
@@ -205,6 +211,37 @@ def test_a_kill_changes_nothing(ray_cluster: Any, teacher: Store, tmp_path, work
     assert not run_folder.read_manifest(driver).is_done  # type: ignore[union-attr]
     subprocess.run(command, env=environment, check=True)
     _equal(driver, quiet)
+
+
+@pytest.mark.slow
+def test_an_elastic_run_whose_driver_was_killed_starts_again_at_once(
+    ray_cluster: Any, teacher: Store, tmp_path: Path
+) -> None:
+    """Ray would keep the room of all its workers for three minutes, in which nothing else has
+    room.
+    """
+    endless = {"optim__epochs": 10_000, "align__weight": 0.0, "resources__metrics_steps": 2}
+    room = {"resources__workers": 3, "resources__min_workers": 2, "resources__cpus_per_worker": 1}
+    root = Store(str(tmp_path))
+    tree = experiment(teacher, **endless, **room).model_dump(mode="json")
+    (root / "experiment.json").write_json(tree)
+    place = ["--storage", root.uri, "--name", "run"]
+    command = [sys.executable, "-m", "dra_ray", "train", (root / "experiment.json").uri, *place]
+    environment = os.environ | {"RAY_ADDRESS": ray_cluster.address_info["address"]}
+
+    def starts() -> int:
+        manifest = run_folder.read_manifest(root / "run")
+        return len(manifest.world_sizes) if manifest else 0
+
+    first = subprocess.Popen(command, env=environment)
+    assert wait_until(lambda: starts() == 1 and (root / "run" / "metrics.jsonl").exists(), 120)
+    first.kill()
+    first.wait()
+    second, begun = subprocess.Popen(command, env=environment), time.monotonic()
+    assert wait_until(lambda: starts() == 2, 150)
+    print(f"again after {time.monotonic() - begun:.0f} s")
+    second.send_signal(signal.SIGINT)
+    assert second.wait(60) == 130
 
 
 def _equal(run: Store, reference: Store) -> None:

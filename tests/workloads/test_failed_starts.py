@@ -36,24 +36,25 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+def start(kind: str, changes: dict[str, Any], run: Store) -> None:
+    """Train with these fields, or sweep over the first of them: wrong in one of two trials."""
+    if kind == "train":
+        train.fit(config.override(config.Experiment(), PLAIN | changes), run)
+        return
+    base = config.override(config.Experiment(), PLAIN)
+    right = dict(config.flatten(base.model_dump(mode="json")))
+    space = {field: [right[field], value] for field, value in changes.items()}
+    sweep.run(config.Sweep(base=base, space=space), run)
+
+
 @pytest.mark.parametrize("kind", ["train", "sweep"])
 @pytest.mark.parametrize(("wrong", "words"), WRONG)
 def test_a_wrong_student_leaves_no_folder(
     tmp_path: Path, weights: str, kind: str, wrong: dict[str, Any], words: str
 ) -> None:
     changes = {field: weights if value == "WEIGHTS" else value for field, value in wrong.items()}
-    run = Store(str(tmp_path / "runs" / "mine"))
     with pytest.raises(DraError, match=words) as refused:
-        experiment = config.override(config.Experiment(), PLAIN | changes)
-        if kind == "train":
-            train.fit(experiment, run)
-        else:
-            # wrong in one of the trials only
-            base = config.override(config.Experiment(), PLAIN)
-            [(field, value)] = changes.items()
-            right = config.flatten(base.model_dump(mode="json"))
-            space = {field: [dict(right)[field], value]}
-            sweep.run(config.Sweep(base=base, space=space), run)
+        start(kind, changes, Store(str(tmp_path / "runs" / "mine")))
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "runs").exists()
     assert not ray.is_initialized()
