@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -26,6 +26,7 @@ import ray
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.experimental import internal_kv
+from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
@@ -317,11 +318,15 @@ def fit(
     )  # read by Train's controller
     if resources.min_workers:
         _release_room()
+    callbacks = [*(trainer.run_config.callbacks or []), _Failures(run)]
+    trainer.run_config.callbacks = callbacks  # type: ignore[assignment]  # mypy sees Train V1's
     done = threading.Event()
-    watch = threading.Thread(
-        target=_watch_start, args=(what, resources, started, done), daemon=True
-    )
-    watch.start()
+    watches = [
+        threading.Thread(target=_watch_start, args=(what, resources, started, done), daemon=True),
+        threading.Thread(target=_tell_failures, args=(run, what, resources, done), daemon=True),
+    ]
+    for watch in watches:
+        watch.start()
     try:
         _run(trainer, run)
     except TrainingFailedError as error:
@@ -336,7 +341,48 @@ def fit(
         ) from error
     finally:
         done.set()
-        watch.join()
+        for watch in watches:
+            watch.join()
+
+
+class _Failures(UserCallback):
+    """In Train's controller: notes why workers failed, for the driver to tell. It would say nothing
+    until every restart has failed as well, which takes minutes.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run, self._count = run, 0
+
+    def after_exception(
+        self, run_context: Any, worker_exceptions: Mapping[int, BaseException]
+    ) -> None:
+        self._count += 1
+        rank, error = min(worker_exceptions.items(), key=lambda item: item[0])
+        text = f"{self._count} worker {rank}: {_last_line(error)}"
+        internal_kv._internal_kv_put(
+            f"failure {self._run}", text.encode(), overwrite=True, namespace=_NAMESPACE
+        )
+
+
+def _tell_failures(run: str, what: str, resources: Resources, done: threading.Event) -> None:
+    """Warn of every failure that a restart follows."""
+    key = f"failure {run}"
+    internal_kv._internal_kv_del(key, namespace=_NAMESPACE)
+    told = b""
+    while not done.wait(1.0):
+        text = internal_kv._internal_kv_get(key, namespace=_NAMESPACE) or b""
+        if text == told:
+            continue
+        told = text
+        count, _, reason = text.decode().partition(" ")
+        if int(count) <= resources.max_failures:
+            log.warning(
+                "%s: %s; it starts again from its last checkpoint, %s of at most %d times",
+                what,
+                reason,
+                count,
+                resources.max_failures,
+            )
 
 
 def _watch_start(

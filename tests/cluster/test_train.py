@@ -166,7 +166,13 @@ def _train_workers() -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_kill_changes_nothing(ray_cluster: Any, teacher: Store, tmp_path, workers: int) -> None:
+def test_a_kill_changes_nothing(
+    ray_cluster: Any,
+    teacher: Store,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    workers: int,
+) -> None:
     """SIGKILL of a worker, and of a driver, half-way: metrics, weights, averages and optimiser as
     undisturbed, to the bit.
     """
@@ -190,6 +196,7 @@ def test_a_kill_changes_nothing(ray_cluster: Any, teacher: Store, tmp_path, work
     train.fit(wanted, worker)
     killer.join()
     assert killed
+    assert "it starts again from its last checkpoint, 1 of at most" in caplog.text
     _equal(worker, quiet)
 
     (root / "wanted.json").write_json(wanted.model_dump(mode="json"))
