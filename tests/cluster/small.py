@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -62,18 +64,35 @@ def submitted(client: JobSubmissionClient, entrypoint: str, **options: Any) -> s
     raise TimeoutError("the head never offered a job agent")
 
 
-def running(task: str) -> list[int]:
-    """Process ids of the workers of this machine that are at work on a Ray task of that name, at
-    this moment: Ray titles its processes so. Its own list of tasks is seconds old.
-    """
-    found = []
+def processes() -> list[int]:
+    """This process and all that descend from it: Ray's daemons, their workers."""
+    parents: dict[int, int] = {}
     for folder in Path("/proc").iterdir():
         try:
-            title = (folder / "cmdline").read_bytes() if folder.name.isdigit() else b""
+            if folder.name.isdigit():
+                parents[int(folder.name)] = int(
+                    (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                )
         except OSError:
             continue  # it has ended
-        if title.rstrip(b"\0 ") == f"ray::{task}".encode():
-            found.append(int(folder.name))
+    family = [os.getpid()]
+    for pid in family:
+        family += [child for child, parent in parents.items() if parent == pid]
+    return family
+
+
+def running(task: str) -> list[int]:
+    """Process ids of the workers of our cluster that are at work, at this moment, on a Ray task
+    whose name matches a pattern: Ray titles its processes so. Its own list of tasks lags behind.
+    """
+    found = []
+    for pid in processes():
+        try:
+            title = Path("/proc", str(pid), "cmdline").read_bytes()
+        except OSError:
+            continue  # it has ended
+        if re.fullmatch(f"ray::{task}", title.rstrip(b"\0 ").decode(errors="replace")):
+            found.append(pid)
     return sorted(found)
 
 

@@ -685,7 +685,7 @@ def test_workers_killed_at_random_change_nothing(ray_cluster, two, alone):
 
     def kill(row):
         """At about every third batch that ends, one of the workers that attack another."""
-        if len(killed) < 6 and chance.random() < 0.4 and (pids := running("_attack")):
+        if len(killed) < 6 and chance.random() < 0.4 and (pids := running(r".+:[a-z-]+-\d{5}")):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid := chance.choice(pids), signal.SIGKILL)
                 killed.append(pid)

@@ -22,7 +22,7 @@ from dra_ray import cluster, config, runs
 from dra_ray.attacks.catalogue import Effort
 from dra_ray.storage import Store
 from dra_ray.workloads import evaluate, sweep, synthesize
-from tests.cluster.small import experiment, submitted
+from tests.cluster.small import experiment, processes, submitted
 
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "PLANTEDKEYID" + "0123456789",
@@ -49,23 +49,6 @@ PATHS = (
 
 
 # -- doors -----------------------------------------------------------------------------------------
-def processes() -> list[int]:
-    """This process and all that descend from it: Ray's daemons, their workers."""
-    parents: dict[int, int] = {}
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdigit():
-                parents[int(folder.name)] = int(
-                    (folder / "stat").read_text().rpartition(")")[2].split()[1]
-                )
-        except OSError:
-            continue  # it has ended
-    family = [os.getpid()]
-    for pid in family:
-        family += [child for child, parent in parents.items() if parent == pid]
-    return family
-
-
 def listening() -> dict[int, str]:
     """Port -> address, as /proc/net shows it, of every TCP socket on which one of our processes
     listens.
