@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import auto_init_hook, ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.experimental import internal_kv
 from ray.train import UserCallback
@@ -614,6 +614,8 @@ def stoppable(
             for run in runs:
                 ask_to_stop(run)
             wait_until(lambda: not thread.is_alive() or ended(), _STOP_S, 0.1)
+            # a thread that is left would start another cluster once this one is gone
+            auto_init_hook.enable_auto_connect = False
             raise KeyboardInterrupt
     if errors:
         raise errors[0]
