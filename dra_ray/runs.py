@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime
+import difflib
 import json
 import math
 import os
@@ -456,6 +457,18 @@ def check_run(run: Store, kind: Kind, config: Mapping[str, Any], digest: str) ->
             "to its config"
         )
     return manifest
+
+
+def require_folder(run: Store) -> None:
+    """`DataError` where nothing is at a run's place, with the nearest of the names beside it."""
+    if run.exists():
+        return
+    parent, _, name = run.uri.rstrip("/").rpartition("/")
+    beside = Store(parent or ".")
+    close = difflib.get_close_matches(name, beside.names() if beside.exists() else [], n=1)
+    near = f"did you mean '{beside / close[0] if parent else close[0]}'?" if close else ""
+    remedy = near or "check the path; runs lie below --storage, which is 'runs' by default"
+    raise DataError(f"'{run}' does not exist; {remedy}")
 
 
 def read_manifest(run: Store) -> Manifest | None:

@@ -26,6 +26,8 @@ from dra_ray.cli.options import (
     Workers,
     announce,
     require_free,
+    require_teacher,
+    require_teachers,
     require_writable,
     run_folder,
 )
@@ -133,6 +135,7 @@ def train(
     """Train one student with TRADES, and DRA where align.weight is above 0."""
     experiment = config.load(recipe, config.Experiment, set_).with_sources()
     run = run_folder(storage_uri, name, recipe)
+    require_teachers([experiment])
     announce(run, "train", experiment)
     if experiment.model.name.startswith("timm/") and not experiment.model.weights:
         terminal.err.print(
@@ -160,8 +163,7 @@ def sweep(
     go to the full budget.
     """
     settings = config.load(file, config.Sweep, set_)
-    for experiment in spaces.experiments(settings).values():
-        experiment.with_sources()
+    require_teachers(e.with_sources() for e in spaces.experiments(settings).values())
     run = run_folder(storage_uri, name, file)
     announce(run, "sweep", settings)
     with terminal.Bars() as bars:
@@ -334,6 +336,8 @@ def synthesize(
 ) -> None:
     """Sample a class-balanced set of images from a teacher: --set teacher=runs/digits-edm."""
     settings = config.load(recipe, config.Synthesis, set_)
+    if settings.teacher is not None:
+        require_teacher(settings.teacher)
     run = run_folder(storage_uri, name, recipe)
     require_writable(run)
     with terminal.Bars() as bars:
@@ -366,6 +370,8 @@ def report(
     """Write report.html and summary.json of a run or of an evaluation alone, and print its table of
     trials or scores; of several sweeps, compare them on one page.
     """
+    for run in runs_:
+        runs.require_folder(Store(run))
     from dra_ray import report as job
 
     if len(runs_) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, TypeVar
 
 import typer
@@ -10,6 +11,7 @@ from dra_ray import config, runs
 from dra_ray.cli import terminal
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store, folder_name
+from dra_ray.teachers import cards
 
 Set = Annotated[
     list[str] | None,
@@ -80,6 +82,18 @@ RunArgument = Annotated[
 def teacher_uri(uri: str) -> str:
     """A teacher's URI, `package:NAME` spelled out."""
     return config.validate(config.Teacher, {"uri": uri}, "teacher").uri or uri
+
+
+def require_teacher(uri: str) -> None:
+    """`CheckpointError` where a folder holds no teacher: before torch and Ray are imported."""
+    cards.read_card(Store(uri))
+
+
+def require_teachers(experiments: Iterable[config.Experiment]) -> None:
+    """`CheckpointError` where an experiment that aligns names a folder without a teacher."""
+    for uri in dict.fromkeys(e.teacher.uri for e in experiments if e.align.weight):
+        if uri is not None:
+            require_teacher(uri)
 
 
 def data_settings(settings: list[str]) -> config.Data:

@@ -122,6 +122,11 @@ def _identity(source: str) -> str:
 def _text(source: str) -> str:
     if source in recipe_names():
         return (resources.files("dra_ray.recipes") / f"{source}.yaml").read_text()
+    if not source.endswith(FILE_ENDINGS) and "/" in source:
+        raise refusal(
+            f"{shown(source)} is no recipe, and no file whose name ends in .yaml or .json; see "
+            "`dra recipes`"
+        )
     if not source.endswith(FILE_ENDINGS):
         raise refusal(
             f"unknown recipe {shown(source)}; {nearest(source[:100], recipe_names())} (a file must "

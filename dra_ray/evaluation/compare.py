@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dra_ray import config
+from dra_ray import config, runs
 from dra_ray.errors import ConfigError, DataError, nearest
 from dra_ray.evaluation.intervals import Flags, bootstrap_difference, discordant, mcnemar
 from dra_ray.storage import Store
@@ -146,6 +146,7 @@ def read(run: Store) -> Evaluated:
         (place for place in (run / "evaluation", run) if (place / "autoattack.json").exists()), None
     )
     if folder is None:
+        runs.require_folder(run)
         raise DataError(
             f"'{run}' has no autoattack.json, also not in evaluation/, so it is not evaluated yet; "
             f"run `dra evaluate {run}`"

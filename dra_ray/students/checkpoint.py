@@ -40,6 +40,7 @@ def load(run: Store) -> tuple[students.Student, config.Experiment]:
     """
     facts = manifest(run)
     if facts is None or facts.kind != "train":
+        runs.require_folder(run)
         raise CheckpointError(
             f"'{run}' is not a training run; give the folder that `dra train` wrote"
         )

@@ -12,14 +12,16 @@ from typing import Any, TypeVar, overload
 import torch
 from pydantic import ValidationError
 
-from dra_ray.errors import CheckpointError, ConfigError, StorageError, nearest
+from dra_ray.errors import CheckpointError, ConfigError, nearest
 from dra_ray.storage import Store
+from dra_ray.teachers.cards import CARD as CARD
+from dra_ray.teachers.cards import read_card as read_card
 from dra_ray.teachers.dit import LatentDiT, LightningDiT
 from dra_ray.teachers.edm import EDM, UNetEncoder
 from dra_ray.teachers.network import Network, check_fit
 from dra_ray.teachers.noisy import NoisyClassifier
 
-WEIGHTS, CARD = "teacher.safetensors", "card.json"
+WEIGHTS = "teacher.safetensors"
 KINDS: dict[str, type[Network]] = {
     net.kind: net for net in (EDM, NoisyClassifier, LightningDiT, LatentDiT)
 }
@@ -40,24 +42,6 @@ def save(store: Store, net: Network, extras: Mapping[str, Any]) -> str:
     (store / WEIGHTS).write_tensors(weights)
     (store / CARD).write_json({**extras, "architecture": net.architecture, "digest": digest})
     return digest
-
-
-def read_card(store: Store) -> dict[str, Any]:
-    """The card; `CheckpointError` if there is no teacher here."""
-    try:
-        card = (store / CARD).read_json()
-    except StorageError:
-        if (store / CARD).exists():
-            raise
-        raise CheckpointError(
-            f"no teacher at '{store}' ({CARD} is missing); make one with `dra teacher train` or "
-            "correct teacher.uri"
-        ) from None
-    if not isinstance(card, dict) or not {"architecture", "digest"} <= card.keys():
-        raise CheckpointError(
-            f"'{store / CARD}' lacks 'architecture' or 'digest'; train the teacher again"
-        )
-    return card
 
 
 def digest(store: Store) -> str:

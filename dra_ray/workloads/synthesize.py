@@ -52,14 +52,11 @@ def run(
     when `store` holds another set or the teacher makes no labelled images, `RunError` when a shard
     cannot be made.
     """
-    if config.teacher is None:
-        raise ConfigError(
-            "teacher is not set; make one with `dra teacher train` and pass --set teacher=URI"
-        )
+    check(config)
+    assert config.teacher
     store, teacher = store.resolved(), Store(config.teacher).resolved()
     net = checkpoint.load(teacher)
     teacher_digest = checkpoint.digest(teacher)
-    _check(config, net)
     if config.select:
         config = config.model_copy(
             update={
@@ -101,8 +98,16 @@ def run(
     )
 
 
-def _check(config: Synthesis, net: Network) -> None:
-    """`ConfigError` unless `net` makes images with labels, as `config` says."""
+def check(config: Synthesis) -> None:
+    """`ConfigError` unless its teacher makes images with labels, as `config` says; reads the
+    teacher's card alone.
+    """
+    if config.teacher is None:
+        raise ConfigError(
+            "teacher is not set; make one with `dra teacher train` and pass --set teacher=URI"
+        )
+    with torch.device("meta"):
+        net = checkpoint.build(checkpoint.read_card(Store(config.teacher)), config.teacher)
     sampler = image_sampler(net, str(config.teacher))
     if not net.num_classes:
         raise ConfigError(

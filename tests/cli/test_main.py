@@ -44,8 +44,17 @@ def dra(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ),
         (["sweep", "digits-dra"], ["kind 'experiment'", "kind 'sweep'"]),
         (["quickstart", "--set", "sweep.asha.grace_epochs=99"], ["grace_epochs=99"]),
-        (["evaluate", "nowhere"], ["'nowhere' is not a training run"]),
-        (["report", "nowhere"], ["'nowhere' is not a run"]),
+        (["evaluate", "nowhere"], ["'nowhere' does not exist", "--storage"]),
+        (["evaluate", "runs/nowhere/"], ["'runs/nowhere/' does not exist"]),
+        (["compare", "nowhere", "neither"], ["'nowhere' does not exist", "--storage"]),
+        (["report", "nowhere"], ["'nowhere' does not exist", "--storage"]),
+        (["bench", "evaluate", "nowhere"], ["'nowhere' does not exist"]),
+        (["plan", "runs/nowhere"], ["'runs/nowhere' is no recipe", "dra recipes"]),
+        (["plan", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
+        (
+            ["synthesize", "--set", "teacher=nowhere"],
+            ["no teacher at '", "nowhere' (card.json is missing)", "dra teacher train"],
+        ),
         (["train"], ["RECIPE|FILE"]),
         (["synthesize", "--fast"], ["--fast"]),
         (
@@ -90,6 +99,22 @@ def test_a_name_that_is_taken_by_another_config_is_refused(tmp_path: Path) -> No
     assert done.returncode == 2
     assert "optim.lr is 0.2 there and 0.05 now" in done.stderr
     assert "--name" in done.stderr
+
+
+def test_a_misspelt_run_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "digits-dra").mkdir(parents=True)
+    done = dra("evaluate", "runs/digit-dra", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "did you mean 'runs/digits-dra'?" in done.stderr
+
+
+def test_a_teacher_that_is_not_there_is_found_before_ray_starts(tmp_path: Path) -> None:
+    done = dra("train", "digits-dra", "--set", "teacher.uri=nowhere", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no teacher at" in done.stderr
+    assert "nowhere' (card.json is missing)" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_arguments_are_checked_without_torch_or_ray(tmp_path: Path) -> None:
