@@ -84,9 +84,11 @@ def connect(num_cpus: int | None = None) -> Iterator[Any]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if os.environ.get("RAY_ADDRESS"):
+        log.info("joining the Ray cluster at %s", os.environ["RAY_ADDRESS"])
         with ray.init(address="auto", **quiet) as context:
             yield context
         return
+    log.info("starting Ray on this machine")
     with _private(), _temporary_folder() as folder, _started(num_cpus, folder, quiet) as context:
         try:
             yield context
@@ -398,8 +400,13 @@ def _watch_start(
             # the store is away for a moment: this thread has no other duty than to look again
             return False
 
+    workers = least_workers(resources)
+    log.info("waiting for %d worker%s of %s", workers, "s" * (workers > 1), what)
     while time.monotonic() < deadline:
-        if done.wait(2.0) or begun():
+        if done.wait(2.0):
+            return
+        if begun():
+            log.info("%s: its first steps", what)
             return
     # workers that are placed and import torch are no stall
     if done.is_set() or begun():

@@ -70,6 +70,12 @@ def everywhere(
         bool,
         typer.Option("--debug", help="Show an error's traceback; may stand anywhere in a command."),
     ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet", help="Print results, warnings and errors only; may stand anywhere."
+        ),
+    ] = False,
 ) -> None:
     """Robust image classifiers with diffusion teachers, on Ray."""
 
@@ -109,7 +115,6 @@ def quickstart(
     )
     terminal.err.print(f"{'resuming' if manifest else 'starting'} '{run}': {', '.join(parts)}")
     with terminal.Bars() as bars:
-        bars.say("starting Ray on this machine (about 10 s)")
         from dra_ray import cluster
         from dra_ray.workloads import quickstart as job
 
@@ -148,7 +153,7 @@ def train(
 
         with cluster.connect():
             row = job.fit(experiment, run, terminal.train_rows(bars, experiment))
-    terminal.table([row.on_disk()], f"last epoch of {run}", json)
+    terminal.table([terminal.row(row)], f"last epoch of {run}", json, hidden=("verdicts",))
 
 
 @app.command()
@@ -446,15 +451,21 @@ def recipes(json: Json = None) -> None:
         Store(json).write_json(rows)
     shown = {
         "recipe": "recipe",
-        "kind": "kind",
         "table": "paper",
         "clean": "clean",
         "autoattack": "AA",
         "description": "description",
     }
-    terminal.table(
-        [{title: row[field] for field, title in shown.items()} for row in rows], "recipes"
-    )
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        terminal.table(
+            [
+                {title: row[field] for field, title in shown.items()}
+                for row in rows
+                if row["kind"] == kind
+            ],
+            f"recipes of kind {kind}",
+        )
+        terminal.out.print()
 
 
 _CTRL_C = 130  # a shell's code for a process that SIGINT ended
@@ -468,7 +479,9 @@ def main() -> None:
     # not a mistake
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
     debug = "--debug" in sys.argv
-    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    if "--quiet" in sys.argv:
+        terminal.be_quiet()
+    arguments = [a for a in sys.argv[1:] if a not in ("--debug", "--quiet")]
     try:
         # typer catches it and gives its exit code
         if app(arguments, standalone_mode=False) == _CTRL_C:
@@ -494,7 +507,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    terminal.err.print(f"error: {masked(message)}")
+    terminal.alert.print(f"error: {masked(message)}")
     raise SystemExit(code)
 
 

@@ -4,10 +4,18 @@ but results goes to stderr.
 
 from __future__ import annotations
 
+import datetime
+import itertools
 import json
+import logging
+import math
+import signal
 import sys
+import textwrap
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -21,7 +29,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column
 
 from dra_ray import config, runs
 from dra_ray.attacks.catalogue import STAGES
@@ -30,49 +38,120 @@ from dra_ray.sweeps import spaces
 
 # neither markup nor wrapping: what is printed may be a path, and goes into logs and pipes
 err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+alert = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)  # also with --quiet
 out = Console(
-    highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200
+    highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 80
 )
+
+BAR_WIDTH = 12
+_BESIDE = BAR_WIDTH + 29  # what a bar's line has besides its text: spinner, share, times, gaps
+STOPPING = "stopping, the checkpoint is kept"
 
 
 class Bars:
     """Named progress bars, one per stage; without a terminal, a plain line whenever a stage moved
     on by a tenth.
+
+    Until the first bar, and between bars, a line says what is waited for: `stage`, or what the
+    package's logger says at level INFO. Its warnings stay on the screen. The first Ctrl-C is
+    answered at once.
     """
 
     def __init__(self) -> None:
+        text = Column(width=max(20, err.width - _BESIDE), no_wrap=True, overflow="ellipsis")
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description:<34}"),
-            BarColumn(None),
+            TextColumn("{task.description}", table_column=text),
+            BarColumn(BAR_WIDTH),
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
         )
-        self._progress = Progress(*columns, console=err, disable=not err.is_terminal)
+        self._progress = Progress(
+            *columns, console=err, disable=not err.is_terminal or err.quiet, expand=False
+        )
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
         self._start = time.monotonic()
+        self._log = _Log(self)
+        self._before: Any = None
 
     def __enter__(self) -> Bars:
+        logger = logging.getLogger("dra_ray")
+        logger.addHandler(self._log)
+        self._level = logger.level
+        logger.setLevel(logging.INFO)
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, _stop)
         self._progress.start()
+        self.stage("loading torch and Ray")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+        logger = logging.getLogger("dra_ray")
+        logger.removeHandler(self._log)
+        logger.setLevel(self._level)
+
+    def stage(self, text: str) -> None:
+        """What is waited for, with no share that is done."""
+        if not err.is_terminal:
+            self._line(text)
+        elif _STAGE in self._tasks:
+            self._progress.update(self._tasks[_STAGE], description=text, visible=True)
+        else:
+            self._tasks[_STAGE] = self._progress.add_task(text, total=None)
 
     def show(self, stage: str, share: float, text: str) -> None:
         """Stage `stage` is done to `share` (0 to 1)."""
+        if _STAGE in self._tasks:
+            self._progress.update(self._tasks[_STAGE], visible=False)
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(text, total=1.0)
         self._progress.update(self._tasks[stage], completed=min(share, 1.0), description=text)
         if not err.is_terminal and (share >= 1 or share - self._said.get(stage, -1.0) >= 0.1):
             self._said[stage] = share
-            err.print(f"[{time.monotonic() - self._start:6.1f} s] {text}: {share:4.0%}")
+            self._line(f"{text}: {share:4.0%}")
 
     def say(self, text: str) -> None:
         (self._progress.console if err.is_terminal else err).print(text)
+
+    def _line(self, text: str) -> None:
+        err.print(f"[{time.monotonic() - self._start:6.1f} s] {text}")
+
+
+_STAGE = ""  # the task of what is waited for
+
+
+class _Log(logging.Handler):
+    """Hands on what the package logs: INFO to the stage, warnings to the screen."""
+
+    def __init__(self, bars: Bars) -> None:
+        super().__init__(logging.INFO)
+        self._bars = bars
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING:
+            self._bars.stage(record.getMessage())
+        elif err.quiet:
+            alert.print(record.getMessage())
+        else:
+            self._bars.say(record.getMessage())
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Of the first Ctrl-C; the next one is Python's own."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    alert.print(STOPPING)
+    raise KeyboardInterrupt
+
+
+def be_quiet() -> None:
+    """From here on, results, warnings and errors only."""
+    err.quiet = True
 
 
 Row = Mapping[str, object]
@@ -164,25 +243,167 @@ def evaluate_rows(bars: Bars, subjects: int) -> Callable[[dict[str, Any]], None]
     return show
 
 
-def table(rows: Sequence[Row], title: str, json_file: str | None = None) -> None:
-    """Print rows of equal keys; with `json_file`, write the same rows there as JSON."""
+def row(record: runs.Record) -> Row:
+    """A record as its file holds it, its fields in the order of their definition."""
+    on_disk = record.on_disk()
+    known = [field for field in type(record).model_fields if field in on_disk]
+    return {field: on_disk[field] for field in (*known, *sorted(on_disk.keys() - set(known)))}
+
+
+def table(
+    rows: Sequence[Row], title: str, json_file: str | None = None, hidden: Sequence[str] = ()
+) -> None:
+    """Print rows of equal keys; with `json_file`, write the same rows there as JSON, with numbers
+    as numbers.
+
+    A table that is wider than the terminal is printed as one record after the other. `hidden`
+    columns are for the file alone.
+    """
     if json_file:
         Store(json_file).write_json(list(rows))
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    shown = Table(title=title, title_justify="left")
-    for column in columns:
-        numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
-        shown.add_column(column.replace("_", " "), justify="right" if numeric else "left")
-    for row in rows:
-        shown.add_row(*(_cell(column, row.get(column)) for column in columns))
-    out.print(shown)
+    for line in lines(rows, title, out.width, hidden):
+        out.print(line)
 
 
-def _cell(column: str, value: object) -> str:
+def lines(rows: Sequence[Row], title: str, width: int, hidden: Sequence[str] = ()) -> list[str]:
+    """The lines that `table` prints, of at most `width` characters unless a single name is
+    longer.
+    """
+    columns = [
+        column
+        for column in dict.fromkeys(key for row in rows for key in row)
+        if column not in hidden and any(row.get(column) is not None for row in rows)
+    ]
+    cells = [[cell(column, row.get(column)) for column in columns] for row in rows]
+    numeric = [all(_is_number(row.get(column)) for row in rows) for column in columns]
+    headings = [_heading(column) for column in columns]
+    above = _wrapped(title, width)
+    if not columns:
+        return [*above, "  (none)"]
+    if widths := _widths(headings, cells, width):
+        return above + _grid(headings, cells, numeric, widths)
+    return above + _records(headings, cells, width)
+
+
+_GAP = 2
+_PROSE = 16  # columns that a text which may wrap needs at least
+
+
+def _widths(headings: Sequence[str], cells: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """Of the columns of a table: names and numbers in full, sentences wrapped. None where there is
+    no room.
+    """
+    whole = [
+        max(_longest_word(heading), *(len(row[place]) for row in cells))
+        for place, heading in enumerate(headings)
+    ]
+    room -= _GAP * (len(headings) - 1)
+    least = [
+        min(whole[place], max(_PROSE, *(_longest_word(row[place]) for row in cells)))
+        for place in range(len(headings))
+    ]
+    prose = [place for place, width in enumerate(whole) if least[place] < width]
+    spare = room - sum(width for place, width in enumerate(whole) if place not in prose)
+    for left, place in zip(range(len(prose), 0, -1), prose, strict=True):
+        whole[place] = min(whole[place], max(least[place], spare // left))
+        spare -= whole[place]
+    return whole if spare >= 0 else None
+
+
+def _longest_word(text: str) -> int:
+    return max(map(len, text.split()), default=0)
+
+
+def _grid(
+    headings: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    numeric: Sequence[bool],
+    widths: Sequence[int],
+) -> list[str]:
+    def line(texts: Sequence[str]) -> str:
+        padded = (
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(texts, widths, numeric, strict=True)
+        )
+        return (" " * _GAP).join(padded).rstrip()
+
+    def block(texts: Sequence[str]) -> list[str]:
+        parts = [_wrapped(text, width) for text, width in zip(texts, widths, strict=True)]
+        return [line(row) for row in itertools.zip_longest(*parts, fillvalue="")]
+
+    rule = "─" * (sum(widths) + _GAP * (len(widths) - 1))
+    return [*block(headings), rule, *itertools.chain.from_iterable(map(block, cells))]
+
+
+def _records(headings: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> list[str]:
+    """One line per field; a text goes on below itself, a name is never broken."""
+    label = max(map(len, headings)) + _GAP
+    shown: list[str] = []
+    for row in cells:
+        shown.append("")
+        for heading, text in zip(headings, row, strict=True):
+            for number, part in enumerate(_wrapped(text, max(_PROSE, width - label))):
+                shown.append(f"{'' if number else heading:<{label}}{part}")
+    return shown
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def _heading(column: str) -> str:
+    if column in _MOMENTS or column.endswith("_at"):
+        return column.removesuffix("_at").replace("_", " ")
+    return column.removesuffix("_s").replace("_", " ")
+
+
+_MOMENTS = ("at", "created")
+_MINUTE, _HOUR = 60, 3600
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def cell(column: str, value: object) -> str:
+    """A value as people write it; the column's name says what it is: an accuracy, seconds, a
+    moment.
+    """
     if value is None:
         return ""
-    if isinstance(value, float):
-        return f"{value:.2%}" if column.endswith("accuracy") else f"{value:.4g}"
-    if isinstance(value, list | tuple) and column == "interval":
-        return " - ".join(f"{v:.2%}" for v in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return _number(column, value)
+    if isinstance(value, list | tuple):
+        if column == "interval":
+            return " - ".join(f"{v:.2%}" for v in value)
+        return ", ".join(cell(column, v) for v in value)
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _number(column: str, value: float) -> str:
+    if not math.isfinite(value):
+        return "not finite"
+    if column.endswith("accuracy"):
+        return f"{value:.2%}"
+    if (column in _MOMENTS or column.endswith("_at")) and value > 1e9:
+        return datetime.datetime.fromtimestamp(value).strftime("%Y-%m-%d %H:%M:%S")
+    if column.endswith("_s") and not column.endswith("per_s"):
+        return duration(value)
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    if value and abs(value) < 1e-4:
+        return f"{value:.2g}"
+    return f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Such as 0.034 s, 12.3 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < _MINUTE:
+        return f"{seconds:.3g} s"
+    whole = round(seconds)
+    if whole < _HOUR:
+        return f"{whole // _MINUTE} min {whole % _MINUTE:02d} s"
+    whole = round(seconds / _MINUTE)
+    return f"{whole // 60:,} h {whole % 60:02d} min"

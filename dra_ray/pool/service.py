@@ -186,6 +186,7 @@ def serving(teacher: config.Teacher, pool: config.Pool, log: Store | None = None
     `pool.keep`. The driver that brought it up writes its log: rows of pool.jsonl go to `log`.
     Raises `PoolError` when it does not come up.
     """
+    logger.info("starting the teacher pool")
     was_up, driver = app_name(teacher) in applications(), uuid.uuid4().hex
     app = up(teacher, pool)
     deadline_s = time.monotonic() + pool.timeout_s

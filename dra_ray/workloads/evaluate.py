@@ -21,6 +21,7 @@ import functools
 import hashlib
 import itertools
 import json
+import logging
 import math
 import re
 import time
@@ -50,6 +51,7 @@ from dra_ray.runs import versions
 from dra_ray.storage import Store, sha256
 from dra_ray.workloads.tasks import Tasks
 
+log = logging.getLogger("dra_ray")
 # stages beside AutoAttack's own
 CLEAN, CURVE = catalogue.CLEAN.name, catalogue.CURVE.name
 CORRUPTIONS = catalogue.CORRUPTIONS.name
@@ -112,6 +114,7 @@ def evaluate_many(
         _Job(subjects.of_run(one) if isinstance(one, Store) else one, effort, batch)
         for one in evaluated
     ]
+    log.info("waiting for the first batch of the evaluation")
     missing = [job for job in jobs if job.result is None]
     if missing:
         if workers is None:

@@ -29,6 +29,7 @@ from dra_ray.sweeps import spaces
 from dra_ray.workloads import train
 
 OBJECTIVE, CLOCK = "robust_accuracy", "images_seen"
+log = logging.getLogger("dra_ray")
 DRIVER_CPUS = 0.01  # a trial's driver only waits; one that held a CPU could starve its own workers
 Progress = Callable[[RungRow], None]
 
@@ -64,6 +65,7 @@ def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> 
     with contextlib.ExitStack() as stack:
         _pools(stack, experiments, store)
         scores = Rungs(sweep, store / runs.RUNGS, progress)
+        log.info("waiting for the first validation of %d trials", len(experiments))
         at_once = min([sweep.asha.max_concurrent, *_slots(experiments)])
         _tune(store, experiments, scores.unfinished(experiments), scores, at_once)
         finals = finalists(experiments, scores.rows)
@@ -107,6 +109,7 @@ def finalists(experiments: dict[str, config.Experiment], rows: Iterable[RungRow]
 def _check(experiments: dict[str, config.Experiment]) -> None:
     """What would fail in every trial fails here, in one line."""
     largest = max(experiments.values(), key=lambda e: e.synthetic.images)
+    log.info("loading the data '%s'", largest.data.name)
     images = data.load(largest.data)
     train.load_synthetic(largest, images)
     for experiment in experiments.values():

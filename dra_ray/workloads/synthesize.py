@@ -9,6 +9,7 @@ scores; the set is what is kept of them, class by class.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from dra_ray.teachers.network import Network, image_sampler
 from dra_ray.teachers.sheet import sheet
 from dra_ray.workloads.tasks import Tasks
 
+log = logging.getLogger("dra_ray")
 SHEET_CLASSES, SHEET_ROWS = 10, 8
 CANDIDATES = "candidates"  # folder of the images to select from
 
@@ -73,6 +75,7 @@ def run(
     if manifest.is_done:
         return manifest
     cluster.require(1, config.cpus_per_worker, config.gpus_per_worker, f"synthesis '{store.name}'")
+    log.info("waiting for the first shard of images")
     started = time.monotonic()
     made = _make_all(config, store, teacher, net.num_classes, started, progress)
     hashes = [found for found, _ in made]

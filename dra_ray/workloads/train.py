@@ -107,6 +107,7 @@ def fit_in_process(
 
 def _begin(experiment: config.Experiment, run: Store) -> runs.Manifest:
     """The manifest of a run that is free, or its own; what would fail in a worker fails here."""
+    logger.info("loading the data '%s'", experiment.data.name)
     images = data.load(experiment.data)
     # a missing or wrong set is found here, before Ray Train starts
     generated = load_synthetic(experiment, images)

@@ -9,6 +9,7 @@ the bit on one kind of machine.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import tempfile
 import time
@@ -36,6 +37,7 @@ from dra_ray.teachers.noisy import noisy_accuracy, noisy_loss
 from dra_ray.teachers.sheet import sheet
 from dra_ray.training import averaging, workers
 
+log = logging.getLogger("dra_ray")
 ROWS_PER_RUN = 100
 VALIDATION_IMAGES = 1024
 SHEET_CLASSES, SHEET_ROWS, SHEET_STEPS = 10, 8, 12
@@ -250,6 +252,7 @@ def fit(
     store = store.resolved()
     resources = config.resources
     _check(config)
+    log.info("loading the data '%s'", config.data.name)
     images = data.load(config.data)
     manifest = runs.begin_run(
         store,
@@ -272,6 +275,7 @@ def fit(
         runs.WorldSize(at_images_seen=_last_seen(store), workers=resources.workers),
     ]
     runs.update_manifest(store, runs.Facts(world_sizes=world_sizes))
+    log.info("waiting for %d workers and the first steps", resources.workers)
     with cluster.following(store / runs.METRICS, TeacherRow, progress):
         _train(config, store)
     card = checkpoint.read_card(store)
