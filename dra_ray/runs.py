@@ -489,6 +489,23 @@ def _masked(file: Store) -> dict[str, Any]:
     return masked
 
 
+def finalists(sweep: Store) -> dict[str, Store]:
+    """Role -> run of a finished sweep's best trials, also of the one in a quickstart; empty for a
+    run of another kind. `ConfigError` where the sweep has not chosen them yet.
+    """
+    manifest = read_manifest(sweep)
+    if manifest is not None and manifest.kind == "quickstart":
+        return finalists(sweep / SWEEP)
+    if manifest is None or manifest.kind != "sweep":
+        return {}
+    if not manifest.finals:
+        raise ConfigError(
+            f"sweep '{sweep}' has no best trials yet; resume it with `dra sweep`, or evaluate one "
+            f"of its trials below {sweep / TRIALS}"
+        )
+    return {role: sweep / TRIALS / trial for role, trial in manifest.finals.items()}
+
+
 def update_manifest(run: Store, facts: Facts) -> Manifest:
     """Add or replace the facts that are set, such as `Facts(status="done")`."""
     file = run / MANIFEST

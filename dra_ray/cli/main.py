@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -162,6 +163,10 @@ def sweep(
     set_: Set = None,
     storage_uri: Storage = "runs",
     name: Name = None,
+    evaluate: Annotated[
+        bool,
+        typer.Option("--evaluate", help="Also evaluate the best trials, as `dra evaluate` does."),
+    ] = False,
     json: Json = None,
 ) -> None:
     """Train many students under ASHA, sharing one teacher pool; the best with and without alignment
@@ -177,6 +182,12 @@ def sweep(
 
         with cluster.connect():
             manifest = job.run(settings, run, terminal.sweep_rows(bars, settings))
+            if evaluate:
+                from dra_ray.workloads import evaluate as evaluation
+
+                finalists = runs.finalists(run.resolved())
+                show = terminal.evaluate_rows(bars, len(finalists))
+                evaluation.evaluate_many(list(finalists.values()), progress=show)
     terminal.table(report.rows(run.resolved()), f"trials of {run}", json)
     text, recipe = report.answered(run.resolved(), settings)
     terminal.out.print(text)
@@ -186,8 +197,8 @@ def sweep(
     terminal.out.print("next:")
     if recipe:
         terminal.out.print(f"  dra train {recipe}")
-    for trial in manifest.finals.values():
-        terminal.out.print(f"  dra evaluate {run / runs.TRIALS / trial}")
+    if not evaluate:
+        terminal.out.print(f"  dra evaluate {run}")
     terminal.out.print(f"  dra report {run}")
 
 
@@ -197,7 +208,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="WHAT",
-            help="A run's folder, a checkpoint, timm/NAME, module:function (gives a torch module), "
+            help="A run's folder (of a sweep: its best trials), a checkpoint, timm/NAME, module:function (gives a torch module), "
             "or robustbench:URI.",
         ),
     ],
@@ -256,6 +267,22 @@ def evaluate(
     What is not a run's is given: data (--set name=cifar10 --set uri=URI, or --images), radius and
     norm. Start it again to go on.
     """
+    if finalists := runs.finalists(Store(what)) if _may_be_folder(what) else {}:
+        options_of_one = {
+            "--set": set_,
+            "--eps-255": eps_255,
+            "--norm": norm,
+            "--version": version,
+            "--level": level,
+            "--streams": streams,
+            "--to": to,
+            "--weights": weights,
+            "--images": images,
+            "--architecture": architecture,
+            "--robustbench": robustbench,
+        }
+        _evaluate_finalists(what, finalists, options_of_one, workers, json)
+        return
     with terminal.Bars() as bars:
         from dra_ray.evaluation import subjects
 
@@ -296,6 +323,45 @@ def evaluate(
         entry, text = board.write(result.tree(), facts, subject.folder / "robustbench")
         terminal.out.print(text)
         terminal.out.print(str(entry))
+
+
+def _may_be_folder(what: str) -> bool:
+    """Whether WHAT can be the folder of a run: timm/NAME, robustbench:URI, module:function and
+    files are not.
+    """
+    named = what.startswith(("timm/", "robustbench:")) or (":" in what and "://" not in what)
+    return not named and (Store(what) / runs.MANIFEST).exists()
+
+
+def _evaluate_finalists(
+    what: str,
+    finalists: Mapping[str, Store],
+    options_of_one: Mapping[str, object],
+    workers: int | None,
+    json: str | None,
+) -> None:
+    """The best trials of a sweep, as they are, at the same time."""
+    if given := [option for option, value in options_of_one.items() if value]:
+        raise ConfigError(
+            f"{given[0]} is for one model, but '{what}' is a sweep; evaluate one of its trials: "
+            f"{', '.join(map(str, finalists.values()))}"
+        )
+    with terminal.Bars() as bars:
+        from dra_ray import cluster
+        from dra_ray.workloads import evaluate as job
+
+        with cluster.connect():
+            show = terminal.evaluate_rows(bars, len(finalists))
+            results = job.evaluate_many(list(finalists.values()), workers, show)
+    rows = [
+        {"trial": run.name, "role": role, **row}
+        for (role, run), result in zip(finalists.items(), results, strict=True)
+        for row in job.table(result)
+    ]
+    terminal.table(rows, f"best trials of {what}, {results[0].images} test images", json)
+    if len(finalists) > 1:
+        pair = (finalists.get("baseline"), finalists.get("dra"))
+        terminal.out.print(f"next:\n  dra compare {' '.join(map(str, pair))}")
 
 
 @app.command()
