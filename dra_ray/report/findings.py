@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dra_ray import config, runs
+from dra_ray.inspection.state import read_rungs
 from dra_ray.report.answers import paragraph
-from dra_ray.report.collect import read_rungs
 from dra_ray.runs import Manifest, RungRow
 from dra_ray.storage import Store
 from dra_ray.sweeps import effects, equal, fits, pareto

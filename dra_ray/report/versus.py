@@ -9,9 +9,9 @@ from typing import Any
 from dra_ray import runs
 from dra_ray.config import flatten
 from dra_ray.errors import DataError
+from dra_ray.inspection.state import read_rungs
 from dra_ray.report import html, sweep_plots, words
 from dra_ray.report.answers import paragraph
-from dra_ray.report.collect import read_rungs
 from dra_ray.report.findings import validation_images
 from dra_ray.runs import Manifest, RungRow
 from dra_ray.storage import Store
