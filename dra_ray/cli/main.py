@@ -22,6 +22,7 @@ from dra_ray.cli.options import (
     EvaluationSet,
     Json,
     Name,
+    RunArgument,
     Set,
     Storage,
     Workers,
@@ -456,6 +457,65 @@ def report(
     written = job.write(Store(run))
     terminal.table(job.rows(Store(run)), f"trials of {run}", json)
     terminal.out.print(str(written))
+
+
+@app.command()
+def bundle(
+    what: Annotated[
+        str, typer.Argument(metavar="RUN|FILE", help="A run's folder; with --check, a bundle.")
+    ],
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare every file of a bundle with its SHA-256.")
+    ] = False,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="URI",
+            help="The bundle's file, default NAME.tar; with --check, a new folder to unpack into.",
+        ),
+    ] = None,
+) -> None:
+    """Pack a finished run into one archive that evaluates elsewhere: config, environment, data
+    hashes, weights, verdicts, report and model card.
+    """
+    from dra_ray.report import bundle as job
+
+    if check:
+        checked = job.check(Store(what), Store(to) if to else None)
+        terminal.out.print(f"{len(checked.files)} files of '{checked.run}' are as they were packed")
+        terminal.out.print(f"index {checked.digest}")
+        if to:
+            terminal.out.print(f"next:\n  dra evaluate {to}")
+        return
+    file = Store(to or f"{Store(what).resolved().name}{job.ENDING}")
+    packed = job.pack(Store(what), file)
+    terminal.err.print(f"{len(packed.files)} files, index {packed.digest}")
+    terminal.out.print(str(file))
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    form: Annotated[
+        str, typer.Option("--to", metavar="FORMAT", help="safetensors, timm or onnx.")
+    ] = "safetensors",
+    folder: Annotated[
+        str | None,
+        typer.Option("--folder", metavar="URI", help="Where; default: export/FORMAT in the run."),
+    ] = None,
+) -> None:
+    """Write a run's weights for other programs, with the lines that load them; its logits are
+    checked to be those of the run.
+    """
+    from dra_ray.report import export as job
+
+    written = job.export(Store(run), form, Store(folder) if folder else None)
+    terminal.err.print(
+        f"logits differ by at most {written.difference:.1g} on {written.images} images"
+    )
+    terminal.out.print(written.snippet)
+    terminal.out.print(str(written.folder))
 
 
 @app.command()

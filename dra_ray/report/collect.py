@@ -78,6 +78,8 @@ def collect(run: Store) -> dict[str, Any]:
         "stages": [stage.on_disk() for stage in manifest.stages],
         "elapsed_s": _elapsed(manifest),
     }
+    if manifest.data:
+        facts.put("data", manifest.data, runs.MANIFEST)
     if facts.values["stages"] or kind != EVALUATION:
         facts.cite("stages", runs.MANIFEST)
     if facts.values["elapsed_s"] is not None:

@@ -85,8 +85,9 @@ def effect(curve: Curve) -> Figure:
 
 
 def _label(level: Level) -> str:
-    low, high = words.value(level.low), words.value(level.high)
-    return html.escape(low if low == high else f"{low} to {high}")
+    if level.low == level.high:
+        return html.escape(words.value(level.low))
+    return f"{level.low:.3g} to {level.high:.3g}"  # only numbers make a range
 
 
 def _series(
