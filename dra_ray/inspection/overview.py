@@ -313,12 +313,16 @@ def _spent(manifest: Manifest, latest: Mapping[str, RungRow]) -> tuple[Spent, ..
     return tuple(
         Spent(
             what=what,
-            spent=float(value) if isinstance(value, int | float) else None,
-            limit=float(limits[what]) if isinstance(limits.get(what), int | float) else None,
+            spent=_number(value),
+            limit=_number(limits.get(what)),
         )
         for what, value in spent.items()
         if value is not None or limits.get(what) is not None
     )
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 # -- evaluations -----------------------------------------------------------------------------------

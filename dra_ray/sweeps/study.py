@@ -183,9 +183,9 @@ def _range(axis: Sequence[Any] | Fields) -> BaseDistribution:
         step = axis.get("step") or 1
         return IntDistribution(low, high - (high - low) % step, step=step)
     if bounds := axis.get("log_uniform"):
-        return FloatDistribution(*bounds, log=True)
+        return FloatDistribution(bounds[0], bounds[1], log=True)
     if bounds := axis.get("uniform"):
-        return FloatDistribution(*bounds)
+        return FloatDistribution(bounds[0], bounds[1])
     return CategoricalDistribution(list(dict.fromkeys(map(shown, axis["choice"]))))
 
 

@@ -62,18 +62,17 @@ def _first(at: float) -> bytes:
 
 
 def events(content: bytes) -> Iterator[tuple[Event, int]]:
-    """The events of a file and where each ends; what follows a record that is cut off or damaged
-    is left out.
+    """The events of a file and where each ends, up to a record that is cut off. Checks lengths and
+    not contents: a writer that was killed leaves the start of a record.
     """
     start = 0
     while len(content) >= start + _HEADER_BYTES + _CHECK_BYTES:
         length = content[start : start + 8]
         begin = start + _HEADER_BYTES
         end = begin + struct.unpack("<Q", length)[0]
-        checks = content[start + 8 : begin] + content[end : end + _CHECK_BYTES]
-        if end + _CHECK_BYTES > len(content) or checks != b"".join(
-            struct.pack("<I", masked_crc32c(part)) for part in (length, content[begin:end])
-        ):
+        if content[start + 8 : begin] != struct.pack("<I", masked_crc32c(length)):
+            return
+        if end + _CHECK_BYTES > len(content):
             return
         start = end + _CHECK_BYTES
         yield Event.FromString(content[begin:end]), start
@@ -82,12 +81,12 @@ def events(content: bytes) -> Iterator[tuple[Event, int]]:
 class EventFile:
     """The event file of a run; a row that it holds already is not added again.
 
-    On a disk each row is appended, as TensorBoard follows a file that grows; to an object store the
-    file is sent whole, at validations and in `close`. Raises `StorageError` as `Store` does.
+    On a disk `send` appends, as TensorBoard follows a file that grows; to an object store it sends
+    the file whole. Raises `StorageError` as `Store` does.
     """
 
     def __init__(self, file: Store) -> None:
-        self._file = file
+        self.file = file
         written = file.read_dated()
         content = written[0] if written else b""
         self._rows: set[tuple[str, int]] = set()
@@ -95,31 +94,45 @@ class EventFile:
         for message, whole_bytes in events(content):  # noqa: B007 - the last end is what is whole
             if message.summary.value:
                 self._rows.add((message.summary.value[0].tag.split("/")[0], message.step))
-        self._content = content[:whole_bytes]
         if whole_bytes < len(content):  # its writer was killed within a row
-            file.write_bytes(self._content)
-        self._sent_bytes = whole_bytes
+            file.write_bytes(content[:whole_bytes])
+        self._is_new = not whole_bytes
+        self._sent = b"" if file.is_local else content[:whole_bytes]
+        self._due = b""
 
-    def row(self, row: Row) -> None:
+    def add(self, row: Row) -> None:
         key = (curve(row), row.step)
-        if key in self._rows:
-            return
-        self._rows.add(key)
-        self._content += event(row) if self._content else _first(row.at) + event(row)
-        if self._file.is_local or isinstance(row, ValidationRow):
-            self._send()
+        if key not in self._rows:
+            self._rows.add(key)
+            self._due += _first(row.at) + event(row) if self._is_new else event(row)
+            self._is_new = False
 
-    def close(self) -> None:
-        self._send()
-
-    def _send(self) -> None:
-        if self._sent_bytes == len(self._content):
+    def send(self) -> None:
+        if not self._due:
             return
-        if self._file.is_local:
-            self._file.append_bytes(self._content[self._sent_bytes :])
+        if self.file.is_local:
+            self.file.append_bytes(self._due)
         else:
-            self._file.write_bytes(self._content)
-        self._sent_bytes = len(self._content)
+            self.file.write_bytes(self._sent + self._due)
+            self._sent += self._due
+        self._due = b""
+
+
+class Mirror:
+    """Brings a run's event file up to its logs, which somebody else writes; a look reads what is
+    new.
+    """
+
+    def __init__(self, run: Store) -> None:
+        self._events = EventFile(run / EVENTS)
+        self._validations = runs.Tail(run / runs.METRICS, ValidationRow)
+        self._steps = runs.Tail(run / runs.STEPS, StepRow)
+
+    def look(self) -> None:
+        rows: list[Row] = [*self._validations.new(), *self._steps.new()]
+        for row in sorted(rows, key=lambda row: row.at):
+            self._events.add(row)
+        self._events.send()
 
 
 def logged(run: Store) -> list[Row]:
@@ -129,11 +142,3 @@ def logged(run: Store) -> list[Row]:
         *runs.read_rows(run / runs.STEPS, StepRow),
     ]
     return sorted(rows, key=lambda row: row.at)
-
-
-def mirror(run: Store) -> None:
-    """Bring a run's event file up to its logs; while nothing trains it."""
-    file = EventFile(run / EVENTS)
-    for row in logged(run):
-        file.row(row)
-    file.close()

@@ -13,10 +13,11 @@ import logging
 import queue
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
-from dra_ray import config
+from dra_ray import config, runs
 from dra_ray.errors import DataError
 from dra_ray.runs import RungRow, StepRow, ValidationRow
 from dra_ray.storage import Store, sha256
@@ -27,7 +28,7 @@ log = logging.getLogger("dra_ray")
 Row = ValidationRow | StepRow | RungRow
 FIELDS = Mapping[str, Any]
 PROGRESS = "tracking.json"  # the last row that each tracker was given
-END_S = 20.0  # how long a run waits at its end for trackers that are behind
+END_S, SWEEP_END_S = 20.0, 60.0  # how long a run waits at its end for trackers that are behind
 
 
 class Tracker(Protocol):
@@ -139,14 +140,13 @@ def services(settings: config.Tracking, tracked: Tracked) -> dict[str, Callable[
 
 
 @contextlib.contextmanager
-def of_training(experiment: config.Experiment, run: Store, is_trial: bool) -> Iterator[Trackers]:
-    """The event file of a training run and, unless it is a sweep's trial, of which the sweep's
-    driver tells, the trackers that its config names; they have the rows so far.
+def of_training(experiment: config.Experiment, run: Store) -> Iterator[Trackers]:
+    """The event file of a training run of its own and the trackers that its config names; they
+    have the rows so far.
     """
+    fields = dict(config.flatten(experiment.model_dump(mode="json")))
     begin: dict[str, Callable[[], Tracker]] = {"tensorboard": lambda: TensorBoard(run)}
-    if not is_trial:
-        fields = dict(config.flatten(experiment.model_dump(mode="json")))
-        begin |= services(experiment.tracking, Tracked(run, {run.name: fields}))
+    begin |= services(experiment.tracking, Tracked(run, {run.name: fields}))
     with Trackers(begin) as trackers:
         for row in tensorboard.logged(run):
             trackers.row(run.name, row)
@@ -161,30 +161,62 @@ def of_sweep(
     rows: Sequence[RungRow],
     further: Mapping[str, Callable[[], Tracker]] | None = None,
 ) -> Iterator[Trackers]:
-    """The trackers that a sweep's config names, and `further` ones; they have the rows so far.
+    """The event files of a sweep's trials, the trackers that its config names, and `further` ones;
+    they have the rows so far.
 
     Args:
+        settings: `base.tracking` of the sweep.
         points: the fields that each trial changes; trials that come later may be added to it.
     """
-    begin = services(settings, Tracked(sweep, points, sweep.name)) | dict(further or {})
-    with Trackers(begin) as trackers:
+    begin: dict[str, Callable[[], Tracker]] = {"tensorboard": lambda: TrialsTensorBoard(sweep)}
+    begin |= services(settings, Tracked(sweep, points, sweep.name))
+    with Trackers(begin | dict(further or {}), SWEEP_END_S) as trackers:
         for row in rows:
             trackers.row(row.trial, row)
         yield trackers
 
 
 class TensorBoard:
-    """A training run's event file; see `tensorboard`."""
+    """The event file of a training run, from its rows; see `tensorboard`."""
 
     def __init__(self, run: Store) -> None:
-        self._file = tensorboard.EventFile(run / tensorboard.EVENTS)
+        self._events = tensorboard.EventFile(run / tensorboard.EVENTS)
 
     def row(self, trial: str, row: Row) -> None:
-        if not isinstance(row, RungRow):
-            self._file.row(row)
+        if isinstance(row, RungRow):
+            return
+        self._events.add(row)
+        if self._events.file.is_local or isinstance(row, ValidationRow):
+            self._events.send()
 
     def end(self, status: str) -> None:
-        self._file.close()
+        self._events.send()
+
+
+class TrialsTensorBoard:
+    """The event files of a sweep's trials: at each score what its trial has logged since. Once
+    trials have ended, their logs have rows that no score came after: so all are looked at again.
+    """
+
+    def __init__(self, sweep: Store) -> None:
+        self._trials, self._began_at = sweep / runs.TRIALS, time.time()
+        self._going: dict[str, tensorboard.Mirror] = {}
+        self._seen: set[str] = set()
+
+    def row(self, trial: str, row: Row) -> None:
+        if not isinstance(row, RungRow) or (row.at or 0.0) < self._began_at:
+            return  # a former driver's row
+        self._seen.add(trial)
+        if trial not in self._going:
+            self._going[trial] = tensorboard.Mirror(self._trials / trial)
+        self._going[trial].look()
+        if row.decision != "continue":
+            del self._going[trial]
+
+    def end(self, status: str) -> None:
+        self._going = {}
+        for trial in sorted(self._seen):
+            tensorboard.Mirror(self._trials / trial).look()
 
 
 def clock(row: Row) -> int:

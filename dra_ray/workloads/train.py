@@ -154,9 +154,12 @@ def _fit(
     )
     runs.update_manifest(run, runs.Facts(started_at=None, stopped=None))
     with (
-        tracking.of_training(experiment, run, is_trial=bool(callbacks)) as trackers,
-        cluster.following(run / runs.METRICS, ValidationRow, _both(trackers, run, progress)),
-        cluster.following(run / runs.STEPS, StepRow, _both(trackers, run, progress)),
+        # of a trial its sweep's driver tells
+        contextlib.nullcontext(progress)
+        if callbacks
+        else _tracked(experiment, run, progress) as on_row,
+        cluster.following(run / runs.METRICS, ValidationRow, on_row),
+        cluster.following(run / runs.STEPS, StepRow, on_row),
         _completing(run),
     ):
         cluster.fit(
@@ -180,15 +183,19 @@ def _finish(run: Store) -> ValidationRow:
     return last
 
 
-def _both(
-    trackers: tracking.Trackers, run: Store, progress: Callable[[Row], None] | None
-) -> Callable[[Row], None]:
-    def on_row(row: Row) -> None:
-        trackers.row(run.name, row)
-        if progress:
-            progress(row)
+@contextlib.contextmanager
+def _tracked(
+    experiment: config.Experiment, run: Store, progress: Callable[[Row], None] | None
+) -> Iterator[Callable[[Row], None]]:
+    """What hands a row to the run's trackers and to `progress`."""
+    with tracking.of_training(experiment, run) as trackers:
 
-    return on_row
+        def on_row(row: Row) -> None:
+            trackers.row(run.name, row)
+            if progress:
+                progress(row)
+
+        yield on_row
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,11 @@ def test_optuna_dashboard_serves_the_study(tmp_path: Path) -> None:
         before = get(f"/api/studies/{listed['study_id']}?after=0")["trials"]
         for one in ROWS[3:]:
             study.row(one.trial, one)
-        after = get(f"/api/studies/{listed['study_id']}?after=0")["trials"]
+        deadline = time.monotonic() + 60  # it looks at the file every few seconds
+        after = before
+        while len(after) < 6 and time.monotonic() < deadline:
+            time.sleep(1)
+            after = get(f"/api/studies/{listed['study_id']}?after=0")["trials"]
         assert (len(before), len(after)) == (2, 6)
     finally:
         server.shutdown()

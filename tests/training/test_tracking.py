@@ -130,11 +130,29 @@ def test_training_writes_its_event_file_with_the_rows_so_far(tmp_path: Path) -> 
     run = Store(str(tmp_path))
     runs.write_rows(run / runs.STEPS, [row for row in ROWS if isinstance(row, runs.StepRow)])
     for _ in range(2):
-        with of_training(Experiment(), run, is_trial=True) as trackers:
+        with of_training(Experiment(), run) as trackers:
             for row in ROWS:
                 trackers.row(run.name, row)
     robust = [p for p in own_points(run / tensorboard.EVENTS) if p[0].endswith("robust_accuracy")]
     assert [step for _, step, *_ in robust] == [10, 20]
+
+
+def test_a_sweep_writes_the_event_files_of_its_trials(tmp_path: Path) -> None:
+    """Also the rows that a trial's log has only after its last score."""
+    from dra_ray import runs
+
+    sweep = Store(str(tmp_path / "sweep"))
+    trial = sweep / runs.TRIALS / "trial-000"
+    validations = [row for row in ROWS if isinstance(row, runs.ValidationRow)]
+    now = RungRow.model_validate(rung(0, 1).on_disk() | {"at": time.time() + 60})
+    with of_sweep(Tracking(), sweep, POINTS, []) as trackers:
+        runs.write_rows(trial / runs.METRICS, validations[:1])
+        trackers.row("trial-000", now)
+        trackers.row("trial-000", now.model_copy(update={"decision": "stop"}))
+        runs.write_rows(trial / runs.METRICS, validations)
+    shown = {point[:2] for point in own_points(trial / tensorboard.EVENTS)}
+    assert {step for _, step in shown} == {10, 20}
+    assert len(shown) == len(own_points(trial / tensorboard.EVENTS)) == 16
 
 
 @pytest.mark.parametrize("service", ["mlflow", "wandb", "trackio"])
