@@ -32,8 +32,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "tpe": ("optuna",),
     "gp": ("optuna", "scipy", "torch"),
 }
-# of a sampler, before a draw takes the place of proposals that cannot be a trial; a Gaussian process
-# is fitted anew for each
+# of a sampler, before a draw takes their place; a Gaussian process is fitted anew for each
 PROPOSALS: Mapping[str, int] = {"tpe": 50, "gp": 4}
 
 
@@ -109,8 +108,8 @@ class Search:
             distance = self.space.violation(point)
             if distance == 0 and self.space.key(point) not in tried and self._is_valid(point):
                 return point
-            # TPE learns where constraints are broken, without a score, for nothing was trained; what
-            # else is refused stays a running trial, from which both samplers keep away
+            # TPE learns where constraints are broken, without a score, for nothing was trained;
+            # what else is refused stays a running trial, from which both samplers keep away
             if method == "tpe" and distance:
                 trial.set_constraint("space", distance)
                 study.tell(trial, state=_optuna().trial.TrialState.PRUNED)
