@@ -200,3 +200,27 @@ def bench_pool(
         Store(json).write_json(facts)
     terminal.table(facts.pop("rows"), "requests of 3x32x32 images", None)
     terminal.table([facts], "the pool", None)
+
+
+@bench_app.command("sweep")
+def bench_sweep(
+    repeats: Annotated[
+        int, typer.Option(min=2, help="Draws of learning curves; every rule plays each.")
+    ] = 200,
+    trials: Annotated[int, typer.Option(min=4, help="Of a sweep.")] = 32,
+    grace_epochs: Annotated[
+        int, typer.Option(min=1, max=26, help="As asha.grace_epochs, of 27.")
+    ] = 2,
+    level: Annotated[
+        float, typer.Option(min=0.0001, max=0.9999, help="As asha.level, of noise_aware.")
+    ] = 0.05,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    json: Json = None,
+) -> None:
+    """Simulate early stopping on known learning curves: regret and images of each rule, at three
+    noise levels, with 95 % intervals. Starts nothing.
+    """
+    from dra_ray.bench import sweep as job
+
+    rows = job.compare(trials, repeats, grace_epochs, level, seed)
+    terminal.table(rows, f"{trials} trials of 27 epochs, {repeats} repeats, level {level:g}", json)

@@ -9,6 +9,18 @@ import math
 from dra_ray import config
 
 
+def milestones(grace: int, factor: float, end: float) -> list[float]:
+    """grace * factor**k below `end`, ascending, in the unit of `grace`: where ASHA's rungs begin.
+    Empty where nothing is raced (no grace, or a factor of at most 1).
+    """
+    if grace < 1 or factor <= 1:
+        return []
+    heights: list[float] = []
+    while (height := grace * factor ** len(heights)) < end:
+        heights.append(float(height))
+    return heights
+
+
 def rung_epochs(
     epochs: int,
     grace_epochs: int,
@@ -23,16 +35,9 @@ def rung_epochs(
     the later one. After the last epoch nothing is left to stop. `images_per_epoch` only matters for
     rounding, since Ray Tune counts images and not epochs.
     """
-    if grace_epochs < 1 or factor <= 1:
-        return []
-    end = epochs * images_per_epoch
     step = every_epochs * images_per_epoch
-    reached: set[int] = set()
-    milestone, k = float(grace_epochs * images_per_epoch), 0
-    while milestone < end:
-        reached.add(every_epochs * math.ceil(milestone / step))
-        k += 1
-        milestone = grace_epochs * images_per_epoch * factor**k
+    heights = milestones(grace_epochs * images_per_epoch, factor, epochs * images_per_epoch)
+    reached = {every_epochs * math.ceil(height / step) for height in heights}
     return sorted(epoch for epoch in reached if epoch < epochs)
 
 
