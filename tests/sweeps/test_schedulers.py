@@ -101,14 +101,17 @@ def test_a_rung_is_where_rungs_says() -> None:
 
 def replay(reports: list[Report], rule: Rules) -> list[str]:
     """Noise-aware ASHA from its description, every list scanned anew at every report."""
-    answers = []
+    answers: list[str] = []
+    apart: set[int] = set()  # validations after which trials were seen to differ
     for index, report in enumerate(reports):
         before = [other for other in reports[:index] if not other.final]
-        answers.append(plain_noise_aware(report, before, rule))
+        answers.append(plain_noise_aware(report, before, apart, rule))
     return answers
 
 
-def plain_noise_aware(report: Report, before: list[Report], rule: Rules) -> str:
+def plain_noise_aware(
+    report: Report, before: list[Report], apart: set[int], rule: Rules
+) -> str:
     k = -1
     while rule.grace_images * rule.reduction ** (k + 1) <= report.images_seen:
         k += 1
@@ -125,19 +128,19 @@ def plain_noise_aware(report: Report, before: list[Report], rule: Rules) -> str:
         return "continue"
     ranked = sorted(enumerate(peers), key=lambda p: (-p[1].robust_accuracy, -p[0]))
     rival = ranked[place][1]
-    for count in range(2, len(peers) + 2):  # apart once, apart for good
-        table = np.array([p.verdicts for p in [*peers, report][:count]])
-        if cochran_by_hand(table) <= rule.level:
-            break
-    else:
-        return "continue"
     assert report.verdicts is not None
     assert rival.verdicts is not None
     only = int((report.verdicts & ~rival.verdicts).sum())
     theirs = int((rival.verdicts & ~report.verdicts).sum())
     chance = stats.binom.cdf(only, only + theirs, 0.5) if only + theirs else 1.0
-    worse = report.robust_accuracy < rival.robust_accuracy
-    return "stop" if worse and chance <= rule.level else "continue"
+    if report.robust_accuracy >= rival.robust_accuracy:
+        return "continue"
+    if report.images_seen not in apart:
+        table = np.array([peer.verdicts for peer in [*peers, report]])
+        if cochran_by_hand(table) > rule.level:
+            return "continue"
+        apart.add(report.images_seen)
+    return "stop" if chance <= rule.level else "continue"
 
 
 def cochran_by_hand(table: np.ndarray) -> float:
