@@ -35,9 +35,10 @@ NOT_THE_MATHS = {"elapsed_s", "at", "images_per_s"}
 
 
 def rows(run: Store, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    file = run / name  # steps.jsonl is not there before the first row
     return [
         {k: v for k, v in row.items() if k not in NOT_THE_MATHS}
-        for row in (run / name).read_jsonl()
+        for row in (file.read_jsonl() if file.exists() else [])
     ]
 
 
