@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dra_ray import data, students
+from dra_ray.attacks import catalogue
 from dra_ray.config import (
     Config,
     Experiment,
@@ -32,6 +33,7 @@ from dra_ray.config import (
     Threat,
 )
 from dra_ray.data import Shape
+from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
 from dra_ray.sweeps import rungs, spaces
 from dra_ray.teachers import checkpoint
@@ -142,6 +144,47 @@ class Hours:
 
 
 @dataclasses.dataclass(frozen=True)
+class Needs:
+    """Estimates of what a run takes besides arithmetic; GB are 10^9 bytes.
+
+    Memory: weights, gradient, momentum and average in float32, and the activations of one backward
+    pass over a worker's part of the batch; allocators and workspaces come on top. Disk: three
+    checkpoints, since a new one is written before the oldest of two goes, the selected weights and
+    the evaluation. AutoAttack: as if every test image withstood, which is the most that it takes.
+    """
+
+    memory_gb: Annotated[float, Shown("memory of a worker, GB (estimate)", "{:.3g}")]
+    disk_gb: Annotated[float, Shown("disk, GB (estimate)", "{:.3g}")]
+    autoattack_pflop: Annotated[float, Shown("AutoAttack PFLOP, at most", "{:.4g}")]
+    autoattack_share: Annotated[float, Shown("AutoAttack's share of all, at most", "{:.0%}")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Device hours by role and their price; of a sweep, with what early stopping is expected to
+    save. A device is a GPU, or a CPU thread where no GPU is asked for.
+    """
+
+    student_hours: Annotated[float, Shown("device hours of students", "{:,.3g}")]
+    teacher_hours: Annotated[float, Shown("device hours of the teacher", "{:,.3g}")]
+    money: Annotated[float, Shown("price, by the example table or --prices", "{:,.2f}")]
+    currency: Annotated[str, Shown("currency")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prices:
+    """Of an hour of a student's and of a teacher's device."""
+
+    student: float
+    teacher: float
+    currency: str
+
+    def of(self, student_hours: float, teacher_hours: float) -> Cost:
+        money = student_hours * self.student + teacher_hours * self.teacher
+        return Cost(student_hours, teacher_hours, money, self.currency)
+
+
+@dataclasses.dataclass(frozen=True)
 class RunPlan:
     """Training one student."""
 
@@ -150,8 +193,10 @@ class RunPlan:
     teacher: Teacher | None  # None where there is none, or none that is known yet
     step: Step
     run: Training
+    needs: Needs
     resources: Resources
     hours: Hours | None
+    cost: Cost | None
     notes: tuple[str, ...]
 
 
@@ -166,7 +211,10 @@ class SweepPlan:
     worst_pflop: Annotated[float, Shown("PFLOP if nothing is stopped", "{:.4g}")]
     expected_pflop: Annotated[float, Shown("PFLOP expected with ASHA", "{:.4g}")]
     resources: Resources
+    student_gpus: Annotated[float, Shown("GPUs of students", "{:g}")]
+    teacher_gpus: Annotated[float, Shown("GPUs of the teacher, smallest pool", "{:g}")]
     hours: Hours | None
+    cost: Cost | None
     largest_trial: RunPlan
     notes: tuple[str, ...]
 
@@ -212,15 +260,17 @@ class Known:
 
     tflops: float | None = None
     teacher: Network | None = None
+    prices: Prices | None = None
 
 
-def plan(config: Config, tflops: float | None = None) -> Plan:
-    """What `config` would build, compute and occupy; hours only where `tflops` is given.
+def plan(config: Config, tflops: float | None = None, prices: Prices | None = None) -> Plan:
+    """What `config` would build, compute and occupy; hours only where `tflops` is given, and money
+    only where `prices` are too.
 
     A teacher's cost is known once its folder exists; until then `notes` says what is missing.
     Raises the errors of reading data and cards.
     """
-    return _plan(config, Known(tflops=tflops))
+    return _plan(config, Known(tflops=tflops, prices=prices))
 
 
 def _plan(config: Config, known: Known) -> Plan:
@@ -335,7 +385,7 @@ def _experiment(config: Experiment, known: Known) -> RunPlan:
     shape = images.shape
     student_params, forward, feature_dim = student_cost(config.model, shape)
     notes = _weights_note(config)
-    teacher = _aligned_teacher(config, known, notes)
+    teacher = _aligned_teacher(config, known, shape, notes)
     feature = _feature_macs(teacher, config.teacher.layer) if teacher else 0.0
     targets = (
         2 if config.align.extra_weight else 1
@@ -371,6 +421,7 @@ def _experiment(config: Experiment, known: Known) -> RunPlan:
         teacher_pflop=2 * seen * encode / 1e15,
     )
     resources = _resources(config, encode / step, notes)
+    hours = _hours(config, run, resources, known.tflops) if known.tflops else None
     return RunPlan(
         kind=config.kind,
         student=Student(config.model.name, student_params, forward / 1e9),
@@ -387,9 +438,56 @@ def _experiment(config: Experiment, known: Known) -> RunPlan:
             teacher_gflop_per_image=2 * encode / 1e9,
         ),
         run=run,
+        needs=_needs(config, images, run, forward),
         resources=resources,
-        hours=_hours(config, run, resources, known.tflops) if known.tflops else None,
+        hours=hours,
+        cost=known.prices.of(hours.student or 0.0, hours.teacher or 0.0)
+        if known.prices and hours
+        else None,
         notes=tuple(sorted(notes)),
+    )
+
+
+@functools.cache
+def activations(settings: Model, shape: Shape) -> int:
+    """Elements of all outputs of a student's layers for one image: what a backward pass keeps, up
+    to what is recomputed or shared.
+    """
+    student, kept = students.check(settings, shape).eval(), 0
+
+    def count(module: torch.nn.Module, given: object, output: object) -> None:
+        nonlocal kept
+        kept += output.numel() if isinstance(output, Tensor) else 0
+
+    for module in student.modules():
+        if not list(module.children()):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        student(torch.empty(1, shape.channels, shape.resolution, shape.resolution, device="meta"))
+    return kept
+
+
+COPIES = 4  # of the weights in memory and in a checkpoint: themselves, gradient, momentum, average
+CHECKPOINTS = 3  # two are kept while the next is written
+_FLOAT = 4  # bytes
+
+
+def _needs(config: Experiment, images: data.Outline, run: Training, forward: float) -> Needs:
+    params, _, _ = student_cost(config.model, images.shape)
+    mine = math.ceil(config.optim.batch / config.resources.workers)
+    views = objective.of(config.loss).views
+    kept = activations(config.model, images.shape) * mine * views
+    shape, tested = images.shape, images.test
+    adversarial = tested * shape.channels * shape.resolution**2
+    evaluation = config.evaluation
+    attacks = catalogue.attacks(shape.num_classes, evaluation.version, evaluation.level)
+    passes = sum(catalogue.STAGES[name].passes for name in (catalogue.CLEAN.name, *attacks))
+    attacked = 2 * forward * passes * tested / 1e15
+    return Needs(
+        memory_gb=_FLOAT * (COPIES * params + kept) / 1e9,
+        disk_gb=_FLOAT * ((CHECKPOINTS * COPIES + 1) * params + 2 * adversarial) / 1e9,
+        autoattack_pflop=attacked,
+        autoattack_share=attacked / (attacked + run.pflop),
     )
 
 
@@ -399,13 +497,30 @@ def _weights_note(config: Experiment) -> set[str]:
     return {f"model.weights is not set, so {config.model.name} starts from random weights"}
 
 
-def _aligned_teacher(config: Experiment, known: Known, notes: set[str]) -> Network | None:
+def _aligned_teacher(
+    config: Experiment, known: Known, shape: Shape, notes: set[str]
+) -> Network | None:
     if not config.align.weight:
         return None
     teacher = known.teacher or _teacher_at(config.teacher.uri)
     if teacher is None:
         notes.add("teacher.uri is not set, so the teacher's work is not counted")
+    else:
+        _check_fits(config, teacher, shape)
     return teacher
+
+
+def _check_fits(config: Experiment, teacher: Network, shape: Shape) -> None:
+    """`ConfigError` for a teacher of other images or classes than the data has."""
+    theirs, ours = ((net.channels, net.resolution, net.resolution) for net in (teacher, shape))
+    if theirs != ours:
+        raise ConfigError(
+            f"teacher.uri='{config.teacher.uri}' takes images of {theirs}, but data.name="
+            f"'{config.data.name}' has {ours} (channels, height, width); give a teacher of this "
+            "data"
+        )
+    if config.teacher.label == "true":
+        teacher.check_classes(shape.num_classes)
 
 
 def _projector_macs(wide_in: int, wide_out: int, hidden: int) -> float:
@@ -484,6 +599,9 @@ def _sweep(config: Sweep, known: Known) -> SweepPlan:
     concurrent = min(config.asha.max_concurrent, len(trials))
     notes = {note for trial in trials.values() for note in trial.notes}
     hours = {name: trial.hours.wall or 0.0 for name, trial in trials.items() if trial.hours}
+    shared = _shared(config, largest.resources, concurrent, notes)
+    teacher_gpus = (shared.min_replicas or 0) * config.base.pool.gpus_per_replica
+    costs = [(trial.cost, kept[name]) for name, trial in trials.items() if trial.cost]
     return SweepPlan(
         kind=config.kind,
         trials=len(trials),
@@ -495,12 +613,20 @@ def _sweep(config: Sweep, known: Known) -> SweepPlan:
         ),
         worst_pflop=sum(trial.run.pflop for trial in trials.values()),
         expected_pflop=sum(trial.run.pflop * kept[name] for name, trial in trials.items()),
-        resources=_shared(config, largest.resources, concurrent, notes),
+        resources=shared,
+        student_gpus=shared.gpus - teacher_gpus,
+        teacher_gpus=teacher_gpus,
         hours=Hours(
             worst=sum(hours.values()) / concurrent,
             expected=sum(hours[name] * kept[name] for name in hours) / concurrent,
         )
         if known.tflops
+        else None,
+        cost=known.prices.of(
+            sum(cost.student_hours * share for cost, share in costs),
+            sum(cost.teacher_hours * share for cost, share in costs),
+        )
+        if known.prices and costs
         else None,
         largest_trial=largest,
         notes=tuple(sorted(notes)),
@@ -648,14 +774,57 @@ def _quickstart(config: Quickstart, known: Known) -> QuickstartPlan:
 
 
 # -- for people ------------------------------------------------------------------------------------
-def rows(planned: Plan) -> list[dict[str, str]]:
-    """A plan as table rows {"stage", "quantity", "value"}, in reading order; notes come last."""
+@dataclasses.dataclass(frozen=True)
+class PlannedRow:
+    """A line of the printed plan: `value` as it was counted, `text` as people write it."""
+
+    stage: str
+    quantity: str
+    value: object
+    text: str
+
+
+def rows(planned: Plan) -> list[PlannedRow]:
+    """A plan in reading order, stage by stage; notes come last, with an empty stage."""
     listed = [
-        {"stage": stage, "quantity": label, "value": value}
+        PlannedRow(stage, label, value, text)
         for stage, part in _stages(planned)
-        for label, value in _values(part)
+        for label, value, text in _values(part)
     ]
-    return listed + [{"stage": "", "quantity": "note", "value": note} for note in planned.notes]
+    return listed + [PlannedRow("", "note", note, note) for note in planned.notes]
+
+
+def summary(planned: Plan) -> str:
+    """One line: what runs, how much of it, how long and for how much, as far as that is known."""
+    if isinstance(planned, QuickstartPlan):
+        parts = ["a teacher, synthetic images and", f"{planned.sweep.trials} trials"]
+        return " ".join(parts) + _so_long(planned.hours and planned.hours.wall)
+    if isinstance(planned, SweepPlan):
+        said = (
+            f"{planned.trials} trials, {planned.concurrent} at a time, "
+            f"{planned.expected_pflop:,.3g} PFLOP expected of {planned.worst_pflop:,.3g}"
+        )
+        said += _so_long(planned.hours and planned.hours.expected)
+        return said + _so_much(planned.cost)
+    if isinstance(planned, RunPlan):
+        said = f"{planned.run.steps:,} steps, {planned.run.pflop:,.3g} PFLOP"
+        said += _so_long(planned.hours and planned.hours.wall) + _so_much(planned.cost)
+        return said + f", {planned.needs.memory_gb:.2g} GB for a worker"
+    if isinstance(planned, TeacherPlan):
+        said = f"{planned.run.steps:,} steps, {planned.run.pflop:,.3g} PFLOP"
+    else:
+        said = f"{planned.run.images:,} images"
+    return said + _so_long(planned.hours and planned.hours.wall)
+
+
+def _so_long(hours: float | None) -> str:
+    if hours is None:
+        return ""
+    return f", about {hours:,.1f} hours" if hours >= 1 else f", about {60 * hours:.1f} minutes"
+
+
+def _so_much(cost: Cost | None) -> str:
+    return "" if cost is None else f", about {cost.money:,.2f} {cost.currency}"
 
 
 def _stages(planned: Plan) -> list[tuple[str, Plan | Hours]]:
@@ -668,15 +837,15 @@ def _stages(planned: Plan) -> list[tuple[str, Plan | Hours]]:
     return [(planned.kind, planned)]
 
 
-def _values(part: object) -> Iterator[tuple[str, str]]:
-    """(label, text) of every field that is to be shown, also of records within; another plan
-    within is a stage of its own.
+def _values(part: object) -> Iterator[tuple[str, object, str]]:
+    """(label, value, text) of every field that is to be shown, also of records within; another
+    plan within is a stage of its own.
     """
     for name, hint in typing.get_type_hints(type(part), include_extras=True).items():
         value = getattr(part, name)
         if value is not None and typing.get_origin(hint) is Annotated:
             how: Shown = typing.get_args(hint)[1]
-            yield how.label, _text(value, how.shape)
+            yield how.label, value, _text(value, how.shape)
         elif dataclasses.is_dataclass(value) and not isinstance(value, Plan):
             yield from _values(value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from torch.utils.flop_counter import flop_registry
 
 from dra_ray import data, students
 from dra_ray import plan as planning
+from dra_ray.attacks.catalogue import STAGES
 from dra_ray.config import (
     Asha,
     Data,
@@ -165,7 +167,7 @@ def test_a_second_feature_doubles_the_teachers_work(teacher):
 def test_fewest_workers_are_shown():
     config = override(Experiment(), {"resources.workers": 4, "resources.min_workers": 2})
     assert any(
-        row["quantity"].startswith("workers, at least") and row["value"] == "2"
+        row.quantity.startswith("workers, at least") and row.value == 2
         for row in planning.rows(planning.plan(config))
     )
 
@@ -329,12 +331,12 @@ def test_every_kind_gives_rows(config):
     made = planning.plan(config, tflops=1.0)
     shown = planning.rows(made)
     assert shown
-    assert all(
-        set(row) == {"stage", "quantity", "value"}
-        and all(isinstance(text, str) for text in row.values())
-        for row in shown
-    )
-    assert [row["value"] for row in shown if row["quantity"] == "note"] == list(made.notes)
+    assert all(isinstance(row.text, str) and row.quantity for row in shown)
+    assert json.dumps([row.value for row in shown])  # numbers, texts and lists of them
+    assert [row.value for row in shown if row.quantity == "note"] == list(made.notes)
+    assert "\n" not in planning.summary(made)
+    known = made.hours is not None
+    assert known == any(word in planning.summary(made) for word in ("minutes", "hours"))
 
 
 # what a quickstart prints, stage by stage, in reading order
@@ -380,6 +382,8 @@ PRINTED = {
         "teacher replicas, at least",
         "teacher replicas, at most",
         "teacher replicas that keep up",
+        "GPUs of students",
+        "GPUs of the teacher, smallest pool",
         "hours if nothing is stopped",
         "hours expected with ASHA",
     ],
@@ -401,6 +405,10 @@ PRINTED = {
         "checkpoints",
         "student PFLOP, validation included",
         "teacher PFLOP",
+        "memory of a worker, GB (estimate)",
+        "disk, GB (estimate)",
+        "AutoAttack PFLOP, at most",
+        "AutoAttack's share of all, at most",
         "workers",
         "CPUs asked for, smallest pool",
         "GPUs asked for, smallest pool",
@@ -420,8 +428,8 @@ PRINTED = {
 def test_everything_that_was_counted_is_printed():
     printed: dict[str, list[str]] = {}
     for row in planning.rows(planning.plan(load("quickstart"), tflops=1.0)):
-        if row["quantity"] != "note":
-            printed.setdefault(row["stage"], []).append(row["quantity"])
+        if row.quantity != "note":
+            printed.setdefault(row.stage, []).append(row.quantity)
     assert printed == PRINTED
 
 
@@ -446,3 +454,49 @@ def test_validation_is_counted():
     assert often.student_pflop - never.student_pflop == pytest.approx(2 * extra * forward / 1e15)
     assert often.checkpoints == 20
     assert never.checkpoints == math.ceil(20 / 20)
+
+
+def test_activations_are_the_outputs_of_layers():
+    """Against what a forward pass of two images gives, layer by layer."""
+    config, kept = Experiment(), []
+    shape = data.outline(config.data).shape
+    student = students.check(config.model, shape).eval()
+    for module in student.modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda m, a, out: kept.append(out.numel()))
+    student(torch.empty(2, shape.channels, shape.resolution, shape.resolution, device="meta"))
+    assert 2 * planning.activations(config.model, shape) == sum(kept)
+
+
+def test_memory_is_shared_by_workers_and_weights_are_not():
+    one, two = (planning.plan(override(Experiment(), {"resources.workers": n})) for n in (1, 2))
+    weights = 4 * 4 * one.student.params / 1e9
+    assert two.needs.memory_gb - weights == pytest.approx((one.needs.memory_gb - weights) / 2)
+    assert two.needs.disk_gb == one.needs.disk_gb
+
+
+def test_autoattack_counts_every_image_as_robust():
+    made = planning.plan(Experiment())
+    tested = data.outline(Data()).test
+    forward = made.student.forward_gmacs * 1e9
+    passes = sum(STAGES[name].passes for name in ("clean", "apgd-ce", "apgd-t", "fab-t", "square"))
+    assert made.needs.autoattack_pflop == pytest.approx(2 * forward * passes * tested / 1e15)
+    assert 0 < made.needs.autoattack_share < 1
+
+
+def test_a_teacher_of_other_images_is_refused(tmp_path):
+    checkpoint.save(Store(str(tmp_path)), EDM(TINY, 32, 3, 10), {})
+    with pytest.raises(ConfigError, match=r"takes images of \(3, 32, 32\), but.*\(1, 8, 8\)"):
+        planning.plan(override(Experiment(), {"teacher.uri": str(tmp_path)}))
+
+
+def test_money_is_device_hours_times_price(teacher):
+    config = override(Experiment(), {"teacher.uri": teacher})
+    prices = planning.Prices(student=2.0, teacher=3.0, currency="EUR")
+    made = planning.plan(config, tflops=0.001, prices=prices)
+    assert made.cost.money == pytest.approx(2 * made.hours.student + 3 * made.hours.teacher)
+    assert "EUR" in planning.summary(made)
+    busy = Sweep(space={"align.weight": [1, 2, 3]}, base=override(config, {"optim.epochs": 8}))
+    swept = planning.plan(busy, tflops=0.001, prices=prices)
+    assert 0 < swept.cost.money < 3 * swept.largest_trial.cost.money  # what stops is not paid
+    assert planning.plan(config, tflops=0.001).cost is None

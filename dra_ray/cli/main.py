@@ -6,10 +6,11 @@ were found good.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -38,6 +39,10 @@ from dra_ray.cli.teacher import teacher_app
 from dra_ray.errors import ConfigError, DraError
 from dra_ray.storage import Store, masked
 from dra_ray.sweeps import spaces
+
+if TYPE_CHECKING:
+    from dra_ray import plan as job
+    from dra_ray.bench import speed
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -209,8 +214,8 @@ def evaluate(
         str,
         typer.Argument(
             metavar="WHAT",
-            help="A run's folder (of a sweep: its best trials), a checkpoint, timm/NAME, module:function (gives a torch module), "
-            "or robustbench:URI.",
+            help="A run's folder (of a sweep: its best trials), a checkpoint, timm/NAME, "
+            "module:function (gives a torch module), or robustbench:URI.",
         ),
     ],
     set_: EvaluationSet = None,
@@ -525,18 +530,103 @@ def plan(
     tflops: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Sustained TFLOP/s of one GPU (or CPU thread), to estimate hours."
+            min=0,
+            help="Sustained TFLOP/s of one GPU (or CPU thread); default: measured here, or by "
+            "--gpu.",
         ),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Such as h100, a100, l4: hours by its published peak."),
+    ] = None,
+    prices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Your own copy of dra_ray/bench/gpus.yaml, with your prices."
+        ),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A cluster.yaml: is there room for the run on it?"),
     ] = None,
     json: Json = None,
 ) -> None:
-    """Check a config and print what it would run: sizes, steps, arithmetic, workers, replicas.
+    """Check a config and print what it would run: sizes, steps, arithmetic, memory, hours, money.
     Starts nothing.
     """
     settings = config.load(recipe, None, set_)
     from dra_ray import plan as job
+    from dra_ray.bench import nodes, speed
 
-    terminal.table(job.rows(job.plan(settings, tflops)), f"plan of {recipe}", json)
+    known = speed.table(prices)
+    rate = _speed(settings, tflops, gpu, known)
+    paid = _prices(settings, gpu, known)
+    planned = job.plan(settings, rate.tflops if rate else None, paid)
+    room: list[str] = []
+    if cluster and isinstance(settings, config.Sweep | config.Experiment):
+        concurrent = getattr(planned, "concurrent", 1)
+        room = nodes.require_room(nodes.read(cluster), nodes.demands(settings, concurrent), cluster)
+    rows = job.rows(planned)
+    if json:
+        Store(json).write_json([dataclasses.asdict(row) for row in rows])
+    for stage in dict.fromkeys(row.stage for row in rows if row.stage):
+        shown = [{"quantity": r.quantity, "value": r.text} for r in rows if r.stage == stage]
+        terminal.table(shown, f"plan of {recipe}: {stage}")
+        terminal.out.print()
+    terminal.out.print(job.summary(planned))
+    for line in room:
+        terminal.out.print(line)
+    terminal.err.print(
+        f"hours: {rate.source}"
+        if rate
+        else "hours are not known: no such GPU is here; add --gpu h100 or --tflops N"
+    )
+    for row in rows:
+        if not row.stage:
+            terminal.err.print(f"note: {row.text}")
+
+
+def _asked_gpus(settings: config.Config) -> float:
+    """GPUs that a training worker asks for; 0 means CPU threads."""
+    if isinstance(settings, config.Synthesis):
+        return settings.gpus_per_worker
+    if isinstance(settings, config.Quickstart):
+        return settings.sweep.base.resources.gpus_per_worker
+    experiment = settings.base if isinstance(settings, config.Sweep) else settings
+    return experiment.resources.gpus_per_worker
+
+
+def _speed(
+    settings: config.Config, tflops: float | None, gpu: str | None, known: speed.Table
+) -> speed.Speed | None:
+    """As given, by a card's peak, or measured here; None where the GPU that is asked for is not
+    here.
+    """
+    from dra_ray.bench import speed
+
+    if tflops:
+        return speed.Speed(tflops, "as given by --tflops")
+    if gpu:
+        compute = getattr(getattr(settings, "base", settings), "compute", None)
+        return speed.of_gpu(gpu, known, compute.precision if compute else "fp32")
+    if not _asked_gpus(settings):
+        return speed.measured()
+    import torch
+
+    return speed.measured("cuda") if torch.cuda.is_available() else None
+
+
+def _prices(settings: config.Config, gpu: str | None, known: speed.Table) -> job.Prices | None:
+    """Of a GPU where one is named, of a CPU thread where none is asked for."""
+    from dra_ray import plan as job
+
+    if gpu:
+        each = known.gpu(gpu).price
+    elif not _asked_gpus(settings):
+        each = known.cpu_hour
+    else:
+        return None
+    return job.Prices(each, each, known.currency)
 
 
 @app.command("config")

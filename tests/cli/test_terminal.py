@@ -66,7 +66,9 @@ def test_a_validation_has_no_unix_time_and_no_verdicts() -> None:
 
 @pytest.mark.parametrize("name", ["quickstart", "digits-sweep", "cifar10-wrn-28-10-1m-dra"])
 def test_plans_fit(name: str) -> None:
-    check(plan.rows(plan.plan(config.load(name), tflops=1.0)))
+    rows = plan.rows(plan.plan(config.load(name), tflops=1.0))
+    text = check([{"quantity": row.quantity, "value": row.text} for row in rows if row.stage])
+    assert "─" in text
 
 
 def test_recipes_fit() -> None:

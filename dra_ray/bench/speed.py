@@ -1,0 +1,91 @@
+"""What a device sustains: measured here in a second, or a share of a published peak.
+
+Both are estimates: a training step is not one matrix product.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from importlib import resources
+
+import torch
+from pydantic import Field
+
+from dra_ray.config import Frozen, validate
+from dra_ray.config.text import parse
+from dra_ray.errors import ConfigError, nearest
+from dra_ray.storage import Store
+
+
+class Gpu(Frozen):
+    """A card: dense peaks in TFLOP/s, memory in GB (10^9 bytes), price of an hour."""
+
+    fp32: float = Field(gt=0)
+    bf16: float = Field(gt=0)
+    tf32: float = Field(gt=0)
+    memory_gb: float = Field(gt=0)
+    price: float = Field(ge=0)
+
+
+class Table(Frozen):
+    """`gpus.yaml`: cards by name, and what is guessed and priced."""
+
+    utilisation: float = Field(gt=0, le=1)
+    currency: str
+    cpu_hour: float = Field(ge=0)
+    gpus: dict[str, Gpu]
+
+    def gpu(self, name: str) -> Gpu:
+        if name.lower() not in self.gpus:
+            raise ConfigError(f"--gpu {name}: unknown; {nearest(name.lower(), self.gpus)}")
+        return self.gpus[name.lower()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """TFLOP/s that one GPU, or one CPU thread, sustains, and where the number comes from."""
+
+    tflops: float
+    source: str
+
+
+def table(file: str | None = None) -> Table:
+    """The packaged table, or a user's; `ConfigError` names the field that is wrong."""
+    if file is None:
+        text = (resources.files("dra_ray.bench") / "gpus.yaml").read_text()
+    else:
+        text = Store(file).read_text()
+    source = file or "gpus.yaml"
+    tree = parse(text, source).value
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source}: expected fields such as 'gpus'; start from the packaged file")
+    return validate(Table, tree, source)
+
+
+def of_gpu(name: str, known: Table, precision: str = "fp32") -> Speed:
+    """The stated share of a card's published peak at a `compute.precision`."""
+    peak = getattr(known.gpu(name), precision)
+    return Speed(
+        known.utilisation * peak,
+        f"{known.utilisation:.0%} (a guess) of the {peak:g} TFLOP/s that {name.upper()} has in "
+        f"{precision}",
+    )
+
+
+def measured(device: str = "cpu", seconds: float = 0.7, side: int = 768) -> Speed:
+    """A float32 matrix product, again and again, on one CPU thread or one GPU."""
+    side = side if device == "cpu" else 8 * side
+    a, b = (torch.rand(side, side, device=device) for _ in range(2))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        best, end = 0.0, time.monotonic() + seconds
+        while time.monotonic() < end or not best:
+            start = time.monotonic()
+            (a @ b).sum().item()
+            best = max(best, 2 * side**3 / (time.monotonic() - start))
+    finally:
+        torch.set_num_threads(threads)
+    what = "one CPU thread" if device == "cpu" else "the GPU"
+    return Speed(best / 1e12, f"measured on this machine: a float32 matrix product on {what}")
