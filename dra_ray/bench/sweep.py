@@ -20,7 +20,8 @@ LIST, BUDGET = "every trial", "equal images"
 @dataclass(frozen=True)
 class Cell:
     """One world of the table. In `every trial` a sweep of `trials` ends by itself; in `equal
-    images` twice as many are on the list and the images of a quarter of `trials` are spent.
+    images` twice as many are on the list, half as many train at once, and the images of half of
+    `trials` are spent: four full lengths after one another, so that survivors can finish.
     """
 
     question: str
@@ -35,7 +36,8 @@ def cells(trials: int, noise: Sequence[int] = NOISE) -> list[Cell]:
     """The table's worlds."""
     whole = [World(trials=trials, validation_images=images) for images in noise]
     return [Cell(LIST, world) for world in whole] + [
-        Cell(BUDGET, replace(world, trials=2 * trials, budget=trials / 4)) for world in whole
+        Cell(BUDGET, replace(world, trials=2 * trials, concurrent=4, budget=trials / 2))
+        for world in whole
     ]
 
 

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dra_ray import runs
+from dra_ray import config, runs
 from dra_ray.errors import ConfigError
 from dra_ray.evaluation import intervals
 from dra_ray.runs import RungRow
@@ -99,6 +99,23 @@ class Rules:
     def build(self) -> Scheduler:
         """A scheduler that has seen nothing yet."""
         return BUILDERS[self.scheduler](self)
+
+
+def of(sweep: config.Sweep, images_per_epoch: int) -> Scheduler:
+    """The scheduler of a sweep, new; `images_per_epoch` of its base trial."""
+    return rules(sweep, images_per_epoch).build()
+
+
+def rules(sweep: config.Sweep, images_per_epoch: int) -> Rules:
+    """What a sweep says of early stopping, in images."""
+    asha = sweep.asha
+    return Rules(
+        scheduler=sweep.scheduler,
+        grace_images=asha.grace_epochs * images_per_epoch,
+        reduction=asha.reduction_factor,
+        level=asha.level,
+        slot_images=sweep.base.selection.every_epochs * images_per_epoch,
+    )
 
 
 class Never:

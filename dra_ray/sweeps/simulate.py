@@ -216,9 +216,7 @@ def mean_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap of a mean."""
     picks = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
-    low, high = np.quantile(
-        values[picks].mean(1), [(1 - confidence) / 2, (1 + confidence) / 2]
-    )
+    low, high = np.quantile(values[picks].mean(1), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 

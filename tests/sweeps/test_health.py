@@ -11,10 +11,10 @@ from scipy import stats
 from dra_ray.sweeps import health, simulate
 from dra_ray.sweeps.schedulers import Report, Rules
 
-WORLD = simulate.World(trials=24, epochs=16, validation_images=400, plateau_epochs=(5.0, 6.0))
-RULES = Rules(
-    "asha", 4 * WORLD.images_per_epoch, reduction=2.0, slot_images=WORLD.images_per_epoch
+WORLD = simulate.World(
+    trials=24, epochs=16, validation_images=400, plateau_epochs=(5.0, 6.0), wobble=0.0
 )
+RULES = Rules("asha", 4 * WORLD.images_per_epoch, reduction=2.0, slot_images=WORLD.images_per_epoch)
 
 
 def played(rules: Rules, world: simulate.World = WORLD, seed: int = 0) -> list[Report]:

@@ -15,6 +15,7 @@ import pytest
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from scipy import stats
 
+from dra_ray.config import Asha, Experiment, Optim, Selection, Sweep
 from dra_ray.errors import ConfigError
 from dra_ray.evaluation import intervals
 from dra_ray.runs import RungRow, pack_verdicts
@@ -103,15 +104,15 @@ def replay(reports: list[Report], rule: Rules) -> list[str]:
     """Noise-aware ASHA from its description, every list scanned anew at every report."""
     answers: list[str] = []
     apart: set[int] = set()  # validations after which trials were seen to differ
-    for index, report in enumerate(reports):
-        before = [other for other in reports[:index] if not other.final]
+    before: list[Report] = []
+    for report in reports:
         answers.append(plain_noise_aware(report, before, apart, rule))
+        if not report.final:
+            before.append(report)
     return answers
 
 
-def plain_noise_aware(
-    report: Report, before: list[Report], apart: set[int], rule: Rules
-) -> str:
+def plain_noise_aware(report: Report, before: list[Report], apart: set[int], rule: Rules) -> str:
     k = -1
     while rule.grace_images * rule.reduction ** (k + 1) <= report.images_seen:
         k += 1
@@ -194,7 +195,7 @@ def test_equal_trials_are_rarely_stopped_and_worse_ones_are() -> None:
         stopped["plain"] += plain.decide(report) == "stop"
     assert stopped["plain"] > 150
     assert stopped["noise"] < 15
-    assert scheduler.decide(exact("last", 1, 5)) == "stop"
+    assert scheduler.decide(exact("last", 1, 5, images=500)) == "stop"
 
 
 def test_the_benefit_of_the_doubt_ends_with_later_evidence() -> None:
@@ -304,6 +305,15 @@ def test_one_sided_tests_against_scipy() -> None:
         chi2 = stats.chi2_contingency(table, correction=False).pvalue
         wins = np.array([one.sum(), two.sum()])
         assert intervals.homogeneous(wins, np.array([60, 60])) == pytest.approx(chi2)
+
+
+def test_a_sweep_says_its_rules() -> None:
+    base = Experiment(optim=Optim(epochs=20), selection=Selection(every_epochs=5))
+    asha = Asha(grace_epochs=2, reduction_factor=1.5, level=0.1)
+    sweep = Sweep(base=base, space={"align.weight": [0, 1]}, asha=asha, scheduler="noise_aware")
+    expected = Rules("noise_aware", 200, 1.5, 0.1, slot_images=500)
+    assert schedulers.rules(sweep, images_per_epoch=100) == expected
+    assert isinstance(schedulers.of(sweep, 100), schedulers.NoiseAware)
 
 
 def test_bad_rules_are_named() -> None:
