@@ -724,3 +724,11 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, period_s: float 
             return False
         time.sleep(period_s)
     return True
+
+
+def accelerators() -> list[str]:
+    """What the cluster's nodes call their GPUs, such as H100; none where Ray does not know."""
+    prefix = "accelerator_type:"
+    return [
+        name.removeprefix(prefix) for name in ray.cluster_resources() if name.startswith(prefix)
+    ]

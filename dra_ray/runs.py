@@ -42,6 +42,7 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"  # ValidationRow of a student's training, TeacherRow of a teacher's
 STEPS = "steps.jsonl"  # StepRow
 RUNGS = "rungs.jsonl"  # RungRow, of a sweep
+TRIAL_ROWS = "trials.jsonl"  # TrialRow, of a sweep
 POOL = "pool.jsonl"
 MODEL = "model.safetensors"
 SAMPLES = "samples.png"  # of synthetic images
@@ -56,7 +57,7 @@ CHECKPOINTS, EVALUATION, TRIALS = "checkpoints", "evaluation", "trials"
 TEACHER, SYNTHETIC, SWEEP = "teacher", "synthetic", "sweep"  # the stages of a quickstart
 
 Kind = Literal["quickstart", "sweep", "synthetic", "teacher", "train"]
-Decision = Literal["continue", "done", "failed", "stop"]
+Decision = Literal["continue", "done", "failed", "paused", "stop"]
 
 
 # -- records ---------------------------------------------------------------------------------------
@@ -120,6 +121,7 @@ class Facts(Record):
     # of a sweep
     trials: dict[str, dict[str, JsonValue]] = {}  # the fields that each trial changes
     finals: dict[str, str] = {}  # trial by role, "dra" and "baseline"
+    paused: str | None = None  # which limit of its budget is spent
     # of a quickstart
     hardware: JsonValue = None
     stages: list[Stage] = []
@@ -192,7 +194,18 @@ class RungRow(Record):
     images: int | None = None  # validation images
     verdicts: str | None = None  # of each, `pack_verdicts`
     decision: Decision
-    reason: str | None = None  # why it failed, on one line
+    reason: str | None = None  # why it failed, was paused or was stopped by hand, on one line
+    elapsed_s: float | None = None  # of its training so far
+    at: float | None = None
+
+
+class TrialRow(Record):
+    """A trial of a sweep, written before it starts."""
+
+    trial: str
+    number: int | None = None  # in the order of the search; None for a repeat of another trial
+    fields: dict[str, JsonValue]  # what it changes of the sweep's base
+    known: int = 0  # rows of rungs.jsonl when the search suggested it
     at: float | None = None
 
 
@@ -479,7 +492,12 @@ def read_manifest(run: Store) -> Manifest | None:
     file = run / MANIFEST
     if not file.exists():
         return None
-    return parse(Manifest, _masked(file), f"'{file}'")
+    manifest = parse(Manifest, _masked(file), f"'{file}'")
+    if manifest.kind != "sweep":
+        return manifest
+    # a search adds trials while the sweep runs; its manifest is not written again for each
+    added = {row.trial: row.fields for row in read_rows(run / TRIAL_ROWS, TrialRow)}
+    return manifest.model_copy(update={"trials": manifest.trials | added}) if added else manifest
 
 
 def _masked(file: Store) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from dra_ray.runs import read_rows
 from dra_ray.storage import Store
 from dra_ray.workloads import sweep
 from dra_ray.workloads.train import StepLog
-from tests.workloads.test_sweep import SWEEP, result
 
 LASTING = [
     errors.ConfigError("a"),
@@ -32,32 +31,13 @@ PASSING = [
 
 
 @pytest.mark.parametrize("error", LASTING, ids=repr)
-def test_a_failure_that_comes_again_ends_its_trial_and_ranks_it_last(
-    error: Exception, tmp_path
-) -> None:
-    rungs = sweep.Rungs(SWEEP, Store(str(tmp_path)) / "rungs.jsonl", None)
-    rungs.add("trial-001", result(1, 0.9), stop=False)
-    rungs.add("trial-002", result(1, 0.2), stop=False)
-    assert rungs.fail("trial-001", error) is None
-    assert rungs.fail("trial-000", error) is None
-    again = sweep.Rungs(SWEEP, Store(str(tmp_path)) / "rungs.jsonl", None)  # as a restart reads it
-    assert again.unfinished(["trial-000", "trial-001", "trial-002", "trial-003"]) == [
-        "trial-002",
-        "trial-003",
-    ]
-    assert again.last("trial-001").robust_accuracy == 0.9
-    assert again.last("trial-000").robust_accuracy is None
-    assert again.last("trial-001").reason == str(error)
-    experiments = dict.fromkeys(("trial-000", "trial-001", "trial-002"), SWEEP.base)
-    assert set(sweep.finalists(experiments, again.rows).values()) == {"trial-002"}
-    again.scheduler()  # ASHA takes the scores, not the failures
+def test_a_failure_that_comes_again_ends_its_trial(error: Exception) -> None:
+    assert sweep.ending(error) == (str(error), True)
 
 
 @pytest.mark.parametrize("error", PASSING, ids=repr)
-def test_a_failure_that_may_pass_leaves_its_trial_to_be_resumed(error: Exception, tmp_path) -> None:
-    rungs = sweep.Rungs(SWEEP, Store(str(tmp_path)) / "rungs.jsonl", None)
-    assert rungs.fail("trial-001", error) == str(error)
-    assert rungs.unfinished(["trial-000", "trial-001"]) == ["trial-000", "trial-001"]
+def test_a_failure_that_may_pass_leaves_its_trial_to_be_resumed(error: Exception) -> None:
+    assert sweep.ending(error) == (str(error), False)
 
 
 class _Raised(Exception):

@@ -23,6 +23,7 @@ DECISIONS: dict[str, Status] = {
     "done": "done",
     "continue": "unfinished",
     "failed": "failed",
+    "paused": "unfinished",  # its sweep's budget is spent
 }
 
 

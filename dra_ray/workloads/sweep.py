@@ -1,234 +1,234 @@
-"""Many runs under Ray Tune and ASHA, sharing one teacher pool; rung scores are ours, so a killed
-sweep goes on with them.
+"""Many runs under Ray Tune, sharing one teacher pool. `sweeps.tournament` decides what is tried,
+stopped and spent, and a killed sweep goes on with it.
 
-A trial is one Ray Train run with a stable name: interrupted, it resumes from its own checkpoints.
+A trial is a training run with a stable name: interrupted, it resumes from its own checkpoints.
 The objective is the robust accuracy on held-out images; the fidelity clock is `images_seen`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray import tune
 from ray.exceptions import RayError
 from ray.tune.execution import class_cache
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 
 from dra_ray import cluster, config, data, runs, students
-from dra_ray.errors import ConfigError, LastingError, RunError, is_lasting
+from dra_ray.bench import speed
+from dra_ray.errors import DraError, RunError, is_lasting
 from dra_ray.pool import client, service
+from dra_ray.pool.records import LogRow
 from dra_ray.runs import RungRow
-from dra_ray.storage import Store
-from dra_ray.sweeps import spaces
+from dra_ray.storage import Lease, Store
+from dra_ray.sweeps import spaces, study
+from dra_ray.sweeps.tournament import Circumstances, Scores, Tournament
+from dra_ray.training import tracking
 from dra_ray.workloads import train
 
-OBJECTIVE, CLOCK = "robust_accuracy", "images_seen"
+OBJECTIVE = "robust_accuracy"
 log = logging.getLogger("dra_ray")
 DRIVER_CPUS = 0.01  # a trial's driver only waits; one that held a CPU could starve its own workers
 Progress = Callable[[RungRow], None]
 
 
 def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> runs.Manifest:
-    """Run every trial under ASHA, then bring the best trial with and without alignment to the full
-    budget.
+    """Run the trials of a sweep, then bring the best with and without alignment to the full budget,
+    with all training seeds.
 
     Returns the manifest, with `finals`: {"dra": trial, "baseline": trial} (those that the sweep
-    has). A trial that fails in a way that comes again is ranked last and never started again; the
-    others go on. Raises `ConfigError` before anything starts, `LastingError` when every trial
-    failed like that, `RunError` when trials were lost with what they ran on; the same call resumes
-    those.
+    has). A trial that fails in a way that comes again is ranked last; the others go on. Where the
+    budget is spent, trials keep their checkpoints, the manifest says so in `paused`, and the same
+    call with a larger budget goes on.
+
+    Raises `ConfigError` before anything starts, `LeaseError` while another driver has the sweep,
+    `LastingError` when every trial failed for good, `RunError` when trials were lost with what they
+    ran on; the same call resumes those.
     """
     store = store.resolved()
-    experiments = {
+    planned = {
         name: experiment.with_sources() for name, experiment in spaces.experiments(sweep).items()
     }
-    _check(experiments)
-    changed = {
-        name: {field: _field(experiment, field) for field in sweep.space}
-        for name, experiment in experiments.items()
-    }
+    _check(planned)
+    table = speed.table(sweep.prices) if sweep.prices else None
     manifest = runs.begin_run(
         store,
         "sweep",
         sweep.model_dump(mode="json"),
         sweep.digest(),
-        runs.Facts(trials=changed, seed=sweep.seed),
+        runs.Facts(seed=sweep.seed),
     )
     if manifest.is_done:
         return manifest
     with contextlib.ExitStack() as stack:
-        _pools(stack, experiments, store)
-        scores = Rungs(sweep, store / runs.RUNGS, progress)
-        log.info("waiting for the first validation of %d trials", len(experiments))
-        at_once = min([sweep.asha.max_concurrent, *_slots(experiments)])
-        _tune(store, experiments, scores.unfinished(experiments), scores, at_once)
-        finals = finalists(experiments, scores.rows)
-        while behind := [
-            name
-            for name in finals.values()
-            if scores.last(name).epoch < experiments[name].optim.epochs
-        ]:
-            scores.racing = False
-            _tune(store, experiments, behind, scores, at_once)
-            finals = finalists(
-                experiments, scores.rows
-            )  # one that failed on the way makes room for the next
-        if not finals:
-            reason = scores.last(next(iter(experiments))).reason
-            raise LastingError(
-                f"all {len(experiments)} trials of '{store}' failed, the first since {reason}"
+        lease = stack.enter_context(Lease(store))
+        pools = _pools(stack, planned, store)
+        around = Circumstances(
+            images_per_epoch=_images_per_epoch,
+            at=time.time,
+            teacher_hours=lambda: sum(pool.hours() for pool in pools),
+            money=None if table is None else lambda hours: hours * _price(table),
+            guard=lease.require,
+        )
+        tournament = Tournament(sweep, store, around)
+        runs.update_manifest(store, runs.Facts(status="running", paused=None))
+        trackers = stack.enter_context(
+            tracking.of_sweep(
+                sweep.base.tracking,
+                store,
+                tournament.fields,
+                tournament.rows,
+                {"optuna": lambda: study.Study(store, sweep.space, tournament.fields)},
             )
-    return runs.update_manifest(store, runs.Facts(status="done", finals=finals))
-
-
-def finalists(experiments: dict[str, config.Experiment], rows: Iterable[RungRow]) -> dict[str, str]:
-    """The best trial with alignment and the best without: of those that got furthest, the most
-    robust at that rung.
-
-    A trial that failed for good is none: its full budget cannot be reached.
-    """
-    last = {row.trial: row for row in rows}
-    last = {name: row for name, row in last.items() if row.decision != "failed"}
-    kinds = {
-        "dra": [n for n in last if experiments[n].align.weight > 0],
-        "baseline": [n for n in last if experiments[n].align.weight == 0],
-    }
-    return {
-        kind: max(names, key=lambda n: (last[n].images_seen, last[n].robust_accuracy, n))
-        for kind, names in kinds.items()
-        if names
-    }
-
-
-def _check(experiments: dict[str, config.Experiment]) -> None:
-    """What would fail in every trial fails here, in one line."""
-    largest = max(experiments.values(), key=lambda e: e.synthetic.images)
-    log.info("loading the data '%s'", largest.data.name)
-    images = data.load(largest.data)
-    train.load_synthetic(largest, images)
-    for experiment in experiments.values():
-        train.check_teacher(experiment, images.num_classes)
-    for model in dict.fromkeys(experiment.model for experiment in experiments.values()):
-        students.check(model, images.shape)
-    clocks = {
-        (e.optim.epochs, e.optim.batch, e.selection.every_epochs) for e in experiments.values()
-    }
-    if len(clocks) > 1:
-        raise ConfigError(
-            "space changes optim.epochs, optim.batch or selection.every_epochs: ASHA compares "
-            "trials of one length; sweep those one by one"
         )
 
+        def on_row(row: RungRow) -> None:
+            trackers.row(row.trial, row)
+            if progress:
+                progress(row)
 
-def _field(experiment: config.Experiment, field: str) -> Any:
-    return dict(config.flatten(experiment.model_dump(mode="json")))[field]
-
-
-def _pools(
-    stack: contextlib.ExitStack, experiments: dict[str, config.Experiment], store: Store
-) -> None:
-    """One pool per different teacher, up before the first trial and shared by all."""
-    pooled = {
-        service.app_name(e.teacher): e
-        for e in experiments.values()
-        if e.align.weight and e.pool.kind == "pool"
-    }
-    for number, experiment in enumerate(pooled.values()):
-        log = store / (f"pool-{number}.jsonl" if number else runs.POOL)
-        stack.enter_context(service.serving(experiment.teacher, experiment.pool, log))
+        tournament.on_row = on_row
+        log.info("waiting for the first validation of %d trials", len(planned))
+        facts = _Driver(sweep, store, tournament, _slots(planned, sweep)).run()
+        lease.require()
+        return runs.update_manifest(store, facts)
 
 
-def _slots(experiments: dict[str, config.Experiment]) -> list[int]:
-    """Trials that fit at once beside the pools: more would take each other's resources and none
-    would start.
-    """
-    kept = {
-        service.app_name(e.teacher): client.reserved(e)
-        for e in experiments.values()
-        if e.align.weight
-    }
-    beside = (sum(cpus for cpus, _ in kept.values()), sum(gpus for _, gpus in kept.values()))
-    needs = [
-        (
-            e.resources.workers,
-            e.resources.cpus_per_worker + (0 if _is_single(e.resources) else DRIVER_CPUS),
-            e.resources.gpus_per_worker,
+class _Driver:
+    """Lets Ray Tune train what the tournament says."""
+
+    def __init__(
+        self, sweep: config.Sweep, store: Store, tournament: Tournament, at_once: int
+    ) -> None:
+        self.sweep, self.store, self.tournament, self.at_once = sweep, store, tournament, at_once
+
+    def run(self) -> runs.Facts:
+        """The race, then the finals; what the manifest is to say of it."""
+        tournament = self.tournament
+        self._tune()
+        while not tournament.exhausted():
+            behind = self._behind()
+            if not behind:
+                break
+            tournament.go_on_with(behind)
+            self._tune()
+        if reason := tournament.exhausted():
+            return runs.Facts(status="paused", paused=reason, finals=tournament.finals())
+        tournament.require_a_trial()
+        return runs.Facts(status="done", trials=dict(tournament.fields), finals=tournament.finals())
+
+    def _behind(self) -> list[str]:
+        """Finalists, with their repeats, that are not at their end and can get there."""
+        finalists, tournament = list(self.tournament.finals().values()), self.tournament
+        repeated = finalists if self.sweep.repeats.of == "finalists" else tournament.complete()
+        repeats = [
+            tournament.repeat(name, number)
+            for name in dict.fromkeys([*finalists, *repeated])
+            for number in range(1, self.sweep.repeats.seeds)
+        ]
+        return [name for name in finalists + repeats if not tournament.is_over(name)]
+
+    # -- Ray Tune ------------------------------------------------------------------------------
+    def _tune(self) -> None:
+        """Train until the tournament has no trial to start, with a new round for those that were
+        lost with a worker or a node.
+        """
+        for _ in range((self.sweep.base.resources.max_failures or 0) + 1):
+            lost = self._round()
+            if not lost:
+                return
+            for name, reason in lost.items():
+                log.warning(
+                    "trial '%s' was lost (%s); it goes on from its checkpoint", name, reason
+                )
+        reason = next(iter(lost.values()))
+        raise RunError(
+            f"{len(lost)} of {len(self.tournament.fields)} trials of '{self.store}' were lost "
+            f"({reason}); start the same command again to resume them"
         )
-        for e in experiments.values()
-    ]
-    fitting = (cluster.require(*need, "a trial", beside) for need in needs)
-    return [trials for trials in fitting if trials is not None]
+
+    def _round(self) -> dict[str, str]:
+        """One run of Ray Tune; the trials that were lost, and why."""
+        first = self.tournament.start()
+        if first is None:
+            return {}
+        _propagate_no_keys()
+        queue = _Trials(self.tournament, self.store, first)
+        decisions = _Decisions(self.tournament)
+        folder = self.store / runs.TRIALS
+        logging.getLogger("ray.tune").setLevel(
+            logging.CRITICAL
+        )  # tracebacks of trials, whose reasons we give in a line each
+
+        def trial(job: dict[str, Any]) -> None:
+            experiment = config.Experiment.model_validate(job["experiment"])
+            place = folder / job["trial"]
+            if _is_single(experiment.resources):
+                train.fit_in_process(experiment, place, lambda row: tune.report(dict(row)))
+            else:
+                train.fit(experiment, place, callbacks=[_Validations()])  # type: ignore[no-untyped-call]
+
+        tuner = tune.Tuner(
+            tune.with_resources(trial, _room),
+            tune_config=tune.TuneConfig(
+                metric=OBJECTIVE,
+                mode="max",
+                num_samples=-1,  # the queue says when it is empty
+                search_alg=queue,
+                scheduler=decisions,
+                max_concurrent_trials=self.at_once,
+                reuse_actors=True,  # the next trial of a slot finds its process, imports done
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0),
+                **self.store.for_ray(),
+            ),
+        )
+        # trials that wait would only find that they are not to begin
+        cluster.stoppable(
+            tuner.fit, queue.folders, lambda: not any(map(cluster.is_training, queue.folders))
+        )
+        for name in queue.started:
+            train.complete_rows(folder / name)
+        return self._settled(decisions.errors())
+
+    def _settled(self, errors: Mapping[str, BaseException]) -> dict[str, str]:
+        """Record trials that failed for good; those that may be tried again, and why they ended."""
+        lost = {}
+        for name, error in errors.items():
+            reason, lasting = ending(error)
+            if self.tournament.fail(name, reason, lasting) or not lasting:
+                lost[name] = reason
+                self.tournament.start_again(name)
+        return lost
 
 
-# -- Ray Tune --------------------------------------------------------------------------------------
-def _tune(
-    store: Store,
-    experiments: dict[str, config.Experiment],
-    names: list[str],
-    scores: Rungs,
-    max_concurrent: int,
-) -> None:
-    if not names:
-        return
-    # Ray Tune would copy these keys into every trial's runtime environment, which Ray logs and
-    # shows on its dashboard. Processes of a cluster of our own inherit the environment; nodes of
-    # another have roles or keys of their own.
+def ending(error: BaseException) -> tuple[str, bool]:
+    """Why a trial ended, on one line, and whether it would end alike again; from what Ray Tune
+    caught.
+    """
+    cause = getattr(error, "cause", None) or error
+    text = str(cause).strip()
+    reason = text.splitlines()[-1] if text else type(cause).__name__
+    return reason, is_lasting(cause) and not isinstance(cause, RayError)
+
+
+def _propagate_no_keys() -> None:
+    """Ray Tune would copy these keys into every trial's runtime environment, which Ray logs and
+    shows on its dashboard. Processes of a cluster of our own inherit the environment; nodes of
+    another have roles or keys of their own.
+    """
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
         {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
     )
-    trees = {name: experiments[name].model_dump(mode="json") for name in names}
-
-    def trial(job: dict[str, Any]) -> None:
-        name = job["trial"]
-        experiment, folder = (
-            config.Experiment.model_validate(trees[name]),
-            store / runs.TRIALS / name,
-        )
-        if _is_single(experiment.resources):
-            train.fit_in_process(experiment, folder, lambda row: tune.report(dict(row)))
-        else:
-            train.fit(experiment, folder, callbacks=[_Validations()])  # type: ignore[no-untyped-call]
-
-    def room(job: dict[str, Any]) -> tune.PlacementGroupFactory:
-        return _room(experiments[job["trial"]].resources)
-
-    tuner = tune.Tuner(
-        tune.with_resources(trial, room),
-        param_space={"trial": tune.grid_search(names)},
-        tune_config=tune.TuneConfig(
-            metric=OBJECTIVE,
-            mode="max",
-            scheduler=scores.scheduler(),
-            max_concurrent_trials=max_concurrent,
-            reuse_actors=True,  # the next trial of a slot finds its process with all imports done
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=0),
-            **store.for_ray(),
-        ),
-    )
-    logging.getLogger("ray.tune").setLevel(
-        logging.CRITICAL
-    )  # tracebacks of trials, whose reasons we give in a line each
-    folders = [(store / runs.TRIALS / name).uri for name in names]
-    # trials that wait would only find that they are not to begin
-    cluster.stoppable(tuner.fit, folders, lambda: not any(map(cluster.is_training, folders)))
-    for name in names:
-        train.complete_rows(store / runs.TRIALS / name)
-    if lost := scores.settle():
-        reason = next(iter(lost.values()))
-        raise RunError(
-            f"{len(lost)} of {len(names)} trials of '{store}' were lost ({reason}); start the same "
-            "command again to resume them"
-        )
 
 
 def _is_single(resources: config.Resources) -> bool:
@@ -238,8 +238,9 @@ def _is_single(resources: config.Resources) -> bool:
     return resources.workers == 1 and not resources.min_workers and not resources.labels
 
 
-def _room(resources: config.Resources) -> tune.PlacementGroupFactory:
+def _room(job: dict[str, Any]) -> tune.PlacementGroupFactory:
     """What a trial itself takes; workers of Ray Train ask for their own."""
+    resources = config.Experiment.model_validate(job["experiment"]).resources
     if not _is_single(resources):
         return tune.PlacementGroupFactory([{"CPU": DRIVER_CPUS}])
     usual = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
@@ -258,168 +259,153 @@ class _Validations(TuneReportCallback):
             super().after_report(run_context, metrics, checkpoint)
 
 
-@dataclasses.dataclass
-class _Named:
-    """What ASHA needs of a trial: an identity, here our own name, the same before and after a
-    restart.
+class _Stateless:
+    """Ray Tune pickles its searcher and its scheduler beside its state; nothing reads them back,
+    since the tournament keeps its own records.
     """
-
-    trial_id: str
-
-
-class Rungs:
-    """Every score that a trial reported and what was decided, in `rungs.jsonl`; feeds ASHA after a
-    restart.
-    """
-
-    def __init__(self, sweep: config.Sweep, file: Store, progress: Progress | None) -> None:
-        self.sweep, self.progress = sweep, progress
-        self.log = runs.Log(file, RungRow)
-        # Ray Tune's trials; their errors can be read once Tune has ended
-        self.errored: list[Any] = []
-        self.racing = True  # ASHA decides; off for the finals, which nothing stops
 
     def __getstate__(self) -> dict[str, Any]:
-        """Ray Tune pickles its scheduler beside its state; a progress bar cannot go along, and
-        nothing reads it back.
-        """
-        return self.__dict__ | {"progress": None, "errored": []}
+        return {}
 
-    @property
-    def rows(self) -> list[RungRow]:
-        return self.log.rows
 
-    def last(self, trial: str) -> RungRow:
-        return next(row for row in reversed(self.rows) if row.trial == trial)
+class _Trials(_Stateless, Searcher):
+    """The trials that the tournament starts, one whenever Ray Tune has a free slot."""
 
-    def unfinished(self, experiments: Iterable[str]) -> list[str]:
-        ended = {row.trial for row in self.rows if row.decision != "continue"}
-        return [name for name in experiments if name not in ended]
+    def __init__(self, tournament: Tournament, store: Store, first: str) -> None:
+        super().__init__(metric=OBJECTIVE, mode="max")
+        self._tournament, self._store, self._first = tournament, store, first
+        self.started: list[str] = []
+        self.folders = [store.uri]  # whom a stop asks: the sweep itself, and its trials
 
-    def add(self, trial: str, result: dict[str, Any], stop: bool) -> None:
-        done = result["epoch"] >= self.sweep.base.optim.epochs
-        row = RungRow(
-            trial=trial,
-            epoch=result["epoch"],
-            images_seen=result[CLOCK],
-            clean_accuracy=result["clean_accuracy"],
-            robust_accuracy=result[OBJECTIVE],
-            images=result.get("images"),
-            verdicts=result.get("verdicts"),
-            decision="stop" if stop else "done" if done else "continue",
-            at=time.time(),
-        )
-        if any(r.trial == trial and r.images_seen >= row.images_seen for r in self.rows):
-            return  # an epoch that was repeated after a restart: the same score, already there
-        self._append(row)
-
-    def settle(self) -> dict[str, str]:
-        """End the trials that failed for good; the others by name, which may be resumed, and why
-        each was lost.
-        """
-        errors = {
-            trial.config["trial"]: trial.get_pickled_error() or RunError(str(trial.get_error()))
-            for trial in self.errored
+    def suggest(self, trial_id: str) -> Any:
+        if cluster.is_asked_to_stop(self._store.uri):
+            return Searcher.FINISHED
+        name, self._first = self._first or self._tournament.start(), ""
+        if name is None:
+            return Searcher.FINISHED
+        folder = (self._store / runs.TRIALS / name).uri
+        cluster.ask_to_stop(folder, False)
+        self.started.append(name)
+        self.folders.append(folder)
+        return {
+            "trial": name,
+            "experiment": self._tournament.experiment(name).model_dump(mode="json"),
         }
-        self.errored = []
-        reasons = {name: self.fail(name, error) for name, error in errors.items()}
-        return {name: reason for name, reason in reasons.items() if reason is not None}
 
-    def fail(self, trial: str, error: BaseException) -> str | None:
-        """A trial that would fail alike again ends here, with its last scores if it has any; any
-        other gives its reason.
-        """
-        cause = getattr(error, "cause", None) or error
-        reason = str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__
-        if isinstance(cause, RayError) or not is_lasting(cause):
-            return reason
-        scores = next((row for row in reversed(self.rows) if row.trial == trial), None)
-        self._append(
-            RungRow(
-                trial=trial,
-                epoch=scores.epoch if scores else 0,
-                images_seen=scores.images_seen if scores else 0,
-                clean_accuracy=scores.clean_accuracy if scores else None,
-                robust_accuracy=scores.robust_accuracy if scores else None,
-                decision="failed",
-                reason=reason,
-                at=time.time(),
-            )
-        )
-        return None
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """The tournament knows."""
 
-    def scored(self) -> list[RungRow]:
-        """The rows of validations."""
-        return [row for row in self.rows if row.decision != "failed"]
+    def save(self, checkpoint_path: str) -> None:
+        """The tournament is on disk already."""
 
-    def _append(self, row: RungRow) -> None:
-        self.log.append(row)
-        if self.progress:
-            self.progress(row)
-
-    def scheduler(self) -> TrialScheduler:
-        """ASHA with every recorded score in its rungs, or plain recording once the race is over."""
-        return _Asha(self) if self.racing else _Recorder(self)
+    def restore(self, checkpoint_path: str) -> None:
+        """Nobody restores Ray Tune's state."""
 
 
-class _Asha(ASHAScheduler):
-    """Ray Tune's ASHA, with trials known by our names and scores recorded."""
+class _Decisions(_Stateless, FIFOScheduler):
+    """Asks the tournament what follows from a report."""
 
-    def __init__(self, rungs: Rungs) -> None:
-        base, asha = rungs.sweep.base, rungs.sweep.asha
-        per_epoch = (
-            data.batch_plan(base, data.outline(base.data).train, 0).steps_per_epoch
-            * base.optim.batch
-        )
-        super().__init__(
-            time_attr=CLOCK,
-            max_t=base.optim.epochs * per_epoch,
-            grace_period=asha.grace_epochs * per_epoch,
-            reduction_factor=asha.reduction_factor,
-            # a trial that reaches the end finishes by itself, checkpoints and all
-            stop_last_trials=False,
-        )
-        self._record = rungs
-        self.set_search_properties(OBJECTIVE, "max")
-        for name in dict.fromkeys(row.trial for row in rungs.scored()):
-            super().on_trial_add(None, _Named(name))  # type: ignore[arg-type]
-        for row in rungs.scored():
-            super().on_trial_result(None, _Named(row.trial), row.on_disk())  # type: ignore[arg-type]
-
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        return True if self._metric else super().set_search_properties(metric, mode, **spec)
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        name = trial.config["trial"]
-        if name not in self._trial_info:
-            super().on_trial_add(tune_controller, _Named(name))  # type: ignore[arg-type]
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        name = trial.config["trial"]
-        decision = super().on_trial_result(tune_controller, _Named(name), result)  # type: ignore[arg-type]
-        if result["epoch"] >= self._record.sweep.base.optim.epochs:
-            decision = TrialScheduler.CONTINUE  # nothing is left to stop
-        self._record.add(name, result, stop=decision == TrialScheduler.STOP)
-        return decision
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Its last score is in the rungs already."""
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """Its scores stay: they are what later trials are compared with."""
-
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        self._record.errored.append(trial)
-
-
-class _Recorder(FIFOScheduler):
-    def __init__(self, rungs: Rungs) -> None:
+    def __init__(self, tournament: Tournament) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._record = rungs
+        self._tournament = tournament
+        self._errored: list[Any] = []
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        self._record.add(trial.config["trial"], result, stop=False)
-        return TrialScheduler.CONTINUE
+        decision = self._tournament.report(trial.config["trial"], Scores.of(result))
+        return TrialScheduler.STOP if decision == "stop" else TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        self._record.errored.append(trial)
+        self._errored.append(trial)
+
+    def errors(self) -> dict[str, BaseException]:
+        """By trial; only once Ray Tune has ended."""
+        return {
+            trial.config["trial"]: trial.get_pickled_error() or RunError(str(trial.get_error()))
+            for trial in self._errored
+        }
+
+
+# -- before the first trial ------------------------------------------------------------------------
+def _check(experiments: dict[str, config.Experiment]) -> None:
+    """What would fail in every trial fails here, in one line."""
+    largest = max(experiments.values(), key=lambda e: e.synthetic.images)
+    log.info("loading the data '%s'", largest.data.name)
+    images = data.load(largest.data)
+    train.load_synthetic(largest, images)
+    for experiment in experiments.values():
+        train.check_teacher(experiment, images.num_classes)
+    for model in dict.fromkeys(experiment.model for experiment in experiments.values()):
+        students.check(model, images.shape)
+
+
+def _images_per_epoch(experiment: config.Experiment) -> int:
+    train_images = data.outline(experiment.data).train
+    plan = data.batch_plan(experiment, train_images, 0)
+    return plan.steps_per_epoch * experiment.optim.batch
+
+
+def _price(table: speed.Table) -> float:
+    """Of an hour of a device of this cluster: a GPU as its nodes call it, or a CPU."""
+    names = [name.lower() for name in cluster.accelerators()]
+    known = [name for name in table.gpus if any(name in there for there in names)]
+    return table.gpus[known[0]].price if known else table.cpu_hour
+
+
+class _PoolHours:
+    """GPU-hours of a pool, from its log: replicas that ran, times their GPUs."""
+
+    def __init__(self, log: Store, gpus: float) -> None:
+        self._tail, self._gpus = runs.Tail(log, LogRow), gpus
+        self._last: LogRow | None = None
+        self._hours = 0.0
+
+    def hours(self) -> float:
+        if not self._gpus:
+            return 0.0
+        with contextlib.suppress(DraError):  # the store is away: the next report counts
+            for row in self._tail.new():
+                if self._last is not None:
+                    seconds = max(0.0, row.at - self._last.at)
+                    # a driver that was gone for longer had no pool
+                    self._hours += self._last.running * min(seconds, 60.0) / 3600
+                self._last = row
+        return self._hours * self._gpus
+
+
+def _pools(
+    stack: contextlib.ExitStack, experiments: dict[str, config.Experiment], store: Store
+) -> list[_PoolHours]:
+    """One pool per different teacher, up before the first trial and shared by all."""
+    pooled = {
+        service.app_name(e.teacher): e
+        for e in experiments.values()
+        if e.align.weight and e.pool.kind == "pool"
+    }
+    hours = []
+    for number, experiment in enumerate(pooled.values()):
+        log = store / (f"pool-{number}.jsonl" if number else runs.POOL)
+        stack.enter_context(service.serving(experiment.teacher, experiment.pool, log))
+        hours.append(_PoolHours(log, experiment.pool.gpus_per_replica))
+    return hours
+
+
+def _slots(experiments: dict[str, config.Experiment], sweep: config.Sweep) -> int:
+    """Trials that fit at once beside the pools: more would take each other's resources and none
+    would start.
+    """
+    kept = {
+        service.app_name(e.teacher): client.reserved(e)
+        for e in experiments.values()
+        if e.align.weight
+    }
+    beside = (sum(cpus for cpus, _ in kept.values()), sum(gpus for _, gpus in kept.values()))
+    needs = [
+        (
+            e.resources.workers,
+            e.resources.cpus_per_worker + (0 if _is_single(e.resources) else DRIVER_CPUS),
+            e.resources.gpus_per_worker,
+        )
+        for e in experiments.values()
+    ]
+    fitting = (cluster.require(*need, "a trial", beside) for need in needs)
+    return min([sweep.asha.max_concurrent, *(n for n in fitting if n is not None)])

@@ -1,0 +1,396 @@
+"""The course of a sweep: which trial starts next, what each report decides, and what was spent.
+
+Everything is written before it is acted on, a trial's point to `trials.jsonl` and its scores with
+the decision to `rungs.jsonl`. So a driver that is killed at any time reads them, and goes on with
+the same trials, the same rungs and the same suggestions. Whoever trains the trials, Ray Tune or a
+simulation, calls `start`, `report` and `fail`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from dra_ray import config, runs
+from dra_ray.errors import LastingError
+from dra_ray.runs import RungRow, TrialRow
+from dra_ray.storage import Store
+from dra_ray.sweeps import schedulers
+from dra_ray.sweeps.search import Search, State, Told
+from dra_ray.sweeps.spaces import Space, trial_name
+
+Fields = dict[str, Any]
+STATES: Mapping[str, State] = {"stop": "stopped", "done": "done", "failed": "failed"}
+SEED = "seed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """What a sweep has cost so far.
+
+    Attributes:
+        gpu_hours: hours times GPUs that were reserved, teachers' included.
+        money: None where no prices are known.
+    """
+
+    trials: int
+    images: int
+    gpu_hours: float
+    money: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """A validation of a trial, as it was reported."""
+
+    epoch: int
+    images_seen: int
+    clean_accuracy: float
+    robust_accuracy: float
+    images: int | None = None
+    verdicts: str | None = None
+    elapsed_s: float | None = None
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> Scores:
+        """From a row of metrics.jsonl, or what Ray Tune makes of it."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in result.items() if key in known})
+
+
+@dataclasses.dataclass(frozen=True)
+class Circumstances:
+    """What a tournament cannot know from the sweep.
+
+    Attributes:
+        images_per_epoch: of an experiment: steps of an epoch times batch.
+        teacher_hours: GPU-hours of teachers so far.
+        money: of hours times devices, GPUs or, without any, CPUs; None where there are no prices.
+        guard: called before anything is written; raises where another driver has the sweep.
+        at: seconds since 1970.
+    """
+
+    images_per_epoch: Callable[[config.Experiment], int]
+    at: Callable[[], float]
+    teacher_hours: Callable[[], float] = lambda: 0.0
+    money: Callable[[float], float] | None = None
+    guard: Callable[[], None] = lambda: None
+
+
+class Tournament:
+    """A sweep between its first trial and its finals."""
+
+    def __init__(
+        self,
+        sweep: config.Sweep,
+        folder: Store,
+        around: Circumstances,
+    ) -> None:
+        self.sweep, self.space, self.search = sweep, Space(sweep), Search(sweep)
+        self._around = around
+        self.on_row: Callable[[RungRow], None] = lambda row: None  # gets every new row
+        self._trials = runs.Log(folder / runs.TRIAL_ROWS, TrialRow)
+        self._rungs = runs.Log(folder / runs.RUNGS, RungRow)
+        self.fields: dict[str, Fields] = {row.trial: dict(row.fields) for row in self._trials.rows}
+        self._experiments: dict[str, config.Experiment] = {}
+        self._last: dict[str, RungRow] = {}  # with scores where the trial has any
+        self._ended: dict[str, str] = {}  # trial -> its last decision, unless it goes on
+        self._failures: dict[str, int] = {}
+        self._images = 0  # over all trials
+        self._gpu_s = self._device_s = 0.0
+        self._started: set[str] = set()  # by this driver
+        self.scheduler = schedulers.of(sweep, around.images_per_epoch(sweep.base))
+        self.racing = True  # the scheduler decides; off for finals, which nothing stops
+        for row in self._rungs.rows:
+            self._take(row)
+
+    # -- trials ----------------------------------------------------------------------------------
+    @property
+    def rows(self) -> list[RungRow]:
+        return self._rungs.rows
+
+    def experiment(self, trial: str) -> config.Experiment:
+        """What a trial trains, with its sources."""
+        if trial not in self._experiments:
+            fields = self.fields[trial]
+            experiment = config.override(self.sweep.base, fields).with_sources()
+            self._experiments[trial] = experiment
+        return self._experiments[trial]
+
+    def start(self) -> str | None:
+        """The trial to start, or to go on with; None where none is left or the budget is spent."""
+        if self.exhausted():
+            return None
+        for name in self.fields:
+            if name not in self._ended and name not in self._started:
+                self._started.add(name)
+                return name
+        row = self._suggested()
+        if row is None:
+            return None
+        self._around.guard()
+        self._trials.append(row)
+        self.fields[row.trial] = dict(row.fields)
+        self._started.add(row.trial)
+        return row.trial
+
+    def repeat(self, trial: str, number: int) -> str:
+        """The trial that repeats a trial with training seed `number`, from 1; added if need be."""
+        name = f"{trial}-seed-{number}"
+        if name not in self.fields:
+            base = self.sweep.base
+            fields = self.fields[trial] | {
+                SEED: base.seed + number,
+                "data_seed": base.shared_seed,
+            }
+            self._around.guard()
+            self._trials.append(TrialRow(trial=name, fields=fields, at=self._around.at()))
+            self.fields[name] = fields
+        return name
+
+    def go_on_with(self, trials: Iterable[str]) -> None:
+        """Let trials that were stopped train to their end: finals."""
+        self.racing = False
+        for name in trials:
+            if self._ended.get(name) in ("stop", "paused"):
+                del self._ended[name]
+            self._started.discard(name)
+
+    def start_again(self, trial: str) -> None:
+        """Let `start` give a trial that was lost once more."""
+        self._started.discard(trial)
+
+    def is_over(self, trial: str) -> bool:
+        """Whether it has trained to its end, or never will."""
+        return self._ended.get(trial) in ("done", "failed")
+
+    def complete(self) -> list[str]:
+        """Trials of the search, not their repeats, that have trained to their end."""
+        return [
+            row.trial
+            for row in self._trials.rows
+            if row.number is not None and self._ended.get(row.trial) == "done"
+        ]
+
+    def last(self, trial: str) -> RungRow | None:
+        """Its last scores, or how it failed without any; None before."""
+        return self._last.get(trial)
+
+    def state(self, trial: str) -> State:
+        return STATES.get(self._ended.get(trial, "continue"), "running")
+
+    def told(self) -> list[Told]:
+        """What a sampler may know; repeats of a point are no trials of their own."""
+        named = [row for row in self._trials.rows if row.number is not None]
+        return [self._told(row.number or 0, row.trial) for row in named]
+
+    def _told(self, number: int, trial: str) -> Told:
+        last = self._last.get(trial)
+        return Told(
+            number,
+            self.space.point(self.fields[trial]),
+            last.robust_accuracy if last else None,
+            last.clean_accuracy if last else None,
+            last.images_seen if last else 0,
+            self.state(trial),
+        )
+
+    def _suggested(self) -> TrialRow | None:
+        told = self.told()
+        number = len(told)
+        point = self.search.suggest(number, told)
+        if point is None:
+            return None
+        return TrialRow(
+            trial=trial_name(number),
+            number=number,
+            fields=self.space.changes(point),
+            known=len(self.rows),
+            at=self._around.at(),
+        )
+
+    # -- reports ---------------------------------------------------------------------------------
+    def report(self, trial: str, scores: Scores) -> schedulers.Decision:
+        """Record a validation and what follows from it."""
+        last = self._last.get(trial)
+        if last is not None and last.images_seen >= scores.images_seen:
+            return "continue"  # repeated after a restart: the same score, already there
+        experiment = self.experiment(trial)
+        row = RungRow(
+            trial=trial,
+            epoch=scores.epoch,
+            images_seen=scores.images_seen,
+            clean_accuracy=scores.clean_accuracy,
+            robust_accuracy=scores.robust_accuracy,
+            images=scores.images,
+            verdicts=scores.verdicts,
+            elapsed_s=scores.elapsed_s,
+            decision="continue",
+            at=self._around.at(),
+        )
+        decision = self._decide(row)
+        if scores.epoch >= experiment.optim.epochs:
+            row = row.model_copy(update={"decision": "done"})
+        elif decision == "stop":
+            row = row.model_copy(update={"decision": "stop"})
+        elif why := self._exhausted_by(row):
+            row = row.model_copy(update={"decision": "paused", "reason": why})
+        self._append(row)
+        return "stop" if row.decision in ("stop", "paused") else "continue"
+
+    def fail(self, trial: str, reason: str, lasting: bool = True) -> bool:
+        """Record that a trial failed; returns whether it is to be started again.
+
+        A failure that would come again counts towards `max_failures`; any other is retried when
+        the sweep is started again.
+        """
+        self._failures[trial] = self._failures.get(trial, 0) + 1
+        if self._failures[trial] <= (self.sweep.max_failures or 0):
+            return True
+        if lasting:
+            last = self._last.get(trial)
+            self._append(
+                RungRow(
+                    trial=trial,
+                    epoch=last.epoch if last else 0,
+                    images_seen=last.images_seen if last else 0,
+                    clean_accuracy=last.clean_accuracy if last else None,
+                    robust_accuracy=last.robust_accuracy if last else None,
+                    elapsed_s=last.elapsed_s if last else None,
+                    decision="failed",
+                    reason=reason,
+                    at=self._around.at(),
+                )
+            )
+        return False
+
+    def stop(self, trial: str, reason: str) -> None:
+        """End a trial by hand, with its last scores if it has any."""
+        last = self._last.get(trial)
+        if trial in self._ended:
+            return
+        if last is None:
+            self.fail(trial, reason)
+        else:
+            self._append(
+                last.model_copy(
+                    update={"decision": "stop", "reason": reason, "at": self._around.at()}
+                )
+            )
+
+    def finals(self) -> dict[str, str]:
+        """The best trial with alignment and the best without: of those that got furthest, the most
+        robust at that rung.
+
+        A trial that failed for good is none: its full budget cannot be reached. Nor is a repeat.
+        """
+        named = {row.trial for row in self._trials.rows if row.number is not None}
+        able = {
+            name: row
+            for name, row in self._last.items()
+            if name in named and self._ended.get(name) != "failed" and _is_scored(row)
+        }
+        kinds = {
+            "dra": [n for n in able if self.experiment(n).align.weight > 0],
+            "baseline": [n for n in able if self.experiment(n).align.weight == 0],
+        }
+        return {
+            kind: max(names, key=lambda n: (able[n].images_seen, able[n].robust_accuracy, n))
+            for kind, names in kinds.items()
+            if names
+        }
+
+    def require_a_trial(self) -> None:
+        """Raise `LastingError` where every trial failed."""
+        if self.fields and all(self._ended.get(name) == "failed" for name in self.fields):
+            first = next(row for row in self.rows if row.decision == "failed")
+            raise LastingError(
+                f"all {len(self.fields)} trials failed, the first since {first.reason}"
+            )
+
+    # -- budget ----------------------------------------------------------------------------------
+    def spent(self, row: RungRow | None = None) -> Spent:
+        """What the sweep has cost, with a report that is not recorded yet."""
+        images, gpu_s, device_s = self._more(row) if row is not None else (0, 0.0, 0.0)
+        teachers_h = self._around.teacher_hours()
+        device_h = (self._device_s + device_s) / 3600 + teachers_h
+        return Spent(
+            trials=len(self.fields),
+            images=self._images + images,
+            gpu_hours=(self._gpu_s + gpu_s) / 3600 + teachers_h,
+            money=self._around.money(device_h) if self._around.money else None,
+        )
+
+    def _more(self, row: RungRow) -> tuple[int, float, float]:
+        """Images, seconds times GPUs and seconds times devices since the trial's last report."""
+        last = self._last.get(row.trial)
+        images = row.images_seen - (last.images_seen if last else 0)
+        seconds = (row.elapsed_s or 0.0) - ((last.elapsed_s or 0.0) if last else 0.0)
+        resources = self.experiment(row.trial).resources
+        gpus = resources.workers * resources.gpus_per_worker
+        devices = gpus or resources.workers * resources.cpus_per_worker
+        return images, max(seconds, 0.0) * gpus, max(seconds, 0.0) * devices
+
+    def exhausted(self) -> str | None:
+        """Which limit of the budget is reached, in words; None where there is room.
+
+        The number of trials is no limit of those that have begun: `start` gives no further one.
+        """
+        return self._exhausted_by(None)
+
+    def _exhausted_by(self, row: RungRow | None) -> str | None:
+        budget = self.sweep.budget
+        if budget.images is None and budget.gpu_hours is None and budget.money is None:
+            return None
+        spent = self.spent(row)
+        for name, used, limit in (
+            ("images", spent.images, budget.images),
+            ("gpu_hours", spent.gpu_hours, budget.gpu_hours),
+            ("money", spent.money, budget.money),
+        ):
+            if limit is not None and used is not None and used >= limit:
+                return f"budget.{name}={limit:,} is spent ({used:,.6g})"
+        return None
+
+    # -- records ---------------------------------------------------------------------------------
+    def _decide(self, row: RungRow) -> schedulers.Decision:
+        """The scheduler's decision; every report is told to it once, in the order of the file."""
+        experiment = self.experiment(row.trial)
+        end = experiment.optim.epochs * self._around.images_per_epoch(experiment)
+        report = schedulers.report(row, end)
+        decision = self.scheduler.decide(report) if report is not None else "continue"
+        return decision if self.racing else "continue"
+
+    def _take(self, row: RungRow) -> None:
+        """A row of an earlier driver, as if it had just happened."""
+        if row.decision in ("failed", "stop") and row.trial in self._last:
+            before = self._last[row.trial]
+            if before.images_seen == row.images_seen:  # ended after its report
+                self._note(row)
+                return
+        if _is_scored(row) and row.trial in self.fields:
+            self._decide(row)
+        self._note(row)
+
+    def _note(self, row: RungRow) -> None:
+        if row.trial in self.fields:
+            images, gpu_s, device_s = self._more(row)
+            self._images += images
+            self._gpu_s += gpu_s
+            self._device_s += device_s
+        self._last[row.trial] = row
+        if row.decision in ("stop", "done", "failed"):
+            self._ended[row.trial] = row.decision
+        else:
+            self._ended.pop(row.trial, None)
+
+    def _append(self, row: RungRow) -> None:
+        self._around.guard()
+        self._rungs.append(row)
+        self._note(row)
+        self.on_row(row)
+
+
+def _is_scored(row: RungRow) -> bool:
+    return row.robust_accuracy is not None and row.decision != "failed"

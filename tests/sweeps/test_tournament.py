@@ -1,0 +1,318 @@
+"""The course of a sweep: killed at any time, it goes on as if nothing had happened; every report is
+written before it is acted on, and what is spent ends it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dra_ray import config, runs
+from dra_ray.errors import LastingError
+from dra_ray.runs import RungRow, TrialRow
+from dra_ray.storage import Store
+from dra_ray.sweeps import schedulers
+from dra_ray.sweeps.tournament import Circumstances, Scores, Tournament
+
+EPOCHS, PER_EPOCH, IMAGES = 12, 1000, 200
+
+
+def sweep(**changes: Any) -> config.Sweep:
+    base = config.override(
+        config.Experiment(),
+        {"optim.epochs": EPOCHS, "teacher.uri": "package:fashion-edm", "data.name": "digits"},
+    )
+    fields: dict[str, Any] = {
+        "base": base,
+        "space": {"align.weight": [0.0, 0.5, 1.0, 2.0, 4.0, 8.0], "align.sigma": [0.1, 0.3]},
+        "asha": {"grace_epochs": 2, "reduction_factor": 3},
+    }
+    return config.Sweep.model_validate(fields | changes)
+
+
+RANGES: dict[str, Any] = {
+    "align.weight": {"uniform": [0.0, 8.0]},
+    "optim.lr": {"log_uniform": [0.01, 1.0]},
+}
+ADAPTIVE: dict[str, Any] = {
+    "space": RANGES,
+    "search": {"method": "tpe", "startup_trials": 3},
+    "trials": 12,
+}
+
+
+class Killed(Exception):
+    """The end of the driver's process."""
+
+
+class Clock:
+    """Time that passes by a second at every look."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1
+        return self.now
+
+
+def around(**changes: Any) -> Circumstances:
+    usual = Circumstances(images_per_epoch=lambda experiment: PER_EPOCH, at=Clock())
+    return dataclasses.replace(usual, **changes)
+
+
+def scores(fields: dict[str, Any], epoch: int) -> Scores:
+    """What a trial reports: a curve of its own, judged on images of which each has its own
+    difficulty.
+    """
+    weight = float(fields.get("align.weight", 0.0))
+    rate = float(fields.get("optim.lr", 0.1))
+    quality = 0.5 - 0.02 * (weight - 3.0) ** 2 / 3 - 0.05 * abs(np.log10(rate) + 1)
+    difficulty = np.random.default_rng(0).random(IMAGES)
+    noise = np.random.default_rng([epoch, round(weight * 1e6), round(rate * 1e6)])
+    share = max(0.1, quality * epoch / EPOCHS)
+    withstood = difficulty + 0.1 * noise.standard_normal(IMAGES) < share
+    return Scores(
+        epoch=epoch,
+        images_seen=epoch * PER_EPOCH,
+        clean_accuracy=min(1.0, share + 0.3),
+        robust_accuracy=float(withstood.mean()),
+        images=IMAGES,
+        verdicts=runs.pack_verdicts(withstood),
+        elapsed_s=36.0 * epoch,
+    )
+
+
+def drive(tournament: Tournament, slots: int = 1) -> None:
+    """What Ray Tune does, one report after the other."""
+    running: dict[str, int] = {}
+    while True:
+        while len(running) < slots and (name := tournament.start()) is not None:
+            last = tournament.last(name)
+            running[name] = last.epoch if last is not None else 0
+        if not running:
+            return
+        name = min(running, key=lambda n: (running[n], n))
+        running[name] += 1
+        decision = tournament.report(name, scores(tournament.fields[name], running[name]))
+        if decision == "stop" or running[name] == EPOCHS:
+            del running[name]
+
+
+def whole(tournament: Tournament, slots: int = 1) -> dict[str, str]:
+    """The race and its finals, as the workload runs them."""
+    drive(tournament, slots)
+    while behind := [n for n in tournament.finals().values() if not tournament.is_over(n)]:
+        tournament.go_on_with(behind)
+        drive(tournament, slots)
+    return tournament.finals()
+
+
+def course(folder: Store) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Trials and rungs as they were recorded, without the time."""
+    trials, rungs = (
+        runs.read_rows(folder / "trials.jsonl", TrialRow),
+        runs.read_rows(folder / "rungs.jsonl", RungRow),
+    )
+    return (
+        [row.model_dump(exclude={"at"}) for row in trials],
+        [row.model_dump(exclude={"at"}) for row in rungs],
+    )
+
+
+@pytest.mark.parametrize("kind", ["grid", "tpe"])
+def test_twenty_kills_change_nothing(kind: str) -> None:
+    settings = sweep(**(ADAPTIVE if kind == "tpe" else {}))
+    quiet = Store(f"memory://quiet-{kind}")
+    finals = whole(Tournament(settings, quiet, around()))
+
+    disturbed, kills, draws = Store(f"memory://disturbed-{kind}"), 0, random.Random(7)
+    while True:
+        left = [draws.randrange(1, 8) if kills < 20 else 10**9]
+
+        def burn(*_: object, left: list[int] = left) -> None:
+            left[0] -= 1
+            if not left[0]:
+                raise Killed
+
+        # before a write, or right after it, before anybody has heard of it
+        before = draws.random() < 0.5
+        tournament = Tournament(settings, disturbed, around(guard=burn) if before else around())
+        if not before:
+            tournament.on_row = burn
+        try:
+            again = whole(tournament)
+        except Killed:
+            kills += 1
+            continue
+        break
+    assert kills == 20
+    assert again == finals
+    assert course(disturbed) == course(quiet)
+
+
+def test_finalists_are_the_best_that_got_furthest() -> None:
+    tournament = Tournament(sweep(), Store("memory://finalists"), around())
+    while tournament.start() is not None:
+        pass
+    aligned = [n for n in tournament.fields if tournament.experiment(n).align.weight > 0]
+    (baseline,) = set(tournament.fields) - set(aligned)
+
+    def reported(name: str, epoch: int, robust: float) -> None:
+        tournament.report(name, Scores(epoch, epoch * PER_EPOCH, 0.9, robust))
+
+    reported(baseline, 6, 0.4)
+    assert tournament.finals() == {"baseline": baseline}
+    reported(aligned[0], 2, 0.9)  # the best score, at another rung: not comparable
+    reported(aligned[1], 8, 0.5)
+    reported(aligned[2], 8, 0.6)
+    assert tournament.finals() == {"dra": aligned[2], "baseline": baseline}
+    tournament.fail(aligned[2], "the loss is nan")
+    assert tournament.finals() == {"dra": aligned[1], "baseline": baseline}
+
+
+@pytest.mark.parametrize("scheduler", ["noise_aware", "asha", "median", "pareto", "none"])
+def test_decisions_follow_from_the_recorded_reports(scheduler: str) -> None:
+    settings, folder = sweep(scheduler=scheduler), Store(f"memory://replay-{scheduler}")
+    drive(Tournament(settings, folder, around()), slots=4)
+    again = schedulers.of(settings, PER_EPOCH)
+    for row in runs.read_rows(folder / "rungs.jsonl", RungRow):
+        report = schedulers.report(row, EPOCHS * PER_EPOCH)
+        assert report is not None
+        assert (again.decide(report) == "stop") == (row.decision == "stop"), row
+
+
+def test_every_trial_is_accounted_for_and_no_report_stands_twice() -> None:
+    folder = Store("memory://accounted")
+    whole(Tournament(sweep(), folder, around()), slots=4)
+    trials, rungs = course(folder)
+    assert [row["trial"] for row in trials] == [f"trial-{k:03d}" for k in range(11)]
+    reports = Counter((row["trial"], row["images_seen"]) for row in rungs)
+    assert set(reports.values()) == {1}
+
+
+def test_a_budget_pauses_and_a_larger_one_goes_on() -> None:
+    quiet, folder = Store("memory://unbounded"), Store("memory://budget")
+    finals = whole(Tournament(sweep(), quiet, around()))
+    total = Tournament(sweep(), quiet, around()).spent().images
+
+    limit = total // 2
+    tournament = Tournament(sweep(budget={"images": limit}), folder, around())
+    drive(tournament)
+    assert limit <= tournament.spent().images < limit + PER_EPOCH
+    assert f"budget.images={limit:,} is spent" in str(tournament.exhausted())
+    assert tournament.rows[-1].decision == "paused"
+    assert tournament.start() is None
+
+    again = Tournament(sweep(budget={"images": 10 * total}), folder, around())
+    assert whole(again) == finals
+    assert again.spent().images == total
+    assert [row["decision"] for row in course(folder)[1]].count("paused") == 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "gpus", "spent_h"), [({"gpu_hours": 0.25}, 2.0, 0.25), ({"money": 1.0}, 1.0, 0.2)]
+)
+def test_gpu_hours_and_money_are_counted(
+    budget: dict[str, float], gpus: float, spent_h: float
+) -> None:
+    extra = {"prices": "gpus.yaml"} if "money" in budget else {}
+    settings = sweep(budget=budget, **extra)
+    settings = config.override(settings, {"base.resources.gpus_per_worker": gpus})
+    folder = Store(f"memory://spent-{next(iter(budget))}")
+    tournament = Tournament(settings, folder, around(money=lambda hours: 5 * hours))
+    drive(tournament)
+    used = tournament.spent()
+    assert spent_h <= used.gpu_hours + 1e-9
+    assert used.gpu_hours < spent_h + 0.05
+    assert used.money == pytest.approx(5 * used.gpu_hours)
+    assert tournament.exhausted()
+
+
+def test_a_trial_that_fails_is_tried_as_often_as_configured_and_ranks_last() -> None:
+    tournament = Tournament(sweep(max_failures=1), Store("memory://fails"), around())
+    name = tournament.start()
+    assert name
+    assert tournament.fail(name, "the loss is nan")
+    tournament.start_again(name)
+    assert tournament.start() == name
+    assert not tournament.fail(name, "the loss is nan")
+    assert tournament.state(name) == "failed"
+    assert name not in whole(tournament).values()
+    again = Tournament(sweep(max_failures=1), Store("memory://fails"), around())
+    assert again.state(name) == "failed"
+    assert again.start() is None
+
+
+def test_a_sweep_of_which_every_trial_fails_says_why() -> None:
+    tournament = Tournament(sweep(), Store("memory://all-fail"), around())
+    while (name := tournament.start()) is not None:
+        tournament.fail(name, f"{name} has no weights")
+    with pytest.raises(LastingError, match="all 11 trials failed, the first since trial-000 has"):
+        tournament.require_a_trial()
+
+
+def test_a_trial_stopped_by_hand_stays_stopped() -> None:
+    folder = Store("memory://by-hand")
+    tournament = Tournament(sweep(), folder, around())
+    name = tournament.start()
+    assert name
+    tournament.report(name, scores(tournament.fields[name], 1))
+    tournament.stop(name, "stopped by hand")
+    assert tournament.state(name) == "stopped"
+    assert Tournament(sweep(), folder, around()).start() != name
+
+
+def test_repeats_share_all_but_the_training_seed() -> None:
+    tournament = Tournament(sweep(), Store("memory://repeats"), around())
+    finals = whole(tournament)
+    name = tournament.repeat(finals["dra"], 2)
+    one, two = tournament.experiment(finals["dra"]), tournament.experiment(name)
+    assert (two.seed, two.shared_seed) == (one.seed + 2, one.shared_seed)
+    assert two.align == one.align
+    assert name not in tournament.finals().values()
+    assert tournament.repeat(finals["dra"], 2) == name
+    assert len(tournament.told()) == 11
+
+
+@pytest.mark.slow
+def test_five_hundred_trials_with_chaos() -> None:
+    """All accounted for, and decisions as a replay of the reports takes them."""
+    settings = sweep(space=RANGES, search={"method": "random"}, trials=500)
+    folder, draws, kills = Store("memory://chaos"), random.Random(0), 0
+    while True:
+        left = [draws.randrange(50, 400)]
+
+        def burn(row: RungRow, left: list[int] = left) -> None:
+            left[0] -= 1
+            if not left[0]:
+                raise Killed
+
+        tournament = Tournament(settings, folder, around())
+        tournament.on_row = burn
+        try:
+            whole(tournament, slots=50)
+        except Killed:
+            kills += 1
+            continue
+        break
+    assert kills > 3
+    trials, rungs = course(folder)
+    assert len(trials) == 500
+    assert {row["trial"] for row in rungs} == {row["trial"] for row in trials}
+    reports = Counter((row["trial"], row["images_seen"]) for row in rungs)
+    assert set(reports.values()) == {1}
+    replay, decided = schedulers.of(settings, PER_EPOCH), set()
+    for row in runs.read_rows(folder / "rungs.jsonl", RungRow):
+        report = schedulers.report(row, EPOCHS * PER_EPOCH)
+        assert report is not None
+        if replay.decide(report) == "stop":
+            decided.add(row.trial)
+    stopped = {row["trial"] for row in rungs if row["decision"] == "stop"}
+    finals = set(Tournament(settings, folder, around()).finals().values())
+    assert stopped == decided - finals
