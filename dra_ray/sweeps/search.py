@@ -100,6 +100,8 @@ class Search:
     # -- Optuna ----------------------------------------------------------------------------------
     def _learnt(self, number: int, told: Sequence[Told], tried: set[str]) -> Point | None:
         """What the sampler proposes; None where nothing of that can be a trial."""
+        import optuna
+
         study = self._study(number, told)
         method = self.sweep.search.method
         for _ in range(PROPOSALS[method]):
@@ -112,18 +114,20 @@ class Search:
             # what else is refused stays a running trial, from which both samplers keep away
             if method == "tpe" and distance:
                 trial.set_constraint("space", distance)
-                study.tell(trial, state=_optuna().trial.TrialState.PRUNED)
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         return None
 
     def _study(self, number: int, told: Sequence[Told]) -> optuna.Study:
         """A study in memory with every trial so far, and a sampler seeded by the sweep and the
         number of the trial that is asked for.
         """
-        library = _optuna()
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # each call makes a study, in silence
         objectives = 2 if self.sweep.scheduler == "pareto" else 1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # groups of axes are called experimental
-            study = library.create_study(
+            study = optuna.create_study(
                 directions=["maximize"] * objectives, sampler=self._sampler(number)
             )
             for trial in told:
@@ -133,14 +137,15 @@ class Search:
         return study
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        library = _optuna()
+        import optuna
+
         # as random.Random does, but within what numpy takes for a seed
         seed = (self.sweep.seed * 1_000_003 + number) % 2**32
         if self.sweep.search.method == "gp":
-            return library.samplers.GPSampler(
+            return optuna.samplers.GPSampler(
                 seed=seed, n_startup_trials=1, warn_independent_sampling=False
             )
-        return library.samplers.TPESampler(
+        return optuna.samplers.TPESampler(
             seed=seed, n_startup_trials=1, multivariate=True, group=True, constant_liar=True
         )
 
@@ -156,7 +161,9 @@ class Search:
         """A trial as the sampler learns from it; None for one that failed, has no score, or has a
         value that the axes do not have.
         """
-        states = _optuna().trial.TrialState
+        import optuna
+
+        states = optuna.trial.TrialState
         axes = {field: self.space.axes[field] for field in told.point if field in self.space.axes}
         if told.state == "failed" or any(told.point[f] not in axis for f, axis in axes.items()):
             return None
@@ -174,7 +181,7 @@ class Search:
                 }
             else:
                 kept = {"state": states.COMPLETE, "values": scores}
-        return _optuna().trial.create_trial(
+        return optuna.trial.create_trial(
             params={field: _parameter(axis, told.point[field]) for field, axis in axes.items()},
             distributions={field: _distribution(axis) for field, axis in axes.items()},
             **kept,
@@ -191,14 +198,6 @@ class Search:
         return True
 
 
-def _optuna() -> Any:
-    """The library, and quiet: each call makes a study, of which nobody need read."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna
-
-
 def _as_told(points: Iterable[Point]) -> list[Told]:
     return [Told(n, point, None, None, 0, "running") for n, point in enumerate(points)]
 
@@ -211,8 +210,8 @@ def _proposed(trial: optuna.Trial, field: str, axis: Axis) -> Any:
     if axis.choice is not None:  # by position, since a value may be a list or a mapping
         return axis.choice[trial.suggest_categorical(field, range(len(axis.choice)))]
     if axis.integer is not None:
-        low, high, step = _whole(axis)
-        return trial.suggest_int(field, low, high, step=step)
+        first, last, step = _whole(axis)
+        return trial.suggest_int(field, first, last, step=step)
     low, high = axis.bounds or (0.0, 1.0)
     value = trial.suggest_float(field, low, high, log=axis.log_uniform is not None)
     return rounded(axis, value)
@@ -226,12 +225,13 @@ def _whole(axis: Axis) -> tuple[int, int, int]:
 
 
 def _distribution(axis: Axis) -> optuna.distributions.BaseDistribution:
-    kinds = _optuna().distributions
+    from optuna import distributions as kinds
+
     if axis.choice is not None:
         return kinds.CategoricalDistribution(range(len(axis.choice)))
     if axis.integer is not None:
-        low, high, step = _whole(axis)
-        return kinds.IntDistribution(low, high, step=step)
+        first, last, step = _whole(axis)
+        return kinds.IntDistribution(first, last, step=step)
     low, high = axis.bounds or (0.0, 1.0)
     return kinds.FloatDistribution(low, high, log=axis.log_uniform is not None)
 

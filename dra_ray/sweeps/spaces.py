@@ -11,8 +11,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import random
 from collections.abc import Iterator, Mapping
+from random import Random
 from typing import Any
 
 from dra_ray import config
@@ -155,7 +155,7 @@ class Space:
         if WEIGHT not in self.axes:
             return None
         usual = {field: self._usual(field, axis) for field, axis in self.axes.items()}
-        draws = random.Random(self.sweep.seed)
+        draws = Random(self.sweep.seed)
         others = (self._draw(draws) for _ in range(ATTEMPTS))
         candidates = (
             self.point(values | {WEIGHT: 0}) for values in itertools.chain([usual], others)
@@ -194,7 +194,7 @@ class Space:
         """Points at random, none twice; ends where lists are exhausted, or where `ATTEMPTS` draws
         in a row give nothing new that the constraints allow.
         """
-        draws = random.Random(seed)
+        draws = Random(seed)
         if not self.sweep.ranges:
             points = self.grid()
             draws.shuffle(points)
@@ -215,7 +215,7 @@ class Space:
         """The first `number` of `draws`, or as many as there are."""
         return list(itertools.islice(self.draws(seed), number))
 
-    def _draw(self, draws: random.Random) -> dict[str, Any]:
+    def _draw(self, draws: Random) -> dict[str, Any]:
         return {field: _drawn(axis, draws) for field, axis in self.axes.items()}
 
     # -- trials --------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ class Space:
             baseline = baseline if WEIGHT in self.axes else []
             rest = [point for point in picked if point not in baseline]
             size = max(number - len(baseline), 0)
-            picked = baseline + random.Random(self.sweep.seed).sample(rest, size)
+            picked = baseline + Random(self.sweep.seed).sample(rest, size)
             picked.sort(key=lambda point: json.dumps(self._filled(point), sort_keys=True))
         return (opening + picked)[: self.sweep.trials]
 
@@ -295,12 +295,12 @@ class Space:
                         raise refusal(f"space.{field}: a trial with {error}") from None
 
 
-def _drawn(axis: Axis, draws: random.Random) -> Any:
+def _drawn(axis: Axis, draws: Random) -> Any:
     if axis.choice is not None:
         return draws.choice(axis.choice)
     if axis.integer is not None:
-        low, high = axis.integer
-        return draws.randrange(low, high + 1, axis.step or 1)
+        first, last = axis.integer
+        return draws.randrange(first, last + 1, axis.step or 1)
     assert axis.bounds is not None
     low, high = axis.bounds
     if axis.uniform is not None:

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 
+from dra_ray import config, data
 from dra_ray.data.batches import BatchPlan, part_of
 from dra_ray.data.random import derive
 
@@ -93,3 +94,13 @@ def test_the_workers_parts_make_the_batch(batch: int, world: int) -> None:
     parts = [list(range(batch)[part_of(batch, rank, world)]) for rank in range(world)]
     assert [image for part in parts for image in part] == list(range(batch))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_runs_of_several_training_seeds_share_their_batches() -> None:
+    base = config.Experiment(seed=3)
+    repeat = config.override(base, {"seed": 4, "data_seed": 3})
+    plans = [data.batch_plan(experiment, 100, 0) for experiment in (base, repeat)]
+    assert torch.equal(plans[0].indices(7), plans[1].indices(7))
+    other = data.batch_plan(config.override(base, {"seed": 4}), 100, 0)
+    assert not torch.equal(other.indices(7), plans[0].indices(7))
+    assert base.digest() != repeat.digest()
