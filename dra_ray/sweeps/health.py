@@ -5,7 +5,7 @@ and what it saved.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,10 +61,9 @@ def examine(reports: Sequence[Report], rules: Rules, seed: int = 0) -> Health:
     images = sum(report.images_seen for report in last.values())
     full = sum(report.end_images for report in last.values())
     regret = _regret(last, ends, reports, seed)
-    health = Health(rungs, images, full, *(regret or (None, None)), sentences=())
-    return Health(
-        rungs, images, full, health.regret, health.regret_interval, _sentences(health, rules)
-    )
+    lost, interval = regret or (None, None)
+    health = Health(rungs, images, full, lost, interval, sentences=())
+    return replace(health, sentences=_sentences(health, rules))
 
 
 def _levels(reports: Sequence[Report], rules: Rules) -> list[dict[str, Report]]:
@@ -84,12 +83,14 @@ def _rung(number: int, here: dict[str, Report], after: dict[str, Report], seed: 
     both = [trial for trial in here if trial in after]
     pairs = np.array([(here[t].robust_accuracy, after[t].robust_accuracy) for t in both])
     rho = rank_correlation(pairs, seed) if len(both) >= ENOUGH else None
+    correlation, interval = rho or (None, None)
     return Rung(
         number,
         max(set(epochs), key=epochs.count),
         len(here),
         peers.chance(),
-        *(rho or (None, None)),
+        correlation,
+        interval,
         compared=len(both),
     )
 
