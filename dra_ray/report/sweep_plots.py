@@ -261,6 +261,7 @@ def _heights(values: Sequence[Any]) -> list[float | None]:
 
 def _end(field: str, trials: Sequence[Mapping[str, Any]], at: int) -> str:
     """What the lower or upper end of an axis stands for."""
+    values: list[Any]
     if field == "robust %":
         values = [in_percent(trial["robust_accuracy"]) for trial in trials]
     else:
