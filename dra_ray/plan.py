@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated
 
 import torch
@@ -134,7 +134,9 @@ class Resources:
 
 @dataclasses.dataclass(frozen=True)
 class Hours:
-    """`student` and `teacher` are device hours; of a sweep, `expected` is with what ASHA stops."""
+    """`student` and `teacher` are hours of GPUs, or of CPU threads where no GPU is asked for; of a
+    sweep, these and `expected` are with what is expected to be stopped.
+    """
 
     student: Annotated[float | None, Shown("student device hours", "{:.3g}")] = None
     teacher: Annotated[float | None, Shown("teacher device hours", "{:.3g}")] = None
@@ -161,12 +163,8 @@ class Needs:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Device hours by role and their price; of a sweep, with what early stopping is expected to
-    save. A device is a GPU, or a CPU thread where no GPU is asked for.
-    """
+    """The price of all device hours; of a sweep, with what early stopping is expected to save."""
 
-    student_hours: Annotated[float, Shown("device hours of students", "{:,.3g}")]
-    teacher_hours: Annotated[float, Shown("device hours of the teacher", "{:,.3g}")]
     money: Annotated[float, Shown("price, by the example table or --prices", "{:,.2f}")]
     currency: Annotated[str, Shown("currency")]
 
@@ -179,9 +177,10 @@ class Prices:
     teacher: float
     currency: str
 
-    def of(self, student_hours: float, teacher_hours: float) -> Cost:
-        money = student_hours * self.student + teacher_hours * self.teacher
-        return Cost(student_hours, teacher_hours, money, self.currency)
+    def of(self, hours: Hours) -> Cost:
+        """Of the device hours of both."""
+        money = (hours.student or 0.0) * self.student + (hours.teacher or 0.0) * self.teacher
+        return Cost(money, self.currency)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -441,9 +440,7 @@ def _experiment(config: Experiment, known: Known) -> RunPlan:
         needs=_needs(config, images, run, forward),
         resources=resources,
         hours=hours,
-        cost=known.prices.of(hours.student or 0.0, hours.teacher or 0.0)
-        if known.prices and hours
-        else None,
+        cost=known.prices.of(hours) if known.prices and hours else None,
         notes=tuple(sorted(notes)),
     )
 
@@ -598,10 +595,9 @@ def _sweep(config: Sweep, known: Known) -> SweepPlan:
     )
     concurrent = min(config.asha.max_concurrent, len(trials))
     notes = {note for trial in trials.values() for note in trial.notes}
-    hours = {name: trial.hours.wall or 0.0 for name, trial in trials.items() if trial.hours}
     shared = _shared(config, largest.resources, concurrent, notes)
     teacher_gpus = (shared.min_replicas or 0) * config.base.pool.gpus_per_replica
-    costs = [(trial.cost, kept[name]) for name, trial in trials.items() if trial.cost]
+    hours = _hours_of_sweep(trials, kept, concurrent) if known.tflops else None
     return SweepPlan(
         kind=config.kind,
         trials=len(trials),
@@ -616,20 +612,26 @@ def _sweep(config: Sweep, known: Known) -> SweepPlan:
         resources=shared,
         student_gpus=shared.gpus - teacher_gpus,
         teacher_gpus=teacher_gpus,
-        hours=Hours(
-            worst=sum(hours.values()) / concurrent,
-            expected=sum(hours[name] * kept[name] for name in hours) / concurrent,
-        )
-        if known.tflops
-        else None,
-        cost=known.prices.of(
-            sum(cost.student_hours * share for cost, share in costs),
-            sum(cost.teacher_hours * share for cost, share in costs),
-        )
-        if known.prices and costs
-        else None,
+        hours=hours,
+        cost=known.prices.of(hours) if known.prices and hours else None,
         largest_trial=largest,
         notes=tuple(sorted(notes)),
+    )
+
+
+def _hours_of_sweep(
+    trials: Mapping[str, RunPlan], kept: Mapping[str, float], concurrent: int
+) -> Hours:
+    """`kept` is the part of its run that a trial is expected to take; whatever decides that gives
+    other shares, and nothing else here changes.
+    """
+    hours = {name: trial.hours for name, trial in trials.items() if trial.hours}
+    wall = {name: one.wall or 0.0 for name, one in hours.items()}
+    return Hours(
+        student=sum((one.student or 0.0) * kept[name] for name, one in hours.items()),
+        teacher=sum((one.teacher or 0.0) * kept[name] for name, one in hours.items()),
+        worst=sum(wall.values()) / concurrent,
+        expected=sum(wall[name] * kept[name] for name in wall) / concurrent,
     )
 
 

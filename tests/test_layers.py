@@ -24,6 +24,7 @@ WITHOUT_RAY_INSIDE = {"pool.rows", "pool.policy", "bench.policy"}
 # a sweep's trials are training runs, and the quickstart is every workload in turn
 BETWEEN_WORKLOADS = {
     "workloads.sweep": {"workloads.train"},
+    "workloads.train": {"workloads.session"},
     "workloads.quickstart": None,
     "workloads.evaluate": {"workloads.tasks"},
     "workloads.synthesize": {"workloads.tasks"},

@@ -384,6 +384,8 @@ PRINTED = {
         "teacher replicas that keep up",
         "GPUs of students",
         "GPUs of the teacher, smallest pool",
+        "student device hours",
+        "teacher device hours",
         "hours if nothing is stopped",
         "hours expected with ASHA",
     ],
