@@ -800,23 +800,23 @@ def summary(planned: Plan) -> str:
     """One line: what runs, how much of it, how long and for how much, as far as that is known."""
     if isinstance(planned, QuickstartPlan):
         parts = ["a teacher, synthetic images and", f"{planned.sweep.trials} trials"]
-        return " ".join(parts) + _so_long(planned.hours and planned.hours.wall)
+        return " ".join(parts) + _so_long(planned.hours.wall if planned.hours else None)
     if isinstance(planned, SweepPlan):
         said = (
             f"{planned.trials} trials, {planned.concurrent} at a time, "
             f"{planned.expected_pflop:,.3g} PFLOP expected of {planned.worst_pflop:,.3g}"
         )
-        said += _so_long(planned.hours and planned.hours.expected)
+        said += _so_long(planned.hours.expected if planned.hours else None)
         return said + _so_much(planned.cost)
     if isinstance(planned, RunPlan):
         said = f"{planned.run.steps:,} steps, {planned.run.pflop:,.3g} PFLOP"
-        said += _so_long(planned.hours and planned.hours.wall) + _so_much(planned.cost)
+        said += _so_long(planned.hours.wall if planned.hours else None) + _so_much(planned.cost)
         return said + f", {planned.needs.memory_gb:.2g} GB for a worker"
     if isinstance(planned, TeacherPlan):
         said = f"{planned.run.steps:,} steps, {planned.run.pflop:,.3g} PFLOP"
     else:
         said = f"{planned.run.images:,} images"
-    return said + _so_long(planned.hours and planned.hours.wall)
+    return said + _so_long(planned.hours.wall if planned.hours else None)
 
 
 def _so_long(hours: float | None) -> str:

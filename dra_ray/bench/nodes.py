@@ -87,10 +87,10 @@ def require_room(nodes: Nodes, asked: Sequence[Demand], file: str) -> list[str]:
         each = {name: need for name, need in demand.each.items() if need}
         placed: dict[str, int] = {}
         for number in range(demand.count):
-            name = _place(each, free, nodes)
-            if name is None:
+            place = _place(each, free, nodes)
+            if place is None:
                 raise ConfigError(_no_room(nodes, demand, each, number, file))
-            placed[name] = placed.get(name, 0) + 1
+            placed[place] = placed.get(place, 0) + 1
         where = ", ".join(f"{count} on {name}" for name, count in placed.items())
         said.append(f"{demand.role}: {where}")
     return said
