@@ -273,7 +273,9 @@ def evaluate(
     What is not a run's is given: data (--set name=cifar10 --set uri=URI, or --images), radius and
     norm. Start it again to go on.
     """
-    if finalists := runs.finalists(Store(what)) if _may_be_folder(what) else {}:
+    if _is_path(what):
+        runs.require_folder(Store(what))  # before anything is said to be loaded
+    if finalists := runs.finalists(Store(what)) if _is_path(what) else {}:
         options_of_one = {
             "--set": set_,
             "--eps-255": eps_255,
@@ -331,12 +333,9 @@ def evaluate(
         terminal.out.print(str(entry))
 
 
-def _may_be_folder(what: str) -> bool:
-    """Whether WHAT can be the folder of a run: timm/NAME, robustbench:URI, module:function and
-    files are not.
-    """
-    named = what.startswith(("timm/", "robustbench:")) or (":" in what and "://" not in what)
-    return not named and (Store(what) / runs.MANIFEST).exists()
+def _is_path(what: str) -> bool:
+    """Whether WHAT is a place: timm/NAME, robustbench:URI and module:function are not."""
+    return not (what.startswith(("timm/", "robustbench:")) or (":" in what and "://" not in what))
 
 
 def _evaluate_finalists(

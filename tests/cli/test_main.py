@@ -4,6 +4,8 @@ imported.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dra_ray import config
+from dra_ray.cli.main import main
 
 
 def dra(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -22,6 +25,32 @@ def dra(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=60,
     )
+
+
+def in_process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The same without a process of its own, whose imports would take most of the time."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    code = 0
+    sys.argv = ["dra", *arguments]
+    try:
+        with (
+            contextlib.chdir(cwd),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        sys.argv = before
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def test_both_ways_of_calling_it_are_one(tmp_path: Path) -> None:
+    for arguments in (["train", "digit-dra"], ["recipes", "--help"]):
+        apart, here = dra(*arguments, cwd=tmp_path), in_process(*arguments, cwd=tmp_path)
+        assert (apart.returncode, apart.stderr) == (here.returncode, here.stderr)
+        assert apart.stdout.split()[4:] == here.stdout.split()[4:]  # after the program's name
 
 
 @pytest.mark.parametrize(
@@ -75,7 +104,7 @@ def dra(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_bad_input_is_one_line_and_exit_code_2(
     arguments: list[str], words: list[str], tmp_path: Path
 ) -> None:
-    done = dra(*arguments, cwd=tmp_path)
+    done = in_process(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: "), done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
@@ -95,7 +124,9 @@ def test_a_name_that_is_taken_by_another_config_is_refused(tmp_path: Path) -> No
         experiment.model_dump(mode="json"),
         experiment.digest(),
     )
-    done = dra("train", "digits-dm-at", "--name", "mine", "--set", "optim.lr=0.05", cwd=tmp_path)
+    done = in_process(
+        "train", "digits-dm-at", "--name", "mine", "--set", "optim.lr=0.05", cwd=tmp_path
+    )
     assert done.returncode == 2
     assert "optim.lr is 0.2 there and 0.05 now" in done.stderr
     assert "--name" in done.stderr
@@ -103,14 +134,14 @@ def test_a_name_that_is_taken_by_another_config_is_refused(tmp_path: Path) -> No
 
 def test_a_misspelt_run_is_answered_with_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "runs" / "digits-dra").mkdir(parents=True)
-    done = dra("evaluate", "runs/digit-dra", cwd=tmp_path)
+    done = in_process("evaluate", "runs/digit-dra", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "did you mean 'runs/digits-dra'?" in done.stderr
 
 
 def test_a_teacher_that_is_not_there_is_found_before_ray_starts(tmp_path: Path) -> None:
-    done = dra("train", "digits-dra", "--set", "teacher.uri=nowhere", cwd=tmp_path)
+    done = in_process("train", "digits-dra", "--set", "teacher.uri=nowhere", cwd=tmp_path)
     assert done.returncode == 2
     assert "no teacher at" in done.stderr
     assert "nowhere' (card.json is missing)" in done.stderr
@@ -132,12 +163,12 @@ def test_arguments_are_checked_without_torch_or_ray(tmp_path: Path) -> None:
 
 
 def test_tables_are_also_json(tmp_path: Path) -> None:
-    done = dra("recipes", "--json", "recipes.json", cwd=tmp_path)
+    done = in_process("recipes", "--json", "recipes.json", cwd=tmp_path)
     assert done.returncode == 0
     rows = json.loads((tmp_path / "recipes.json").read_text())
     assert [row["recipe"] for row in rows] == config.recipe_names()
     assert all(row["recipe"] in done.stdout for row in rows)
-    done = dra("plan", "digits-dm-at", "--json", "plan.json", cwd=tmp_path)
+    done = in_process("plan", "digits-dm-at", "--json", "plan.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "plan.json").read_text())
 
@@ -174,7 +205,7 @@ TEACHER_COMMANDS = [
     + [f"pool {name}" for name in ("up", "status", "down")],
 )
 def test_every_command_has_help(command: str, tmp_path: Path) -> None:
-    done = dra(*command.split(), "--help", cwd=tmp_path)
+    done = in_process(*command.split(), "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert "Usage" in done.stdout
     assert len(done.stdout.splitlines()) > 5
@@ -189,16 +220,16 @@ def test_the_version_is_said_with_what_numbers_depend_on(tmp_path: Path) -> None
 
 
 def test_a_config_is_printed_as_yaml(tmp_path: Path) -> None:
-    printed = dra("config", "digits-dra", "--set", "optim.lr=0.3", cwd=tmp_path)
+    printed = in_process("config", "digits-dra", "--set", "optim.lr=0.3", cwd=tmp_path)
     assert printed.returncode == 0, printed.stderr
     assert not printed.stderr, printed.stderr
     (tmp_path / "mine.yaml").write_text(printed.stdout)
     assert config.load(str(tmp_path / "mine.yaml")) == config.load(
         "digits-dra", None, ["optim.lr=0.3"]
     )
-    fields = dra("config", "--fields", cwd=tmp_path)
+    fields = in_process("config", "--fields", cwd=tmp_path)
     assert fields.stdout == (Path(__file__).parents[2] / "docs" / "fields.md").read_text()
-    nothing = dra("config", cwd=tmp_path)
+    nothing = in_process("config", cwd=tmp_path)
     assert nothing.returncode == 2
     assert "RECIPE|FILE is not given" in nothing.stderr
 

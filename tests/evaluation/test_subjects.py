@@ -360,7 +360,7 @@ def test_options_that_do_not_fit(here: Path, options: Options, words: str) -> No
 
 
 def test_a_run_keeps_what_it_is(run: Store) -> None:
-    with pytest.raises(CheckpointError, match="'nowhere' is not a training run"):
+    with pytest.raises(DataError, match="'nowhere' does not exist"):
         subjects.read("nowhere")
     with pytest.raises(ConfigError, match="a run's student is as it was trained"):
         subjects.read(run.uri, Options({"model.name": "wrn-10-2"}))
