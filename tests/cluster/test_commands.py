@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -156,7 +158,10 @@ def _stop_once(
     under_way: Callable[[], bool], arguments: list[str], cwd: Path, number: signal.Signals
 ) -> None:
     """Start `dra`, send the signal once it is under way, and hold what it says and leaves."""
-    marker = {"DRA_TEST_MARK": cwd.name}  # inherited by every process that Ray starts
+    # short: Ray's sockets lie below it
+    temporary = tempfile.mkdtemp(prefix="dra-", dir="/tmp")
+    # inherited by every process that Ray starts
+    marker = {"DRA_TEST_MARK": cwd.name, "TMPDIR": temporary}
     process = subprocess.Popen(
         [*DRA, *arguments],
         cwd=cwd,
@@ -177,6 +182,8 @@ def _stop_once(
     assert "the same command resumes it" in stderr.splitlines()[-1]
     assert wait_until(lambda: not _marked(cwd.name), 20), _marked(cwd.name)
     assert time.monotonic() - start < 60
+    assert not list(Path(temporary).rglob("pymp-*")), "Ray's processes left temporary files"
+    shutil.rmtree(temporary)
 
 
 def _marked(mark: str) -> list[str]:
