@@ -8,12 +8,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from dra_ray import config, runs
 from dra_ray.inspection.state import read_rungs
 from dra_ray.report.answers import paragraph
 from dra_ray.runs import Manifest, RungRow
 from dra_ray.storage import Store
-from dra_ray.sweeps import effects, equal, fits, pareto
+from dra_ray.sweeps import effects, equal, fits, health, pareto, schedulers
 from dra_ray.sweeps.answer import Answer, answer, write_recipe
 from dra_ray.sweeps.equal import Refused
 from dra_ray.sweeps.importance import Importance, importance
@@ -30,6 +32,7 @@ class Findings:
     effects: Mapping[str, Sequence[effects.Curve]]
     front: pareto.Front | Refused
     fits: Sequence[fits.Fit | Refused]
+    health: health.Health | None = None  # None where the config is of another version
 
     def tree(self) -> dict[str, Any]:
         """Plain JSON values, with the answer in words as `paragraph`."""
@@ -65,7 +68,30 @@ def find(manifest: Manifest, rows: Sequence[RungRow]) -> Findings:
         {field: found for field, found in curves.items() if found},
         pareto.front(trials, rows, images),
         fitted,
+        early_stopping(manifest, rows),
     )
+
+
+def early_stopping(manifest: Manifest, rows: Sequence[RungRow]) -> health.Health | None:
+    """What the rungs of a sweep could tell, from its reports in the order in which they came."""
+    try:
+        sweep = config.Sweep.model_validate(manifest.config)
+    except ValidationError:
+        return None
+    scored = [row for row in rows if row.robust_accuracy is not None and row.epoch]
+    if not scored:
+        return None
+    epochs = {
+        name: int(str(fields.get("optim.epochs", sweep.base.optim.epochs)))
+        for name, fields in manifest.trials.items()
+    }
+    reports = [
+        schedulers.report(row, epochs[row.trial] * (row.images_seen // row.epoch))
+        for row in sorted(scored, key=lambda row: row.at or 0.0)
+        if row.trial in epochs
+    ]
+    rules = schedulers.rules(sweep, scored[0].images_seen // scored[0].epoch)
+    return health.examine([report for report in reports if report is not None], rules)
 
 
 def answered(folder: Store, sweep: config.Sweep) -> tuple[str, Store | None]:

@@ -25,7 +25,7 @@ def sections(summary: Mapping[str, Any], found: Findings | None) -> list[html.Se
         _axes(summary, found),
         _front(found),
         _more(found),
-        _health(summary),
+        _health(found),
         _plan(summary),
     ]
 
@@ -175,12 +175,11 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
 
 
-def _health(summary: Mapping[str, Any]) -> html.Section | None:
-    """What early stopping did, in the sentences that `summary["health"]` holds."""
-    health = summary.get("health")
-    if not health:
+def _health(found: Findings) -> html.Section | None:
+    """What early stopping did, in words."""
+    if found.health is None:
         return None
-    return html.section("health", "Early stopping", "", html.Bullets(health["sentences"]))
+    return html.section("health", "Early stopping", "", html.Bullets(found.health.sentences))
 
 
 def _plan(summary: Mapping[str, Any]) -> html.Section | None:

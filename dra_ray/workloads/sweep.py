@@ -52,6 +52,7 @@ def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> 
     ran on; the same call resumes those.
     """
     store = store.resolved()
+    sweep.base.tracking.require_installed()
     planned = {
         name: experiment.with_sources() for name, experiment in spaces.experiments(sweep).items()
     }
@@ -118,10 +119,18 @@ class _Driver:
                 break
             tournament.go_on_with(behind)
             self._tune()
+        spent = tournament.spent()
+        facts = runs.Facts(
+            status="done",
+            trials=dict(tournament.fields),
+            finals=tournament.finals(),
+            images_seen=spent.images,
+            gpu_hours=round(spent.gpu_hours, 4),
+        )
         if reason := tournament.exhausted():
-            return runs.Facts(status="paused", paused=reason, finals=tournament.finals())
+            return facts.model_copy(update={"status": "paused", "paused": reason})
         tournament.require_a_trial()
-        return runs.Facts(status="done", trials=dict(tournament.fields), finals=tournament.finals())
+        return facts
 
     def _behind(self) -> list[str]:
         """Finalists, with their repeats, that are not at their end and can get there."""
