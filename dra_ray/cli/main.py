@@ -273,9 +273,7 @@ def evaluate(
     What is not a run's is given: data (--set name=cifar10 --set uri=URI, or --images), radius and
     norm. Start it again to go on.
     """
-    if _is_path(what):
-        runs.require_folder(Store(what))  # before anything is said to be loaded
-    if finalists := runs.finalists(Store(what)) if _is_path(what) else {}:
+    if finalists := runs.finalists(Store(what)) if _is_folder_of_run(what) else {}:
         options_of_one = {
             "--set": set_,
             "--eps-255": eps_255,
@@ -333,9 +331,14 @@ def evaluate(
         terminal.out.print(str(entry))
 
 
-def _is_path(what: str) -> bool:
-    """Whether WHAT is a place: timm/NAME, robustbench:URI and module:function are not."""
-    return not (what.startswith(("timm/", "robustbench:")) or (":" in what and "://" not in what))
+def _is_folder_of_run(what: str) -> bool:
+    """Whether WHAT is the folder of a run: timm/NAME, robustbench:URI, module:function and files
+    are not. `DataError` where a path leads nowhere.
+    """
+    if what.startswith(("timm/", "robustbench:")) or (":" in what and "://" not in what):
+        return False
+    runs.require_folder(Store(what))  # before torch is imported
+    return (Store(what) / runs.MANIFEST).exists()
 
 
 def _evaluate_finalists(
