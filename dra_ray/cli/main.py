@@ -35,6 +35,7 @@ from dra_ray.cli.options import (
     run_folder,
 )
 from dra_ray.cli.pool import pool_app
+from dra_ray.cli.sweep import sweep_app
 from dra_ray.cli.teacher import teacher_app
 from dra_ray.errors import ConfigError, DraError
 from dra_ray.storage import Store, masked
@@ -51,6 +52,7 @@ app = typer.Typer(
 )
 app.add_typer(bench_app, name="bench")
 app.add_typer(pool_app, name="pool")
+app.add_typer(sweep_app, name="sweep")
 app.add_typer(teacher_app, name="teacher")
 app.command("runs")(status_commands.runs)
 app.command("status")(status_commands.status)
@@ -161,51 +163,6 @@ def train(
         with cluster.connect():
             row = job.fit(experiment, run, terminal.train_rows(bars, experiment))
     terminal.table([terminal.row(row)], f"last epoch of {run}", json, hidden=("verdicts",))
-
-
-@app.command()
-def sweep(
-    file: ConfigArgument,
-    set_: Set = None,
-    storage_uri: Storage = "runs",
-    name: Name = None,
-    evaluate: Annotated[
-        bool,
-        typer.Option("--evaluate", help="Also evaluate the best trials, as `dra evaluate` does."),
-    ] = False,
-    json: Json = None,
-) -> None:
-    """Train many students under ASHA, sharing one teacher pool; the best with and without alignment
-    go to the full budget.
-    """
-    settings = config.load(file, config.Sweep, set_)
-    require_teachers(e.with_sources() for e in spaces.experiments(settings).values())
-    run = run_folder(storage_uri, name, file)
-    announce(run, "sweep", settings)
-    with terminal.Bars() as bars:
-        from dra_ray import cluster, report
-        from dra_ray.workloads import sweep as job
-
-        with cluster.connect():
-            manifest = job.run(settings, run, terminal.sweep_rows(bars, settings))
-            if evaluate:
-                from dra_ray.workloads import evaluate as evaluation
-
-                finalists = runs.finalists(run.resolved())
-                show = terminal.evaluate_rows(bars, len(finalists))
-                evaluation.evaluate_many(list(finalists.values()), progress=show)
-    terminal.table(report.rows(run.resolved()), f"trials of {run}", json)
-    text, recipe = report.answered(run.resolved(), settings)
-    terminal.out.print(text)
-    best = {"dra": "best with alignment", "baseline": "best without"}
-    for role, trial in manifest.finals.items():
-        terminal.out.print(f"{best.get(role, role)}: {trial}")
-    terminal.out.print("next:")
-    if recipe:
-        terminal.out.print(f"  dra train {recipe}")
-    if not evaluate:
-        terminal.out.print(f"  dra evaluate {run}")
-    terminal.out.print(f"  dra report {run}")
 
 
 @app.command()

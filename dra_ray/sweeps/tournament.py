@@ -17,8 +17,9 @@ from dra_ray.errors import LastingError
 from dra_ray.runs import RungRow, TrialRow
 from dra_ray.storage import Store
 from dra_ray.sweeps import schedulers
+from dra_ray.sweeps.orders import Order
 from dra_ray.sweeps.search import Search, State, Told
-from dra_ray.sweeps.spaces import Space, trial_name
+from dra_ray.sweeps.spaces import Point, Space, trial_name
 
 Fields = dict[str, Any]
 STATES: Mapping[str, State] = {"stop": "stopped", "done": "done", "failed": "failed"}
@@ -214,6 +215,8 @@ class Tournament:
     def report(self, trial: str, scores: Scores) -> schedulers.Decision:
         """Record a validation and what follows from it."""
         last = self._last.get(trial)
+        if self._ended.get(trial) == "stop":
+            return "stop"  # by hand, since its last report
         if last is not None and last.images_seen >= scores.images_seen:
             return "continue"  # repeated after a restart: the same score, already there
         experiment = self.experiment(trial)
@@ -278,6 +281,56 @@ class Tournament:
                     update={"decision": "stop", "reason": reason, "at": self._around.at()}
                 )
             )
+
+    def rerun(self, trial: str) -> None:
+        """Let a trial that failed or was stopped go on from its checkpoint; nothing for others."""
+        if self._ended.get(trial) not in ("failed", "stop"):
+            return
+        self._failures.pop(trial, None)
+        last = self._last[trial]
+        self._append(
+            last.model_copy(
+                update={
+                    "decision": "continue",
+                    "reason": "started again by hand",
+                    "at": self._around.at(),
+                }
+            )
+        )
+        self._started.discard(trial)
+
+    def add(self, point: Point) -> str:
+        """Add a point to the search; the name of its trial, which may be there already."""
+        point = self.space.point(point)
+        self.space.experiment(point)  # a value that is none is refused before anything is written
+        told = self.told()
+        for trial in told:
+            if self.space.key(trial.point) == self.space.key(point):
+                return trial_name(trial.number)
+        number = len(told)
+        row = TrialRow(
+            trial=trial_name(number),
+            number=number,
+            fields=self.space.changes(point),
+            known=len(self.rows),
+            at=self._around.at(),
+        )
+        self._around.guard()
+        self._trials.append(row)
+        self.fields[row.trial] = dict(row.fields)
+        return row.trial
+
+    def obey(self, order: Order) -> str:
+        """Do what somebody asked for; what was done, in words."""
+        if order.what == "add":
+            return f"added as {self.add(order.point)}"
+        if order.trial not in self.fields:
+            return f"there is no trial '{order.trial}'"
+        if order.what == "stop":
+            self.stop(order.trial, "stopped by hand")
+            return f"{order.trial} is {self.state(order.trial)}"
+        self.rerun(order.trial)
+        return f"{order.trial} starts again"
 
     def finals(self) -> dict[str, str]:
         """The best trial with alignment and the best without: of those that got furthest, the most
@@ -364,11 +417,10 @@ class Tournament:
 
     def _take(self, row: RungRow) -> None:
         """A row of an earlier driver, as if it had just happened."""
-        if row.decision in ("failed", "stop") and row.trial in self._last:
-            before = self._last[row.trial]
-            if before.images_seen == row.images_seen:  # ended after its report
-                self._note(row)
-                return
+        before = self._last.get(row.trial)
+        if before is not None and before.images_seen >= row.images_seen:
+            self._note(row)  # what became of it after its report
+            return
         if _is_scored(row) and row.trial in self.fields:
             self._decide(row)
         self._note(row)

@@ -22,12 +22,12 @@ from ray.tune.search import Searcher
 
 from dra_ray import cluster, config, data, runs, students
 from dra_ray.bench import speed
-from dra_ray.errors import DraError, RunError, is_lasting
+from dra_ray.errors import ConfigError, DraError, RunError, StorageError, is_lasting
 from dra_ray.pool import client, service
 from dra_ray.pool.records import LogRow
 from dra_ray.runs import RungRow
 from dra_ray.storage import Lease, Store
-from dra_ray.sweeps import spaces, study
+from dra_ray.sweeps import orders, spaces, study
 from dra_ray.sweeps.tournament import Circumstances, Scores, Tournament
 from dra_ray.training import tracking
 from dra_ray.workloads import train
@@ -65,7 +65,7 @@ def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> 
         sweep.digest(),
         runs.Facts(seed=sweep.seed),
     )
-    if manifest.is_done:
+    if manifest.is_done and not orders.pending(store):
         return manifest
     with contextlib.ExitStack() as stack:
         lease = stack.enter_context(Lease(store))
@@ -112,6 +112,7 @@ class _Driver:
     def run(self) -> runs.Facts:
         """The race, then the finals; what the manifest is to say of it."""
         tournament = self.tournament
+        _Orders(tournament, self.store).obey()
         self._tune()
         while not tournament.exhausted():
             behind = self._behind()
@@ -169,7 +170,7 @@ class _Driver:
             return {}
         _propagate_no_keys()
         queue = _Trials(self.tournament, self.store, first)
-        decisions = _Decisions(self.tournament)
+        decisions = _Decisions(self.tournament, _Orders(self.tournament, self.store))
         folder = self.store / runs.TRIALS
         logging.getLogger("ray.tune").setLevel(
             logging.CRITICAL
@@ -214,6 +215,8 @@ class _Driver:
         lost = {}
         for name, error in errors.items():
             reason, lasting = ending(error)
+            if self.tournament.state(name) == "stopped":  # by hand, in the middle of an epoch
+                continue
             if self.tournament.fail(name, reason, lasting) or not lasting:
                 lost[name] = reason
                 self.tournament.start_again(name)
@@ -268,6 +271,35 @@ class _Validations(TuneReportCallback):
             super().after_report(run_context, metrics, checkpoint)
 
 
+class _Orders:
+    """What was asked of the sweep from outside, done in the thread of Ray Tune."""
+
+    PERIOD_S, PERIOD_AT_STORE_S = 2.0, 10.0
+
+    def __init__(self, tournament: Tournament, folder: Store) -> None:
+        self._tournament, self._folder = tournament, folder
+        self._looked_at = time.monotonic()
+
+    def look(self) -> None:
+        """Obey, every few seconds."""
+        period_s = self.PERIOD_S if self._folder.is_local else self.PERIOD_AT_STORE_S
+        if time.monotonic() - self._looked_at >= period_s:
+            self._looked_at = time.monotonic()
+            with contextlib.suppress(StorageError):  # the store is away: the next look tells
+                self.obey()
+
+    def obey(self) -> None:
+        for file, order in orders.pending(self._folder):
+            try:
+                done = self._tournament.obey(order)
+            except ConfigError as error:
+                done = str(error)
+            if order.what == "stop":  # its step under way is its last
+                cluster.ask_to_stop((self._folder / runs.TRIALS / order.trial).uri)
+            log.info("asked from outside: %s", done)
+            file.remove()
+
+
 class _Stateless:
     """Ray Tune pickles its searcher and its scheduler beside its state; nothing reads them back,
     since the tournament keeps its own records.
@@ -314,10 +346,15 @@ class _Trials(_Stateless, Searcher):
 class _Decisions(_Stateless, FIFOScheduler):
     """Asks the tournament what follows from a report."""
 
-    def __init__(self, tournament: Tournament) -> None:
+    def __init__(self, tournament: Tournament, orders_: _Orders) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._tournament = tournament
+        self._tournament, self._orders = tournament, orders_
         self._errored: list[Any] = []
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Ray Tune calls this all the time."""
+        self._orders.look()
+        return super().choose_trial_to_run(tune_controller)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         decision = self._tournament.report(trial.config["trial"], Scores.of(result))

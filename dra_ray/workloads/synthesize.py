@@ -25,7 +25,7 @@ from dra_ray import cluster, data, runs
 from dra_ray.config import Synthesis
 from dra_ray.errors import ConfigError, DataError, DraError, RunError, StorageError
 from dra_ray.runs import SyntheticProgress
-from dra_ray.storage import Store, sha256
+from dra_ray.storage import Lease, Store, sha256
 from dra_ray.students import Student
 from dra_ray.students import checkpoint as student_checkpoint
 from dra_ray.teachers import checkpoint
@@ -75,30 +75,31 @@ def run(
     if manifest.is_done:
         return manifest
     cluster.require(1, config.cpus_per_worker, config.gpus_per_worker, f"synthesis '{store.name}'")
-    log.info("waiting for the first shard of images")
-    started = time.monotonic()
-    made = _make_all(config, store, teacher, net.num_classes, started, progress)
-    hashes = [found for found, _ in made]
-    if config.select:
-        hashes = _keep(
-            config,
+    with Lease(store):
+        log.info("waiting for the first shard of images")
+        started = time.monotonic()
+        made = _make_all(config, store, teacher, net.num_classes, started, progress)
+        hashes = [found for found, _ in made]
+        if config.select:
+            hashes = _keep(
+                config,
+                store,
+                net.num_classes,
+                np.concatenate([scores for _, scores in made if scores is not None]),
+            )
+        counts = np.bincount(np.arange(config.images) % net.num_classes, minlength=net.num_classes)
+        (store / runs.SAMPLES).write_bytes(_samples(store, net.num_classes))
+        return runs.update_manifest(
             store,
-            net.num_classes,
-            np.concatenate([scores for _, scores in made if scores is not None]),
+            runs.Facts(
+                status="done",
+                images=config.images,
+                counts={str(label): int(count) for label, count in enumerate(counts)},
+                sampler=_sampler(config, net),
+                shards={shard_name(index): found for index, found in enumerate(hashes)},
+                elapsed_s=round(time.monotonic() - started, 3),
+            ),
         )
-    counts = np.bincount(np.arange(config.images) % net.num_classes, minlength=net.num_classes)
-    (store / runs.SAMPLES).write_bytes(_samples(store, net.num_classes))
-    return runs.update_manifest(
-        store,
-        runs.Facts(
-            status="done",
-            images=config.images,
-            counts={str(label): int(count) for label, count in enumerate(counts)},
-            sampler=_sampler(config, net),
-            shards={shard_name(index): found for index, found in enumerate(hashes)},
-            elapsed_s=round(time.monotonic() - started, 3),
-        ),
-    )
 
 
 def check(config: Synthesis) -> None:

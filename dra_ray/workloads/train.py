@@ -34,7 +34,7 @@ from dra_ray.data.loader import Batches
 from dra_ray.errors import ConfigError, LastingError, StorageError
 from dra_ray.pool import client, service
 from dra_ray.runs import StepRow, ValidationRow
-from dra_ray.storage import Store
+from dra_ray.storage import Lease, Store
 from dra_ray.students import checkpoint
 from dra_ray.teachers import checkpoint as teacher_checkpoint
 from dra_ray.training import arithmetic, averaging, optimisers, schedule, tracking, workers
@@ -66,6 +66,7 @@ def fit(
     Raises:
         ConfigError: the directory holds another config, or the experiment lacks a teacher or
             images.
+        LeaseError: another driver trains into the directory.
         LastingError: training diverged, or failed in its own code; the same call fails alike.
         RunError: training failed by what it runs on; the run can be resumed by the same call.
     """
@@ -73,12 +74,13 @@ def fit(
     manifest = _begin(experiment, run)
     if manifest.is_done:
         return runs.read_rows(run / runs.METRICS, ValidationRow)[-1]
-    if experiment.align.weight and experiment.pool.kind == "pool":
-        with service.serving(
-            experiment.teacher, experiment.pool, log=None if callbacks else run / runs.POOL
-        ):
-            return _fit(experiment, run, progress, callbacks or [])
-    return _fit(experiment, run, progress, callbacks or [])
+    with contextlib.ExitStack() as stack:
+        if not callbacks:  # a trial's is its sweep's
+            stack.enter_context(Lease(run))
+        if experiment.align.weight and experiment.pool.kind == "pool":
+            log = None if callbacks else run / runs.POOL
+            stack.enter_context(service.serving(experiment.teacher, experiment.pool, log))
+        return _fit(experiment, run, progress, callbacks or [])
 
 
 def fit_in_process(

@@ -28,7 +28,7 @@ from dra_ray.data.batches import BatchPlan, part_of
 from dra_ray.data.random import Stream, derive, generator
 from dra_ray.errors import ConfigError, LastingError
 from dra_ray.runs import TeacherRow
-from dra_ray.storage import Store
+from dra_ray.storage import Lease, Store
 from dra_ray.teachers import augment as edm_augment
 from dra_ray.teachers import checkpoint, diffusion, pixels
 from dra_ray.teachers.edm import UNetEncoder
@@ -270,26 +270,27 @@ def fit(
         resources.gpus_per_worker,
         f"teacher run '{store.name}'",
     )
-    world_sizes = [
-        *manifest.world_sizes,
-        runs.WorldSize(at_images_seen=_last_seen(store), workers=resources.workers),
-    ]
-    runs.update_manifest(store, runs.Facts(world_sizes=world_sizes))
-    log.info("waiting for %d workers and the first steps", resources.workers)
-    with cluster.following(store / runs.METRICS, TeacherRow, progress):
-        _train(config, store)
-    card = checkpoint.read_card(store)
-    last = runs.read_rows(store / runs.METRICS, TeacherRow)[-1]
-    return runs.update_manifest(
-        store,
-        runs.Facts(
-            status="done",
-            teacher_digest=card["digest"],
-            sigma_data=card["architecture"]["sigma_data"],
-            images_seen=last.images_seen,
-            elapsed_s=last.elapsed_s,
-        ),
-    )
+    with Lease(store):
+        world_sizes = [
+            *manifest.world_sizes,
+            runs.WorldSize(at_images_seen=_last_seen(store), workers=resources.workers),
+        ]
+        runs.update_manifest(store, runs.Facts(world_sizes=world_sizes))
+        log.info("waiting for %d workers and the first steps", resources.workers)
+        with cluster.following(store / runs.METRICS, TeacherRow, progress):
+            _train(config, store)
+        card = checkpoint.read_card(store)
+        last = runs.read_rows(store / runs.METRICS, TeacherRow)[-1]
+        return runs.update_manifest(
+            store,
+            runs.Facts(
+                status="done",
+                teacher_digest=card["digest"],
+                sigma_data=card["architecture"]["sigma_data"],
+                images_seen=last.images_seen,
+                elapsed_s=last.elapsed_s,
+            ),
+        )
 
 
 def _check(config: TeacherTraining) -> None:

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from dra_ray import config, runs
-from dra_ray.errors import LastingError
+from dra_ray.errors import ConfigError, LastingError
 from dra_ray.runs import RungRow, TrialRow
 from dra_ray.storage import Store
-from dra_ray.sweeps import schedulers
+from dra_ray.sweeps import orders, schedulers
+from dra_ray.sweeps.orders import Order
 from dra_ray.sweeps.tournament import Circumstances, Scores, Tournament
 
 EPOCHS, PER_EPOCH, IMAGES = 12, 1000, 200
@@ -266,6 +267,54 @@ def test_a_trial_stopped_by_hand_stays_stopped() -> None:
     tournament.stop(name, "stopped by hand")
     assert tournament.state(name) == "stopped"
     assert Tournament(sweep(), folder, around()).start() != name
+
+
+def test_orders_are_obeyed_once_and_survive_a_restart() -> None:
+    folder = Store("memory://orders")
+    tournament = Tournament(sweep(), folder, around())
+    finals = whole(tournament)
+    stopped = next(name for name in tournament.fields if tournament.state(name) == "stopped")
+    assert tournament.obey(Order("rerun", stopped)) == f"{stopped} starts again"
+    new = {"align.weight": 3.0, "align.sigma": 0.3}
+    added = tournament.obey(Order("add", point=new))
+    assert added == "added as trial-011"
+    assert tournament.obey(Order("add", point=new)) == added
+    assert "no trial" in tournament.obey(Order("stop", "trial-999"))
+    with pytest.raises(ConfigError, match=r"align\.weight"):
+        tournament.obey(Order("add", point={"align.weight": -1.0}))
+
+    again = Tournament(sweep(), folder, around())
+    assert {again.start(), again.start()} == {stopped, "trial-011"}
+    assert again.start() is None
+    assert again.fields["trial-011"] == new
+    again = Tournament(sweep(scheduler="none"), folder, around())
+    last = again.last(stopped)
+    assert last is not None
+    drive(again)
+    assert again.state(stopped) == "done"
+    reports = Counter((r["trial"], r["images_seen"], r["decision"]) for r in course(folder)[1])
+    assert max(reports.values()) == 1
+    assert finals.keys() == again.finals().keys()
+
+
+def test_orders_wait_in_the_sweeps_folder() -> None:
+    folder = Store("memory://waiting-orders")
+    with pytest.raises(ConfigError, match="is no sweep"):
+        orders.give(folder, Order("stop", "trial-000"))
+    settings = sweep()
+    facts = runs.Facts(trials={"trial-000": {}, "trial-001": {}})
+    tree = settings.model_dump(mode="json")
+    runs.begin_run(folder, "sweep", tree, settings.digest(), facts)
+    with pytest.raises(ConfigError, match="has no trial 'trial-7'; it has trial-000 to trial-001"):
+        orders.give(folder, Order("rerun", "trial-7"))
+    with pytest.raises(ConfigError, match=r"'optim\.lr' is no axis of .*align\.sigma, "):
+        orders.give(folder, Order("add", point={"optim.lr": 1}))
+    assert orders.pending(folder) == []
+    given = [Order("stop", "trial-001"), Order("add", point={"align.weight": 3})]
+    for order in given:
+        orders.give(folder, order)
+    (folder / orders.ORDERS / "junk.json").write_text("[1]")
+    assert [order for _, order in orders.pending(folder)] == given
 
 
 def test_repeats_share_all_but_the_training_seed() -> None:

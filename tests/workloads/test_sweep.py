@@ -25,5 +25,8 @@ def test_ray_tune_can_pickle_what_drives_it(tmp_path) -> None:
         bar.acquire()
 
     tournament.on_row = on_row
-    for driver in (sweep._Decisions(tournament), sweep._Trials(tournament, folder, "trial-000")):
+    for driver in (
+        sweep._Decisions(tournament, sweep._Orders(tournament, folder)),
+        sweep._Trials(tournament, folder, "trial-000"),
+    ):
         assert ray.cloudpickle.loads(ray.cloudpickle.dumps(driver)) is not None
