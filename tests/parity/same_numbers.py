@@ -154,6 +154,16 @@ TIMED_FILES = ("pool.jsonl",)  # a row per second
 NOT_IN_DIGEST = {
     *("description", "paper", "pool", "resources", "tracking"),
     *("workers", "cpus_per_worker", "gpus_per_worker", "max_concurrent"),
+    *("max_failures", "budget", "prices"),
+}
+# Fields that a config has got since the record: at their default they are not in its digest.
+ADDED: dict[str, Any] = {
+    "data_seed": None,
+    "level": 0.05,
+    "constraints": [],
+    "search": {"method": "grid", "startup_trials": 8, "points": [], "warm_start": None},
+    "repeats": {"seeds": 1, "of": "finalists"},
+    "scheduler": "noise_aware",
 }
 CHECKPOINT = r"checkpoint_[^/]*[0-9][^/]*/"
 # Files that Ray writes for itself; a checkpoint's folder is named by the time.
@@ -280,7 +290,11 @@ def _digest(tree: Any) -> str:
 
 def _kept(tree: Any) -> Any:
     if isinstance(tree, dict):
-        return {key: _kept(value) for key, value in tree.items() if key not in NOT_IN_DIGEST}
+        return {
+            key: _kept(value)
+            for key, value in tree.items()
+            if key not in NOT_IN_DIGEST and (key not in ADDED or value != ADDED[key])
+        }
     return tree
 
 
