@@ -108,7 +108,7 @@ def commands() -> list[list[str]]:
     axes = ["--set", "space={align.weight: [0.0, 1.0]}", "--set", "asha.grace_epochs=2"]
     one_at_a_time = ["--set", "asha.max_concurrent=1"]  # the order decides what ASHA compares
     trials = [f"runs/sweep/trials/trial-00{number}" for number in (0, 1)]
-    probe = ["--sigmas", "0.1,0.5", "--images", "100", "--json", "probe.json"]
+    probe = ["--sigmas", "0.1,0.5", "--layers", "all", "--images", "100", "--json", "probe.json"]
     return [
         ["teacher", "train", "digits-edm", "--name", "teacher", *settings(TEACHER)],
         ["synthesize", "--name", "images", *settings(SYNTHESIS)],
@@ -148,9 +148,9 @@ def features(teacher: Path) -> np.ndarray:
 # Numbers that differ between two runs of the same code: times, rates, the machine and versions.
 # Those of the config are left to its digest.
 VARYING = re.compile(
-    r"(^|\.)(at|hardware|versions|numerics|sources|files|stages|config)($|\.|\[)|_s($|\.)|seconds"
+    r"(^|\.)(at|gpu_hours|hardware|versions|numerics|sources|files|stages|config)($|\.|\[)|_s($|\.)|seconds"
 )
-TIMED_FILES = ("pool.jsonl",)  # a row per second
+TIMED_FILES = ("pool.jsonl", "lease.json")  # a row per second, a beat
 NOT_IN_DIGEST = {
     *("description", "paper", "pool", "resources", "tracking"),
     *("workers", "cpus_per_worker", "gpus_per_worker", "max_concurrent"),
@@ -314,8 +314,9 @@ def differences(measured: Mapping[str, Any], recorded: Mapping[str, Any]) -> tup
     """How the two were compared, and what differs, one line each."""
     lines = _changes(_flat(measured["structure"]), _flat(recorded["structure"]))
     if same := recorded["machines"].get(machine()):
-        for part in ("bits", "numbers"):
-            lines += _changes(measured[part], same[part])
+        lines += _changes(measured["bits"], same["bits"])
+        # intervals and p-values come from a library that may order its sums anew
+        lines += _changes(measured["numbers"], same["numbers"], 1e-12)
         return f"bits, as recorded on {machine()}", lines
     name, other = next(iter(recorded["machines"].items()))
     now, before = (
