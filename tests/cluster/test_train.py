@@ -228,7 +228,7 @@ def test_an_elastic_run_whose_driver_was_killed_starts_again_at_once(
     """Ray would keep the room of all its workers for three minutes, in which nothing else has
     room.
     """
-    endless = {"optim__epochs": 10_000, "align__weight": 0.0, "resources__metrics_steps": 2}
+    endless = {"optim__epochs": 10_000, "optim__batch": 96, "align__weight": 0.0}
     room = {"resources__workers": 3, "resources__min_workers": 2, "resources__cpus_per_worker": 1}
     root = Store(str(tmp_path))
     tree = experiment(teacher, **endless, **room).model_dump(mode="json")
