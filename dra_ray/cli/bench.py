@@ -224,3 +224,21 @@ def bench_sweep(
 
     rows = job.compare(trials, repeats, grace_epochs, level, seed)
     terminal.table(rows, f"{trials} trials of 27 epochs, {repeats} repeats, level {level:g}", json)
+
+
+@bench_app.command("trial")
+def bench_trial(
+    trials: Annotated[int, typer.Option(min=1, help="Trials of each way.")] = 4,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of a trial.")] = 2,
+    json: Json = None,
+) -> None:
+    """What a sweep's trial costs beyond its training: seconds, CPU seconds and processes, in a
+    process of its own and on Ray Train.
+    """
+    import dataclasses
+
+    from dra_ray.bench import trial as job
+
+    with tempfile.TemporaryDirectory() as folder:
+        rows = job.measure(Store(folder), trials, epochs)
+    terminal.table([dataclasses.asdict(row) for row in rows], f"{trials} trials one by one", json)
