@@ -31,10 +31,9 @@ QUICK := --ignore=tests/cluster --ignore=tests/training --ignore=tests/attacks -
 check: lint
 	$(BIN)/python -m pytest -q -n auto $(QUICK) $(ARGS)
 
-# the tests without Ray on every core, then those that share one Ray; ARGS may leave one of the two without a test
+# on every core; those that share one Ray run in one of the processes (see tests/conftest.py)
 test: lint
-	$(BIN)/python -m pytest -n auto --durations=15 --ignore=tests/cluster $(ARGS) || [ $$? -eq 5 ]
-	$(BIN)/python -m pytest --durations=15 tests/cluster $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -n auto --dist loadgroup --durations=15 $(ARGS)
 
 # the images of Fashion-MNIST, which Debian packages: installed where we may, named where not
 FASHION := /usr/share/datasets/fashion-mnist

@@ -551,7 +551,8 @@ class Store:
 def _alone(path: str) -> Iterator[None]:
     """Nobody else of this file system is in such a block for `path`."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(f"{path}.lock", "wb") as lock:
+    folder, name = os.path.split(path)
+    with open(os.path.join(folder, f".{name}.lock"), "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -29,7 +29,7 @@ from dra_ray.attacks.pgd import evaluate_pgd
 from dra_ray.bench import driver
 from dra_ray.config import Data, Evaluation, Experiment, Model, Threat
 from dra_ray.data import corruptions
-from dra_ray.errors import CheckpointError, ConfigError, DataError, RunError
+from dra_ray.errors import ConfigError, DataError, RunError
 from dra_ray.evaluation import subjects
 from dra_ray.evaluation.intervals import wilson
 from dra_ray.evaluation.result import read
@@ -312,7 +312,7 @@ def test_a_table_for_people(ray_cluster, run, single):
 
 
 def test_what_cannot_be_evaluated_is_said(ray_cluster, tmp_path, run, weights):
-    with pytest.raises(CheckpointError, match="not a training run"):
+    with pytest.raises(DataError, match="nothing' does not exist"):
         evaluate(Store(str(tmp_path / "nothing")))
     with pytest.raises(ConfigError, match="workers=0"):
         evaluate(run, workers=0)

@@ -124,6 +124,7 @@ def test_no_answer_in_time_is_an_error_with_the_remedy(app: str) -> None:
         call.result(timeout_s=0.001)
 
 
+@pytest.mark.slow
 def test_the_pool_grows_under_load_and_shrinks_after(app: str, tmp_path) -> None:
     log = Store(str(tmp_path)) / "pool.jsonl"
     running = lambda: service.replicas(app).get("RUNNING", 0)  # noqa: E731
@@ -176,6 +177,7 @@ def test_nobody_relies_on_a_pool_that_the_last_driver_is_taking_down(ray_cluster
     ray.kill(books)
 
 
+@pytest.mark.slow
 def test_a_pool_brought_up_by_hand_outlives_the_runs_that_use_it(
     ray_cluster: Any, settings: config.Teacher, tmp_path
 ) -> None:

@@ -54,6 +54,7 @@ def running(name: str) -> int:
     return service.replicas(f"{service.PREFIX}{name}").get("RUNNING", 0)
 
 
+@pytest.mark.slow
 def test_all_replicas_at_once(ray_cluster: Any) -> None:
     """And one alone: with requests in flight, and more sent while nobody is there."""
     with serving("killed", functools.partial(Sums, 0.1), min_replicas=2, max_replicas=2) as client:
@@ -75,6 +76,7 @@ def test_all_replicas_at_once(ray_cluster: Any) -> None:
     assert totals.retries > 0
 
 
+@pytest.mark.slow
 def test_a_replica_that_hangs_is_replaced(ray_cluster: Any, tmp_path: Any) -> None:
     make = functools.partial(Mortal, once=str(tmp_path / "hung"))
     with serving("hangs", make, min_replicas=1, max_replicas=1, hang_s=1.0) as client:
@@ -90,6 +92,7 @@ def test_a_replica_that_hangs_is_replaced(ray_cluster: Any, tmp_path: Any) -> No
     assert (tmp_path / "hung").exists()
 
 
+@pytest.mark.slow
 def test_scale_down_under_load_loses_nothing(ray_cluster: Any) -> None:
     """Two replicas become one while requests keep coming: what was accepted is answered, nothing is
     sent again.
@@ -152,6 +155,7 @@ def test_a_client_that_dies_leaves_the_others_alone(ray_cluster: Any) -> None:
         assert running("left") == 1
 
 
+@pytest.mark.slow
 def test_a_request_that_ends_its_replica_is_given_up_and_hurts_nobody_else(
     ray_cluster: Any,
 ) -> None:
@@ -227,6 +231,7 @@ def test_requests_of_trials_in_lock_step_are_computed_once(ray_cluster: Any) -> 
     assert seen.replicas == {"RUNNING": 2}
 
 
+@pytest.mark.slow
 def test_from_none_to_one_and_back(ray_cluster: Any) -> None:
     with serving("none", Sums, min_replicas=0, max_replicas=2) as client:
         assert running("none") == 0

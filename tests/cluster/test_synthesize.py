@@ -51,6 +51,7 @@ def shards(store: Store) -> dict[str, bytes]:
     return {name: (store / name).read_bytes() for name in store.names() if name.endswith(".npz")}
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_no_bit(ray_cluster, plain, tmp_path):
     store = Store(str(tmp_path / "teacher"))
     killed, rows_at_kill = [], []

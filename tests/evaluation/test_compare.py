@@ -177,7 +177,7 @@ def test_runs_that_cannot_be_paired_are_refused(tmp_path) -> None:
     found = compare.compare_runs(a, other)  # AutoAttack does not depend on PGD's steps
     assert [row["what"] for row in found["rows"]] == ["Clean", "AutoAttack"]
     assert found["notes"] == ["PGD is not compared: pgd_steps is 20 in one and 40 in the other"]
-    with pytest.raises(DataError, match="has no autoattack.json, .*run `dra evaluate "):
+    with pytest.raises(DataError, match="none' does not exist"):
         compare.compare_runs(a, Store(str(tmp_path)) / "none")
     with pytest.raises(ConfigError, match="--what autoatack: did you mean 'autoattack'"):
         compare.compare_runs(a, other, "autoatack")
@@ -204,5 +204,5 @@ def test_the_command_prints_the_table_and_the_sentence(tmp_path) -> None:
     assert told | {"a": str(a), "b": str(b)} == compare.compare_runs(a, b)
     done = dra("a", "nowhere")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: 'nowhere' has no autoattack.json")
+    assert done.stderr.startswith("error: 'nowhere' does not exist")
     assert done.stderr.count("\n") == 1

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dra_ray import config, data, students
-from dra_ray.errors import CheckpointError, ConfigError
+from dra_ray.errors import ConfigError, DataError
 from dra_ray.report import export
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint
@@ -80,7 +80,7 @@ def test_timm_is_refused_for_other_networks(tmp_path: Path) -> None:
         export.export(run, "timm")
     with pytest.raises(ConfigError, match="--to pickle"):
         export.export(run, "pickle")
-    with pytest.raises(CheckpointError, match="not a training run"):
+    with pytest.raises(DataError, match="none' does not exist"):
         export.export(Store(str(tmp_path / "none")), "safetensors")
 
 

@@ -82,6 +82,7 @@ def test_a_quickstart_has_every_section_and_needs_no_network(quickstart: Store) 
         "axes",
         "front",
         "more",
+        "health",
         "sweep",
         "training",
         "pool",

@@ -13,7 +13,7 @@ from dra_ray.data import synthetic
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint as student_checkpoint
-from dra_ray.teachers import checkpoint, dit, sampling
+from dra_ray.teachers import checkpoint, dit, network, sampling
 from dra_ray.teachers.edm import EDM
 from dra_ray.workloads import synthesize
 from tests.teachers.test_diffusion import Gaussian
@@ -68,14 +68,16 @@ def test_how_many_candidates():
     assert synthesize._made(chosen, 10) == 10 * math.ceil(10 / 0.3)
 
 
-def test_what_makes_no_images_is_refused():
+def test_what_makes_no_images_is_refused(tmp_path):
     net = latent_dit()
-    synthesize._check(Synthesis(), net)
+    network.image_sampler(net, "there").check_sampling(Synthesis())
     net.vae.decoder = None
     with pytest.raises(ConfigError, match="--decoder"):
-        synthesize._check(Synthesis(teacher="there"), net)
+        network.image_sampler(net, "there").check_sampling(Synthesis())
+    store = Store(str(tmp_path))
+    checkpoint.save(store, EDM(UNet(model_channels=16), 8, 1, 0), {})
     with pytest.raises(ConfigError, match="knows no classes"):
-        synthesize._check(Synthesis(teacher="there"), EDM(UNet(model_channels=16), 8, 1, 0))
+        synthesize.check(Synthesis(teacher=store.uri))
 
 
 def test_a_flow_makes_images_of_the_students_size():

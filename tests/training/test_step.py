@@ -274,7 +274,10 @@ def _steps(state: step.State, experiment: config.Experiment, number: int) -> Non
         state.step += 1
 
 
-@pytest.mark.parametrize("name", ["dropout", "ghostnet_050", "convnext_atto"])
+@pytest.mark.parametrize(
+    "name",
+    ["dropout", pytest.param("ghostnet_050", marks=pytest.mark.slow), "convnext_atto"],
+)
 def test_a_student_that_draws_resumes_to_the_bit(tmp_path, name: str) -> None:
     """Two steps, a checkpoint, a process that has drawn otherwise since, two steps: the weights of
     four steps.
