@@ -102,7 +102,10 @@ def fit_in_process(
     with cluster.training(run.uri), _completing(run):
         cluster.end_if_stopped(run.uri)
         runs.update_manifest(run, runs.Facts(started_at=None, stopped=None))
-        train(experiment, run, InProcess(run, on_row))
+        try:
+            train(experiment, run, InProcess(run, on_row))
+        finally:
+            torch.cuda.empty_cache()  # the next run of this process has other shapes
         cluster.end_if_stopped(run.uri)
     return _finish(run)
 

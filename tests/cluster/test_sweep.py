@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -101,3 +103,73 @@ def test_a_sweep_without_room_says_what_is_missing(
     ):
         sweep.run(wide, Store(str(tmp_path)) / "run")
     assert time.monotonic() - start < 60
+
+
+DRIVER = """
+import sys
+from dra_ray import cluster, config
+from dra_ray.storage import Store
+from dra_ray.workloads import sweep
+
+base = config.override(config.Experiment(), {
+    "model.name": "wrn-10-1", "optim.epochs": 4, "optim.batch": 128, "threat.steps": 3,
+    "selection.steps": 3, "align.weight": 0.0, "resources.cpus_per_worker": 0.5,
+})
+study = config.Sweep(
+    base=base,
+    space={"optim.lr": {"log_uniform": [0.01, 0.4]}},
+    search={"method": "tpe", "startup_trials": 2},
+    trials=5,
+    scheduler="asha",
+    asha={"grace_epochs": 1, "reduction_factor": 2, "max_concurrent": 1},
+)
+with cluster.connect():
+    sweep.run(study, Store(sys.argv[1]))
+"""
+
+
+def course(run: Store) -> list[tuple[str, int, float | None, str]]:
+    rows = runs.read_rows(run / "rungs.jsonl", runs.RungRow)
+    return [(row.trial, row.epoch, row.robust_accuracy, row.decision) for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_a_driver_killed_three_times_ends_as_one_that_was_not(
+    place: str, tmp_path: Path, s3_bucket: str
+) -> None:
+    """Same suggestions, same rungs, same finals; a second driver is refused meanwhile."""
+    root = Store(str(tmp_path) if place == "disk" else f"{s3_bucket}/{tmp_path.name}")
+    private = cluster.of_our_own()
+    environment = {name: value for name, value in os.environ.items() if name not in private}
+
+    def driver(run: Store) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", DRIVER, run.uri],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    quiet, disturbed = root / "quiet", root / "disturbed"
+    undisturbed = driver(quiet)
+    assert undisturbed.wait(400) == 0, undisturbed.stderr
+    for rows in (2, 6, 9):
+        process = driver(disturbed)
+        assert cluster.wait_until(lambda rows=rows: len(course(disturbed)) >= rows, 200)
+        second = driver(disturbed)
+        assert second.stderr
+        said = second.stderr.read()
+        assert second.wait(200) != 0
+        assert "has another driver" in said, said
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    last = driver(disturbed)
+    assert last.wait(400) == 0, last.stderr
+    assert course(disturbed) == course(quiet)
+    one, two = runs.read_manifest(quiet), runs.read_manifest(disturbed)
+    assert one
+    assert two
+    assert (one.trials, one.finals) == (two.trials, two.finals)
+    assert two.is_done
