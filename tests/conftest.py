@@ -18,6 +18,7 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of several test processes one runs all that starts Ray, from the beginning on: these tests
     share a cluster, and mostly wait for it while the others compute.
