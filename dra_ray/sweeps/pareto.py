@@ -6,7 +6,9 @@ the second only by the first, and so on.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -70,7 +72,8 @@ def front(trials: Mapping[str, Fields], rows: Sequence[RungRow], images: int) ->
         axis=-1,
     )
     often = np.mean([undominated(scores) for scores in drawn], axis=0)
-    ranks = fronts([(row.clean_accuracy or 0.0, robust(row)) for row in standing])
+    points = [(row.clean_accuracy or 0.0, robust(row)) for row in standing]
+    ranks = fronts(np.array(points)) + 1
     places = [
         Place(row.trial, row.clean_accuracy or 0.0, robust(row), int(rank), float(share))
         for row, rank, share in zip(standing, ranks, often, strict=True)
@@ -96,12 +99,18 @@ def undominated(scores: ArrayLike) -> NDArray[np.bool_]:
     return result
 
 
-def fronts(scores: ArrayLike) -> NDArray[np.int64]:
-    """int [N] of scores [N, 2]: the number of each one's front, from 1."""
-    points = np.asarray(scores, dtype=np.float64).reshape(-1, 2)
+def fronts(points: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Front [n] of each point [n, 2], both to be large; 0 is dominated by none. O(n log n): in
+    descending order of one value, a point belongs to the first front whose other values are all
+    below its own (Jensen 2003, IEEE TEC 7:503).
+    """
     ranks = np.zeros(len(points), dtype=np.int64)
-    number = 0
-    while (rest := np.flatnonzero(ranks == 0)).size:
-        number += 1
-        ranks[rest[undominated(points[rest])]] = number
+    tops: list[float] = []  # minus the largest second value of each front: ascending
+    last, rank = (math.nan, math.nan), 0
+    for index in np.lexsort((-points[:, 1], -points[:, 0])):
+        point = (float(points[index, 0]), float(points[index, 1]))
+        if point != last:  # equal points share a front
+            rank = bisect.bisect_right(tops, -point[1])
+            tops[rank : rank + 1] = [-point[1]]
+        ranks[index], last = rank, point
     return ranks

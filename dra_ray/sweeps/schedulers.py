@@ -22,6 +22,7 @@ from dra_ray.errors import ConfigError
 from dra_ray.evaluation import intervals
 from dra_ray.runs import RungRow
 from dra_ray.sweeps import rungs
+from dra_ray.sweeps.pareto import fronts
 
 Decision = Literal["continue", "stop"]
 Verdicts = NDArray[np.bool_]
@@ -349,23 +350,6 @@ class Pareto:
         points.append(point)
         allowed = math.floor((len(points) - 2) / self.reduction) if len(points) > 1 else 0
         return "stop" if standing(np.array(points)) > allowed else "continue"
-
-
-def fronts(points: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Front [n] of each point [n, 2], both to be large; 0 is dominated by none. O(n log n): in
-    descending order of one value, a point belongs to the first front whose other values are all
-    below its own (Jensen 2003, IEEE TEC 7:503).
-    """
-    ranks = np.zeros(len(points), dtype=np.int64)
-    tops: list[float] = []  # minus the largest second value of each front: ascending
-    last, rank = (math.nan, math.nan), 0
-    for index in np.lexsort((-points[:, 1], -points[:, 0])):
-        point = (float(points[index, 0]), float(points[index, 1]))
-        if point != last:  # equal points share a front
-            rank = bisect.bisect_right(tops, -point[1])
-            tops[rank : rank + 1] = [-point[1]]
-        ranks[index], last = rank, point
-    return ranks
 
 
 def standing(points: NDArray[np.float64]) -> int:

@@ -19,7 +19,7 @@ from dra_ray.config import Asha, Experiment, Optim, Selection, Sweep
 from dra_ray.errors import ConfigError
 from dra_ray.evaluation import intervals
 from dra_ray.runs import RungRow, pack_verdicts
-from dra_ray.sweeps import rungs, schedulers, simulate
+from dra_ray.sweeps import pareto, rungs, schedulers, simulate
 from dra_ray.sweeps.schedulers import Report, Rules
 
 IMAGES_PER_EPOCH = 1181
@@ -247,7 +247,7 @@ def test_fronts_against_their_definition() -> None:
             left -= front
             if not left:
                 break
-        assert (schedulers.fronts(points) == expected).all()
+        assert (pareto.fronts(points) == expected).all()
 
 
 def dominates(one: np.ndarray, other: np.ndarray) -> bool:
