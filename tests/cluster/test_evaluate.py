@@ -264,6 +264,7 @@ def test_other_weights_or_settings_are_evaluated_anew(ray_cluster, run, weights)
     assert third.effort["square_queries"] == 5
 
 
+@pytest.mark.slow
 def test_two_models_share_the_workers(ray_cluster, tmp_path, weights, single):
     other = {
         name: tensor * (0.9 if name == "logits.weight" else 1) for name, tensor in weights.items()
@@ -328,6 +329,7 @@ def test_what_cannot_be_evaluated_is_said(ray_cluster, tmp_path, run, weights):
 MORE = {"curve_255": (0.0, 10.0, 40.0), "corruptions": "generated", "pgd_restarts": 2}
 
 
+@pytest.mark.slow
 def test_further_radii_and_corruptions(ray_cluster, run, images, weights, single):
     plain = evaluate(run, effort=EFFORT)
     settings = {f"evaluation.{field}": value for field, value in MORE.items()}
@@ -554,6 +556,7 @@ def test_probabilities_instead_of_logits_are_told(ray_cluster, user):
     assert any("probabilities, not logits" in flag for flag in result.flags)
 
 
+@pytest.mark.slow
 def test_the_driver_keeps_its_workers_busy(ray_cluster, tmp_path):
     (row,) = driver.efficiency(Store(str(tmp_path)), workers=(4,), chunks=4, chunk_s=1)
     assert (row["workers"], row["chunks"], row["ideal_s"]) == (4, 20, 5)
