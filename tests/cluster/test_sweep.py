@@ -98,7 +98,7 @@ def test_a_sweep_without_room_says_what_is_missing(
     start = time.monotonic()
     with pytest.raises(
         sweep.RunError,
-        match="a trial needs 4.01 CPU for 1 workers, but this machine has 3.8 beside the 0.2 of "
+        match="a trial needs 4 CPU for 1 workers, but this machine has 3.8 beside the 0.2 of "
         "the teacher pool",
     ):
         sweep.run(wide, Store(str(tmp_path)) / "run")
