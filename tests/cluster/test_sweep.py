@@ -138,7 +138,7 @@ def course(run: Store) -> list[tuple[str, int, float | None, str]]:
 def test_a_driver_killed_three_times_ends_as_one_that_was_not(
     place: str, tmp_path: Path, s3_bucket: str
 ) -> None:
-    """Same suggestions, same rungs, same finals; a second driver is refused meanwhile."""
+    """Same suggestions, same rungs, same finals."""
     root = Store(str(tmp_path) if place == "disk" else f"{s3_bucket}/{tmp_path.name}")
     private = cluster.of_our_own()
     environment = {name: value for name, value in os.environ.items() if name not in private}
@@ -155,16 +155,12 @@ def test_a_driver_killed_three_times_ends_as_one_that_was_not(
     quiet, disturbed = root / "quiet", root / "disturbed"
     undisturbed = driver(quiet)
     assert undisturbed.wait(400) == 0, undisturbed.stderr
-    for rows in (2, 6, 9):
+    for rows in (2, 5, 8):
         process = driver(disturbed)
         assert cluster.wait_until(lambda rows=rows: len(course(disturbed)) >= rows, 200)
-        second = driver(disturbed)
-        assert second.stderr
-        said = second.stderr.read()
-        assert second.wait(200) != 0
-        assert "has another driver" in said, said
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        assert not (runs.read_manifest(disturbed) or runs.Manifest()).is_done
     last = driver(disturbed)
     assert last.wait(400) == 0, last.stderr
     assert course(disturbed) == course(quiet)
