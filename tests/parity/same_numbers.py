@@ -185,7 +185,7 @@ def measure(folder: Path) -> dict[str, Any]:
     chunks: dict[str, dict[str, np.ndarray]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = re.sub(CHECKPOINT, "checkpoint_TIME/", path.relative_to(folder).as_posix())
-        if re.search(RAYS_OWN, name):
+        if re.search(RAYS_OWN, name) or "lease.json" in path.name:  # who drives it, not what it is
             continue
         if "/chunks/" in name:  # which ones there are depends on the verdicts before them
             folder_name = name.rpartition("/")[0]
