@@ -131,11 +131,12 @@ class Space:
         """What the point stands for. Repeat 1, 2, ... has another training seed, on the same
         batches with the same augmentation and teacher features. Raises `ConfigError`.
         """
-        changes = self.changes(point)
-        if repeat:
-            base = self.sweep.base
-            changes |= {"seed": base.seed + repeat, "data_seed": base.shared_seed}
-        return config.override(self.sweep.base, changes)
+        return config.override(self.sweep.base, self.changes(point) | self.seeds(repeat))
+
+    def seeds(self, repeat: int) -> dict[str, Any]:
+        """What a repeat changes besides its point; nothing for repeat 0."""
+        base = self.sweep.base
+        return {"seed": base.seed + repeat, "data_seed": base.shared_seed} if repeat else {}
 
     def problem(self, point: Point) -> str | None:
         """Why the point can be no trial: the constraint that it violates; None where it can."""

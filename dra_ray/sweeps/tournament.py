@@ -23,7 +23,6 @@ from dra_ray.sweeps.spaces import Point, Space, trial_name
 
 Fields = dict[str, Any]
 STATES: Mapping[str, State] = {"stop": "stopped", "done": "done", "failed": "failed"}
-SEED = "seed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +94,7 @@ class Tournament:
         self._rungs = runs.Log(folder / runs.RUNGS, RungRow)
         self.fields: dict[str, Fields] = {row.trial: dict(row.fields) for row in self._trials.rows}
         self._experiments: dict[str, config.Experiment] = {}
+        self._end_images: dict[str, int] = {}  # where each trial ends by itself
         self._last: dict[str, RungRow] = {}  # with scores where the trial has any
         self._ended: dict[str, str] = {}  # trial -> its last decision, unless it goes on
         self._failures: dict[str, int] = {}
@@ -130,9 +130,7 @@ class Tournament:
         row = self._suggested()
         if row is None:
             return None
-        self._around.guard()
-        self._trials.append(row)
-        self.fields[row.trial] = dict(row.fields)
+        self._enter(row)
         self._started.add(row.trial)
         return row.trial
 
@@ -140,21 +138,15 @@ class Tournament:
         """The trial that repeats a trial with training seed `number`, from 1; added if need be."""
         name = f"{trial}-seed-{number}"
         if name not in self.fields:
-            base = self.sweep.base
-            fields = self.fields[trial] | {
-                SEED: base.seed + number,
-                "data_seed": base.shared_seed,
-            }
-            self._around.guard()
-            self._trials.append(TrialRow(trial=name, fields=fields, at=self._around.at()))
-            self.fields[name] = fields
+            fields = self.fields[trial] | self.space.seeds(number)
+            self._enter(TrialRow(trial=name, fields=fields, at=self._around.at()))
         return name
 
     def go_on_with(self, trials: Iterable[str]) -> None:
         """Let trials that were stopped train to their end: finals."""
         self.racing = False
         for name in trials:
-            if self._ended.get(name) in ("stop", "paused"):
+            if self._ended.get(name) == "stop":
                 del self._ended[name]
             self._started.discard(name)
 
@@ -201,8 +193,9 @@ class Tournament:
         told = self.told()
         number = len(told)
         point = self.search.suggest(number, told)
-        if point is None:
-            return None
+        return None if point is None else self._trial(number, point)
+
+    def _trial(self, number: int, point: Point) -> TrialRow:
         return TrialRow(
             trial=trial_name(number),
             number=number,
@@ -210,6 +203,11 @@ class Tournament:
             known=len(self.rows),
             at=self._around.at(),
         )
+
+    def _enter(self, row: TrialRow) -> None:
+        self._around.guard()
+        self._trials.append(row)
+        self.fields[row.trial] = dict(row.fields)
 
     # -- reports ---------------------------------------------------------------------------------
     def report(self, trial: str, scores: Scores) -> schedulers.Decision:
@@ -276,11 +274,7 @@ class Tournament:
         if last is None:
             self.fail(trial, reason)
         else:
-            self._append(
-                last.model_copy(
-                    update={"decision": "stop", "reason": reason, "at": self._around.at()}
-                )
-            )
+            self._append(self._once_more(last, "stop", reason))
 
     def rerun(self, trial: str) -> None:
         """Let a trial that failed or was stopped go on from its checkpoint; nothing for others."""
@@ -288,16 +282,13 @@ class Tournament:
             return
         self._failures.pop(trial, None)
         last = self._last[trial]
-        self._append(
-            last.model_copy(
-                update={
-                    "decision": "continue",
-                    "reason": "started again by hand",
-                    "at": self._around.at(),
-                }
-            )
-        )
+        self._append(self._once_more(last, "continue", "started again by hand"))
         self._started.discard(trial)
+
+    def _once_more(self, row: RungRow, decision: runs.Decision, reason: str) -> RungRow:
+        """The trial's last scores with what became of it since."""
+        now = {"decision": decision, "reason": reason, "at": self._around.at()}
+        return row.model_copy(update=now)
 
     def add(self, point: Point) -> str:
         """Add a point to the search; the name of its trial, which may be there already."""
@@ -307,17 +298,8 @@ class Tournament:
         for trial in told:
             if self.space.key(trial.point) == self.space.key(point):
                 return trial_name(trial.number)
-        number = len(told)
-        row = TrialRow(
-            trial=trial_name(number),
-            number=number,
-            fields=self.space.changes(point),
-            known=len(self.rows),
-            at=self._around.at(),
-        )
-        self._around.guard()
-        self._trials.append(row)
-        self.fields[row.trial] = dict(row.fields)
+        row = self._trial(len(told), point)
+        self._enter(row)
         return row.trial
 
     def obey(self, order: Order) -> str:
@@ -409,9 +391,11 @@ class Tournament:
     # -- records ---------------------------------------------------------------------------------
     def _decide(self, row: RungRow) -> schedulers.Decision:
         """The scheduler's decision; every report is told to it once, in the order of the file."""
-        experiment = self.experiment(row.trial)
-        end = experiment.optim.epochs * self._around.images_per_epoch(experiment)
-        report = schedulers.report(row, end)
+        if row.trial not in self._end_images:  # outlines the data, which may mean reading them
+            experiment = self.experiment(row.trial)
+            images = experiment.optim.epochs * self._around.images_per_epoch(experiment)
+            self._end_images[row.trial] = images
+        report = schedulers.report(row, self._end_images[row.trial])
         decision = self.scheduler.decide(report) if report is not None else "continue"
         return decision if self.racing else "continue"
 
