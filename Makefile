@@ -25,8 +25,8 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# lint, and the quick ones of the tests without Ray: no training, no attacks, no servers
-QUICK := --ignore=tests/cluster --ignore=tests/training --ignore=tests/attacks --ignore=tests/parity \
+# lint, and the quick ones of the tests without Ray: no training, no attacks, no servers, nothing that takes seconds
+QUICK := -m "not slow and not seconds" --ignore=tests/cluster --ignore=tests/training --ignore=tests/attacks --ignore=tests/parity \
   --ignore=tests/storage/test_faults.py --ignore=tests/storage/test_uris.py --ignore=tests/config/test_bounds.py --ignore=tests/data/test_sizes.py
 check: lint
 	$(BIN)/python -m pytest -q -n auto $(QUICK) $(ARGS)

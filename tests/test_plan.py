@@ -85,6 +85,7 @@ def test_step_units():
     )  # two forwards and two full backward passes more
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("changes", "perturbed"),
     [
@@ -322,6 +323,7 @@ def test_a_quickstart_counts_the_teacher_that_it_will_train():
     assert made.hours.wall == pytest.approx(sum(parts))
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     "config",
     [Experiment(), SWEEP, TeacherTraining(), Synthesis(), Quickstart(sweep=SWEEP)],
@@ -435,6 +437,7 @@ def test_everything_that_was_counted_is_printed():
     assert printed == PRINTED
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_can_be_planned(name):
     made = planning.plan(load(name))

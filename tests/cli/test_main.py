@@ -46,6 +46,7 @@ def in_process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
+@pytest.mark.seconds
 def test_both_ways_of_calling_it_are_one(tmp_path: Path) -> None:
     for arguments in (["train", "digit-dra"], ["recipes", "--help"]):
         apart, here = dra(*arguments, cwd=tmp_path), in_process(*arguments, cwd=tmp_path)
@@ -158,6 +159,7 @@ def test_a_teacher_that_is_not_there_is_found_before_ray_starts(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.seconds
 def test_arguments_are_checked_without_torch_or_ray(tmp_path: Path) -> None:
     code = (
         "import sys; from dra_ray.cli.main import main; sys.argv = ['dra', 'train', 'digits-dra', "

@@ -64,6 +64,7 @@ def test_a_validation_has_no_unix_time_and_no_verdicts() -> None:
     assert ROW.verdicts not in text
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("name", ["quickstart", "digits-sweep", "cifar10-wrn-28-10-1m-dra"])
 def test_plans_fit(name: str) -> None:
     rows = plan.rows(plan.plan(config.load(name), tflops=1.0))
@@ -99,6 +100,7 @@ def test_a_comparison_fits() -> None:
     check(compare.table({"rows": rows}), "A: runs/digits-dm-at, B: runs/digits-dra, " * 3)
 
 
+@pytest.mark.seconds
 def test_pools_and_policies_fit() -> None:
     workload = policy.Workload(gpus=2, sweeps_at_h=(9.0,), trials=2, node_start_s=60.0, seed=0)
     check([one.row.as_json() for one in policy.compare(workload, policy.suited(workload))])
@@ -162,6 +164,7 @@ def test_ctrl_c_is_answered_at_once() -> None:
     assert terminal.STOPPING in done.stderr.splitlines()
 
 
+@pytest.mark.seconds
 def test_quiet_leaves_warnings() -> None:
     assert "a note" not in run("terminal.be_quiet(); bars.say('a note')").stderr
     done = run("terminal.be_quiet(); logging.getLogger('dra_ray').warning('no room')")

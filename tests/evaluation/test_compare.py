@@ -183,6 +183,7 @@ def test_runs_that_cannot_be_paired_are_refused(tmp_path) -> None:
         compare.compare_runs(a, other, "autoatack")
 
 
+@pytest.mark.seconds
 def test_the_command_prints_the_table_and_the_sentence(tmp_path) -> None:
     a, b = run(tmp_path, "a", 0), run(tmp_path, "b", 1)
 

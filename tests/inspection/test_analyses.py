@@ -44,6 +44,7 @@ def test_a_grid_of_probes_and_its_page(untrained, tmp_path):
     assert [len(trace["x"]) for trace in probes.figure(rows)["data"]] == [2, 2]
 
 
+@pytest.mark.seconds
 def test_a_probe_looks_at_a_few_layers_unless_told_otherwise(untrained):
     net = checkpoint.load(untrained)
     names, some = list(net.layers()), probe.some_layers(net)
@@ -90,6 +91,7 @@ def test_data_of_a_card():
     assert probe.data_of(card, ["name=cifar10"]).crop_pad == 4
 
 
+@pytest.mark.seconds
 def test_quality_of_a_set(tmp_path):
     settings = config.Data()
     images = data.load(settings)

@@ -189,6 +189,7 @@ def test_lines_fit_the_screen(storage: Store, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.seconds
 def test_the_requests_of_a_list_are_bounded(s3_bucket: str) -> None:
     """By the requests that reached the S3 server: the same few for every further run."""
     requests: list[str] = []
@@ -222,6 +223,7 @@ def test_the_requests_of_a_list_are_bounded(s3_bucket: str) -> None:
     assert (counts[1] - counts[0]) / 4 <= 4  # is it there, what is it, and its content
 
 
+@pytest.mark.seconds
 def test_commands_print_lines_and_records(storage: Store) -> None:
     def dra(*arguments: str) -> str:
         done = subprocess.run(

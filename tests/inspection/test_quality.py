@@ -35,6 +35,7 @@ def test_copies_are_noticed():
     assert copied["suspicious_share"] == 1
 
 
+@pytest.mark.seconds
 def test_a_set_with_wrong_labels_teaches_nothing():
     images = data.load(Data())
     wrong = Split(images.train.images, (images.train.labels + 3) % 10)

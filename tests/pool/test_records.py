@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from dra_ray import config
 from dra_ray.pool.records import Books, LogRow, Status, Totals
 
@@ -64,6 +66,7 @@ def test_rows_of_a_log_are_read_back_and_older_ones_too() -> None:
     assert LogRow.model_validate({"at": 1.5, "running": 1}).target is None
 
 
+@pytest.mark.seconds
 def test_what_must_start_at_once_imports_no_torch() -> None:
     """The ledger, the exchange and the policy: torch alone takes seconds."""
     modules = ("policy", "exchange", "ledger", "records", "metrics")

@@ -80,6 +80,7 @@ def test_equal_runs_give_equal_bundles(attacked: Store, packed: Store) -> None:
     assert packed.read_bytes() == first
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("name", ["model.safetensors", "evaluation/per_sample.npz", "report.html"])
 def test_a_changed_file_is_named(packed: Store, name: str) -> None:
     def flip(files: dict[str, bytes]) -> None:

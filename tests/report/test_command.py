@@ -26,6 +26,7 @@ def read_back(text: str, kind: str) -> config.Frozen:
     return config.load(recipe, model, settings)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("name", config.recipe_names())
 def test_a_recipe_is_its_own_command(name: str) -> None:
     settings: Any = config.load(name)
@@ -101,6 +102,7 @@ def test_a_changed_config_comes_back(name: str, changes: dict[str, Any]) -> None
     }
 
 
+@pytest.mark.seconds
 def test_fields_of_any_kind_survive_the_shell_and_yaml() -> None:
     draws = random.Random(0)
     characters = "ab1.:{}[]#&*!|>'\"%@`,-? =$\\~é"

@@ -216,6 +216,7 @@ def test_png_keeps_grey_and_colour_pixels() -> None:
         assert np.array_equal(read.transpose(2, 0, 1), pixels.numpy())
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -58,6 +58,7 @@ def logits_elsewhere(run: Store, written: export.Exported, call: str) -> torch.T
     return (theirs - ours).abs().max() / ours.abs().max().clamp(min=1)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("name", ["wrn-10-1", "vit-t-2", "resnet-18"])
 def test_safetensors_give_equal_logits(tmp_path: Path, name: str) -> None:
     run = trained(tmp_path, name)
@@ -67,6 +68,7 @@ def test_safetensors_give_equal_logits(tmp_path: Path, name: str) -> None:
         assert logits_elsewhere(run, written, "model(images)") == 0
 
 
+@pytest.mark.seconds
 def test_timm_gives_equal_logits_without_our_code(tmp_path: Path) -> None:
     run = trained(tmp_path, "timm/resnet10t")
     written = export.export(run, "timm")

@@ -193,6 +193,7 @@ def test_an_unfinished_run_has_no_empty_plots_and_no_plotly(tmp_path: Path) -> N
     assert "sweep/manifest.json is not written yet" in seen.text
 
 
+@pytest.mark.seconds
 def test_hostile_text_is_shown_and_never_run(tmp_path: Path) -> None:
     run = write_quickstart(Store(str(tmp_path / "plain")), description=HOSTILE)
     harmless = page(run)
@@ -370,6 +371,7 @@ def test_pages_are_named_and_tell_nothing_twice(attacked: Store) -> None:
     assert "attacked, evaluation" in seen.text
 
 
+@pytest.mark.seconds
 def test_the_teachers_loss_is_drawn_and_equal_classes_are_one_sentence(quickstart: Store) -> None:
     logged = (quickstart / "teacher/metrics.jsonl").read_jsonl()
     figure = figures_of(quickstart, collect(quickstart))["teacher"]

@@ -73,6 +73,7 @@ def write_large(run: Store, count: int, shift: float = 0.0, seed: int = 0, **mor
     return run
 
 
+@pytest.mark.seconds
 def test_a_page_of_500_trials_stays_small_and_quick(tmp_path: Path) -> None:
     """Beyond plotly's own script, which every page with a plot carries."""
     run = write_large(Store(str(tmp_path)) / "large", 500)
@@ -89,6 +90,7 @@ def test_a_page_of_500_trials_stays_small_and_quick(tmp_path: Path) -> None:
         assert len(figure["data"]) <= 60
 
 
+@pytest.mark.seconds
 def test_the_page_says_what_is_true_of_the_sweep(tmp_path: Path) -> None:
     run = write_large(Store(str(tmp_path)) / "large", 120)
     found = findings_of(run)

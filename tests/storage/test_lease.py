@@ -29,6 +29,7 @@ def run(request: pytest.FixtureRequest, tmp_path, s3_bucket) -> Store:
     )
 
 
+@pytest.mark.seconds
 def test_only_who_knows_the_version_replaces(run: Store) -> None:
     file = run / "object"
     assert file.read_versioned() is None
@@ -66,6 +67,7 @@ def test_of_many_at_once_one_wins(run: Store, writers: int) -> None:
     assert content[0] == str(won[0]).encode()
 
 
+@pytest.mark.seconds
 def test_a_second_driver_is_refused_while_the_first_lives(run: Store) -> None:
     with Lease(run, TERM_S) as first:
         with pytest.raises(LeaseError, match="another driver"), Lease(run, TERM_S):
@@ -94,6 +96,7 @@ def holder(run: Store) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("place", ["disk", "s3"])
 def test_after_a_kill_the_next_takes_over_at_once_on_the_same_machine(
     place: str, tmp_path, s3_bucket: str
@@ -108,6 +111,7 @@ def test_after_a_kill_the_next_takes_over_at_once_on_the_same_machine(
     assert time.monotonic() - began < TERM_S
 
 
+@pytest.mark.seconds
 def test_after_another_machine_is_gone_its_term_is_waited_for(run: Store) -> None:
     away = Holder(4, driver="x", machine="elsewhere", process="1 2", term_s=TERM_S)
     (run / LEASE).replace(away.text(), None)

@@ -159,6 +159,7 @@ def test_a_run_is_resumed_by_its_own_config_only(tmp_path) -> None:
 
 
 # -- files and arrays that stay where they are -----------------------------------------------------
+@pytest.mark.seconds
 def test_files_and_parts_of_files(store: Store) -> None:
     store = store / "below"
     assert store.files() == {}
@@ -178,6 +179,7 @@ def test_files_and_parts_of_files(store: Store) -> None:
         (store / "none").size()
 
 
+@pytest.mark.seconds
 def test_a_copy_is_made_once_and_again_when_the_file_changed(
     store: Store, tmp_path, monkeypatch
 ) -> None:

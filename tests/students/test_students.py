@@ -99,6 +99,7 @@ def test_normalisation_needs_a_value_for_every_channel() -> None:
 GREY, COLOUR = Shape(7, 1, 28, (0.29,), (0.35,)), Shape(3, 3, 64, (0.5,) * 3, (0.25,) * 3)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
@@ -128,6 +129,7 @@ def test_every_student_has_features_and_an_input_gradient(name: str, shape: Shap
     assert gradient.abs().sum() > 0
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     "name", ["wrn-10-1", "relu-wrn-10-1", "resnet-18", "vit-t-8", "timm/convnext_atto"]
 )

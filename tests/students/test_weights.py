@@ -61,6 +61,7 @@ def test_a_file_as_dm_at_releases_them_loads(tmp_path) -> None:
     assert told == f"averaged weights (model_state_dict) of '{store}'"
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("wrapper", [(), ("state_dict",), ("model",), ("net",), ("ema", "module")])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module.model."])
 def test_wrappers_and_prefixes(tmp_path, wrapper: tuple[str, ...], prefix: str) -> None:
@@ -256,6 +257,7 @@ def files_with_averages() -> dict[str, object]:
     }
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("kind", files_with_averages())
 def test_of_raw_and_averaged_weights_the_averaged_are_taken(tmp_path, kind: str) -> None:
     fresh, (_, average) = student("resnet-18", 2), raw_and_average()
@@ -371,6 +373,7 @@ def test_what_is_no_checkpoint_is_called_what_it_is(
     assert name == "x.safetensors" or words in str(caught.value)
 
 
+@pytest.mark.seconds
 def test_facebooks_names_and_other_position_embeddings_load_as_timm_converts_them(tmp_path) -> None:
     shape = Shape(10, 3, 64, (0.5,) * 3, (0.25,) * 3)
     trained, fresh = (student("timm/convnext_atto", seed, shape) for seed in (0, 1))
@@ -406,6 +409,7 @@ def test_facebooks_names_and_other_position_embeddings_load_as_timm_converts_the
     assert torch.equal(large.net.blocks[3].mlp.fc1.weight, small.net.blocks[3].mlp.fc1.weight)
 
 
+@pytest.mark.seconds
 def test_facebooks_dinov3_loads(tmp_path) -> None:
     shape = Shape(10, 3, 64, (0.5,) * 3, (0.25,) * 3)
     name = "timm/vit_small_patch16_dinov3"
@@ -432,6 +436,7 @@ def test_facebooks_dinov3_loads(tmp_path) -> None:
     assert "newly initialised classifier" in origin
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     "name",
     [

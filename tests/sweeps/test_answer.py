@@ -64,6 +64,7 @@ def test_newcombe_as_published() -> None:
     assert (round(low, 4), round(high, 4)) == (0.0524, 0.3339)
 
 
+@pytest.mark.seconds
 def test_newcombe_covers_the_truth() -> None:
     generator = np.random.default_rng(0)
     held = 0

@@ -53,6 +53,7 @@ def test_a_paired_difference_has_less_noise_than_its_ends() -> None:
     assert paired.difference_interval[0] > 0 > alone.difference_interval[0]
 
 
+@pytest.mark.seconds
 def test_the_interval_of_a_difference_covers_the_truth() -> None:
     """Verdicts that trials share in part, as models on the same images do; the truth is +5
     points.

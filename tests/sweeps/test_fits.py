@@ -47,6 +47,7 @@ def test_the_fit_is_scipys() -> None:
         )
 
 
+@pytest.mark.seconds
 def test_the_interval_of_an_extrapolation_covers_the_truth() -> None:
     generator = np.random.default_rng(0)
     held = total = 0

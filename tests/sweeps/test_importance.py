@@ -75,6 +75,7 @@ def test_shares_are_optunas_own() -> None:
     assert ours == pytest.approx(theirs)
 
 
+@pytest.mark.seconds
 def test_noise_stands_out_no_more_often_than_it_may() -> None:
     """Scores without any cause: at level 0.05, of 3 axes and 12 sweeps about 2 stand out."""
     found = 0

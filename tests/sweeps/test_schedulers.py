@@ -152,6 +152,7 @@ def cochran_by_hand(table: np.ndarray) -> float:
     return float(stats.chi2.sf((k - 1) * (k * (rows**2).sum() - rows.sum() ** 2) / below, k - 1))
 
 
+@pytest.mark.seconds
 def test_500_trials_50_at_once_replay_alike() -> None:
     curves = simulate.Curves(WORLD, seed=3)
     played = simulate.play(curves, LOAD.build(), keep_decisions=True)
@@ -169,6 +170,7 @@ def test_500_trials_50_at_once_replay_alike() -> None:
     assert [restarted.decide(report) for report in reports[half:]] == decisions[half:]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("name", list(schedulers.BUILDERS))
 def test_10_000_reports_are_quick(name: str) -> None:
     scheduler = dataclasses.replace(LOAD, scheduler=name).build()

@@ -61,6 +61,7 @@ def searched(sweep: Sweep, at_once: int = 1, limit: int = 100) -> list[Told]:
     return [told[number] for number in sorted(told)]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("method", ["random", "tpe", "gp"])
 def test_suggestions_are_inside_the_space_and_never_twice(method: str) -> None:
     count = 9 if method == "gp" else 20  # a Gaussian process takes a second each time
@@ -79,6 +80,7 @@ def test_suggestions_are_inside_the_space_and_never_twice(method: str) -> None:
         space.experiment(point)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("method", ["random", "tpe", "gp"])
 def test_a_driver_that_starts_again_is_suggested_the_same(method: str) -> None:
     """Asked in another process, with what is known in another order."""

@@ -44,6 +44,7 @@ def test_equal_seeds_equal_rows_and_noise_aware_loses_less_than_asha() -> None:
     assert rows["noise_aware"].regret < rows["asha"].regret
 
 
+@pytest.mark.seconds
 def test_the_table_has_a_row_for_each() -> None:
     rows = sweep.compare(trials=4, repeats=2, grace_epochs=3, level=0.05)
     keys = {(row["question"], row["validation_images"], row["scheduler"]) for row in rows}

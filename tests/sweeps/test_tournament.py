@@ -126,6 +126,7 @@ def course(folder: Store) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     )
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("kind", ["grid", "tpe"])
 def test_twenty_kills_change_nothing(kind: str) -> None:
     settings = sweep(**(ADAPTIVE if kind == "tpe" else {}))

@@ -32,6 +32,7 @@ def trained(config: TeacherTraining, steps: int | None = None) -> train_teacher.
     return training
 
 
+@pytest.mark.seconds
 def test_the_control_learns_and_is_a_teacher(tmp_path):
     training = trained(CONTROL)
     assert isinstance(training.average, NoisyClassifier)
@@ -55,6 +56,7 @@ def test_a_resumed_control_is_the_same():
         assert torch.equal(a, b)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("preconditioning", "style"), [("vp", "ddpmpp"), ("ve", "ncsnpp")])
 def test_the_other_columns_of_table_1(preconditioning, style):
     config = TeacherTraining(

@@ -284,6 +284,7 @@ def test_weights_must_fit_strictly(folder):
     )
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
