@@ -30,18 +30,10 @@ from dra_ray.config.base import (
     SecondsOrNone,
     override,
 )
+from dra_ray.config.data_sets import DATA_SETS, DataSet, DataSetName
 from dra_ray.config.text import shown
 from dra_ray.errors import ConfigError, nearest
 from dra_ray.storage import Store
-
-# what each data set's field customarily means, where a config says nothing
-_DATA_DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {"validation_images": 256, "test_images": 300, "crop_pad": 1},
-    "fashion-mnist": {"uri": "/usr/share/datasets/fashion-mnist", "crop_pad": 2, "flip": True},
-    "cifar10": {"crop_pad": 4, "flip": True},
-    "cifar100": {"crop_pad": 4, "flip": True, "rotate_degrees": 15},
-    "imagenet": {"resolution": 224, "flip": True, "crop_area": 0.25},
-}
 
 
 class Data(Frozen):
@@ -49,7 +41,7 @@ class Data(Frozen):
     set's usual values.
     """
 
-    name: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "imagenet", "folder"] = Field(
+    name: DataSetName = Field(
         "digits", description="the data set; folder: your own images, a folder per class"
     )
     uri: str | None = Field(
@@ -89,18 +81,24 @@ class Data(Frozen):
     )
     flip: bool = Field(False, description="random horizontal flip")
 
+    @property
+    def known(self) -> DataSet:
+        """What is known of the data set without reading it."""
+        return DATA_SETS[self.name]
+
     @model_validator(mode="before")
     @classmethod
     def _usual_values(cls, tree: Any) -> Any:
         name = tree.get("name", "digits") if isinstance(tree, dict) else None
-        return _DATA_DEFAULTS.get(name, {}) | tree if isinstance(name, str) else tree
+        known = DATA_SETS.get(name) if isinstance(name, str) else None
+        return {**known.usual, **tree} if known else tree
 
     @model_validator(mode="after")
     def _is_somewhere(self) -> Data:
-        if self.name == "digits" and self.test_images is None:
+        if not self.known.official_test and self.test_images is None:
             raise ValueError(
-                "test_images is not set; digits has no official test split, so say how many images "
-                "to hold out, such as 300"
+                f"test_images is not set; {self.name} has no official test split, so say how many "
+                "images to hold out, such as 300"
             )
         if self.name == "folder" and self.resolution is None:
             raise ValueError(

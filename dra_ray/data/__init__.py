@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
+from collections.abc import Callable
 
 import torch
 from pydantic import JsonValue
 from torch import Tensor
 
 from dra_ray import config
-from dra_ray.data import cifar, digits, folders, idx
 from dra_ray.data.batches import BatchPlan
-from dra_ray.data.pictures import OnDisk, Pictures, Shape, Split, in_memory
+from dra_ray.data.pictures import OFFICIAL, OnDisk, Parts, Pictures, Shape, Split, in_memory
 from dra_ray.errors import DataError
 
 __all__ = [
@@ -107,28 +108,6 @@ def _sha256(*parts: Pictures) -> str:
     return digest.hexdigest()
 
 
-# official sets: shape, and the sizes of their training and test parts (mean and std of CIFAR: as
-# DM-AT has them)
-OFFICIAL: dict[str, tuple[Shape, int, int]] = {
-    "fashion-mnist": (Shape(10, 1, 28, (0.2860,), (0.3530,)), 60_000, 10_000),
-    "cifar10": (
-        Shape(10, 3, 32, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
-        50_000,
-        10_000,
-    ),
-    "cifar100": (
-        Shape(100, 3, 32, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-        50_000,
-        10_000,
-    ),
-    "imagenet": (
-        Shape(1000, 3, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        1_281_167,
-        50_000,
-    ),
-}
-
-
 def load(settings: config.Data) -> Images:
     """Read and split the data set that `settings` names; images of files are listed, and decoded
     only when they are used.
@@ -136,15 +115,10 @@ def load(settings: config.Data) -> Images:
     Raises `DataError` when files are missing, damaged or do not fit the set, or when it is too
     small for the split.
     """
-    if settings.name == "digits":
-        return _split_at_random(settings, Split(*digits.read()))
-    if settings.name == "fashion-mnist":
-        return _official(settings, *idx.read(settings.uri))
-    if settings.name in cifar.ARCHIVES:
-        return _official(
-            settings, *cifar.read(settings.name, settings.uri, OFFICIAL[settings.name][0])
-        )
-    return _in_class_order(settings, folders.read(settings))
+    # the table of data sets lies below this room, so it names its reader's module
+    reader = importlib.import_module(f"dra_ray.data.{settings.known.reader}")
+    parts: Parts = reader.read(settings)
+    return SPLITS[settings.known.split](settings, parts)
 
 
 def outline(settings: config.Data) -> Outline:
@@ -155,7 +129,7 @@ def outline(settings: config.Data) -> Outline:
         images = load(settings)
         return Outline(images.shape, len(images.train), len(images.validation), len(images.test))
     shape, train, test = OFFICIAL[settings.name]
-    if settings.resolution and settings.name == "imagenet":
+    if settings.resolution and settings.known.split == "by_class":
         shape = dataclasses.replace(shape, resolution=settings.resolution)
     train -= settings.validation_images
     return Outline(
@@ -166,15 +140,16 @@ def outline(settings: config.Data) -> Outline:
     )
 
 
-def _official(settings: config.Data, train: Split, test: Split) -> Images:
+def _official(settings: config.Data, parts: Parts) -> Images:
     """The first training images are the validation set (DM-AT); official test images stay apart."""
+    train, test = parts.train, _test(parts)
     _require(settings, len(train))
     held_out, shape = settings.validation_images, OFFICIAL[settings.name][0]
     used = slice(held_out, held_out + settings.train_images if settings.train_images else None)
     return Images(settings.name, shape, train[used], train[:held_out], test[: settings.test_images])
 
 
-def _in_class_order(settings: config.Data, listing: folders.Listing) -> Images:
+def _in_class_order(settings: config.Data, parts: Parts) -> Images:
     """ImageNet and folders lie in the order of their classes, so that their first images are of one
     class. So validation and training images are the first of a permutation that `data.split_seed`
     alone decides, and so are fewer than all test images.
@@ -182,7 +157,7 @@ def _in_class_order(settings: config.Data, listing: folders.Listing) -> Images:
     A folder's mean and deviation are those of ImageNet, the custom for natural images: its own are
     known only once all is decoded.
     """
-    train, test, num_classes = listing
+    train, test = parts.train, _test(parts)
     _require(settings, len(train))
     held_out = settings.validation_images
     order, test_order = (
@@ -193,8 +168,10 @@ def _in_class_order(settings: config.Data, listing: folders.Listing) -> Images:
     tested = (
         test[test_order[: settings.test_images].sort().values] if settings.test_images else test
     )
+    num_classes, resolution = parts.num_classes, train.picture_shape[1]
+    assert num_classes
     shape = dataclasses.replace(
-        OFFICIAL["imagenet"][0], num_classes=num_classes, resolution=train.picture_shape[1]
+        OFFICIAL["imagenet"][0], num_classes=num_classes, resolution=resolution
     )
     return Images(settings.name, shape, train[used], train[order[:held_out]], tested)
 
@@ -207,9 +184,16 @@ def _require(settings: config.Data, count: int) -> None:
         )
 
 
-def _split_at_random(settings: config.Data, whole: Split) -> Images:
+def _test(parts: Parts) -> Pictures:
+    assert parts.test is not None, "the table of data sets says that there is a test part"
+    return parts.test
+
+
+def _split_at_random(settings: config.Data, parts: Parts) -> Images:
     """Without an official test set: test, validation and training images of one random order."""
     assert settings.test_images
+    assert parts.num_classes
+    whole = in_memory(parts.train)
     held_out = settings.validation_images + settings.test_images
     if held_out >= len(whole):
         raise DataError(
@@ -222,8 +206,16 @@ def _split_at_random(settings: config.Data, whole: Split) -> Images:
     test, train = settings.test_images, whole[held_out:]
     used = train[: settings.train_images]
     mean, std = normalisation(used.images)
-    shape = Shape(digits.NUM_CLASSES, whole.images.shape[1], whole.images.shape[2], mean, std)
+    channels, resolution = whole.picture_shape[:2]
+    shape = Shape(parts.num_classes, channels, resolution, mean, std)
     return Images(settings.name, shape, used, whole[test:held_out], whole[:test])
+
+
+SPLITS: dict[str, Callable[[config.Data, Parts], Images]] = {
+    "official": _official,
+    "by_class": _in_class_order,
+    "whole": _split_at_random,
+}
 
 
 def batch_plan(experiment: config.Experiment, train: int, synthetic: int) -> BatchPlan:
@@ -233,9 +225,8 @@ def batch_plan(experiment: config.Experiment, train: int, synthetic: int) -> Bat
     unless the config limits them or, as with digits, no training set is given by others.
     """
     settings, optim = experiment.data, experiment.optim
-    held_out = (
-        0 if settings.name == "digits" or settings.train_images else settings.validation_images
-    )
+    limited = settings.train_images or not settings.known.official_test
+    held_out = 0 if limited else settings.validation_images
     return BatchPlan(
         experiment.shared_seed,
         train,

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from dra_ray import storage
+from dra_ray import config, storage
 from dra_ray.data import decode
-from dra_ray.data.pictures import Shape, Split, checked
+from dra_ray.data.pictures import OFFICIAL, Parts, Shape, Split, checked
 from dra_ray.errors import DataError
 from dra_ray.storage import Store
 
@@ -37,8 +37,8 @@ MOST_BYTES = 2**30  # of any one file and of an unpacked archive; the official o
 ENCODED_BYTES = 2**20  # of an image file inside a parquet file; the official ones have 2 to 3 kB
 
 
-def read(name: str, uri: str | None, shape: Shape) -> tuple[Split, Split]:
-    """(train, test) of what `uri` holds, the first of these that is there:
+def read(settings: config.Data) -> Parts:
+    """What `settings.uri` holds, the first of these that is there:
 
     the official archive or its unpacked folder (also inside the folder `uri`); one `.npz` with
     `image`, `label`, `test_image` and `test_label`, or a folder with `train.npz` and `test.npz`, or
@@ -49,6 +49,7 @@ def read(name: str, uri: str | None, shape: Shape) -> tuple[Split, Split]:
     Raises `DataError` for anything else, for damaged files, and where images, labels and classes do
     not fit.
     """
+    name, uri, shape = settings.name, settings.uri, OFFICIAL[settings.name][0]
     archive, folder = ARCHIVES[name][:2]
     accepted = (
         f"give {archive} (the 'python version' on the data set's home page), its unpacked folder "
@@ -65,7 +66,7 @@ def read(name: str, uri: str | None, shape: Shape) -> tuple[Split, Split]:
     found = _found(name, store)
     if found is None:
         raise DataError(f"data.uri='{uri}' holds no {name}; {accepted}")
-    return found("train", shape), found("test", shape)
+    return Parts(found("train", shape), found("test", shape))
 
 
 Reader = Callable[[str, Shape], Split]

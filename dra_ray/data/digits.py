@@ -10,17 +10,18 @@ import io
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from dra_ray import config
+from dra_ray.data.pictures import Parts, Split
 from dra_ray.errors import DataError
 from dra_ray.storage import Store
 
 NUM_CLASSES = 10
 
 
-def read() -> tuple[Tensor, Tensor]:
-    """images uint8 [1797,1,8,8] (grey level g of 0..16 stored as round(g * 255 / 16)), labels int64
-    [1797].
+def read(settings: config.Data) -> Parts:
+    """All images uint8 [1797,1,8,8] (grey level g of 0..16 stored as round(g * 255 / 16)) and
+    labels int64 [1797]; there is no test part.
 
     The file is read without importing scikit-learn, which would cost every worker two seconds.
     """
@@ -35,4 +36,6 @@ def read() -> tuple[Tensor, Tensor]:
         io.BytesIO(gzip.decompress(file.read_bytes())), delimiter=","
     )  # 64 grey levels and the label
     images = np.rint(table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
-    return torch.from_numpy(images), torch.from_numpy(table[:, -1].astype(np.int64))
+    labels = table[:, -1].astype(np.int64)
+    everything = Split(torch.from_numpy(images), torch.from_numpy(labels))
+    return Parts(everything, num_classes=NUM_CLASSES)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import re
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from dra_ray import config
 from dra_ray.data import decode
-from dra_ray.data.pictures import Digest, OnDisk, checked_labels
+from dra_ray.data.pictures import Digest, OnDisk, Parts, checked_labels
 from dra_ray.errors import DataError
 from dra_ray.storage import Store, decoded_text, is_clutter, readable_name
 
@@ -39,13 +38,7 @@ LAYOUT = (
 )
 
 
-class Listing(NamedTuple):
-    train: OnDisk
-    test: OnDisk
-    num_classes: int
-
-
-def read(settings: config.Data) -> Listing:
+def read(settings: config.Data) -> Parts:
     """List the images at `settings.uri`; none is decoded yet. Raises `DataError` naming what is
     missing or does not fit.
     """
@@ -147,7 +140,7 @@ class Files(Squares):
             digest.update(f"{name} {size}\n".encode(errors="surrogateescape"))
 
 
-def _class_folders(store: Store, test: str, resolution: int) -> Listing:
+def _class_folders(store: Store, test: str, resolution: int) -> Parts:
     (train_files, folders), (test_files, _) = (
         _image_files(store / part) for part in ("train", test)
     )
@@ -175,7 +168,7 @@ def _class_folders(store: Store, test: str, resolution: int) -> Listing:
                 range(len(labels)),
             )
         )
-    return Listing(parts[0], parts[1], len(classes))
+    return Parts(parts[0], parts[1], len(classes))
 
 
 def _image_files(folder: Store) -> tuple[dict[str, int], set[str]]:
@@ -236,7 +229,7 @@ class Shards(Squares):
 
 def _shards(
     store: Store, train: list[str], test: list[str], resolution: int, official: int | None
-) -> Listing:
+) -> Parts:
     """`official` is the number of classes where the set has one."""
     shards = [[store / name for name in names] for names in (train, test)]
     listed = [_places(files) for files in shards]
@@ -251,7 +244,7 @@ def _shards(
             resolution,
         )
         parts.append(OnDisk(records, labels, range(len(labels))))
-    return Listing(parts[0], parts[1], num_classes)
+    return Parts(parts[0], parts[1], num_classes)
 
 
 def _class_count(store: Store, numbers: list[int], official: int | None) -> int:

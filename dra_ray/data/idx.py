@@ -14,24 +14,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dra_ray.data.pictures import Split
+from dra_ray import config
+from dra_ray.data.pictures import Parts, Split
 from dra_ray.errors import DataError
 from dra_ray.storage import Store, require_plausible
 
 NUM_CLASSES = 10
 
 
-def read(uri: str | None) -> tuple[Split, Split]:
-    """(train, test) of the folder `uri`, whose four files may end in .gz. Raises `DataError` for
+def read(settings: config.Data) -> Parts:
+    """The four files of the folder `settings.uri`, which may end in .gz. Raises `DataError` for
     anything but whole idx files.
     """
-    folder = Store(uri or "")
-    if not uri or not folder.exists():
+    folder = Store(settings.uri or "")
+    if not settings.uri or not folder.exists():
         raise DataError(
             f"data.uri='{folder}' does not exist; install Debian's package dataset-fashion-mnist "
             "or give the folder with the idx files"
         )
-    return _part(folder, "train"), _part(folder, "t10k")
+    return Parts(_part(folder, "train"), _part(folder, "t10k"))
 
 
 def _part(folder: Store, part: str) -> Split:

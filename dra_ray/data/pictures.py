@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dra_ray.config.data_sets import DATA_SETS
 from dra_ray.errors import DataError
 
 CHUNK = 4096  # images read at once where all are wanted
@@ -28,6 +29,18 @@ class Shape:
     resolution: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+# official sets: shape, and the sizes of their training and test parts
+OFFICIAL: dict[str, tuple[Shape, int, int]] = {
+    name: (
+        Shape(given.num_classes, given.channels, given.resolution, given.mean, given.std),
+        given.train,
+        given.test,
+    )
+    for name, given in ((name, known.official) for name, known in DATA_SETS.items())
+    if given is not None
+}
 
 
 class Digest(Protocol):
@@ -153,6 +166,18 @@ class OnDisk:
             else self.positions.contiguous().numpy().data
         )
         digest.update(self.labels.contiguous().numpy().data)
+
+
+class Parts(NamedTuple):
+    """A data set as its reader gives it.
+
+    test: None where it has no official test part, and `train` is all of it.
+    num_classes: None where the data set has an official number.
+    """
+
+    train: Pictures
+    test: Pictures | None = None
+    num_classes: int | None = None
 
 
 def in_memory(pictures: Pictures) -> Split:

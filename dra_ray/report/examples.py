@@ -20,33 +20,6 @@ from dra_ray.storage import Store
 from dra_ray.students import checkpoint
 
 SHOWN = 6
-# Names that the data sets' authors give to their classes, in the order of the labels.
-CLASSES = {
-    "cifar10": (
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
-    ),
-    "fashion-mnist": (
-        "T-shirt/top",
-        "trouser",
-        "pullover",
-        "dress",
-        "coat",
-        "sandal",
-        "shirt",
-        "sneaker",
-        "bag",
-        "ankle boot",
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +59,8 @@ def find(run: Store, evaluation: Store, threat: Mapping[str, Any]) -> list[Examp
     clean = _clean(settings, chosen, verdicts["labels"])
     if clean.shape != adversarial.shape or not _within(adversarial - clean, threat):
         raise DataError(_OTHERS.format(settings.name))
-    names = [_class(settings.name, int(verdicts["labels"][index])) for index in chosen]
-    seen = [
-        _class(settings.name, label) for label in _predict(run, torch.cat([clean, adversarial]))
-    ]
+    names = [_class(settings, int(verdicts["labels"][index])) for index in chosen]
+    seen = [_class(settings, label) for label in _predict(run, torch.cat([clean, adversarial]))]
     pairs = (
         zip(seen[: len(chosen)], seen[len(chosen) :], strict=True) if seen else [None] * len(chosen)
     )
@@ -201,5 +172,6 @@ def _predict(run: Store, images: Tensor) -> list[int]:
         return [int(label) for label in student(images).argmax(1)]
 
 
-def _class(name: str, label: int) -> str:
-    return CLASSES[name][label] if name in CLASSES else f"class {label}"
+def _class(settings: config.Data, label: int) -> str:
+    names = settings.known.class_names
+    return names[label] if names else f"class {label}"

@@ -295,7 +295,7 @@ def check_teacher(experiment: config.Experiment, num_classes: int | None = None)
         return
     for field in (
         ("split_seed", "test_images", "validation_images")
-        if experiment.data.name == "digits"
+        if not experiment.data.known.official_test
         else ("split_seed", "validation_images")
     ):
         ours = getattr(experiment.data, field)

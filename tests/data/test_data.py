@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 
 import numpy as np
 import pytest
@@ -12,18 +13,30 @@ from PIL import Image
 from pydantic import JsonValue
 
 from dra_ray import config, data, runs
+from dra_ray.config.data_sets import DATA_SETS
 from dra_ray.data import digits
 from dra_ray.errors import DataError
 from dra_ray.storage import Store
 
 
+def all_digits() -> data.Split:
+    everything = digits.read(config.Data()).train
+    assert isinstance(everything, data.Split)
+    return everything
+
+
 def test_digits_are_those_of_scikit_learn() -> None:
     from sklearn.datasets import load_digits
 
-    images, labels = digits.read()
-    reference = load_digits()
-    assert np.array_equal(np.rint(images[:, 0].numpy() / 255 * 16), reference.images)
-    assert np.array_equal(labels.numpy(), reference.target)
+    everything, reference = all_digits(), load_digits()
+    assert np.array_equal(np.rint(everything.images[:, 0].numpy() / 255 * 16), reference.images)
+    assert np.array_equal(everything.labels.numpy(), reference.target)
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_every_data_set_has_a_reader(name: str) -> None:
+    module = importlib.import_module(f"dra_ray.data.{DATA_SETS[name].reader}")
+    assert callable(module.read)
 
 
 def test_splits_are_disjoint_and_fixed_by_their_seed() -> None:
@@ -32,9 +45,10 @@ def test_splits_are_disjoint_and_fixed_by_their_seed() -> None:
     assert (len(one.train), len(one.validation), len(one.test)) == (1241, 256, 300)
     rows = torch.cat([s.images.flatten(1) for s in (one.train, one.validation, one.test)])
     assert len(rows) == 1797
-    everything = torch.sort(rows.float() @ torch.arange(1.0, 65)).values
+    weights = torch.arange(1.0, 65)
+    everything = all_digits().images.flatten(1).float()
     assert torch.equal(
-        everything, torch.sort(digits.read()[0].flatten(1).float() @ torch.arange(1.0, 65)).values
+        torch.sort(rows.float() @ weights).values, torch.sort(everything @ weights).values
     )
 
 
