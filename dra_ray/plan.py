@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dra_ray import data, students
-from dra_ray.attacks import catalogue
 from dra_ray.config import (
     Config,
     Experiment,
@@ -31,6 +30,7 @@ from dra_ray.config import (
     Synthesis,
     TeacherTraining,
     Threat,
+    catalogue,
 )
 from dra_ray.data import Shape
 from dra_ray.errors import ConfigError

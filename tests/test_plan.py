@@ -12,7 +12,6 @@ from torch.utils.flop_counter import flop_registry
 
 from dra_ray import data, students
 from dra_ray import plan as planning
-from dra_ray.attacks.catalogue import STAGES
 from dra_ray.config import (
     Asha,
     Data,
@@ -29,6 +28,7 @@ from dra_ray.config import (
     override,
     recipe_names,
 )
+from dra_ray.config.catalogue import STAGES
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
 from dra_ray.students.wrn import WideResNet

@@ -35,11 +35,11 @@ from torch import Tensor, nn
 
 from dra_ray.attacks import apgd, fab, levels, square
 from dra_ray.attacks.apgd import Objective
-from dra_ray.attacks.catalogue import ATTACKS, TARGETS
 from dra_ray.attacks.draws import Draws, PerBatch, PerImage
 from dra_ray.attacks.pgd import frozen
 from dra_ray.attacks.plan import Case, Plan, Settings
 from dra_ray.attacks.stock import package, projection_l2, projection_linf
+from dra_ray.config.catalogue import ATTACKS, TARGETS
 
 PROJECTIONS: dict[str, fab.Project] = {"linf": projection_linf, "l2": projection_l2}
 OBJECTIVES: dict[str, Objective] = {"ce": apgd.cross_entropy, "dlr": apgd.dlr}

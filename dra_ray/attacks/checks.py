@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dra_ray.attacks.catalogue import ATTACKS, TARGETS, VERSIONS, Effort, attacks
 from dra_ray.attacks.pgd import frozen
+from dra_ray.config.catalogue import ATTACKS, TARGETS, VERSIONS, Effort, attacks
 from dra_ray.errors import DataError
 
 SQUARE_DROP = 0.002  # above it, official AutoAttack calls its own gradient attacks unreliable

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dra_ray import config
-from dra_ray.attacks.catalogue import STANDARD, VERSIONS, Effort, Version, attacks
+from dra_ray.config.catalogue import STANDARD, VERSIONS, Effort, Version, attacks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from pyautoattack import AutoAttack
 from pyautoattack.fab_projections import projection_l2, projection_linf
 from torch import Tensor, nn
 
-from dra_ray.attacks.catalogue import ATTACKS, TARGETS, attacks
 from dra_ray.attacks.plan import Case, Settings
+from dra_ray.config.catalogue import ATTACKS, TARGETS, attacks
 
 __all__ = ["package", "projection_l2", "projection_linf", "stock"]
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dra_ray import config
-from dra_ray.attacks.catalogue import VERSIONS
+from dra_ray.config.catalogue import VERSIONS
 from dra_ray.evaluation import batches
 from dra_ray.evaluation.batches import Arrays, Work
 from dra_ray.evaluation.subjects import Subject

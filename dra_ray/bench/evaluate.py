@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dra_ray import data
 from dra_ray.attacks import autoattack, levels, stock
-from dra_ray.attacks.catalogue import STANDARD, Effort
 from dra_ray.attacks.plan import Settings
+from dra_ray.config.catalogue import STANDARD, Effort
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint

@@ -39,7 +39,7 @@ from dra_ray.cli.sweep import sweep_app
 from dra_ray.cli.teacher import teacher_app
 from dra_ray.errors import ConfigError, DraError
 from dra_ray.storage import Store, masked
-from dra_ray.sweeps import spaces
+from dra_ray.sweeps import schedulers, spaces
 
 if TYPE_CHECKING:
     from dra_ray import plan as job
@@ -608,7 +608,11 @@ def print_config(
         return
     if recipe is None:
         raise ConfigError("RECIPE|FILE is not given; name one (see `dra recipes`), or add --fields")
-    typer.echo(config.to_yaml(config.load(recipe, None, set_)), nl=False)
+    settings = config.load(recipe, None, set_)
+    sweep = settings.sweep if isinstance(settings, config.Quickstart) else settings
+    if isinstance(sweep, config.Sweep):
+        schedulers.require_known(sweep.scheduler)
+    typer.echo(config.to_yaml(settings), nl=False)
 
 
 @app.command()

@@ -32,7 +32,7 @@ from rich.progress import (
 from rich.table import Column
 
 from dra_ray import config, runs
-from dra_ray.attacks.catalogue import STAGES
+from dra_ray.config.catalogue import STAGES
 from dra_ray.storage import Store
 from dra_ray.sweeps import spaces
 

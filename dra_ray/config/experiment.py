@@ -30,6 +30,7 @@ from dra_ray.config.base import (
     SecondsOrNone,
     override,
 )
+from dra_ray.config.catalogue import VersionName
 from dra_ray.config.data_sets import DATA_SETS, DataSet, DataSetName
 from dra_ray.config.text import shown
 from dra_ray.errors import ConfigError, nearest
@@ -478,7 +479,7 @@ class Selection(Frozen):
 class Evaluation(Frozen):
     """AutoAttack (Croce & Hein 2020), and what is measured beside it."""
 
-    version: Literal["standard", "plus", "rand"] = Field(
+    version: VersionName = Field(
         "standard", description="of AutoAttack; rand is for randomised students"
     )
     level: Literal["reference", "fast", "screen"] = Field(

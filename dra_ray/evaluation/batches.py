@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from dra_ray import config, data
 from dra_ray.attacks import autoattack, checks
-from dra_ray.attacks.catalogue import Effort
 from dra_ray.attacks.pgd import evaluate_pgd
 from dra_ray.attacks.plan import Case, Settings
 from dra_ray.attacks.randomised import eot_pgd
+from dra_ray.config.catalogue import Effort
 from dra_ray.data import corruptions
 from dra_ray.storage import Store
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from dra_ray import config
-from dra_ray.attacks import catalogue, checks
-from dra_ray.attacks.catalogue import Effort
+from dra_ray.attacks import checks
 from dra_ray.attacks.plan import Chunk, Plan
+from dra_ray.config import catalogue
+from dra_ray.config.catalogue import Effort
 from dra_ray.data import corruptions
 from dra_ray.evaluation.intervals import wilson
 from dra_ray.evaluation.result import (

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from dra_ray import runs
-from dra_ray.attacks import catalogue
-from dra_ray.config import flatten
+from dra_ray.config import catalogue, flatten
 from dra_ray.errors import DataError
 from dra_ray.evaluation import compare
 from dra_ray.evaluation.result import FILE, parse

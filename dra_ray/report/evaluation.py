@@ -8,9 +8,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dra_ray.attacks import catalogue
-from dra_ray.attacks.catalogue import STAGES
-from dra_ray.config import flatten
+from dra_ray.config import catalogue, flatten
+from dra_ray.config.catalogue import STAGES
 from dra_ray.errors import DraError
 from dra_ray.report import examples, html, plots, words
 from dra_ray.report.collect import LABELS, RESULT

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dra_ray import runs
-from dra_ray.attacks import catalogue
-from dra_ray.config import flatten
+from dra_ray.config import catalogue, flatten
 from dra_ray.inspection.state import read_rungs
 from dra_ray.report import command, evaluation, html, plots, sweep_page, words
 from dra_ray.report.collect import (

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dra_ray.attacks import catalogue
+from dra_ray.config import catalogue
 from dra_ray.evaluation import intervals
 from dra_ray.pool.records import LogRow
 from dra_ray.report import words

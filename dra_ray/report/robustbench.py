@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field
 
 from dra_ray import config
-from dra_ray.attacks.catalogue import STANDARD
+from dra_ray.config.catalogue import STANDARD
 from dra_ray.errors import ConfigError, DataError, nearest
 from dra_ray.storage import Store
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dra_ray import config, runs
+from dra_ray.config.text import refusal, shown
 from dra_ray.errors import ConfigError
 from dra_ray.evaluation import intervals
 from dra_ray.runs import RungRow
@@ -81,13 +82,14 @@ class Scheduler(Protocol):
 class Rules:
     """What a sweep says of early stopping, in images."""
 
-    scheduler: Literal["noise_aware", "asha", "median", "pareto", "none"] = "noise_aware"
+    scheduler: str = "noise_aware"  # of BUILDERS
     grace_images: int = 1  # no trial is stopped before
     reduction: float = 3.0
     level: float = 0.05  # of noise_aware
     slot_images: int = 1  # between two validations of the base trial
 
     def __post_init__(self) -> None:
+        require_known(self.scheduler)
         for name, valid, need in (
             ("grace_images", self.grace_images >= 1, "at least 1"),
             ("reduction", self.reduction > 1, "above 1"),
@@ -100,6 +102,15 @@ class Rules:
     def build(self) -> Scheduler:
         """A scheduler that has seen nothing yet."""
         return BUILDERS[self.scheduler](self)
+
+
+def require_known(scheduler: str) -> None:
+    """`ConfigError` for a name that no scheduler has."""
+    if scheduler not in BUILDERS:
+        *others, last = map(repr, BUILDERS)
+        raise refusal(
+            f"scheduler={shown(scheduler)}: input should be {', '.join(others)} or {last}"
+        )
 
 
 def of(sweep: config.Sweep, images_per_epoch: int) -> Scheduler:

@@ -21,6 +21,7 @@ from dra_ray.config.axes import Axis
 from dra_ray.config.sweep import WEIGHT, alignment_alone
 from dra_ray.config.text import refusal, shown
 from dra_ray.errors import ConfigError
+from dra_ray.sweeps import schedulers
 
 ATTEMPTS = (
     1000  # draws in a row that constraints or repetition refuse before a space counts as empty
@@ -36,8 +37,9 @@ def trial_name(number: int) -> str:
 
 def experiments(sweep: config.Sweep) -> dict[str, config.Experiment]:
     """Trial name -> experiment of `Space.trials`. Raises `ConfigError` naming trial, field and
-    value where one is not valid.
+    value where one is not valid, and for an unknown scheduler.
     """
+    schedulers.require_known(sweep.scheduler)
     space = Space(sweep)
     space.check()
     valid = {}

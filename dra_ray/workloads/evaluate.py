@@ -36,10 +36,10 @@ import torch
 from torch import Tensor, nn
 
 from dra_ray import cluster, config
-from dra_ray.attacks import catalogue
-from dra_ray.attacks.catalogue import STANDARD, Effort
 from dra_ray.attacks.pgd import noise_like
 from dra_ray.attacks.plan import Chunk
+from dra_ray.config import catalogue
+from dra_ray.config.catalogue import STANDARD, Effort
 from dra_ray.data import corruptions
 from dra_ray.errors import ConfigError, DataError, DraError, RunError
 from dra_ray.evaluation import batches, result, subjects, verdicts

@@ -14,15 +14,15 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
-from dra_ray.attacks import catalogue, checks, levels, square
+from dra_ray.attacks import checks, levels, square
 from dra_ray.attacks.autoattack import LOOPS, attack_chunk, clean_correct, single_process
-from dra_ray.attacks.catalogue import Effort
 from dra_ray.attacks.checks import check
 from dra_ray.attacks.draws import PerBatch
 from dra_ray.attacks.plan import Case, Plan, Settings, plan_chunks
 from dra_ray.attacks.stock import package as packaged_attack
 from dra_ray.attacks.stock import stock
-from dra_ray.config import Evaluation, Threat
+from dra_ray.config import Evaluation, Threat, catalogue
+from dra_ray.config.catalogue import Effort
 from dra_ray.errors import DataError
 
 EFFORT = Effort(apgd_steps=25, fab_steps=4, square_queries=300)

@@ -79,6 +79,17 @@ def _after_usage(text: str) -> str:
         ),
         (["sweep", "digits-dra"], ["kind 'experiment'", "kind 'sweep'"]),
         (["quickstart", "--set", "sweep.asha.grace_epochs=99"], ["grace_epochs=99"]),
+        *(
+            (
+                [command, recipe, "--set", f"{field}=hyperband"],
+                ["scheduler='hyperband': input should be 'noise_aware', 'asha', ", "or 'none'"],
+            )
+            for command, recipe, field in (
+                ("sweep", "digits-sweep", "scheduler"),
+                ("plan", "digits-sweep", "scheduler"),
+                ("config", "quickstart", "sweep.scheduler"),
+            )
+        ),
         (["evaluate", "nowhere"], ["'nowhere' does not exist", "--storage"]),
         (["evaluate", "runs/nowhere/"], ["'runs/nowhere/' does not exist"]),
         (["compare", "nowhere", "neither"], ["'nowhere' does not exist", "--storage"]),

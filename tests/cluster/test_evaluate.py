@@ -24,10 +24,10 @@ from torch.nn import functional as F
 
 from dra_ray import data, students
 from dra_ray import runs as run_folder
-from dra_ray.attacks.catalogue import Effort, attacks
 from dra_ray.attacks.pgd import evaluate_pgd
 from dra_ray.bench import driver
 from dra_ray.config import Data, Evaluation, Experiment, Model, Threat
+from dra_ray.config.catalogue import Effort, attacks
 from dra_ray.data import corruptions
 from dra_ray.errors import ConfigError, DataError, RunError
 from dra_ray.evaluation import subjects
@@ -582,7 +582,7 @@ EVALUATE = (
     + """
 import sys
 from dra_ray import cluster
-from dra_ray.attacks.catalogue import Effort
+from dra_ray.config.catalogue import Effort
 from dra_ray.evaluation import subjects
 from dra_ray.evaluation.subjects import Options
 from dra_ray.storage import Store

@@ -19,7 +19,7 @@ import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from dra_ray import cluster, config, runs
-from dra_ray.attacks.catalogue import Effort
+from dra_ray.config.catalogue import Effort
 from dra_ray.storage import Store
 from dra_ray.workloads import evaluate, sweep, synthesize
 from tests.cluster.small import experiment, processes, submitted

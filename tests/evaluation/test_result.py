@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from dra_ray import config
-from dra_ray.attacks.catalogue import STANDARD
+from dra_ray.config.catalogue import STANDARD
 from dra_ray.errors import DataError
 from dra_ray.evaluation.result import FILE, Result, read
 from dra_ray.evaluation.verdicts import Verdicts, table

@@ -1,13 +1,14 @@
 """What AutoAttack is made of, as data: one record for each attack, version and stage of an
 evaluation. It imports no torch, so that reports and progress bars may read it at no cost.
 
-A new attack is one record here, one loop in `autoattack.LOOPS`, and the module with its formulas.
+A new attack is one record here and its name in the version that runs it, one loop in
+`attacks.autoattack.LOOPS`, and the module with its formulas.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 TARGETS = 9  # classes that a targeted attack tries, where there are as many wrong ones
 DEFAULT_CLASSES = 10  # of a student whose logits are not known yet
@@ -117,6 +118,11 @@ VERSIONS: dict[str, Version] = {
     ),
     "rand": Version(attacks=("apgd-ce", "apgd-dlr"), eot=20),
 }
+
+if TYPE_CHECKING:
+    VersionName = str
+else:
+    VersionName = Literal[tuple(VERSIONS)]
 
 
 def attacks(
