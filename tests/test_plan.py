@@ -108,7 +108,14 @@ def test_step_units_are_what_a_step_costs(changes, perturbed):
     forward = planning.macs(lambda: student(x))
     means = losses.ClassMeans(10)
     attacked = objective.attacked(
-        student, x, labels, torch.rand(x.shape), config.loss, config.threat, means, epoch=0
+        student,
+        x,
+        labels,
+        torch.rand(x.shape),
+        loss=config.loss,
+        threat=config.threat,
+        class_means=means,
+        epoch=0,
     )
     with Counted() as counted, attacked as found:
         clean, robust, _ = found.losses()

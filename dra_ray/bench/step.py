@@ -30,6 +30,7 @@ class Variant:
 
 
 def compare(
+    *,
     student: str,
     batch: int,
     resolution: int,

@@ -87,14 +87,14 @@ def bench_step(
     from dra_ray.bench import step as job
 
     rows, figures = job.compare(
-        student,
-        batch,
-        resolution,
-        attack_steps,
-        rounds,
-        threads or os.cpu_count() or 1,
-        compiled,
-        device,
+        student=student,
+        batch=batch,
+        resolution=resolution,
+        attack_steps=attack_steps,
+        rounds=rounds,
+        threads=threads or os.cpu_count() or 1,
+        compiled=compiled,
+        device=device,
     )
     terminal.table(
         rows, f"TRADES-{attack_steps} step of {student}, batch {batch}, on {device}", None

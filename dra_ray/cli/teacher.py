@@ -134,7 +134,13 @@ def teacher_import_dit(
     from dra_ray.teachers import official_dit
 
     card = official_dit.import_dit(
-        Store(dit), Store(vae), Store(stats), Store(to), channels, resolution, decoder
+        Store(dit),
+        Store(vae),
+        Store(stats),
+        Store(to),
+        massive=channels,
+        resolution=resolution,
+        decoder=decoder,
     )
     facts = {
         "file": card["source"]["dit"]["file"],
@@ -239,11 +245,11 @@ def teacher_probe(
             levels,
             names,
             images,
-            label,
-            seed,
-            os.cpu_count() or 1,
-            device,
-            show,
+            label=label,
+            seed=seed,
+            threads=os.cpu_count() or 1,
+            device=device,
+            progress=show,
         ):
             rows.append(row)
             bars.say(f"{row['layer']} at sigma {row['sigma']:g}: {row['accuracy']:.2%}")
@@ -295,12 +301,12 @@ def teacher_quality(
         report = quality.synthetic_quality(
             Store(synthetic),
             settings,
-            images,
-            steps,
-            Store(run) if run else None,
-            seed,
-            device,
-            bars.say,
+            images=images,
+            steps=steps,
+            run=Store(run) if run else None,
+            seed=seed,
+            device=device,
+            say=bars.say,
         )
     terminal.table(quality.quality_rows(report), f"{synthetic}: {report['images']} images", None)
     if json:

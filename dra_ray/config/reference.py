@@ -20,12 +20,13 @@ from dra_ray.config.reading import KINDS
 _INTRODUCTION = """\
 # Fields
 
-What a recipe, a YAML file or `--set FIELD=VALUE` may say, by kind of config. A field of a part is named with dots:
-`optim.lr`; in a sweep it is `base.optim.lr`, in the quickstart `sweep.base.optim.lr`. `dra config RECIPE` prints the
-values that a recipe has. Units are in names: `*_255` are pixel steps of 1/255, `*_s` seconds.
+What a recipe, a YAML file or `--set FIELD=VALUE` may say, by kind of config. A field of a part is
+named with dots: `optim.lr`; in a sweep it is `base.optim.lr`, in the quickstart
+`sweep.base.optim.lr`. `dra config RECIPE` prints the values that a recipe has. Units are in names:
+`*_255` are pixel steps of 1/255, `*_s` seconds.
 
 This page is generated: `python -m dra_ray.config.reference > docs/fields.md`.
-"""  # noqa: E501
+"""
 _HEAD = "| field | value | default | meaning |\n|---|---|---|---|"
 _BOUNDS = {
     "minimum": ">=",

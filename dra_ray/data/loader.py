@@ -33,6 +33,7 @@ class Batches:
         plan: BatchPlan,
         device: torch.device,
         mine: slice,
+        *,
         ahead: int = 2,
         resident_bytes: int = RESIDENT_BYTES,
     ) -> None:

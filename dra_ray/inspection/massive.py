@@ -77,6 +77,7 @@ def find_massive(
     sigma: float,
     noise: Tensor,
     labels: Tensor | None = None,
+    *,
     layer: str | None = None,
     batch: int = 32,
     ratio: float = RATIO,
@@ -114,4 +115,4 @@ def teacher_massive_channels(
         [net.clean(part) for part in first_images(found.train, images).images.split(32)]
     )
     noise = seeded_noise(range(len(clean)), net.noise_shape).to(torch.float32)
-    return find_massive(net, clean, sigma, noise, None, layer)
+    return find_massive(net, clean, sigma, noise, layer=layer)

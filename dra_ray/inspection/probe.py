@@ -77,6 +77,7 @@ def encode(
     images: Split,
     layer: str,
     sigma: float,
+    *,
     noise_seed: int = 0,
     threads: int = 1,
     device: str = "cpu",
@@ -126,6 +127,7 @@ def probe_teacher(
     sigmas: Sequence[float] = SIGMAS,
     layers: Sequence[str] = (),
     images: int = 2000,
+    *,
     label: str = "null",
     seed: int = 0,
     threads: int = 1,
@@ -156,7 +158,16 @@ def probe_teacher(
     for number, layer in enumerate(chosen):
         for place, sigma in enumerate(sigmas, start=1):
             features = [
-                encode(net, settled, part, layer, sigma, seed, threads, device)
+                encode(
+                    net,
+                    settled,
+                    part,
+                    layer,
+                    sigma,
+                    noise_seed=seed,
+                    threads=threads,
+                    device=device,
+                )
                 for part in (train, test)
             ]
             accuracy = probe(features[0], train.labels, features[1], test.labels)

@@ -143,6 +143,7 @@ def memorised(
 def synthetic_quality(
     store: Store,
     settings: config.Data,
+    *,
     images: int = 2000,
     steps: int = 400,
     run: Store | None = None,

@@ -23,6 +23,11 @@ from dra_ray.sweeps.importance import Importance, importance
 VALIDATION_IMAGES = 1024  # of a config that does not say
 
 
+def _plain(value: Any) -> Any:
+    is_record = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return dataclasses.asdict(value) if is_record else value
+
+
 @dataclasses.dataclass(frozen=True)
 class Findings:
     """Everything that is found, or a refusal in its place."""
@@ -36,10 +41,7 @@ class Findings:
 
     def tree(self) -> dict[str, Any]:
         """Plain JSON values, with the answer in words as `paragraph`."""
-        values = {
-            name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
-            for name, value in vars(self).items()
-        }
+        values = {name: _plain(value) for name, value in vars(self).items()}
         curves = {
             field: [dataclasses.asdict(curve) for curve in found]
             for field, found in self.effects.items()

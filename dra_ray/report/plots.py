@@ -363,7 +363,11 @@ def curve(finals: Mapping[str, Mapping[str, Any]]) -> Figure | None:
         edges = [row.get("interval") or _wilson(row["accuracy"], final["images"]) for row in rows]
         traces.append(
             _points(
-                _named(role, "PGD"), [row["eps_255"] for row in rows], scores, edges, COLOURS[role]
+                _named(role, "PGD"),
+                [row["eps_255"] for row in rows],
+                scores,
+                edges,
+                colour=COLOURS[role],
             )
             | {"mode": "lines+markers"}
         )
@@ -375,9 +379,9 @@ def curve(finals: Mapping[str, Mapping[str, Any]]) -> Figure | None:
                     [radius],
                     [final["autoattack_accuracy"]],
                     [final["interval"]],
-                    COLOURS[role],
-                    "diamond-open",
-                    12,
+                    colour=COLOURS[role],
+                    symbol="diamond-open",
+                    size=12,
                 )
             )
     radius = {"title": "radius ε of the attack (1/255 of full brightness)", "rangemode": "tozero"}
@@ -432,6 +436,7 @@ def _points(
     x: list[float],
     scores: list[float],
     edges: list[Any],
+    *,
     colour: str,
     symbol: str = "circle",
     size: int = 8,

@@ -50,9 +50,12 @@ def _free_memory_bytes() -> int:
     """What Linux can give without swapping; elsewhere all memory there is."""
     try:
         with open("/proc/meminfo", "rb") as file:
-            return int(re.search(rb"MemAvailable:\s+(\d+) kB", file.read())[1]) * 1024  # type: ignore[index]
-    except (OSError, TypeError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            available = re.search(rb"MemAvailable:\s+(\d+) kB", file.read())
+    except OSError:
+        available = None
+    if available:
+        return int(available[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def byte_count(file: BinaryIO) -> int:
@@ -144,7 +147,7 @@ class _SmallReads:
 def open_tar(file: Seekable) -> tarfile.TarFile:
     """An uncompressed tar, or one inside a decompressing file; no single read passes HEADER_BYTES,
     see `tar_content`."""
-    return tarfile.open(fileobj=_SmallReads(file), mode="r:")  # type: ignore[call-overload, no-any-return]
+    return tarfile.TarFile(fileobj=_SmallReads(file))  # type: ignore[arg-type]
 
 
 def tar_content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -235,16 +235,8 @@ class _TorchUnpickler(_InertUnpickler):
         def tensor(flat: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Any:
             return torch.as_strided(flat, tuple(size), tuple(stride), offset)
 
-        def tensor_of_bytes(
-            flat: Any,
-            offset: int,
-            size: Any,
-            stride: Any,
-            grad: Any,
-            hooks: Any,
-            dtype: Any,
-            *rest: Any,
-        ) -> Any:
+        def tensor_of_bytes(flat: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Any:
+            _grad, _hooks, dtype, *_ = rest
             return tensor(flat.view(dtype), offset, size, stride)
 
         stand_ins: dict[str, Callable[..., Any]] = {

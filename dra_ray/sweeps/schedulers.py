@@ -58,14 +58,16 @@ def report(row: RungRow, end_images: int) -> Report | None:
     """The report of a recorded row; None for a trial that failed, which reports nothing."""
     if row.decision == "failed" or row.robust_accuracy is None or row.clean_accuracy is None:
         return None
-    packed = row.verdicts is not None and row.images
+    verdicts = None
+    if row.verdicts is not None and row.images:
+        verdicts = runs.unpack_verdicts(row.verdicts, row.images)
     return Report(
         trial=row.trial,
         epoch=row.epoch,
         images_seen=row.images_seen,
         clean_accuracy=row.clean_accuracy,
         robust_accuracy=row.robust_accuracy,
-        verdicts=runs.unpack_verdicts(row.verdicts, row.images) if packed else None,  # type: ignore[arg-type]
+        verdicts=verdicts,
         end_images=end_images,
         final=row.images_seen >= end_images,
         images=row.images,
@@ -305,8 +307,8 @@ def chance_behind(first: Report, second: Report) -> float:
     one, two = first.verdicts, second.verdicts
     if one is not None and two is not None and one.shape == two.shape:
         return intervals.behind(one, two)
-    counts = first.counts, second.counts
-    return intervals.behind_unpaired(*counts) if counts[0] and counts[1] else 0.0  # type: ignore[arg-type]
+    ours, theirs = first.counts, second.counts
+    return intervals.behind_unpaired(ours, theirs) if ours and theirs else 0.0
 
 
 class Median:

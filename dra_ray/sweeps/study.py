@@ -143,9 +143,9 @@ class Study:
         for name, value in facts.items():
             if value is not None:
                 storage.set_trial_user_attr(there.id, name, value)
-        has_score = row.decision != "failed" and row.robust_accuracy is not None
-        values = [row.robust_accuracy] if has_score else None
-        storage.set_trial_state_values(there.id, _state(row.decision), values=values)  # type: ignore[arg-type]
+        score = row.robust_accuracy if row.decision != "failed" else None
+        values = None if score is None else [score]
+        storage.set_trial_state_values(there.id, _state(row.decision), values=values)
         there.is_finished = True
 
     def _send(self) -> None:

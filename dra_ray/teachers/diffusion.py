@@ -36,6 +36,7 @@ def edm_loss(
     sigma: Tensor,
     noise: Tensor,
     labels: Tensor | None,
+    *,
     sigma_data: float,
     precondition: str = "edm",
     augment: Tensor | None = None,

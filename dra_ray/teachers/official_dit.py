@@ -24,6 +24,7 @@ def import_dit(
     vae: Store,
     stats: Store,
     to: Store,
+    *,
     massive: Sequence[int] = XL_1.massive,
     resolution: int | None = None,
     decoder: bool = False,

@@ -28,6 +28,7 @@ def ikl(
     adversarial: Tensor,
     labels: Tensor,
     weights: Tensor,
+    *,
     alpha: float,
     beta: float,
     label_smoothing: float = 0.0,

@@ -1,7 +1,7 @@
 """One batch's attack and losses: what recipes differ in, as one call. Section numbers are those of
 the papers named.
 
-with attacked(student, x, labels, noise, loss, threat, class_means, epoch) as batch:
+with attacked(student, x, labels, noise, loss=..., threat=..., class_means=..., epoch=...) as batch:
     clean, robust, features = batch.losses()
     (clean + robust).backward()          # inside the block: weights may be perturbed until its end
 """
@@ -87,7 +87,12 @@ class ImprovedKL(Trades):
     def terms(self, logits: Logits) -> tuple[Tensor, Tensor]:
         loss, weights = self.loss, logits.class_means.weights(logits.labels)
         return losses.ikl(
-            *logits.both, logits.labels, weights, loss.alpha, loss.beta, loss.label_smoothing
+            *logits.both,
+            logits.labels,
+            weights,
+            alpha=loss.alpha,
+            beta=loss.beta,
+            label_smoothing=loss.label_smoothing,
         )
 
     def observe(self, logits: Logits) -> None:
@@ -173,6 +178,7 @@ def attacked(
     x: Tensor,
     labels: Tensor,
     noise: Tensor,
+    *,
     loss: config.Loss,
     threat: config.Threat,
     class_means: losses.ClassMeans,

@@ -183,7 +183,14 @@ def step(
     with (
         drawing(random.derive(seed, random.Stream.STUDENT, state.step, mine.start), x.device),
         objective.attacked(
-            student, x, labels, noise, experiment.loss, threat, state.class_means, epoch
+            student,
+            x,
+            labels,
+            noise,
+            loss=experiment.loss,
+            threat=threat,
+            class_means=state.class_means,
+            epoch=epoch,
         ) as attacked,
     ):
         loss_clean, loss_robust, features = attacked.losses()

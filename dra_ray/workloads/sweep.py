@@ -182,7 +182,8 @@ class _Driver:
             if _is_single(experiment.resources):
                 train.fit_in_process(experiment, place, lambda row: tune.report(dict(row)))
             else:
-                train.fit(experiment, place, callbacks=[_Validations()])  # type: ignore[no-untyped-call]
+                validations = _Validations()  # type: ignore[no-untyped-call]
+                train.fit(experiment, place, callbacks=[validations])
 
         tuner = tune.Tuner(
             tune.with_resources(trial, _room),

@@ -126,7 +126,14 @@ class Training:
             )
             clean, told = self._augmented(self.clean[chosen], mine)
             loss = diffusion.edm_loss(
-                forward, clean, sigma, noise, one_hot, self.sigma_data, config.preconditioning, told
+                forward,
+                clean,
+                sigma,
+                noise,
+                one_hot,
+                sigma_data=self.sigma_data,
+                precondition=config.preconditioning,
+                augment=told,
             ).mean()
         self.optimizer.zero_grad()
         loss.backward()

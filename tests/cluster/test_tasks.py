@@ -43,7 +43,7 @@ def test_every_task_ends_once_and_never_more_than_so_many_run(ray_cluster):
 def test_an_error_in_the_loop_cancels_what_runs(ray_cluster, tmp_path):
     file = Store(str(tmp_path)) / "late"
     todo = [(nap.remote(0), "quick"), (nap.remote(4, file), "slow")]
-    with pytest.raises(KeyboardInterrupt), Tasks(2) as tasks:  # noqa: PT012 - it comes out of the loop
+    with pytest.raises(KeyboardInterrupt), Tasks(2) as tasks:  # noqa: PT012
         for _, key in tasks.finished(lambda: todo.pop(0) if todo else None):
             assert key == "quick"
             raise KeyboardInterrupt

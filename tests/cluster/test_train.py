@@ -153,7 +153,8 @@ def _once_it_has_a_checkpoint(run: Store, pids: Callable[[], list[int]], killed:
         if len(validations) >= 2 and found:
             os.kill(found[0], signal.SIGKILL)
             killed.append(found[0])
-        if (run / "manifest.json").exists() and run_folder.read_manifest(run).is_done:  # type: ignore[union-attr]
+        manifest = run_folder.read_manifest(run)
+        if manifest and manifest.is_done:
             return
 
 

@@ -34,7 +34,7 @@ def picture(kind: str) -> bytes:
 
 
 def archive(members: dict[str, bytes], mode: str) -> bytes:
-    with tarfile.open(fileobj=(buffer := io.BytesIO()), mode=mode) as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=(buffer := io.BytesIO()), mode=mode) as tar:
         for name, content in members.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)

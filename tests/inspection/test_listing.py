@@ -95,7 +95,7 @@ def test_every_run_is_listed_newest_first(storage: Store) -> None:
 
 def test_runs_are_chosen_by_config_status_kind_and_age(storage: Store) -> None:
     def names(**chosen: object) -> list[str]:
-        return [run.run for run in runs_below(storage, Filter(**chosen), NOW_S)]  # type: ignore[arg-type]
+        return [run.run for run in runs_below(storage, Filter(**chosen), NOW_S)]
 
     assert names(where={"align.weight": 4}) == ["sweep"]  # of one of its trials
     assert names(where={"resources.gpus_per_worker": 0.5}) == ["diverged", "old"]

@@ -148,7 +148,8 @@ def features(teacher: Path) -> np.ndarray:
 # Numbers that differ between two runs of the same code: times, rates, the machine and versions.
 # Those of the config are left to its digest.
 VARYING = re.compile(
-    r"(^|\.)(at|gpu_hours|hardware|versions|numerics|sources|files|stages|config)($|\.|\[)|_s($|\.)|seconds"
+    r"(^|\.)(at|gpu_hours|hardware|versions|numerics|sources|files|stages|config)($|\.|\[)"
+    r"|_s($|\.)|seconds"
 )
 TIMED_FILES = ("pool.jsonl", "lease.json")  # a row per second, a beat
 NOT_IN_DIGEST = {

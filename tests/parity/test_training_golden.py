@@ -204,7 +204,7 @@ def test_ikl_loss_and_gradients() -> None:
     ce, robust = losses.ikl(clean, adversarial, y, weights, alpha=4.0, beta=20.0)
     close(ce, [2.5769450276917936])
     close(robust, [52.72790658751072])
-    close(losses.ikl(clean, adversarial, y, weights, 0.0, 20.0)[1], [42.06487843919538])
+    close(losses.ikl(clean, adversarial, y, weights, alpha=0.0, beta=20.0)[1], [42.06487843919538])
     to_clean, to_adversarial = torch.autograd.grad(robust, (clean, adversarial))
     close(
         to_clean[0],

@@ -50,8 +50,8 @@ def test_the_axis_that_decides_comes_first_and_stands_out() -> None:
 def test_shares_are_optunas_own() -> None:
     """A study that Optuna made itself, from the same trials."""
     trials, rows = drawn(30, 0.01)
-    weights = [float(fields["align.weight"]) for fields in trials.values()]  # type: ignore[arg-type]
-    rates = [float(fields["optim.lr"]) for fields in trials.values()]  # type: ignore[arg-type]
+    weights = [float(fields["align.weight"]) for fields in trials.values()]
+    rates = [float(fields["optim.lr"]) for fields in trials.values()]
     ranges = {
         "align.weight": optuna.distributions.FloatDistribution(
             min(weights), max(weights), log=max(weights) / min(weights) >= 30

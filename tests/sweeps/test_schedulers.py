@@ -55,7 +55,7 @@ def exact(trial: str, epoch: int, robust: int, end: int = 27, images: int = 200)
 
 
 def rules(name: str, grace: int = 1, factor: float = 3.0, level: float = 0.05) -> Rules:
-    return Rules(name, grace * IMAGES_PER_EPOCH, factor, level, IMAGES_PER_EPOCH)  # type: ignore[arg-type]
+    return Rules(name, grace * IMAGES_PER_EPOCH, factor, level, IMAGES_PER_EPOCH)
 
 
 def test_plain_asha_decides_as_ray_tune_does() -> None:

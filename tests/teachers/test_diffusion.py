@@ -78,7 +78,7 @@ def test_loss_of_the_exact_denoiser():
         diffusion.draw_sigma(4000, generator),
         torch.randn(clean.shape, generator=generator),
     )
-    loss = diffusion.edm_loss(Gaussian(0, 0.5), clean, sigma, noise, None, 0.5)
+    loss = diffusion.edm_loss(Gaussian(0, 0.5), clean, sigma, noise, None, sigma_data=0.5)
     assert loss.shape == (4000,)
     assert float(loss.mean()) == pytest.approx(16, rel=0.02)
 

@@ -484,4 +484,4 @@ def test_massive_channels_of_a_network(behind_an_autoencoder):
     inner.blocks[0].attn.proj.bias[11] = 3000  # written by a block, through its gate
     inner.x_embedder.proj.bias[23] = -400
     assert set(find_massive(net, clean, 0.5, noise, labels, batch=4)) == {11, 23}
-    assert find_massive(net, clean, 0.5, noise, None, "blocks.0", batch=4) == (23,)
+    assert find_massive(net, clean, 0.5, noise, layer="blocks.0", batch=4) == (23,)

@@ -80,8 +80,8 @@ def test_ikl_is_its_double_sum(scale: float) -> None:
         torch.randn(3, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64), 1
     )
     for shift in (0.0, 1000.0):
-        ours = losses.ikl(clean + shift, adversarial, y, weights, 4.0, 20.0)
-        plain = plain_ikl(clean + shift, adversarial, y, weights, 4.0, 20.0)
+        ours = losses.ikl(clean + shift, adversarial, y, weights, alpha=4.0, beta=20.0)
+        plain = plain_ikl(clean + shift, adversarial, y, weights, alpha=4.0, beta=20.0)
         torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-10)
         for mine, theirs in zip(
             torch.autograd.grad(sum(ours), (clean, adversarial)),
@@ -94,7 +94,7 @@ def test_ikl_is_its_double_sum(scale: float) -> None:
 def test_ikl_sends_gradient_where_it_should() -> None:
     clean, adversarial = logits(4, 6)
     y, weights = torch.tensor([0, 1, 2, 3]), torch.full((4, 6), 1 / 6, dtype=torch.float64)
-    _, soft = losses.ikl(clean, adversarial, y, weights, 1.0, 0.0)
+    _, soft = losses.ikl(clean, adversarial, y, weights, alpha=1.0, beta=0.0)
     to_clean, to_adversarial = torch.autograd.grad(
         soft, (clean, adversarial), allow_unused=True, materialize_grads=True
     )
@@ -102,7 +102,7 @@ def test_ikl_sends_gradient_where_it_should() -> None:
     torch.testing.assert_close(
         to_adversarial, (F.softmax(adversarial, 1) - F.softmax(clean, 1)) / 4
     )
-    _, pairs = losses.ikl(clean, adversarial, y, weights, 0.0, 1.0)
+    _, pairs = losses.ikl(clean, adversarial, y, weights, alpha=0.0, beta=1.0)
     to_clean, to_adversarial = torch.autograd.grad(pairs, (clean, adversarial))
     torch.testing.assert_close(to_clean, -to_adversarial)
     assert to_clean.abs().max() > 0
