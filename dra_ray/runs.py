@@ -233,6 +233,19 @@ class SyntheticProgress(Record):
     elapsed_s: float
 
 
+class EvaluationProgress(Record):
+    """A batch of an evaluation that is done; in no file."""
+
+    run: str
+    attack: str  # or another stage, by its name in the catalogue
+    done: int  # batches of this stage
+    of: int
+    robust: int  # images not fooled so far
+    images: int
+    seconds: float  # of work on this stage, summed over batches
+    stages: list[str]  # all that there may be
+
+
 def pack_verdicts(withstood: NDArray[np.bool_]) -> str:
     """Verdicts [N] of N images, image 0 first, as text of N/6 characters: eight to a byte, base64.
 

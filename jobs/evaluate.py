@@ -1,14 +1,14 @@
 """Ray job: AutoAttack on a trained run. `python evaluate.py --storage URI --name NAME`"""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from dra_ray.cli import job
+from dra_ray.runs import EvaluationProgress
 from dra_ray.storage import Store
 from dra_ray.workloads import evaluate
 
 
-def attack(run: Store, progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def attack(run: Store, progress: Callable[[EvaluationProgress], None]) -> Mapping[str, object]:
     return evaluate.evaluate(run, progress=progress).tree()
 
 

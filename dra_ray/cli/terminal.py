@@ -230,15 +230,15 @@ def sweep_rows(bars: Bars, settings: config.Sweep) -> Callable[[runs.RungRow], N
     return show
 
 
-def evaluate_rows(bars: Bars, subjects: int) -> Callable[[dict[str, Any]], None]:
+def evaluate_rows(bars: Bars, subjects: int) -> Callable[[runs.EvaluationProgress], None]:
     shares: dict[str, dict[str, float]] = {}
 
-    def show(row: dict[str, Any]) -> None:
-        passes = sum(STAGES[stage].passes for stage in row["stages"])
-        done = shares.setdefault(row["run"], {})
-        done[row["attack"]] = row["done"] / row["of"] * STAGES[row["attack"]].passes / passes
+    def show(row: runs.EvaluationProgress) -> None:
+        passes = sum(STAGES[stage].passes for stage in row.stages)
+        done = shares.setdefault(row.run, {})
+        done[row.attack] = row.done / row.of * STAGES[row.attack].passes / passes
         total = sum(sum(parts.values()) for parts in shares.values()) / subjects
-        bars.show("autoattack", total, f"AutoAttack: {row['attack']} on {row['run']}")
+        bars.show("autoattack", total, f"AutoAttack: {row.attack} on {row.run}")
 
     return show
 

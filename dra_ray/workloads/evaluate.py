@@ -47,7 +47,7 @@ from dra_ray.evaluation.batches import Arrays, Kind, Work
 from dra_ray.evaluation.result import FILE, Result
 from dra_ray.evaluation.subjects import Subject
 from dra_ray.evaluation.verdicts import Verdicts
-from dra_ray.runs import versions
+from dra_ray.runs import EvaluationProgress, versions
 from dra_ray.storage import Store, sha256
 from dra_ray.workloads.tasks import Tasks
 
@@ -63,7 +63,7 @@ SHRUNK = (
     "{batch}: another reference configuration, whose verdicts may differ on a few images."
 )
 
-Progress = Callable[[dict[str, Any]], None]
+Progress = Callable[[EvaluationProgress], None]
 Batch = Callable[[nn.Module, Work, Store, str], Arrays]
 # corruption, severity, images uint8 [n,C,H,W] (clean where the worker corrupts them)
 Pictures = tuple[str, int, Tensor]
@@ -98,9 +98,7 @@ def evaluate_many(
     Args:
         workers: batches attacked at the same time; default: the largest `evaluation.workers` of the
             subjects.
-        progress: called with {"run", "attack", "done", "of" (batches), "robust", "images",
-            "seconds", "stages"} after each batch; "robust" counts the images not fooled so far,
-            "stages" names all that there may be.
+        progress: called after each batch.
         effort: anything but the default is quicker, is no standard AutoAttack, and is flagged as
             such.
         batch: what a task does with a batch; anything else than the default is for measuring the
@@ -465,22 +463,19 @@ class _Job:
         else:
             self.verdicts.take_attack(chunk, outcome)
 
-    def row(self, chunk: Chunk) -> dict[str, Any]:
+    def row(self, chunk: Chunk) -> EvaluationProgress:
         """The row that `progress` gets after a batch."""
         stage = chunk.attack
-        done = {
-            "done": self._done[stage],
-            "of": self._of[stage],
-            "robust": self.verdicts.standing,
-            "images": len(self.labels),
-        }
-        return {
-            "run": self.name,
-            "attack": stage,
-            **done,
-            "seconds": self.verdicts.seconds[stage],
-            "stages": self._stages(),
-        }
+        return EvaluationProgress(
+            run=self.name,
+            attack=stage,
+            done=self._done[stage],
+            of=self._of[stage],
+            robust=self.verdicts.standing,
+            images=len(self.labels),
+            seconds=self.verdicts.seconds[stage],
+            stages=self._stages(),
+        )
 
     def _stages(self) -> list[str]:
         """All that there may be; attacks are left out once nobody is left."""

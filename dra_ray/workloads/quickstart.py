@@ -11,7 +11,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from pydantic import JsonValue
 
@@ -29,7 +28,7 @@ class Progress:
     teacher: Callable[[TeacherRow], None] | None = None
     synthetic: Callable[[SyntheticProgress], None] | None = None
     sweep: Callable[[RungRow], None] | None = None
-    autoattack: Callable[[dict[str, Any]], None] | None = None
+    autoattack: Callable[[runs.EvaluationProgress], None] | None = None
 
 
 def run(settings: config.Quickstart, store: Store, progress: Progress | None = None) -> Store:

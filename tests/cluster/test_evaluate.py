@@ -184,10 +184,10 @@ def test_sharded_is_single(ray_cluster, run, single, workers):
     assert not result.randomised
     assert result.numerics["threads"] == 1
     assert (result.threat.norm, result.threat.eps_255) == ("linf", 20.0)
-    assert [row["attack"] for row in rows[:4]] == ["clean"] * 4
-    assert rows[-1]["attack"] == "square"
-    assert rows[-1]["done"] == rows[-1]["of"]
-    assert rows[-1]["robust"] == single["robust"].sum()
+    assert [row.attack for row in rows[:4]] == ["clean"] * 4
+    assert rows[-1].attack == "square"
+    assert rows[-1].done == rows[-1].of
+    assert rows[-1].robust == single["robust"].sum()
     assert result.tasks_run == len(rows) == sum(result.tasks.values())
     assert result.resumed_batches == 0
     sample = (run / "evaluation" / "per_sample.npz").read_npz()
@@ -202,7 +202,7 @@ def test_sharded_is_single(ray_cluster, run, single, workers):
 
 def test_an_interrupted_evaluation_goes_on(ray_cluster, run, single):
     def interrupt(row):
-        if row["attack"] == "apgd-t":
+        if row.attack == "apgd-t":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -217,7 +217,7 @@ def test_an_interrupted_evaluation_goes_on(ray_cluster, run, single):
     result = evaluate(run, workers=1, progress=rows.append, effort=EFFORT)
     check_against(single, run, result)
     assert result.resumed_batches >= len(finished)
-    assert {row["attack"] for row in rows} <= {
+    assert {row.attack for row in rows} <= {
         "apgd-t",
         "fab-t",
         "square",
@@ -240,10 +240,10 @@ def test_lost_damaged_and_foreign_batches_are_made_again(
     second = evaluate(run, progress=rows.append, effort=EFFORT)
     check_against(single, run, second)
     assert same_but_for_time(first, second)
-    assert [(row["attack"], row["done"]) for row in rows] == [
-        ("apgd-t", rows[0]["of"]),
-        ("fab-t", rows[1]["of"]),
-        ("square", rows[2]["of"]),
+    assert [(row.attack, row.done) for row in rows] == [
+        ("apgd-t", rows[0].of),
+        ("fab-t", rows[1].of),
+        ("square", rows[2].of),
     ]
 
 
@@ -275,7 +275,7 @@ def test_two_models_share_the_workers(ray_cluster, tmp_path, weights, single):
     check_against(single, runs[0], results[0])
     alone = evaluate(trained_run(tmp_path / "three", other), effort=EFFORT)
     assert same_but_for_time(alone, results[1])
-    names = [row["run"] for row in rows]
+    names = [row.run for row in rows]
     assert names != sorted(names), "batches of both are interleaved"
 
 
@@ -602,7 +602,7 @@ def chosen(to):
 if __name__ == "__main__":
     with cluster.connect():  # the cluster of the tests, by RAY_ADDRESS
         effort = Effort(*map(int, sys.argv[5:]))
-        evaluate_many(chosen("killed"), 3, lambda row: ask(row["attack"]), effort)
+        evaluate_many(chosen("killed"), 3, lambda row: ask(row.attack), effort)
 """
 )
 
