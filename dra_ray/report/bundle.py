@@ -14,7 +14,6 @@ import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from importlib import metadata
-from typing import Any
 
 import yaml
 
@@ -23,6 +22,7 @@ from dra_ray.errors import DataError
 from dra_ray.report import page
 from dra_ray.report.card import CARD, model_card
 from dra_ray.report.collect import collect
+from dra_ray.report.summary import Summary
 from dra_ray.storage import Store, sha256
 from dra_ray.sweeps.answer import WINNER
 
@@ -60,20 +60,20 @@ def pack(run: Store, to: Store) -> Bundle:
     is not done: a bundle is final.
     """
     summary = collect(run)
-    if summary["status"] != "done":
+    if summary.status != "done":
         raise DataError(
-            f"'{run}' is {summary['status']}, and a bundle is final; resume the run with the "
+            f"'{run}' is {summary.status}, and a bundle is final; resume the run with the "
             "command that started it"
         )
     page.write(run)
     contents = {name: (run / name).read_bytes() for name in _names(run, summary)}
     contents |= {
-        CONFIG: yaml.safe_dump(summary["config"], sort_keys=False, allow_unicode=True).encode(),
+        CONFIG: yaml.safe_dump(summary.config, sort_keys=False, allow_unicode=True).encode(),
         ENVIRONMENT: "".join(f"{line}\n" for line in _installed()).encode(),
         CARD: model_card(summary).encode(),
     }
     files = {name: sha256(content) for name, content in sorted(contents.items())}
-    index = _index(str(summary["name"]), files)
+    index = _index(summary.name, files)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, content in ({INDEX: index} | dict(sorted(contents.items()))).items():
@@ -81,16 +81,16 @@ def pack(run: Store, to: Store) -> Bundle:
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     to.write_bytes(buffer.getvalue())
-    return Bundle(str(summary["name"]), files, sha256(index))
+    return Bundle(summary.name, files, sha256(index))
 
 
 def _index(name: str, files: Mapping[str, str]) -> bytes:
     return json.dumps({"format": FORMAT, "run": name, "files": files}, indent=1).encode()
 
 
-def _names(run: Store, summary: Mapping[str, Any]) -> Iterator[str]:
+def _names(run: Store, summary: Summary) -> Iterator[str]:
     """The run's own files, and those of the trials that are its finalists."""
-    folders = ["", *(final["run"] for final in summary.get("finals", {}).values())]
+    folders = ["", *(final.run for final in summary.finals.values())]
     for folder in dict.fromkeys(folders):
         here = run / folder if folder else run
         names = [*KEPT, *(name for name in here.names() if LOGS.fullmatch(name))]

@@ -9,6 +9,7 @@ from typing import Any
 
 from dra_ray.config import flatten
 from dra_ray.report import words
+from dra_ray.report.summary import Summary
 
 CARD = "MODEL_CARD.md"
 SHOWN = (
@@ -25,18 +26,18 @@ SHOWN = (
 )
 
 
-def model_card(summary: Mapping[str, Any]) -> str:
+def model_card(summary: Summary) -> str:
     """Of a run as `collect` read it; sections without facts are left out."""
-    config = dict(flatten(summary["config"]))
+    config = dict(flatten(summary.config))
     base = {field.removeprefix("base."): value for field, value in config.items()} | config
     parts = [
-        f"# {_text(summary['title'])}",
-        _text(summary["headline"]),
+        f"# {_text(summary.title)}",
+        _text(summary.headline),
         _section("Model and training", _table(("field", "value"), _fields(base))),
         _section("Data", _table(("fact", "value"), _data(base, summary))),
         _section("Results on test images", _table(RESULTS, _results(summary))),
         _section("Limits", LIMITS),
-        _section("Environment", _table(("package", "version"), list(summary["versions"].items()))),
+        _section("Environment", _table(("package", "version"), list(summary.versions.items()))),
         _section(
             "To reproduce",
             "`dra bundle --check` compares every file with its SHA-256; "
@@ -59,25 +60,24 @@ def _fields(base: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(field, words.value(base[field])) for field in SHOWN if base.get(field) is not None]
 
 
-def _data(base: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _data(base: Mapping[str, Any], summary: Summary) -> list[tuple[str, Any]]:
     named = [(f, base[f]) for f in ("data.name", "data.uri", "synthetic.uri") if base.get(f)]
-    hashes = flatten(summary.get("data", {}))
+    hashes = flatten(summary.data)
     return [*named, *hashes]
 
 
-def _results(summary: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+def _results(summary: Summary) -> list[tuple[Any, ...]]:
     return [
         (
             role,
-            words.in_percent(final["clean_accuracy"]),
-            words.in_percent(final.get("pgd_accuracy")),
-            words.in_percent(final["autoattack_accuracy"]),
-            words.span(final["interval"]),
-            final["images"],
-            words.fields(final["threat"]),
+            words.in_percent(final.clean_accuracy),
+            words.in_percent(final.pgd_accuracy),
+            words.in_percent(final.autoattack_accuracy),
+            words.span(final.interval),
+            final.images,
+            words.fields(final.threat.given()),
         )
-        for role, final in summary.get("finals", {}).items()
-        if "autoattack_accuracy" in final
+        for role, final in summary.evaluated.items()
     ]
 
 

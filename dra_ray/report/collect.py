@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from dra_ray import runs
 from dra_ray.config import catalogue, flatten
@@ -21,6 +22,7 @@ from dra_ray.inspection import state
 from dra_ray.inspection.state import read_rungs
 from dra_ray.pool.records import LogRow
 from dra_ray.report import words
+from dra_ray.report.summary import Asha, Evaluated, Scores, Stop, Summary, Trial
 from dra_ray.report.words import in_percent
 from dra_ray.runs import Manifest, R, RungRow, TeacherRow, ValidationRow
 from dra_ray.storage import Store, masked_tree
@@ -47,19 +49,9 @@ LOGS = (
 )  # their rows say when they were written, as `at`
 
 
-def collect(run: Store) -> dict[str, Any]:
-    """Everything a report needs, as plain JSON values; accuracies are fractions in 0..1, times
-    seconds.
-
-    Always there: `name`, `title` (with the sweep's or run's name, where the folder lies in one),
-    `kind`, `status` (see `inspection.state`), `created`, `elapsed_s`, `stages` [{"name",
-    "seconds"}], `config`, `versions`, `hardware`, `missing` (sentences on what an unfinished run
-    lacks), `files` {what: URI}, `headline`, and `sources`: dotted name of a number -> names of the
-    files below the run that it was read or computed from. By kind of run: `teacher`, `synthetic`,
-    `sweep` (list of trials), `asha`, `equal` (DRA against none where all else is equal), `pool`,
-    `train`, `finals` and `paired`. A folder that holds an evaluation and no training run is of kind
-    "evaluation".
-    Raises `DataError` when the folder is neither or one of its files is damaged.
+def collect(run: Store) -> Summary:
+    """Everything a report needs. Raises `DataError` when the folder is neither a run nor an
+    evaluation, or one of its files is damaged.
     """
     facts = _Facts(run)
     manifest = _manifest(run)
@@ -94,52 +86,49 @@ def collect(run: Store) -> dict[str, Any]:
     return facts.finish()
 
 
-def rows(run: Store) -> list[dict[str, Any]]:
+def rows(run: Store) -> list[dict[str, object]]:
     """The trial table for a terminal: one flat row per trial (one for a single training run or
     evaluation), accuracies in percent.
     """
     summary = collect(run)
-    trials = summary.get("sweep", [])
-    if "train" in summary:
-        trials = [{"trial": summary["name"], "fields": {}} | summary["train"]]
-    if summary["kind"] == EVALUATION:
-        return [_evaluation_row(summary["finals"]["run"])]
-    finals = {final["trial"]: role for role, final in summary.get("finals", {}).items()}
-    table = []
-    for trial in trials:
-        scores = summary.get("finals", {}).get(finals.get(trial["trial"]), {})
-        table.append(
-            {"trial": trial["trial"]}
-            | trial["fields"]
-            | {
-                "epoch": trial["epoch"],
-                "images seen": trial["images_seen"],
-                "clean %": in_percent(trial["clean_accuracy"]),
-                "robust %": in_percent(trial["robust_accuracy"]),
-                "best robust %": in_percent(trial["best_robust_accuracy"]),
-                "decision": outcome(trial),
-                "AutoAttack %": in_percent(scores.get("autoattack_accuracy")),
-            }
-        )
-    return table
+    if summary.kind == EVALUATION:
+        return [_evaluation_row(summary.evaluated["run"])]
+    tested = {final.trial: final.autoattack_accuracy for final in summary.evaluated.values()}
+    if summary.train:
+        only = _trial_row(summary.name, {}, summary.train)
+        return [only | {"AutoAttack %": in_percent(tested.get(summary.name))}]
+    return [
+        _trial_row(trial.trial, trial.fields, trial)
+        | {"AutoAttack %": in_percent(tested.get(trial.trial))}
+        for trial in summary.sweep
+    ]
 
 
-def _evaluation_row(final: Mapping[str, Any]) -> dict[str, Any]:
+def _trial_row(name: str, fields: Mapping[str, object], scores: Scores) -> dict[str, object]:
+    return {
+        "trial": name,
+        **fields,
+        "epoch": scores.epoch,
+        "images seen": scores.images_seen,
+        "clean %": in_percent(scores.clean_accuracy),
+        "robust %": in_percent(scores.robust_accuracy),
+        "best robust %": in_percent(scores.best_robust_accuracy),
+        "decision": outcome(scores),
+    }
+
+
+def _evaluation_row(final: Evaluated) -> dict[str, object]:
     after = {
-        f"after {attack} %": in_percent(accuracy)
-        for attack, accuracy in final["after_attack"].items()
+        f"after {attack} %": in_percent(accuracy) for attack, accuracy in final.after_attack.items()
     }
-    scores = {
-        "images": final["images"],
-        "clean %": in_percent(final["clean_accuracy"]),
-        "PGD %": in_percent(final.get("pgd_accuracy")),
+    return {
+        "run": final.trial,
+        "images": final.images,
+        "clean %": in_percent(final.clean_accuracy),
+        "PGD %": in_percent(final.pgd_accuracy),
+        **after,
+        "AutoAttack %": in_percent(final.autoattack_accuracy),
     }
-    return (
-        {"run": final["trial"]}
-        | scores
-        | after
-        | {"AutoAttack %": in_percent(final["autoattack_accuracy"])}
-    )
 
 
 # -- reading files ---------------------------------------------------------------------------------
@@ -303,11 +292,11 @@ class _Facts:
         self.files[what] = target.uri
         return name
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> Summary:
         self.link("this run's manifest", runs.MANIFEST)
         self.values |= {"missing": self.missing, "files": self.files, "sources": self.sources}
-        self.values["headline"] = headline(self.values)
-        return self.values
+        summary = Summary.model_validate(self.values)
+        return summary.model_copy(update={"headline": headline(summary)})
 
 
 def _teacher(facts: _Facts, folder: str) -> None:
@@ -374,25 +363,23 @@ def _sweep(facts: _Facts, folder: str) -> None:
         history.setdefault(row.trial, []).append(row)
     images_per_epoch = rungs[0].images_seen // max(rungs[0].epoch, 1) if rungs else 1
     epochs = state.rungs_of(manifest.config, images_per_epoch)
+    failures = _failures(facts.at(folder))
     trials = [
-        _trial(trial, chosen.get(trial, {}), reports, epochs)
+        _trial(trial, chosen.get(trial, {}), reports, epochs, trial in failures)
         for trial, reports in sorted(history.items())
     ]
-    failures = _failures(facts.at(folder))
-    for trial in trials:
-        if trial["trial"] in failures:
-            trial["decision"] = "failed"
     facts.missing += [
         f"{trial}: it failed and is ranked last ({reason})"
         for trial, reason in sorted(failures.items())
     ]
     facts.values["sweep"] = trials
     facts.cite("sweep", name, _path(folder, runs.RUNGS))
-    decisions = [trial["decision"] for trial in trials]
+    decisions = [trial.decision for trial in trials]
     counts = {"trials": len(trials)} | {
         key: decisions.count(decision) for key, decision in COUNTED.items()
     }
-    facts.put("asha", counts | {"stops": _stops(trials)}, name, _path(folder, runs.RUNGS))
+    stops = [stop.model_dump() for stop in _stops(trials)]
+    facts.put("asha", counts | {"stops": stops}, name, _path(folder, runs.RUNGS))
     facts.put("asha", {"rungs": epochs}, name)
     _equal(facts, folder, rungs)
     _spent(facts, manifest, trials, name, _path(folder, runs.RUNGS))
@@ -416,11 +403,11 @@ COUNTED = {
 }
 
 
-def _spent(facts: _Facts, manifest: Manifest, trials: list[dict[str, Any]], *sources: str) -> None:
+def _spent(facts: _Facts, manifest: Manifest, trials: list[Trial], *sources: str) -> None:
     """What the trials used up, by the names that a plan has, and the plan where there was one."""
     used: dict[str, float] = {
-        "trials": sum(trial["images_seen"] is not None for trial in trials),
-        "images": sum(trial["images_seen"] or 0 for trial in trials),
+        "trials": sum(trial.images_seen is not None for trial in trials),
+        "images": sum(trial.images_seen or 0 for trial in trials),
     }
     if (elapsed_s := _elapsed(manifest)) is not None:
         used["hours"] = elapsed_s / 3600
@@ -430,52 +417,57 @@ def _spent(facts: _Facts, manifest: Manifest, trials: list[dict[str, Any]], *sou
         facts.put("plan", plan, sources[0])
 
 
-def _stops(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _stops(trials: list[Trial]) -> list[Stop]:
     """Where trials were stopped, and the lowest and highest robust accuracy at which that
     happened.
     """
-    stopped: dict[int, list[dict[str, Any]]] = {}
+    stopped: dict[int, list[Trial]] = {}
     for trial in trials:
-        if trial["decision"] == "stopped":
-            stopped.setdefault(trial["epoch"], []).append(trial)
+        if trial.decision == "stopped" and trial.epoch is not None:
+            stopped.setdefault(trial.epoch, []).append(trial)
     return [
-        {
-            "epoch": epoch,
-            "rung": of_epoch[0]["rung"],
-            "trials": len(of_epoch),
-            "lowest": min(trial["robust_accuracy"] for trial in of_epoch),
-            "highest": max(trial["robust_accuracy"] for trial in of_epoch),
-        }
+        Stop(
+            epoch=epoch,
+            rung=of_epoch[0].rung,
+            trials=len(of_epoch),
+            lowest=min(trial.robust_accuracy or 0.0 for trial in of_epoch),
+            highest=max(trial.robust_accuracy or 0.0 for trial in of_epoch),
+        )
         for epoch, of_epoch in sorted(stopped.items())
     ]
 
 
-def outcome(trial: Mapping[str, Any]) -> str:
+def outcome(trial: Scores) -> str:
     """What became of a trial, in words."""
-    if trial["decision"] != "stopped":
-        return {"done": "trained to the end"}.get(trial["decision"], str(trial["decision"]))
-    return f"stopped {_at(trial)} at {words.percent(trial['robust_accuracy'])}"
+    if trial.decision != "stopped":
+        return {"done": "trained to the end"}.get(trial.decision, trial.decision)
+    return f"stopped {_at(trial)} at {words.percent(trial.robust_accuracy)}"
 
 
-def _at(stop: Mapping[str, Any]) -> str:
-    return f"at rung {stop['rung']}" if stop["rung"] else f"after epoch {stop['epoch']}"
+def _at(stop: Scores | Stop) -> str:
+    return f"at rung {stop.rung}" if stop.rung else f"after epoch {stop.epoch}"
 
 
 def _trial(
-    trial: str, fields: Mapping[str, Any], reports: list[RungRow], rungs: list[int]
-) -> dict[str, Any]:
+    trial: str,
+    fields: Mapping[str, JsonValue],
+    reports: list[RungRow],
+    rungs: list[int],
+    failed: bool,
+) -> Trial:
     """Its last validation; `rung` is the number of the rung at which it stopped, None where it did
     not stop at one.
     """
     last = reports[-1] if reports else None
     stopped_at = last.epoch if last and last.decision == "stop" else None
-    return {
-        "trial": trial,
-        "fields": dict(fields),
+    decision = state.DECISIONS[last.decision] if last else "not started"
+    return Trial(
+        trial=trial,
+        fields=dict(fields),
         **_scores_of(reports),
-        "decision": state.DECISIONS[last.decision] if last else "not started",
-        "rung": rungs.index(stopped_at) + 1 if stopped_at in rungs else None,
-    }
+        decision="failed" if failed else decision,
+        rung=rungs.index(stopped_at) + 1 if stopped_at in rungs else None,
+    )
 
 
 def _scores_of(rows: Sequence[RungRow | ValidationRow]) -> dict[str, Any]:
@@ -501,7 +493,7 @@ def _equal(facts: _Facts, folder: str, rungs: list[RungRow]) -> None:
     """The best trial with alignment against the best without, wherever the other fields and the
     epoch are equal.
     """
-    trials = {trial["trial"]: trial["fields"] for trial in facts.values["sweep"]}
+    trials = {trial.trial: trial.fields for trial in facts.values["sweep"]}
     matches = equal.matches(trials, equal.scores(rungs))
     if matches:
         facts.values["equal"] = [dataclasses.asdict(match) for match in matches]
@@ -685,39 +677,36 @@ def _paired(facts: _Facts) -> None:
 
 
 # -- in words --------------------------------------------------------------------------------------
-def headline(summary: Mapping[str, Any]) -> str:
+def headline(summary: Summary) -> str:
     """What was run and what was found, in plain words; never claims more than the interval and the
     test allow.
     """
     return " ".join(part for part in (_what_ran(summary), _what_was_found(summary)) if part)
 
 
-def _what_ran(summary: Mapping[str, Any]) -> str:
-    if "sweep" in summary:
-        return _trials(summary["asha"])
-    if "train" in summary:
-        epoch, epochs = summary["train"]["epoch"], summary["train"]["epochs"]
-        of = "" if summary["status"] == "done" or epochs is None else f" of {words.count(epochs)}"
+def _what_ran(summary: Summary) -> str:
+    if summary.asha:
+        return _trials(summary.asha)
+    if train := summary.train:
+        epoch, epochs = train.epoch, train.epochs
+        of = "" if summary.status == "done" or epochs is None else f" of {words.count(epochs)}"
         return (
             f"One classifier was trained against attacks for {words.count(epoch, 'no')}{of} "
             f"epochs{_ended(summary)}."
         )
-    if "teacher" in summary:
+    if teacher := summary.teacher:
         return (
             "A diffusion teacher was trained on "
-            f"{words.count(summary['teacher']['images_seen'], 'no')} images{_ended(summary)}."
+            f"{words.count(teacher.images_seen, 'no')} images{_ended(summary)}."
         )
-    if "synthetic" in summary:
-        return f"{words.count(summary['synthetic']['images'], 'no')} synthetic images were made."
-    if "finals" in summary:
-        return (
-            "One classifier was attacked on "
-            f"{words.count(summary['finals']['run']['images'], 'no')} test images."
-        )
+    if synthetic := summary.synthetic:
+        return f"{words.count(synthetic.images, 'no')} synthetic images were made."
+    if final := summary.evaluated.get("run"):
+        return f"One classifier was attacked on {words.count(final.images, 'no')} test images."
     return "Nothing has been run yet."
 
 
-def _ended(summary: Mapping[str, Any]) -> str:
+def _ended(summary: Summary) -> str:
     """How a run ended that is not done."""
     return {
         "done": "",
@@ -725,13 +714,13 @@ def _ended(summary: Mapping[str, Any]) -> str:
         "failed": " and then failed",
         "running": "; the run is still running",
         "unfinished": "; the run is unfinished",
-    }.get(summary["status"], "")
+    }.get(summary.status, "")
 
 
-def _trials(asha: Mapping[str, Any]) -> str:
+def _trials(asha: Asha) -> str:
     """How many classifiers trained how far, and where the others stopped."""
-    total, done, stopped = asha["trials"], asha["trained_to_the_end"], asha["stopped_early"]
-    if asha["not_started"] == total:
+    total, done, stopped = asha.trials, asha.trained_to_the_end, asha.stopped_early
+    if asha.not_started == total:
         are = "is" if total == 1 else "are"
         return (
             f"{words.number(total, 'classifier')} {are} to be trained against attacks; none has "
@@ -740,72 +729,66 @@ def _trials(asha: Mapping[str, Any]) -> str:
     told = [f"{words.count(done)} {'was' if done == 1 else 'were'} trained to the end"]
     if stopped:
         places = [
-            f"{words.count(stop['trials'])} {_at(stop)} at {_range(stop)}" for stop in asha["stops"]
+            f"{words.count(stop.trials)} {_at(stop)} at {_range(stop)}" for stop in asha.stops
         ]
         told.append(
             f"{words.count(stopped)} {'was' if stopped == 1 else 'were'} stopped early "
             f"({', '.join(places)})"
         )
-    for key, text in (
-        ("unfinished", "unfinished"),
-        ("failed", "failed"),
-        ("not_started", "not started"),
-    ):
-        if asha[key]:
-            told.append(f"{words.count(asha[key])} {text}")
+    others = {
+        "unfinished": asha.unfinished,
+        "failed": asha.failed,
+        "not started": asha.not_started,
+    }
+    told += [f"{words.count(number)} {text}" for text, number in others.items() if number]
     listed = f"{', '.join(told[:-1])} and {told[-1]}" if len(told) > 1 else told[0]
     return f"Of {words.number(total, 'classifier')}, {listed}."
 
 
-def _range(stop: Mapping[str, Any]) -> str:
+def _range(stop: Stop) -> str:
     """Robust accuracy at which trials stopped."""
-    low, high = words.percent(stop["lowest"]), words.percent(stop["highest"])
-    return low if low == high else f"{words.points(stop['lowest'], sign=False)} to {high}"
+    low, high = words.percent(stop.lowest), words.percent(stop.highest)
+    return low if low == high else f"{words.points(stop.lowest, sign=False)} to {high}"
 
 
-def _what_was_found(summary: Mapping[str, Any]) -> str:
-    finals = {
-        role: final
-        for role, final in summary.get("finals", {}).items()
-        if "autoattack_accuracy" in final
-    }
+def _what_was_found(summary: Summary) -> str:
+    finals = summary.evaluated
     if not finals:
         return (
             ""
-            if "finals" not in summary
+            if not summary.finals
             else "AutoAttack has not been run, so nothing is known about its test accuracy under "
             "attack yet."
         )
-    paired = summary.get("paired")
+    paired = summary.paired
     if paired is None:
         kept = [
-            f"{LABELS[role]} keeps {words.percent(final['autoattack_accuracy'])} of "
-            f"{final['images']}"
+            f"{LABELS[role]} keeps {words.percent(final.autoattack_accuracy)} of {final.images}"
             for role, final in finals.items()
         ]
         return f"{' and '.join(kept)} test images right under AutoAttack."
     dra, baseline = (
-        words.percent(finals[role]["autoattack_accuracy"]) for role in ("dra", "baseline")
+        words.percent(finals[role].autoattack_accuracy) for role in ("dra", "baseline")
     )
-    interval = words.span(paired["interval"], sign=True)
-    gap = words.points(abs(paired["difference"]), sign=False)
-    test = f"{gap} points (95 % interval {interval}, McNemar p = {paired['p_value']:.2g})"
+    interval = words.span(paired.interval, sign=True)
+    gap = words.points(abs(paired.difference), sign=False)
+    test = f"{gap} points (95 % interval {interval}, McNemar p = {paired.p_value:.2g})"
     scores = (
-        f"Under AutoAttack the best classifier with DRA keeps {dra} of {paired['images']} test "
+        f"Under AutoAttack the best classifier with DRA keeps {dra} of {paired.images} test "
         f"images right and the best without it {baseline}:"
     )
-    if paired["difference"] == 0:
-        return f"{scores} no difference (McNemar p = {paired['p_value']:.2g})."
-    leader = "DRA is ahead" if paired["difference"] > 0 else "the baseline is ahead"
-    if not paired["distinguishable"]:
+    if paired.difference == 0:
+        return f"{scores} no difference (McNemar p = {paired.p_value:.2g})."
+    leader = "DRA is ahead" if paired.difference > 0 else "the baseline is ahead"
+    if not paired.distinguishable:
         return (
             f"{scores} {leader} by {test}, which chance in the choice of test images can explain, "
             "so this run shows no difference."
         )
     told = f"{scores} {leader} by {test}, more than chance in the choice of test images explains."
-    if paired["also_differ"]:
+    if paired.also_differ:
         told += (
-            f" But the two also differ in {also_differ(paired['also_differ'])}, so that is not "
+            f" But the two also differ in {also_differ(paired.also_differ)}, so that is not "
             "what DRA alone does."
         )
     return told

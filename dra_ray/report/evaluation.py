@@ -11,24 +11,24 @@ from typing import Any
 from dra_ray.config import catalogue, flatten
 from dra_ray.config.catalogue import STAGES
 from dra_ray.errors import DraError
+from dra_ray.evaluation.result import Corruptions
 from dra_ray.report import examples, html, plots, words
 from dra_ray.report.collect import LABELS, RESULT
+from dra_ray.report.summary import Evaluated, Finals, Summary
 from dra_ray.storage import Store
-
-Finals = Mapping[str, Mapping[str, Any]]
 
 
 def sections(
-    run: Store, summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]
+    run: Store, summary: Summary, figures: Mapping[str, plots.Figure]
 ) -> list[html.Section | None]:
     """What the evaluations of a run found; None where they found nothing of a kind."""
-    finals = _evaluated(summary)
+    finals = summary.evaluated
     return [_curve(finals, figures), _corruptions(finals), _examples(run, finals)]
 
 
-def how(summary: Mapping[str, Any]) -> html.Section | None:
+def how(summary: Summary) -> html.Section | None:
     """What the evaluations cost and what their numbers depend on."""
-    finals = _evaluated(summary)
+    finals = summary.evaluated
     if not finals:
         return None
     costs = html.grid(*(_cost(final, _title(role, finals)) for role, final in finals.items()))
@@ -40,18 +40,10 @@ def how(summary: Mapping[str, Any]) -> html.Section | None:
     return html.section("evaluation", "How it was evaluated", "", *spent, *settings, *others)
 
 
-def _evaluated(summary: Mapping[str, Any]) -> Finals:
-    return {
-        role: final
-        for role, final in summary.get("finals", {}).items()
-        if "autoattack_accuracy" in final
-    }
-
-
 def _source(finals: Finals, *names: str) -> html.Block:
     """Which files the numbers above are from."""
     files = [
-        f"{final['evaluation']}/{name}".removeprefix("/")
+        f"{final.evaluation}/{name}".removeprefix("/")
         for final in finals.values()
         for name in names or (RESULT,)
     ]
@@ -65,7 +57,7 @@ def _title(role: str, finals: Finals) -> html.Block | None:
 
 # -- what was found --------------------------------------------------------------------------------
 def _curve(finals: Finals, figures: Mapping[str, plots.Figure]) -> html.Section | None:
-    measured = {role: final for role, final in finals.items() if final.get("curve")}
+    measured = {role: final for role, final in finals.items() if final.curve}
     if not measured:
         return None
     figure = html.plot(
@@ -80,8 +72,7 @@ def _curve(finals: Finals, figures: Mapping[str, plots.Figure]) -> html.Section 
         *(f"{LABELS[role]} %" if len(measured) > 1 else "PGD %" for role in measured),
     ]
     found = {
-        role: {row["eps_255"]: row["accuracy"] for row in final["curve"]}
-        for role, final in measured.items()
+        role: {row.eps_255: row.accuracy for row in final.curve} for role, final in measured.items()
     }
     radii = sorted({radius for scores in found.values() for radius in scores})
     rows = [(f"{radius:g}", [scores.get(radius) for scores in found.values()]) for radius in radii]
@@ -95,19 +86,20 @@ def _curve(finals: Finals, figures: Mapping[str, plots.Figure]) -> html.Section 
 
 
 def _corruptions(finals: Finals) -> html.Section | None:
-    measured = {role: final for role, final in finals.items() if final.get("corruptions")}
+    measured = {role: final for role, final in finals.items() if final.corruptions}
+    found = {role: final.corruptions for role, final in measured.items() if final.corruptions}
     if not measured:
         return None
     tables = (
-        html.Group(html.some(_title(role, measured), _grades(final["corruptions"])))
-        for role, final in measured.items()
+        html.Group(html.some(_title(role, measured), _grades(corruptions)))
+        for role, corruptions in found.items()
     )
     lead = (
         "Damage that nobody chose with the classifier in mind: noise, blur, weather and "
         "compression, each in severities from mild to strong. "
         "Accuracies are in percent, on the test images; darker is better."
     )
-    made = any(final["corruptions"].get("source") == "generated" for final in measured.values())
+    made = any(corruptions.source == "generated" for corruptions in found.values())
     return html.section(
         "corruptions",
         "Accuracy under corruptions",
@@ -124,11 +116,11 @@ _MADE = (
 )
 
 
-def _grades(corruptions: Mapping[str, Any]) -> html.Block:
+def _grades(corruptions: Corruptions) -> html.Block:
     """A row per kind of corruption, a column per severity, and their means."""
-    found: dict[str, dict[Any, float]] = {}
-    for row in corruptions["rows"]:
-        found.setdefault(str(row["name"]), {})[row["severity"]] = row["accuracy"]
+    found: dict[str, dict[int, float]] = {}
+    for row in corruptions.rows:
+        found.setdefault(row.name, {})[row.severity] = row.accuracy
     grades = sorted({grade for scores in found.values() for grade in scores})
     rows: list[tuple[str, list[float | None]]] = [
         (name.replace("_", " "), [*(scores.get(grade) for grade in grades), _mean(scores.values())])
@@ -142,7 +134,7 @@ def _grades(corruptions: Mapping[str, Any]) -> html.Block:
                     _mean(scores[grade] for scores in found.values() if grade in scores)
                     for grade in grades
                 ),
-                corruptions["mean"],
+                corruptions.mean,
             ],
         )
     )
@@ -163,10 +155,10 @@ def _examples(run: Store, finals: Finals) -> html.Section | None:
     return html.section("examples", "What fooled it", "", *blocks)
 
 
-def _shown(run: Store, final: Mapping[str, Any]) -> list[html.Block]:
-    folder = run / final["evaluation"] if final["evaluation"] else run
+def _shown(run: Store, final: Evaluated) -> list[html.Block]:
+    folder = run / final.evaluation if final.evaluation else run
     try:
-        found = examples.find(_training_run(folder), folder, final["threat"])
+        found = examples.find(_training_run(folder), folder, final.threat)
     except DraError as error:
         return [html.caption(f"No examples are shown: {error}.")]
     if not found:
@@ -219,23 +211,23 @@ def _triple(example: examples.Example, factor: int) -> list[html.Picture]:
     ]
 
 
-def _others(final: Mapping[str, Any], title: html.Block | None) -> list[html.Block]:
+def _others(final: Evaluated, title: html.Block | None) -> list[html.Block]:
     """Evaluations of the same classifier with other settings: their pages are written by
     themselves.
     """
-    if not final.get("others"):
+    if not final.others:
         return []
     head = ["folder", "AutoAttack %", "95 % interval", "PGD %", "clean %", "images"]
     rows = [
         [
-            f"{final['evaluation']}/{row['name']}".removeprefix("/"),
-            words.in_percent(row["autoattack_accuracy"]),
-            words.span(row["interval"] or []),
-            words.in_percent(row["pgd_accuracy"]),
-            words.in_percent(row["clean_accuracy"]),
-            row["images"],
+            f"{final.evaluation}/{row.name}".removeprefix("/"),
+            words.in_percent(row.autoattack_accuracy),
+            words.span(row.interval or []),
+            words.in_percent(row.pgd_accuracy),
+            words.in_percent(row.clean_accuracy),
+            row.images,
         ]
-        for row in final["others"]
+        for row in final.others
     ]
     note = html.caption("`dra report` writes a page for each of these folders.")
     return html.some(html.Heading("With other settings"), title, html.Table(head, rows), note)
@@ -247,14 +239,14 @@ _COST = (
 )
 
 
-def _cost(final: Mapping[str, Any], title: html.Block | None) -> html.Block | None:
-    spent = final.get("attack_s")
+def _cost(final: Evaluated, title: html.Block | None) -> html.Block | None:
+    spent = final.attack_s
     if not spent:
         return None
     order = dict.fromkeys(
-        stage for stage in ("clean", *final["after_attack"], *spent) if stage in spent
+        stage for stage in ("clean", *final.after_attack, *spent) if stage in spent
     )
-    tasks = final.get("tasks", {})
+    tasks = final.tasks
     rows = [
         (
             STAGES[stage].label if stage in STAGES else stage,
@@ -265,9 +257,9 @@ def _cost(final: Mapping[str, Any], title: html.Block | None) -> html.Block | No
     ]
     total = f"Together {words.duration(sum(spent.values()))} of work"
     total += (
-        f" in {words.duration(final['elapsed_s'])} of waiting." if "elapsed_s" in final else "."
+        "." if final.elapsed_s is None else f" in {words.duration(final.elapsed_s)} of waiting."
     )
-    resumed = final.get("resumed_batches")
+    resumed = final.resumed_batches
     if resumed is not None:
         total += (
             f" {words.number(resumed, 'batch', 'batches')} came from an earlier, interrupted "
@@ -310,35 +302,21 @@ def _settings(finals: Finals) -> html.Block:
     return html.Table(head, rows)
 
 
-def _fields(final: Mapping[str, Any]) -> dict[str, Any]:
-    tree = {
-        key: final[key]
-        for key in (
-            "threat",
-            "version",
-            "level",
-            "streams",
-            "seed",
-            "batch",
-            "batch_asked",
-            "pgd_steps",
-            "pgd_restarts",
-            "eot",
-        )
-        if key in final
-    }
-    known = dict(flatten(tree))
+def _fields(final: Evaluated) -> dict[str, Any]:
+    fields = {name.partition(".")[0] for name in _SETTINGS}
+    known = dict(flatten(final.model_dump(include=fields, exclude_unset=True)))
     found = {
         label: _MEANINGS.get(known[field], known[field])
         for field, label in _SETTINGS.items()
         if field in known
     }
-    found |= {"test images": final["images"]}
-    for key, label in (
-        ("effort", "effort"),
-        ("subject", "subject"),
-        ("numerics", "hardware"),
-        ("versions", "version of"),
-    ):
-        found |= dict(flatten(final.get(key) or {}, f"{label} "))
+    found |= {"test images": final.images}
+    trees: dict[str, Mapping[str, Any]] = {
+        "effort": final.effort,
+        "subject": final.subject,
+        "hardware": final.numerics,
+        "version of": final.versions,
+    }
+    for label, tree in trees.items():
+        found |= dict(flatten(tree, f"{label} "))
     return found

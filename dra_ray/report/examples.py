@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from dra_ray import config, data, runs
 from dra_ray.errors import DataError, DraError
+from dra_ray.evaluation.result import Threat
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint
 
@@ -39,12 +38,12 @@ class Example:
     predicted: tuple[str, str] | None
 
 
-def find(run: Store, evaluation: Store, threat: Mapping[str, Any]) -> list[Example]:
+def find(run: Store, evaluation: Store, threat: Threat) -> list[Example]:
     """Examples from the files of `evaluation`, with clean images and predictions by the config and
     weights of the training run.
 
     They are the first fooled image of each class, and then further ones, up to `SHOWN`; none when
-    no attack fooled anyone. `threat` ({"norm", "eps_255"}) tells whether the clean images can be
+    no attack fooled anyone. `threat` tells whether the clean images can be
     those that were attacked. Raises a `DraError` that says what is missing, or that does not fit.
     """
     verdicts = (evaluation / "per_sample.npz").read_npz()
@@ -140,14 +139,14 @@ def _clean(settings: config.Data, chosen: list[int], labels: np.ndarray) -> Tens
     return data.to_float(test.take(torch.tensor(chosen, dtype=torch.int64))[0])
 
 
-def _within(change: Tensor, threat: Mapping[str, Any]) -> bool:
+def _within(change: Tensor, threat: Threat) -> bool:
     """Whether changes [n,C,H,W] lie in the ball, but for rounding; so if no ball is known."""
-    if "eps_255" not in threat or not len(change):
+    if threat.eps_255 is None or not len(change):
         return True
-    order = 2.0 if threat.get("norm") == "l2" else float("inf")
+    order = 2.0 if threat.norm == "l2" else float("inf")
     return bool(
         torch.linalg.vector_norm(change.flatten(1), order, 1).max()
-        <= 1.001 * threat["eps_255"] / 255 + 1e-5
+        <= 1.001 * threat.eps_255 / 255 + 1e-5
     )
 
 

@@ -21,6 +21,7 @@ from dra_ray.report.collect import (
     read_pool,
 )
 from dra_ray.report.findings import Findings, find
+from dra_ray.report.summary import Finals, Summary
 from dra_ray.runs import TeacherRow, ValidationRow
 from dra_ray.storage import Store
 from dra_ray.sweeps import equal
@@ -33,8 +34,8 @@ def write(run: Store) -> Store:
     """
     summary, found = collect(run), findings_of(run)
     if found is not None:
-        summary["findings"] = found.tree()
-    (run / "summary.json").write_json(summary)
+        summary = summary.model_copy(update={"findings": found.tree()})
+    (run / runs.SUMMARY).write_json(summary.tree())
     page = run / "report.html"
     page.write_text(_page(run, summary, found))
     return page
@@ -48,7 +49,7 @@ def findings_of(run: Store) -> Findings | None:
     return find(manifest, rungs) if manifest and manifest.kind == "sweep" and rungs else None
 
 
-def _page(run: Store, summary: Mapping[str, Any], found: Findings | None) -> str:
+def _page(run: Store, summary: Summary, found: Findings | None) -> str:
     figures = figures_of(run, summary)
     sections = [
         _missing(summary),
@@ -65,13 +66,13 @@ def _page(run: Store, summary: Mapping[str, Any], found: Findings | None) -> str
         _words(summary),
         _files(run, summary),
     ]
-    title, kind = str(summary["title"]), _KINDS[summary["kind"]]
+    title, kind = str(summary.title), _KINDS[summary.kind]
     return html.page(
         title,
         kind,
-        summary["headline"],
+        summary.headline,
         sections,
-        str(summary["description"] or ""),
+        str(summary.description or ""),
         f"{title} ({kind.lower()})",
     )
 
@@ -86,19 +87,19 @@ _KINDS = {
 }
 
 
-def figures_of(run: Store, summary: Mapping[str, Any]) -> dict[str, plots.Figure]:
+def figures_of(run: Store, summary: Summary) -> dict[str, plots.Figure]:
     """Name -> figure (plotly as plain data) of a run and its `collect`ed summary, for those that
     have data.
     """
     folder = _sweep_folder(run, summary)
-    finals, rungs = summary.get("finals", {}), read_rungs(folder)
+    rungs = read_rungs(folder)
     curves = {
-        role: read_metrics(run / final["run"] if final["run"] else run, ValidationRow)
-        for role, final in finals.items()
+        role: read_metrics(run / final.run if final.run else run, ValidationRow)
+        for role, final in summary.finals.items()
     }
     figures = {
-        "attacks": plots.attacks(finals),
-        "curve": plots.curve(finals),
+        "attacks": plots.attacks(summary.evaluated),
+        "curve": plots.curve(summary.evaluated),
         "trade-off": plots.trade_off(summary),
         "rungs": plots.rungs(summary, rungs),
         **{
@@ -108,108 +109,99 @@ def figures_of(run: Store, summary: Mapping[str, Any]) -> dict[str, plots.Figure
         "training": plots.training(curves),
         "losses": plots.losses(curves),
         "pool": plots.pool(read_pool(folder)),
-        "teacher": plots.teacher(read_metrics(run / PARTS[summary["kind"]]["teacher"], TeacherRow))
-        if "teacher" in summary
+        "teacher": plots.teacher(read_metrics(run / PARTS[summary.kind]["teacher"], TeacherRow))
+        if summary.teacher
         else None,
     }
     return {name: figure for name, figure in figures.items() if figure}
 
 
-def _sweep_folder(run: Store, summary: Mapping[str, Any]) -> Store:
-    return run / "sweep" if summary["kind"] == "quickstart" else run
+def _sweep_folder(run: Store, summary: Summary) -> Store:
+    return run / "sweep" if summary.kind == "quickstart" else run
 
 
 # -- sections: None where the run has nothing to show in one ---------------------------------------
-def _missing(summary: Mapping[str, Any]) -> html.Section | None:
-    if not summary["missing"]:
+def _missing(summary: Summary) -> html.Section | None:
+    if not summary.missing:
         return None
-    title = "Not complete" if summary["status"] == "done" else "Not finished"
+    title = "Not complete" if summary.status == "done" else "Not finished"
     lead = "This report shows what is there. Missing:"
-    return html.Section("missing", title, lead, [html.Bullets(summary["missing"])], notice=True)
+    return html.Section("missing", title, lead, [html.Bullets(summary.missing)], notice=True)
 
 
-def _cards(summary: Mapping[str, Any]) -> html.Section | None:
+def _cards(summary: Summary) -> html.Section | None:
     cards: list[html.Card] = []
-    for role, final in summary.get("finals", {}).items():
+    for role, final in summary.evaluated.items():
         owner = "" if role == "run" else f", {LABELS[role]}"
-        if "autoattack_accuracy" in final:
-            note = (
-                f"95 % interval {words.span(final['interval'])}; clean "
-                f"{words.percent(final['clean_accuracy'])}"
-            )
-            cards.append(
-                html.Card(
-                    f"AutoAttack accuracy{owner}", words.percent(final["autoattack_accuracy"]), note
-                )
-            )
-        if corruptions := final.get("corruptions"):
-            note = f"mean of {len(corruptions['rows'])} kinds and severities"
-            cards.append(
-                html.Card(
-                    f"Accuracy under corruptions{owner}", words.percent(corruptions["mean"]), note
-                )
-            )
-    if paired := summary.get("paired"):
         note = (
-            f"95 % interval {words.span(paired['interval'], sign=True)}; McNemar p = "
-            f"{paired['p_value']:.2g}"
+            f"95 % interval {words.span(final.interval)}; clean "
+            f"{words.percent(final.clean_accuracy)}"
+        )
+        cards.append(
+            html.Card(f"AutoAttack accuracy{owner}", words.percent(final.autoattack_accuracy), note)
+        )
+        if corruptions := final.corruptions:
+            note = f"mean of {len(corruptions.rows)} kinds and severities"
+            cards.append(
+                html.Card(
+                    f"Accuracy under corruptions{owner}", words.percent(corruptions.mean), note
+                )
+            )
+    if paired := summary.paired:
+        note = (
+            f"95 % interval {words.span(paired.interval, sign=True)}; McNemar p = "
+            f"{paired.p_value:.2g}"
         )
         cards.append(
             html.Card(
-                "Difference, DRA − baseline", f"{words.points(paired['difference'])} points", note
+                "Difference, DRA − baseline", f"{words.points(paired.difference)} points", note
             )
         )
-    if asha := summary.get("asha"):
+    if asha := summary.asha:
         counts = {
-            "trained to the end": asha["trained_to_the_end"],
-            "stopped early": asha["stopped_early"],
-            "failed": asha["failed"],
+            "trained to the end": asha.trained_to_the_end,
+            "stopped early": asha.stopped_early,
+            "failed": asha.failed,
         }
-        counts |= {"unfinished": asha["unfinished"], "not started": asha["not_started"]}
+        counts |= {"unfinished": asha.unfinished, "not started": asha.not_started}
         note = ", ".join(
             f"{words.count(number)} {what}" for what, number in counts.items() if number
         )
-        cards.append(html.Card("Trials", words.count(asha["trials"]), note))
-    if (train := summary.get("train")) and train["robust_accuracy"] is not None:
-        note = f"clean {words.percent(train['clean_accuracy'])}, after epoch {train['epoch']}"
+        cards.append(html.Card("Trials", words.count(asha.trials), note))
+    if (train := summary.train) and train.robust_accuracy is not None:
+        note = f"clean {words.percent(train.clean_accuracy)}, after epoch {train.epoch}"
         cards.append(
-            html.Card("Robust validation accuracy", words.percent(train["robust_accuracy"]), note)
+            html.Card("Robust validation accuracy", words.percent(train.robust_accuracy), note)
         )
-    if pool := summary.get("pool"):
+    if pool := summary.pool:
         note = (
-            f"{words.count(pool['images'])} images in {words.count(pool['requests'])} requests, "
-            f"{words.count(pool['retries'])} retried"
+            f"{words.count(pool.images)} images in {words.count(pool.requests)} requests, "
+            f"{words.count(pool.retries)} retried"
         )
         cards.append(
-            html.Card("Most teacher replicas at once", words.count(pool["max_running"]), note)
+            html.Card("Most teacher replicas at once", words.count(pool.max_running), note)
         )
-    if synthetic := summary.get("synthetic"):
+    if synthetic := summary.synthetic:
         cards.append(
             html.Card(
                 "Synthetic images",
-                words.count(synthetic["images"]),
-                f"{len(synthetic['counts'])} classes",
+                words.count(synthetic.images),
+                f"{len(synthetic.counts)} classes",
             )
         )
-    if teacher := summary.get("teacher"):
-        note = f"{words.count(teacher.get('params'))} parameters"
-        cards.append(html.Card("Images the teacher saw", words.count(teacher["images_seen"]), note))
-    if summary["elapsed_s"] is not None:
-        cards.append(html.Card("Time", words.duration(summary["elapsed_s"]), "from start to end"))
+    if teacher := summary.teacher:
+        note = f"{words.count(teacher.params)} parameters"
+        cards.append(html.Card("Images the teacher saw", words.count(teacher.images_seen), note))
+    if summary.elapsed_s is not None:
+        cards.append(html.Card("Time", words.duration(summary.elapsed_s), "from start to end"))
     return html.section("figures", "Key figures", "", html.Cards(cards)) if cards else None
 
 
-def _verdicts(
-    summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]
-) -> html.Section | None:
-    finals = {
-        role: final
-        for role, final in summary.get("finals", {}).items()
-        if "autoattack_accuracy" in final
-    }
+def _verdicts(summary: Summary, figures: Mapping[str, plots.Figure]) -> html.Section | None:
+    finals = summary.evaluated
     if not finals:
         return None
-    steps = next(iter(finals.values())).get("pgd_steps")
+    steps = next(iter(finals.values())).pgd_steps
     head = [
         "AutoAttack %",
         "95 % interval",
@@ -220,13 +212,13 @@ def _verdicts(
     several = len(finals) > 1  # the page of one run needs no column that names it
     rows = [
         [
-            *([LABELS[role], final["trial"]] if several else []),
-            words.in_percent(final["autoattack_accuracy"]),
-            words.span(final["interval"]),
-            words.in_percent(final.get("pgd_accuracy")),
-            words.in_percent(final["clean_accuracy"]),
-            final["images"],
-            *([words.fields(final["fields"])] if several else []),
+            *([LABELS[role], final.trial] if several else []),
+            words.in_percent(final.autoattack_accuracy),
+            words.span(final.interval),
+            words.in_percent(final.pgd_accuracy),
+            words.in_percent(final.clean_accuracy),
+            final.images,
+            *([words.fields(final.fields)] if several else []),
         ]
         for role, final in finals.items()
     ]
@@ -247,9 +239,9 @@ def _verdicts(
     )
 
 
-def _series(finals: Mapping[str, Mapping[str, Any]]) -> str:
+def _series(finals: Finals) -> str:
     """What AutoAttack did, as far as the evaluations agree."""
-    run = {tuple(final["after_attack"]) for final in finals.values()}
+    run = {tuple(final.after_attack) for final in finals.values()}
     whole = run == {catalogue.VERSIONS["standard"].attacks}
     named = (
         ""
@@ -263,11 +255,11 @@ def _series(finals: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _budget(finals: Mapping[str, Mapping[str, Any]]) -> str:
+def _budget(finals: Finals) -> str:
     budgets = {
-        (final["threat"].get("norm", "linf"), final["threat"]["eps_255"])
+        (final.threat.norm, final.threat.eps_255)
         for final in finals.values()
-        if "eps_255" in final["threat"]
+        if final.threat.eps_255 is not None
     }
     if len(budgets) != 1:
         return ""
@@ -280,13 +272,11 @@ def _budget(finals: Mapping[str, Mapping[str, Any]]) -> str:
     return f" Each may change every pixel by up to {eps:g}/255 of full brightness."
 
 
-def _warnings(finals: Mapping[str, Mapping[str, Any]]) -> list[html.Block]:
+def _warnings(finals: Finals) -> list[html.Block]:
     """Flags as sentences; of a run of its own without its name."""
     named = {role: "" if len(finals) == 1 else f"{LABELS[role]}: " for role in finals}
     flags = [
-        f"{named[role]}{_sentence(flag)}"
-        for role, final in finals.items()
-        for flag in final["flags"]
+        f"{named[role]}{_sentence(flag)}" for role, final in finals.items() for flag in final.flags
     ]
     if not flags:
         return [html.caption("AutoAttack raised no warnings about the classifier or itself.")]
@@ -297,25 +287,25 @@ def _sentence(flag: str) -> str:
     return flag if flag.endswith((".", "!", "?")) else f"{flag}."
 
 
-def _paired(summary: Mapping[str, Any]) -> list[html.Block]:
-    paired = summary.get("paired")
+def _paired(summary: Summary) -> list[html.Block]:
+    paired = summary.paired
     if not paired:
         return []
     tried = {"with": 0, "without": 0}
-    for trial in summary["sweep"]:
-        tried["without" if trial["fields"].get("align.weight") == 0 else "with"] += 1
+    for trial in summary.sweep:
+        tried["without" if trial.fields.get("align.weight") == 0 else "with"] += 1
     also = ""
-    if paired["also_differ"]:
+    if paired.also_differ:
         also = (
-            f" The two also differ in {also_differ(paired['also_differ'])}: below, the sweep's "
+            f" The two also differ in {also_differ(paired.also_differ)}: below, the sweep's "
             "trials are compared like with like."
         )
     return [
         html.Text(
-            f"On the same {paired['images']} images, {paired['only_dra']} are right only with DRA "
-            f"and {paired['only_baseline']} only without it; "
+            f"On the same {paired.images} images, {paired.only_dra} are right only with DRA "
+            f"and {paired.only_baseline} only without it; "
             "all others agree. McNemar's test asks how often a split at least that uneven comes "
-            f"from a fair coin: p = {paired['p_value']:.2g}."
+            f"from a fair coin: p = {paired.p_value:.2g}."
         ),
         html.Text(
             "Each finalist is one training run with one seed, and was the best on validation "
@@ -327,9 +317,9 @@ def _paired(summary: Mapping[str, Any]) -> list[html.Block]:
 
 
 def _sweep(
-    run: Store, summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]
+    run: Store, summary: Summary, figures: Mapping[str, plots.Figure]
 ) -> html.Section | None:
-    trials = summary.get("sweep")
+    trials = summary.sweep
     if not trials:
         return None
     swept = plots.swept(summary)
@@ -343,20 +333,17 @@ def _sweep(
         "best robust %",
         "outcome",
     ]
-    groups = {
-        final["trial"]: f"{LABELS[role]} finalist"
-        for role, final in summary.get("finals", {}).items()
-    }
+    groups = {final.trial: f"{LABELS[role]} finalist" for role, final in summary.finals.items()}
     rows = [
         [
-            trial["trial"],
-            *(trial["fields"].get(field) for field in swept),
-            trial["epoch"],
-            trial["images_seen"],
-            words.in_percent(trial["clean_accuracy"]),
-            words.in_percent(trial["robust_accuracy"]),
-            words.in_percent(trial["best_robust_accuracy"]),
-            groups.get(trial["trial"], outcome(trial)),
+            trial.trial,
+            *(trial.fields.get(field) for field in swept),
+            trial.epoch,
+            trial.images_seen,
+            words.in_percent(trial.clean_accuracy),
+            words.in_percent(trial.robust_accuracy),
+            words.in_percent(trial.best_robust_accuracy),
+            groups.get(trial.trial, outcome(trial)),
         ]
         for trial in trials
     ]
@@ -400,7 +387,7 @@ def _sweep(
     )
 
 
-def _effect(summary: Mapping[str, Any], field: str, rungs: plots.Rungs) -> str:
+def _effect(summary: Summary, field: str, rungs: plots.Rungs) -> str:
     """What the field is, and which trials are compared."""
     found = plots.effects(summary, field, rungs)
     epochs = ", ".join(str(epoch) for epoch in dict.fromkeys(effect.epoch for effect in found))
@@ -421,24 +408,24 @@ def _effect(summary: Mapping[str, Any], field: str, rungs: plots.Rungs) -> str:
     return " ".join(part for part in about if part)
 
 
-def _matched(summary: Mapping[str, Any], swept: list[str]) -> list[html.Block]:
+def _matched(summary: Summary, swept: list[str]) -> list[html.Block]:
     """DRA against none where all else is equal, and which axes have no such comparison."""
     notes: list[html.Block] = [
         html.caption(_TASKS.format(field)) for field in swept if field in equal.TASK
     ]
-    if "equal" not in summary:
+    if not summary.equal:
         return notes
     rows = [
         [
-            words.fields(match["shared"]),
-            match["epoch"],
-            match["aligned"],
-            words.in_percent(match["aligned_accuracy"]),
-            match["baseline"],
-            words.in_percent(match["baseline_accuracy"]),
-            words.points(match["aligned_accuracy"] - match["baseline_accuracy"]),
+            words.fields(match.shared),
+            match.epoch,
+            match.aligned,
+            words.in_percent(match.aligned_accuracy),
+            match.baseline,
+            words.in_percent(match.baseline_accuracy),
+            words.points(match.aligned_accuracy - match.baseline_accuracy),
         ]
-        for match in summary["equal"]
+        for match in summary.equal
     ]
     head = [
         "equal in both",
@@ -494,10 +481,10 @@ def _training(figures: Mapping[str, plots.Figure]) -> html.Section | None:
     )
 
 
-def _pool(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> html.Section | None:
-    if "pool" not in figures:
+def _pool(summary: Summary, figures: Mapping[str, plots.Figure]) -> html.Section | None:
+    if "pool" not in figures or summary.pool is None:
         return None
-    path = " → ".join(str(count) for count in summary["pool"]["replicas"])
+    path = " → ".join(str(count) for count in summary.pool.replicas)
     return html.section(
         "pool",
         "The teacher pool",
@@ -514,14 +501,15 @@ def _pool(summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]) -> ht
 
 
 def _images(
-    run: Store, summary: Mapping[str, Any], figures: Mapping[str, plots.Figure]
+    run: Store, summary: Summary, figures: Mapping[str, plots.Figure]
 ) -> html.Section | None:
     captions = {
         "synthetic": "Synthetic images, as used for training: one column per class.",
         "teacher": "Samples of the teacher at the end of its training: their classes should be "
         "easy to tell.",
     }
-    sheets = {part: summary.get(part, {}).get("samples") for part in captions}
+    parts = {"synthetic": summary.synthetic, "teacher": summary.teacher}
+    sheets = {name: part.samples for name, part in parts.items() if part}
     pictures = (
         html.Picture((run / name).read_bytes(), f"{part} samples", captions[part])
         for part, name in sheets.items()
@@ -538,9 +526,9 @@ def _images(
     )
 
 
-def _per_class(summary: Mapping[str, Any]) -> html.Block | None:
+def _per_class(summary: Summary) -> html.Block | None:
     """How many synthetic images each class has: one number where they are equal."""
-    counts = summary.get("synthetic", {}).get("counts")
+    counts = summary.synthetic.counts if summary.synthetic else {}
     if not counts:
         return None
     if len(set(counts.values())) == 1:
@@ -550,15 +538,14 @@ def _per_class(summary: Mapping[str, Any]) -> html.Block | None:
     return html.Details("Synthetic images per class", [html.Table(["class", "images"], rows)])
 
 
-def _commands(run: Store, summary: Mapping[str, Any]) -> list[str]:
+def _commands(run: Store, summary: Summary) -> list[str]:
     """What to type: the code's commit, the run, and its evaluation."""
-    made = command.reproduce(summary["kind"], str(summary["name"]), summary["config"])
+    made = command.reproduce(summary.kind, str(summary.name), summary.config)
     commands = [made] if made else []
-    if summary["kind"] == "train" and "settings" in (
-        final := summary.get("finals", {}).get("run", {})
-    ):
-        commands.append(command.evaluate(run.uri, summary["config"], final["settings"]))
-    if commands and (commit := str(summary["versions"].get("commit", ""))):
+    final = summary.evaluated.get("run")
+    if summary.kind == "train" and final and final.settings:
+        commands.append(command.evaluate(run.uri, summary.config, final.settings))
+    if commands and (commit := str(summary.versions.get("commit", ""))):
         commands.insert(
             0,
             f"git checkout {commit.removesuffix('-dirty')}"
@@ -573,35 +560,35 @@ _REPRODUCED = (
 )
 
 
-def _what_ran(run: Store, summary: Mapping[str, Any]) -> html.Section | None:
+def _what_ran(run: Store, summary: Summary) -> html.Section | None:
     facts: list[tuple[str, Any]] = [
-        ("kind", summary["kind"]),
-        ("status", summary["status"]),
-        ("started", summary["created"]),
+        ("kind", summary.kind),
+        ("status", summary.status),
+        ("started", summary.created),
     ]
-    labels = {
-        "images_seen": "images the teacher saw",
-        "params": "teacher parameters",
-        "digest": "teacher digest",
-    }
-    facts += [(label, summary.get("teacher", {}).get(key)) for key, label in labels.items()]
-    if digest := summary.get("synthetic", {}).get("teacher_digest"):
-        facts.append(("synthetic images made by teacher", digest))
-    facts += flatten(summary.get("synthetic", {}).get("sampler", {}), "sampler ")
-    hardware = summary["hardware"]
+    if teacher := summary.teacher:
+        facts += [
+            ("images the teacher saw", teacher.images_seen),
+            ("teacher parameters", teacher.params),
+            ("teacher digest", teacher.digest),
+        ]
+    if synthetic := summary.synthetic:
+        facts.append(("synthetic images made by teacher", synthetic.teacher_digest))
+        facts += flatten(synthetic.sampler, "sampler ")
+    hardware = summary.hardware
     facts += (
         list(flatten(hardware, "hardware "))
         if isinstance(hardware, Mapping)
         else [("hardware", hardware)]
     )
-    evaluated = [final.get("versions") for final in summary.get("finals", {}).values()]
+    evaluated = [final.versions for final in summary.evaluated.values()]
     if (
-        summary["kind"] != EVALUATION or summary["versions"] not in evaluated
+        summary.kind != EVALUATION or summary.versions not in evaluated
     ):  # which lists them among its own settings
-        facts += [(f"version of {name}", version) for name, version in summary["versions"].items()]
+        facts += [(f"version of {name}", version) for name, version in summary.versions.items()]
     known = [[what, words.beside_name(value)] for what, value in facts if value is not None]
-    config = [[field, words.beside_name(value)] for field, value in flatten(summary["config"])]
-    stages = [(str(stage["name"]), stage["seconds"], "") for stage in summary["stages"]]
+    config = [[field, words.beside_name(value)] for field, value in flatten(summary.config)]
+    stages = [(stage.name, stage.seconds, "") for stage in summary.stages]
     commands = _commands(run, summary)
     return html.section(
         "ran",
@@ -619,14 +606,11 @@ def _what_ran(run: Store, summary: Mapping[str, Any]) -> html.Section | None:
     )
 
 
-def _words(summary: Mapping[str, Any]) -> html.Section | None:
-    if not {"sweep", "train", "finals"} & set(summary):
+def _words(summary: Summary) -> html.Section | None:
+    trained = bool(summary.asha or summary.train)
+    if not trained and not summary.finals:
         return None
-    known = (
-        _WORDS
-        if {"sweep", "train"} & set(summary)
-        else [row for row in _WORDS if row[0] in _OF_EVALUATION]
-    )
+    known = _WORDS if trained else [row for row in _WORDS if row[0] in _OF_EVALUATION]
     return html.section("words", "Words used here", "", html.Terms(known))
 
 
@@ -667,8 +651,8 @@ _WORDS = (
 )
 
 
-def _files(run: Store, summary: Mapping[str, Any]) -> html.Section | None:
-    files = summary["files"] | {"this report's numbers, with sources": (run / "summary.json").uri}
+def _files(run: Store, summary: Summary) -> html.Section | None:
+    files = summary.files | {"this report's numbers, with sources": (run / runs.SUMMARY).uri}
     rows = [[what, _link(run, uri)] for what, uri in sorted(files.items())]
     return html.section("files", "Where every file is", "", html.Table(["what", "URI"], rows))
 

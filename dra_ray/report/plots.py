@@ -18,6 +18,7 @@ from dra_ray.evaluation import intervals
 from dra_ray.pool.records import LogRow
 from dra_ray.report import words
 from dra_ray.report.collect import LABELS, outcome
+from dra_ray.report.summary import Finals, Summary, Trial
 from dra_ray.report.words import in_percent
 from dra_ray.runs import Record, RungRow, TeacherRow, ValidationRow
 from dra_ray.sweeps import equal
@@ -47,20 +48,20 @@ AXES = {
 }
 
 
-def swept(summary: Mapping[str, Any]) -> list[str]:
+def swept(summary: Summary) -> list[str]:
     """The fields that the sweep changed, those with a name of their own first."""
-    fields = {field for trial in summary.get("sweep", []) for field in trial["fields"]}
+    fields = {field for trial in summary.sweep for field in trial.fields}
     return [field for field in AXES if field in fields] + sorted(fields - set(AXES))
 
 
-def trade_off(summary: Mapping[str, Any]) -> Figure | None:
+def trade_off(summary: Summary) -> Figure | None:
     """Clean against robust validation accuracy, one point per trial."""
     return _by_group(
-        summary, lambda trial: in_percent(trial["clean_accuracy"]), {"title": "clean accuracy (%)"}
+        summary, lambda trial: in_percent(trial.clean_accuracy), {"title": "clean accuracy (%)"}
     )
 
 
-def against(summary: Mapping[str, Any], field: str, history: Rungs) -> Figure | None:
+def against(summary: Summary, field: str, history: Rungs) -> Figure | None:
     """Robust validation accuracy over one swept field, of trials after the same epoch and against
     the same attack.
 
@@ -70,10 +71,10 @@ def against(summary: Mapping[str, Any], field: str, history: Rungs) -> Figure | 
     found = effects(summary, field, history)
     if not found:
         return None
-    trials = {trial["trial"]: trial for trial in summary["sweep"]}
+    trials = {trial.trial: trial for trial in summary.sweep}
     seen = {name for effect in found for name in effect.robust_accuracy}
     values = sorted(
-        {trials[name]["fields"][field] for name in seen},
+        {trials[name].fields[field] for name in seen},
         key=lambda value: (isinstance(value, str), value),
     )
     if len(values) > MOST_VALUES:
@@ -90,12 +91,14 @@ def against(summary: Mapping[str, Any], field: str, history: Rungs) -> Figure | 
         task = f", {html.escape(words.fields(effect.task))}" if len(found) > 1 else ""
         best: dict[str, float] = {}
         for name, robust in effect.robust_accuracy.items():
-            value = words.value(trials[name]["fields"][field])
+            value = words.value(trials[name].fields[field])
             best[value] = max(robust, best.get(value, 0.0))
-            points.append(
-                trials[name]
-                | {"robust_accuracy": robust, "epoch": effect.epoch, "clean_accuracy": None}
-            )
+            then = {
+                "robust_accuracy": robust,
+                "epoch": effect.epoch,
+                "clean_accuracy": None,
+            }
+            points.append(trials[name].model_copy(update=then))
         xs = [value for value in order if value in best]
         line = {
             "x": xs,
@@ -106,15 +109,17 @@ def against(summary: Mapping[str, Any], field: str, history: Rungs) -> Figure | 
         }
         lines.append(line | {"line": {"color": GREY, "width": 1.5, "dash": dash}})
     figure = _by_group(
-        {**summary, "sweep": points}, lambda trial: words.value(trial["fields"][field]), axis
+        summary.model_copy(update={"sweep": points}),
+        lambda trial: words.value(trial.fields[field]),
+        axis,
     )
     assert figure is not None
     return figure | {"data": lines + figure["data"]}
 
 
-def effects(summary: Mapping[str, Any], field: str, history: Rungs) -> list[equal.Effect]:
+def effects(summary: Summary, field: str, history: Rungs) -> list[equal.Effect]:
     """What `against` shows of a field."""
-    trials = {trial["trial"]: trial["fields"] for trial in summary.get("sweep", [])}
+    trials = {trial.trial: trial.fields for trial in summary.sweep}
     if field == "align.sigma":  # no teacher is asked where lambda is 0
         trials = {
             name: fields for name, fields in trials.items() if fields.get("align.weight") != 0
@@ -122,7 +127,7 @@ def effects(summary: Mapping[str, Any], field: str, history: Rungs) -> list[equa
     return equal.effects(field, trials, equal.scores(history))
 
 
-def rungs(summary: Mapping[str, Any], history: Rungs) -> Figure | None:
+def rungs(summary: Summary, history: Rungs) -> Figure | None:
     """Robust validation accuracy over epochs per trial, as successive halving saw it."""
     reports: dict[str, list[RungRow]] = {}
     for row in history:
@@ -130,10 +135,10 @@ def rungs(summary: Mapping[str, Any], history: Rungs) -> Figure | None:
     traces, named = [], set()
     groups = _groups(summary)
     for trial in sorted(
-        _scored(summary), key=lambda trial: list(GROUPS).index(groups[trial["trial"]]), reverse=True
+        _scored(summary), key=lambda trial: list(GROUPS).index(groups[trial.trial]), reverse=True
     ):  # finalists on top
-        label, colour, symbol, opacity = GROUPS[groups[trial["trial"]]]
-        shown = reports[trial["trial"]]
+        label, colour, symbol, opacity = GROUPS[groups[trial.trial]]
+        shown = reports[trial.trial]
         traces.append(
             {
                 "x": [row.epoch for row in shown],
@@ -160,7 +165,7 @@ def rungs(summary: Mapping[str, Any], history: Rungs) -> Figure | None:
     layout = frame(_epochs(traces), {"title": "robust accuracy (%)"})
     if len(traces) > APART:
         traces = _merged(traces)
-    levels = summary.get("asha", {}).get("rungs", [])
+    levels = summary.asha.rungs if summary.asha else []
     layout["shapes"] = [_line_at(epoch) for epoch in levels]
     layout["annotations"] = [
         {
@@ -316,13 +321,11 @@ def teacher(rows: Sequence[TeacherRow]) -> Figure | None:
     }
 
 
-def attacks(finals: Mapping[str, Mapping[str, Any]]) -> Figure | None:
+def attacks(finals: Finals) -> Figure | None:
     """Test accuracy after each attack of AutoAttack, with Wilson's 95 % intervals."""
     traces = []
     for role, final in finals.items():
-        if "after_attack" not in final:
-            continue
-        scores = {"clean": final["clean_accuracy"]} | final["after_attack"]
+        scores = {"clean": final.clean_accuracy} | final.after_attack
         traces.append(
             {
                 "type": "bar",
@@ -335,7 +338,7 @@ def attacks(finals: Mapping[str, Mapping[str, Any]]) -> Figure | None:
                 "marker": {"color": COLOURS[role], "pattern": HATCH if role == "baseline" else {}},
                 "error_y": whiskers(
                     list(scores.values()),
-                    [_wilson(score, final["images"]) for score in scores.values()],
+                    [_wilson(score, final.images) for score in scores.values()],
                 ),
                 "hovertemplate": f"{LABELS[role]}, %{{x}}: %{{y:.1f}} %<extra></extra>",
             }
@@ -352,43 +355,44 @@ def _attack_label(attack: str) -> str:
     return "no attack" if attack == catalogue.CLEAN.name else catalogue.label(attack)
 
 
-def curve(finals: Mapping[str, Mapping[str, Any]]) -> Figure | None:
+def curve(finals: Finals) -> Figure | None:
     """Test accuracy under PGD over the radius, and AutoAttack's at its own, with 95 % intervals."""
     traces = []
     for role, final in finals.items():
-        rows = sorted(final.get("curve") or [], key=lambda row: row["eps_255"])
+        rows = sorted(final.curve, key=lambda row: row.eps_255)
         if not rows:
             continue
-        scores = [row["accuracy"] for row in rows]
-        edges = [row.get("interval") or _wilson(row["accuracy"], final["images"]) for row in rows]
+        scores = [row.accuracy for row in rows]
+        edges = [row.interval or _wilson(row.accuracy, final.images) for row in rows]
         traces.append(
             _points(
                 _named(role, "PGD"),
-                [row["eps_255"] for row in rows],
+                [row.eps_255 for row in rows],
                 scores,
                 edges,
                 colour=COLOURS[role],
             )
             | {"mode": "lines+markers"}
         )
-        if "eps_255" in final["threat"]:
-            name, radius = _named(role, "AutoAttack"), final["threat"]["eps_255"]
+        radius = final.threat.eps_255
+        if radius is not None:
+            name = _named(role, "AutoAttack")
             traces.append(
                 _points(
                     name,
                     [radius],
-                    [final["autoattack_accuracy"]],
-                    [final["interval"]],
+                    [final.autoattack_accuracy],
+                    [final.interval],
                     colour=COLOURS[role],
                     symbol="diamond-open",
                     size=12,
                 )
             )
-    radius = {"title": "radius ε of the attack (1/255 of full brightness)", "rangemode": "tozero"}
+    axis = {"title": "radius ε of the attack (1/255 of full brightness)", "rangemode": "tozero"}
     return (
         {
             "data": traces,
-            "layout": frame(radius, {"title": "test images still right (%)", "range": [0, 100]}),
+            "layout": frame(axis, {"title": "test images still right (%)", "range": [0, 100]}),
         }
         if traces
         else None
@@ -472,30 +476,28 @@ def whiskers(scores: Sequence[float], edges: Sequence[Sequence[float]]) -> Figur
     }
 
 
-def _scored(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [trial for trial in summary.get("sweep", []) if trial["robust_accuracy"] is not None]
+def _scored(summary: Summary) -> list[Trial]:
+    return [trial for trial in summary.sweep if trial.robust_accuracy is not None]
 
 
-def _groups(summary: Mapping[str, Any]) -> dict[str, str]:
-    decisions = {trial["trial"]: trial["decision"] for trial in summary.get("sweep", [])}
+def _groups(summary: Summary) -> dict[str, str]:
+    decisions = {trial.trial: trial.decision for trial in summary.sweep}
     groups = {
         trial: decision if decision in GROUPS else "unfinished"
         for trial, decision in decisions.items()
     }
-    return groups | {final["trial"]: role for role, final in summary.get("finals", {}).items()}
+    return groups | {final.trial: role for role, final in summary.finals.items()}
 
 
-def _by_group(
-    summary: Mapping[str, Any], x: Callable[[Mapping[str, Any]], Any], axis: Figure
-) -> Figure | None:
+def _by_group(summary: Summary, x: Callable[[Trial], Any], axis: Figure) -> Figure | None:
     groups, traces = _groups(summary), []
     for group, (label, colour, symbol, opacity) in GROUPS.items():
-        trials = [trial for trial in _scored(summary) if groups[trial["trial"]] == group]
+        trials = [trial for trial in _scored(summary) if groups[trial.trial] == group]
         if trials:
             traces.append(
                 {
                     "x": [x(trial) for trial in trials],
-                    "y": [in_percent(trial["robust_accuracy"]) for trial in trials],
+                    "y": [in_percent(trial.robust_accuracy) for trial in trials],
                     "mode": "markers",
                     "name": label,
                     "marker": {"color": colour, "symbol": symbol, "size": 12, "opacity": opacity},
@@ -509,18 +511,14 @@ def _by_group(
     )
 
 
-def _hover(trial: Mapping[str, Any]) -> str:
+def _hover(trial: Trial) -> str:
     """Escaped: plotly reads hover texts as HTML, and `%{` as a template."""
-    fields = [f"{field} = {words.value(value)}" for field, value in trial["fields"].items()]
-    clean = (
-        ""
-        if trial["clean_accuracy"] is None
-        else f"clean {in_percent(trial['clean_accuracy'])} %, "
-    )
-    scores = f"{clean}robust {in_percent(trial['robust_accuracy'])} % after epoch {trial['epoch']}"
+    fields = [f"{field} = {words.value(value)}" for field, value in trial.fields.items()]
+    clean = "" if trial.clean_accuracy is None else f"clean {in_percent(trial.clean_accuracy)} %, "
+    scores = f"{clean}robust {in_percent(trial.robust_accuracy)} % after epoch {trial.epoch}"
     return "<br>".join(
         html.escape(line).replace("%{", "% {")
-        for line in [trial["trial"], *fields, scores, outcome(trial)]
+        for line in [trial.trial, *fields, scores, outcome(trial)]
     )
 
 

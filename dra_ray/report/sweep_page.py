@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from dra_ray.report import html, sweep_plots, words
 from dra_ray.report.answers import paragraph
 from dra_ray.report.findings import Findings
 from dra_ray.report.plots import swept
+from dra_ray.report.summary import Summary
 from dra_ray.sweeps.effects import Curve
 from dra_ray.sweeps.equal import Refused
 from dra_ray.sweeps.fits import Fit
@@ -16,7 +14,7 @@ from dra_ray.sweeps.fits import Fit
 FOLDED = 60  # rows from which a table of trials is folded
 
 
-def sections(summary: Mapping[str, Any], found: Findings | None) -> list[html.Section | None]:
+def sections(summary: Summary, found: Findings | None) -> list[html.Section | None]:
     """Of a sweep, in the order of the page; none of another run."""
     if found is None:
         return []
@@ -53,7 +51,7 @@ def _answer(found: Findings) -> html.Section | None:
     )
 
 
-def _axes(summary: Mapping[str, Any], found: Findings) -> html.Section | None:
+def _axes(summary: Summary, found: Findings) -> html.Section | None:
     weighed = found.importance
     refused = html.caption(_sentence(weighed.reason)) if isinstance(weighed, Refused) else None
     curves = [
@@ -78,7 +76,7 @@ def _axes(summary: Mapping[str, Any], found: Findings) -> html.Section | None:
                 "intervals; grey bars are no longer than chance makes them.",
             ),
             html.plot(
-                sweep_plots.parallel(summary.get("sweep", []), swept(summary)),
+                sweep_plots.parallel(summary.sweep, swept(summary)),
                 "Parallel coordinates",
                 "A line per trial, at its last validation. Trials that stopped early have trained "
                 "less.",
@@ -182,14 +180,11 @@ def _health(found: Findings) -> html.Section | None:
     return html.section("health", "Early stopping", "", html.Bullets(found.health.sentences))
 
 
-def _plan(summary: Mapping[str, Any]) -> html.Section | None:
+def _plan(summary: Summary) -> html.Section | None:
     """What was planned against what was spent, where the manifest has a plan."""
-    plan = summary.get("plan")
-    if not isinstance(plan, Mapping):
-        return None
     rows = []
-    for what, planned in plan.items():
-        spent = summary.get("spent", {}).get(what)
+    for what, planned in summary.plan.items():
+        spent = summary.spent.get(what)
         if isinstance(planned, int | float):
             share = round(100 * spent / planned) if spent is not None and planned else None
             rows.append([what.replace("_", " "), planned, spent, share])

@@ -20,6 +20,7 @@ from dra_ray.report.plots import (
     frame,
     whiskers,
 )
+from dra_ray.report.summary import Trial
 from dra_ray.report.words import in_percent
 from dra_ray.sweeps.effects import Curve, Level
 from dra_ray.sweeps.equal import Refused
@@ -191,16 +192,16 @@ def _band(name: str, guesses: Sequence[Guess], colour: str) -> Figure:
     }
 
 
-def parallel(trials: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> Figure | None:
+def parallel(trials: Sequence[Trial], fields: Sequence[str]) -> Figure | None:
     """Every trial as a line over the axes, from each axis' lowest value to its highest, coloured
     by its place in robust accuracy; the last axis is that accuracy.
     """
-    scored = [trial for trial in trials if trial["robust_accuracy"] is not None]
+    scored = [trial for trial in trials if trial.robust_accuracy is not None]
     if len(scored) < 2 or not fields:
         return None
-    heights = {field: _heights([t["fields"].get(field) for t in scored]) for field in fields}
-    heights["robust %"] = _heights([in_percent(trial["robust_accuracy"]) for trial in scored])
-    order = sorted(range(len(scored)), key=lambda k: scored[k]["robust_accuracy"])
+    heights = {field: _heights([trial.fields.get(field) for trial in scored]) for field in fields}
+    heights["robust %"] = _heights([in_percent(trial.robust_accuracy) for trial in scored])
+    order = sorted(range(len(scored)), key=lambda k: scored[k].robust_accuracy or 0.0)
     names = ("lowest fifth", "second fifth", "middle fifth", "fourth fifth", "highest fifth")
     traces = []
     for fifth, (name, colour) in enumerate(zip(names, SEQUENCE, strict=True)):
@@ -259,13 +260,13 @@ def _heights(values: Sequence[Any]) -> list[float | None]:
     return [None if v is None else round(names.index(str(v)) / steps, 4) for v in values]
 
 
-def _end(field: str, trials: Sequence[Mapping[str, Any]], at: int) -> str:
+def _end(field: str, trials: Sequence[Trial], at: int) -> str:
     """What the lower or upper end of an axis stands for."""
     values: list[Any]
     if field == "robust %":
-        values = [in_percent(trial["robust_accuracy"]) for trial in trials]
+        values = [in_percent(trial.robust_accuracy) for trial in trials]
     else:
-        values = [trial["fields"].get(field) for trial in trials]
+        values = [trial.fields.get(field) for trial in trials]
     known = [value for value in values if value is not None]
     if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in known):
         known = [str(value) for value in known]

@@ -47,7 +47,7 @@ def numbers(value: Any, key: str = "") -> list[str]:
 
 
 def test_every_trial_has_the_score_of_its_last_rung(quickstart: Store) -> None:
-    summary = collect(quickstart)
+    summary = collect(quickstart).tree()
     reported = read(quickstart.uri, "sweep/rungs.jsonl")
     assert {trial["trial"] for trial in summary["sweep"]} == set(chosen())
     for trial in summary["sweep"]:
@@ -64,7 +64,8 @@ def test_every_trial_has_the_score_of_its_last_rung(quickstart: Store) -> None:
 
 @pytest.mark.parametrize("validated", [True, False])
 def test_a_trial_that_failed_is_told_with_its_reason(quickstart: Store, validated: bool) -> None:
-    file, finals = quickstart / "sweep" / "rungs.jsonl", collect(quickstart)["finals"].values()
+    file = quickstart / "sweep" / "rungs.jsonl"
+    finals = collect(quickstart).tree()["finals"].values()
     logged = file.read_jsonl()
     trial = next(
         row["trial"] for row in logged if row["trial"] not in {final["trial"] for final in finals}
@@ -82,7 +83,7 @@ def test_a_trial_that_failed_is_told_with_its_reason(quickstart: Store, validate
         "at": 0.0,
     }
     file.write_jsonl([row for row in logged if row["trial"] != trial] + mine + [failure])
-    summary = collect(quickstart)
+    summary = collect(quickstart).tree()
     seen = next(row for row in summary["sweep"] if row["trial"] == trial)
     assert seen["decision"] == "failed"
     assert seen["robust_accuracy"] == scores["robust_accuracy"]
@@ -93,7 +94,7 @@ def test_a_trial_that_failed_is_told_with_its_reason(quickstart: Store, validate
 
 
 def test_asha_pool_stages_teacher_and_synthetic(quickstart: Store) -> None:
-    summary = collect(quickstart)
+    summary = collect(quickstart).tree()
     asha = summary["asha"]
     assert (asha["trials"], asha["trained_to_the_end"], asha["stopped_early"], asha["rungs"]) == (
         10,
@@ -129,7 +130,7 @@ def test_asha_pool_stages_teacher_and_synthetic(quickstart: Store) -> None:
 def test_the_paired_comparison_counts_images_on_which_the_finalists_differ(
     quickstart: Store,
 ) -> None:
-    summary = collect(quickstart)
+    summary = collect(quickstart).tree()
     dra, baseline = verdicts(3), verdicts(2)
     only_dra, only_baseline = int((dra & ~baseline).sum()), int((baseline & ~dra).sum())
     paired = summary["paired"]
@@ -151,7 +152,7 @@ def test_every_number_names_files_that_exist(
     quickstart: Store, make_train: Callable[..., Store]
 ) -> None:
     for run in (quickstart, make_train()):
-        summary = collect(run)
+        summary = collect(run).tree()
         skipped = ("config", "versions", "hardware", "missing", "sources", "files")
         named = [
             name
@@ -175,18 +176,18 @@ def test_every_number_names_files_that_exist(
 def test_the_headline_claims_a_difference_only_when_the_test_and_the_interval_do(
     quickstart: Store,
 ) -> None:
-    dra = quickstart / "sweep" / "trials" / collect(quickstart)["finals"]["dra"]["trial"]
+    dra = quickstart / "sweep" / "trials" / collect(quickstart).tree()["finals"]["dra"]["trial"]
     scores = {}
     for shift, words in ((3, "DRA is ahead"), (1, "the baseline is ahead"), (2, "no difference")):
         write_verdicts(dra, verdicts(shift))
-        scores[shift] = collect(quickstart)
+        scores[shift] = collect(quickstart).tree()
         assert words in scores[shift]["headline"]
     assert "more than chance" in scores[3]["headline"]
     assert scores[3]["paired"]["p_value"] < 0.05
     one_better = verdicts(2)
     one_better[(~one_better).argmax()] = True  # a single image is never evidence
     write_verdicts(dra, one_better)
-    assert "this run shows no difference" in collect(quickstart)["headline"]
+    assert "this run shows no difference" in collect(quickstart).tree()["headline"]
 
 
 def test_a_resumed_sweep_counts_the_later_report_of_an_epoch(quickstart: Store) -> None:
@@ -196,7 +197,7 @@ def test_a_resumed_sweep_counts_the_later_report_of_an_epoch(quickstart: Store) 
         (row for row in reported if row["trial"] == "trial-000"), key=lambda row: row["epoch"]
     )
     file.write_jsonl([*reported, repeated | {"robust_accuracy": 0.125}])
-    summary = collect(quickstart)
+    summary = collect(quickstart).tree()
     assert summary["sweep"][0]["robust_accuracy"] == 0.125
     assert summary["asha"]["trials"] == 10
 
@@ -206,7 +207,7 @@ def test_rows_are_flat_and_in_percent(quickstart: Store, make_train: Callable[..
     assert len(table) == 10
     assert set(SPACE) <= set(table[0])
     best = next(
-        row for row in table if row["trial"] == collect(quickstart)["finals"]["dra"]["trial"]
+        row for row in table if row["trial"] == collect(quickstart).tree()["finals"]["dra"]["trial"]
     )
     assert best["AutoAttack %"] == round(100 * verdicts(3).mean(), 1)
     assert best["robust %"] == round(100 * robust(chosen()[best["trial"]], EPOCHS), 1)
@@ -219,7 +220,7 @@ def test_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> None:
     (run / "manifest.json").write_json(
         {"kind": "quickstart", "name": "begun", "status": "running", "config": {}}
     )
-    summary = collect(run)
+    summary = collect(run).tree()
     text = " ".join(summary["missing"])
     assert summary["status"] == "unfinished"
     assert "running" not in text
@@ -239,7 +240,7 @@ def test_a_sweep_without_reports_or_finalists_yet(tmp_path: Path) -> None:
     (run / "manifest.json").write_json(
         {"kind": "sweep", "name": "young", "status": "running", "config": {}, "trials": trials}
     )
-    summary = collect(run)
+    summary = collect(run).tree()
     assert summary["sweep"][0]["decision"] == "not started"
     assert summary["headline"].startswith("1 classifier is to be trained against attacks")
     assert any("rungs.jsonl" in line for line in summary["missing"])
@@ -291,7 +292,7 @@ def test_damaged_files_are_named(
     file = quickstart / name
     file.write_text(damage(file.read_text()))
     with pytest.raises((DataError, CheckpointError), match=message):
-        collect(quickstart)
+        collect(quickstart).tree()
 
 
 def test_an_evaluation_without_its_verdict_is_damaged(make_train: Callable[..., Store]) -> None:
@@ -301,12 +302,12 @@ def test_an_evaluation_without_its_verdict_is_damaged(make_train: Callable[..., 
     with pytest.raises(
         DataError, match=r"autoattack.json' has no 'interval'; run the evaluation again"
     ):
-        collect(run)
+        collect(run).tree()
 
 
 def test_finalists_that_cannot_be_paired_are_not_and_the_page_says_why(quickstart: Store) -> None:
     """The report refuses what `dra compare` refuses: other images, labels or settings."""
-    finals = collect(quickstart)["finals"]
+    finals = collect(quickstart).tree()["finals"]
     dra, baseline = (quickstart / finals[role]["run"] for role in ("dra", "baseline"))
     file = dra / "evaluation" / "autoattack.json"
     before, verdict = file.read_json(), (dra / "evaluation" / "per_sample.npz").read_npz()
@@ -325,7 +326,7 @@ def test_finalists_that_cannot_be_paired_are_not_and_the_page_says_why(quickstar
     for words, (changes, arrays) in cases.items():
         file.write_json(before | changes)
         (dra / "evaluation" / "per_sample.npz").write_npz(**arrays)
-        summary = collect(quickstart)
+        summary = collect(quickstart).tree()
         assert "paired" not in summary
         assert "DRA keeps" in summary["headline"]
         (line,) = [line for line in summary["missing"] if line.startswith("paired comparison")]
@@ -335,7 +336,7 @@ def test_finalists_that_cannot_be_paired_are_not_and_the_page_says_why(quickstar
 
 
 def test_the_report_and_the_command_compare_alike(quickstart: Store) -> None:
-    summary = collect(quickstart)
+    summary = collect(quickstart).tree()
     runs = [quickstart / summary["finals"][role]["run"] for role in ("baseline", "dra")]
     row = next(
         row for row in compare_runs(*runs, "autoattack")["rows"] if row["what"] == "AutoAttack"
@@ -351,14 +352,14 @@ def test_the_report_and_the_command_compare_alike(quickstart: Store) -> None:
 
 
 def test_finalists_of_other_data_amounts_are_no_proof_of_alignment(quickstart: Store) -> None:
-    assert collect(quickstart)["paired"]["also_differ"] == {}
+    assert collect(quickstart).tree()["paired"]["also_differ"] == {}
     file = quickstart / "sweep" / "manifest.json"
     manifest = file.read_json()
     baseline = manifest["finals"]["baseline"]
     manifest["trials"][baseline]["synthetic.images"] = 0
     manifest["trials"][baseline]["threat.eps_255"] = 8.0
     file.write_json(manifest)
-    summary = collect(quickstart)
+    summary = collect(quickstart).tree()
     assert summary["paired"]["also_differ"] == {
         "synthetic.images": [4000, 0],
         "threat.eps_255": [None, 8.0],
@@ -374,7 +375,7 @@ def test_trials_are_matched_after_an_epoch_that_both_have_reached(quickstart: St
         (row["trial"], row["epoch"]): row["robust_accuracy"]
         for row in read(quickstart.uri, "sweep/rungs.jsonl")
     }
-    summary = collect(quickstart)
+    summary = collect(quickstart).tree()
     assert [match["shared"]["synthetic.images"] for match in summary["equal"]] == [0, 4000]
     for match in summary["equal"]:
         for kind in ("aligned", "baseline"):
@@ -385,7 +386,7 @@ def test_trials_are_matched_after_an_epoch_that_both_have_reached(quickstart: St
 
 
 def test_the_headline_counts_what_really_trained(quickstart: Store) -> None:
-    summary = collect(quickstart)
+    summary = collect(quickstart).tree()
     last = {trial["trial"]: trial for trial in summary["sweep"]}
     first = [
         f"{100 * trial['robust_accuracy']:.1f}"
@@ -417,7 +418,7 @@ def test_a_sweep_whose_driver_is_gone_is_unfinished(quickstart: Store) -> None:
     (sweep / "manifest.json").write_json(
         {key: value for key, value in manifest.items() if key != "finals"} | {"status": "running"}
     )
-    summary = collect(sweep)
+    summary = collect(sweep).tree()
     assert summary["status"] == "unfinished"
     assert summary["asha"]["trained_to_the_end"] == 0
     counts = {
@@ -437,10 +438,11 @@ def test_a_sweep_whose_driver_is_gone_is_unfinished(quickstart: Store) -> None:
 
 def test_a_trial_that_its_sweep_stopped_says_so(quickstart: Store) -> None:
     sweep = quickstart / "sweep"
-    trial = next(trial for trial in collect(quickstart)["sweep"] if trial["decision"] == "stopped")
+    trials = collect(quickstart).tree()["sweep"]
+    trial = next(trial for trial in trials if trial["decision"] == "stopped")
     run = sweep / "trials" / trial["trial"]
     (run / "manifest.json").write_json((run / "manifest.json").read_json() | {"status": "running"})
-    summary = collect(run)
+    summary = collect(run).tree()
     assert summary["status"] == "stopped"
     assert summary["title"] == f"sweep, {trial['trial']}"
     assert f"sweep 'sweep' stopped this trial after epoch {trial['epoch']}" in summary["missing"][0]
@@ -459,7 +461,7 @@ def test_a_run_that_stopped_itself_or_is_done(
         (run / "manifest.json").read_json()
         | {"status": status, "stopped": "the loss is nan at step 5"}
     )
-    summary = collect(run)
+    summary = collect(run).tree()
     if status == "done":  # it went on later, and got there
         assert summary["status"] == "done"
         assert summary["missing"] == []
@@ -473,5 +475,5 @@ def test_a_page_is_named_after_what_its_folder_belongs_to(attacked: Store) -> No
     other = attacked / "evaluation" / "eps-4.5"
     for name in ("autoattack.json", "per_sample.npz"):
         (other / name).write_bytes((attacked / "evaluation" / name).read_bytes())
-    titles = [collect(folder)["title"] for folder in (attacked, attacked / "evaluation", other)]
+    titles = [collect(folder).title for folder in (attacked, attacked / "evaluation", other)]
     assert titles == ["attacked", "attacked, evaluation", "attacked, evaluation eps-4.5"]

@@ -18,6 +18,7 @@ from dra_ray import data
 from dra_ray.config import Data
 from dra_ray.errors import DataError
 from dra_ray.evaluation.intervals import wilson
+from dra_ray.evaluation.result import Threat
 from dra_ray.report import collect, examples, plots, rows, write
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint
@@ -33,7 +34,7 @@ from tests.report.written_runs import (
     verdicts,
 )
 
-THREAT = {"norm": "linf", "eps_255": 8.0}
+THREAT = Threat(norm="linf", eps_255=8.0)
 
 
 def alone(run: Store, to: Store) -> Store:
@@ -83,7 +84,7 @@ def test_a_training_run_shows_all_of_its_evaluation(attacked: Store) -> None:
 
 
 def test_the_numbers_of_an_evaluation_name_their_files(attacked: Store) -> None:
-    found = collect(attacked)
+    found = collect(attacked).tree()
     final, sources = found["finals"]["run"], found["sources"]
     assert final["curve"] == (attacked / "evaluation/autoattack.json").read_json()["curve"]
     assert final["corruptions"] == corruptions()
@@ -118,7 +119,7 @@ def test_bars_are_in_the_order_of_the_attacks_with_wilsons_intervals(attacked: S
     }
     file.write_json(file.read_json() | {"version": "plus", "after_attack": plus})
     summary = collect(attacked)
-    (bar,) = plots.attacks(summary["finals"])["data"]
+    (bar,) = plots.attacks(summary.evaluated)["data"]
     assert bar["x"] == [
         "no attack",
         "APGD-CE",
@@ -135,7 +136,7 @@ def test_bars_are_in_the_order_of_the_attacks_with_wilsons_intervals(attacked: S
 
 
 def test_the_curve_shows_every_radius_and_autoattack(attacked: Store) -> None:
-    figure = plots.curve(collect(attacked)["finals"])
+    figure = plots.curve(collect(attacked).evaluated)
     go.Figure(figure)
     pgd, autoattack = figure["data"]
     assert list(zip(pgd["x"], pgd["y"], strict=True)) == [
@@ -162,7 +163,7 @@ def test_newer_results_say_themselves_how_many_tasks_there_were(attacked: Store)
         file.read_json()
         | {"tasks": {"clean": 3, "square": 7}, "subject": {"kind": "run", "what": "attacked"}}
     )
-    summary = collect(attacked)
+    summary = collect(attacked).tree()
     assert summary["finals"]["run"]["tasks"] == {"clean": 3, "square": 7}
     assert summary["sources"]["finals.run.tasks.square"] == ["evaluation/autoattack.json"]
     text = page(attacked).text
@@ -301,7 +302,7 @@ def test_the_folder_of_an_evaluation_within_its_run_has_a_page_with_its_images(
         assert "training" not in seen.ids
         assert len(seen.resources) == 3 * examples.SHOWN
         assert "From autoattack.json." in seen.text
-    summary = collect(attacked)
+    summary = collect(attacked).tree()
     assert [row["name"] for row in summary["finals"]["run"]["others"]] == ["eps-4.5"]
     assert summary["sources"]["finals.run.others"] == ["evaluation/eps-4.5/autoattack.json"]
     assert "evaluation/eps-4.5" in page(attacked).text

@@ -132,15 +132,15 @@ def test_plots_show_the_numbers_of_the_summary(quickstart: Store) -> None:
         for x, y in zip(trace["x"], trace["y"], strict=True)
     )
     assert points == sorted(
-        (round(100 * trial["clean_accuracy"], 1), round(100 * trial["robust_accuracy"], 1))
-        for trial in summary["sweep"]
+        (round(100 * trial.clean_accuracy, 1), round(100 * trial.robust_accuracy, 1))
+        for trial in summary.sweep
     )
     (line, *marked) = figures["against-align.sigma"]["data"]
     reported = equal.scores(read_rungs(quickstart / "sweep"))
     aligned = {
-        trial["trial"]: trial["fields"]["align.sigma"]
-        for trial in summary["sweep"]
-        if trial["fields"]["align.weight"] != 0
+        trial.trial: trial.fields["align.sigma"]
+        for trial in summary.sweep
+        if trial.fields["align.weight"] != 0
     }
     epoch = min(
         max(max(reported[name]) for name in aligned if aligned[name] == sigma)
@@ -157,13 +157,13 @@ def test_plots_show_the_numbers_of_the_summary(quickstart: Store) -> None:
     )
     assert line["y"] == [max(y for x, y in points if x == float(sigma)) for sigma in line["x"]]
     bars = {trace["name"]: trace for trace in figures["attacks"]["data"]}
-    assert bars["DRA"]["y"][-1] == round(100 * summary["finals"]["dra"]["autoattack_accuracy"], 1)
+    assert bars["DRA"]["y"][-1] == round(100 * summary.evaluated["dra"].autoattack_accuracy, 1)
     assert all(
         earlier >= later
         for bar in bars.values()
         for earlier, later in zip(bar["y"], bar["y"][1:], strict=False)
     )
-    assert len(figures["rungs"]["layout"]["shapes"]) == len(summary["asha"]["rungs"])
+    assert len(figures["rungs"]["layout"]["shapes"]) == len(summary.asha.rungs)
 
 
 def test_a_single_run_leaves_out_what_it_does_not_have(make_train: Callable[..., Store]) -> None:
@@ -298,7 +298,7 @@ def test_a_loss_that_is_not_a_number_still_draws(make_train: Callable[..., Store
 
 def test_a_summary_is_json_for_every_parser(quickstart: Store) -> None:
     """Whatever a run's files hold, and those of earlier versions, in which NaN could stand."""
-    name = collect(quickstart)["finals"]["dra"]["run"]
+    name = collect(quickstart).tree()["finals"]["dra"]["run"]
     for file, text in (
         ("sweep/rungs.jsonl", '"clean_accuracy": NaN, '),
         ("sweep/pool.jsonl", '"demand": Infinity, '),

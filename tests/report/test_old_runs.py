@@ -28,7 +28,7 @@ def old(tmp_path: Path) -> Store:
 
 def test_an_old_sweep_gives_its_page_and_its_numbers(old: Store) -> None:
     sweep = old / "sweep"
-    summary = collect(sweep)
+    summary = collect(sweep).tree()
     assert summary["status"] == "done"
     assert len(summary["sweep"]) == 2
     last = {row["trial"]: row for row in (sweep / "rungs.jsonl").read_jsonl()}

@@ -17,6 +17,7 @@ from dra_ray.errors import DataError
 from dra_ray.report import answered, collect, versus, write
 from dra_ray.report.findings import find
 from dra_ray.report.page import findings_of
+from dra_ray.report.summary import Trial
 from dra_ray.report.sweep_plots import parallel
 from dra_ray.runs import Manifest, RungRow, pack_verdicts
 from dra_ray.storage import Store
@@ -111,7 +112,7 @@ def test_the_page_says_what_is_true_of_the_sweep(tmp_path: Path) -> None:
 
 def test_a_plan_stands_beside_what_was_spent(tmp_path: Path) -> None:
     run = write_large(Store(str(tmp_path)) / "planned", 20, plan={"images": 100_000, "trials": 24})
-    spent = collect(run)["spent"]
+    spent = collect(run).tree()["spent"]
     last = {row["trial"]: row["images_seen"] for row in (run / "rungs.jsonl").read_jsonl()}
     assert spent == {"trials": 20, "images": sum(last.values())}
     assert "plan" in Page(write(run).read_text()).ids
@@ -134,9 +135,22 @@ def test_a_sweep_without_reports_has_no_findings(tmp_path: Path) -> None:
 
 def test_parallel_coordinates_place_every_value() -> None:
     trials = [
-        {"trial": "a", "robust_accuracy": 0.1, "fields": {"x": 1, "y": "p"}},
-        {"trial": "b", "robust_accuracy": 0.2, "fields": {"x": 3, "y": "q"}},
-        {"trial": "c", "robust_accuracy": 0.3, "fields": {"x": 2}},
+        Trial(
+            trial=name,
+            fields=fields,
+            epoch=1,
+            images_seen=1,
+            clean_accuracy=None,
+            robust_accuracy=robust,
+            best_robust_accuracy=robust,
+            decision="done",
+            rung=None,
+        )
+        for name, robust, fields in (
+            ("a", 0.1, {"x": 1, "y": "p"}),
+            ("b", 0.2, {"x": 3, "y": "q"}),
+            ("c", 0.3, {"x": 2}),
+        )
     ]
     figure = parallel(trials, ["x", "y"])
     assert figure is not None
@@ -166,7 +180,7 @@ def test_sweeps_are_compared_on_one_page(tmp_path: Path) -> None:
     assert [row["sweep"] for row in table] == ["one", "two"]
     assert table[0]["to the first, points"] is None
     assert "clear" in table[1]["to the first, points"]
-    assert table[1]["images"] == collect(sweeps[1])["spent"]["images"]
+    assert table[1]["images"] == collect(sweeps[1]).tree()["spent"]["images"]
     seen = Page((root / "comparison.html").read_text())
     assert seen.ids == ["sweeps", "answers"]
     (figure,) = seen.figures()
