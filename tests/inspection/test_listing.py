@@ -19,6 +19,7 @@ from dra_ray.inspection import listing, overview, state
 from dra_ray.inspection.listing import Filter, runs_below
 from dra_ray.runs import Manifest, read_manifest
 from dra_ray.storage import Lease, Store
+from tests.support.rungs import rung
 
 NOW_S = datetime.datetime(2026, 11, 25, tzinfo=datetime.UTC).timestamp()
 SPACE = {"align.weight": [0.0, 1.0, 2.0, 4.0]}
@@ -31,16 +32,7 @@ def manifest(run: Store, kind: str, days: float = 1, **more: object) -> None:
 
 
 def score(trial: int, epoch: int, robust: float | None, decision: str) -> dict[str, object]:
-    return {
-        "trial": f"trial-{trial:03d}",
-        "epoch": epoch,
-        "images_seen": 100 * epoch,
-        "clean_accuracy": robust,
-        "robust_accuracy": robust,
-        "decision": decision,
-        "reason": "the loss is nan" if decision == "failed" else None,
-        "at": NOW_S - 60 + epoch,
-    }
+    return rung(trial, epoch, robust, decision, NOW_S - 60 + epoch).on_disk()
 
 
 @pytest.fixture

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 
 import pytest
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from dra_ray.config import Asha, Experiment, Optim, Selection, Sweep
 from dra_ray.sweeps import rungs
-
-IMAGES_PER_EPOCH = 1181
-
-
-@dataclasses.dataclass
-class Trial:
-    trial_id: str
+from tests.support.rungs import IMAGES_PER_EPOCH, RayAsha
 
 
 def decided(epochs: int, grace: int, factor: float, every: int) -> list[int]:
@@ -31,28 +23,11 @@ def reports(epochs: int, every: int) -> list[int]:
 
 
 def stops(at: int, epochs: int, grace: int, factor: float, every: int) -> bool:
-    asha = ASHAScheduler(
-        time_attr="images_seen",
-        metric="score",
-        mode="max",
-        max_t=epochs * IMAGES_PER_EPOCH,
-        grace_period=grace * IMAGES_PER_EPOCH,
-        reduction_factor=factor,
-        stop_last_trials=False,
-    )
-
-    def report(trial: Trial, epoch: int, score: float) -> str:
-        row = {"images_seen": epoch * IMAGES_PER_EPOCH, "score": score}
-        return asha.on_trial_result(None, trial, row)  # type: ignore[arg-type]
-
-    other, falling = Trial("other"), Trial("falling")
-    for trial in (other, falling):
-        asha.on_trial_add(None, trial)  # type: ignore[arg-type]
+    asha = RayAsha(epochs, grace, factor, ["other", "falling"])
     for epoch in reports(epochs, every):
-        report(other, epoch, 1.0)
-    early = [report(falling, epoch, 2.0) for epoch in reports(at, every)]
-    assert set(early) <= {TrialScheduler.CONTINUE}
-    return report(falling, at, 0.0) == TrialScheduler.STOP
+        asha.stops("other", epoch, 1.0)
+    assert not any(asha.stops("falling", epoch, 2.0) for epoch in reports(at, every))
+    return asha.stops("falling", at, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import time
 
 import numpy as np
 import pytest
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from scipy import stats
 
 from dra_ray.config import Asha, Experiment, Optim, Selection, Sweep
@@ -21,17 +20,12 @@ from dra_ray.evaluation import intervals
 from dra_ray.runs import RungRow, pack_verdicts
 from dra_ray.sweeps import pareto, rungs, schedulers, simulate
 from dra_ray.sweeps.schedulers import Report, Rules
+from tests.support.rungs import IMAGES_PER_EPOCH, RayAsha
 
-IMAGES_PER_EPOCH = 1181
 WORLD = simulate.World(trials=500, concurrent=50, epochs=12, validation_images=200)
 LOAD = Rules(
     grace_images=2 * WORLD.images_per_epoch, reduction=2.0, slot_images=WORLD.images_per_epoch
 )
-
-
-@dataclasses.dataclass
-class Trial:
-    trial_id: str
 
 
 def scored(trial: str, epoch: int, score: float, end: int, **facts: object) -> Report:
@@ -64,19 +58,9 @@ def test_plain_asha_decides_as_ray_tune_does() -> None:
         epochs = draws.randint(2, 30)
         grace, every = draws.randint(1, epochs), draws.choice((1, 1, 2, 3))
         factor = draws.choice((1.2, 1.5, 2, 3, 4))
-        theirs = ASHAScheduler(
-            time_attr="images_seen",
-            metric="score",
-            mode="max",
-            max_t=epochs * IMAGES_PER_EPOCH,
-            grace_period=grace * IMAGES_PER_EPOCH,
-            reduction_factor=factor,
-            stop_last_trials=False,
-        )
-        ours = rules("asha", grace, factor).build()
         reports = {f"t{n}": iter(range(every, epochs, every)) for n in range(20)}
-        for name in reports:
-            theirs.on_trial_add(None, Trial(name))  # type: ignore[arg-type]
+        theirs = RayAsha(epochs, grace, factor, list(reports))
+        ours = rules("asha", grace, factor).build()
         while reports:
             name = draws.choice(list(reports))
             epoch = next(reports[name], None)
@@ -84,10 +68,8 @@ def test_plain_asha_decides_as_ray_tune_does() -> None:
                 del reports[name]
                 continue
             score = draws.choice((round(draws.random(), 1), draws.random()))
-            row = {"images_seen": epoch * IMAGES_PER_EPOCH, "score": score}
-            expected = theirs.on_trial_result(None, Trial(name), row)  # type: ignore[arg-type]
             stop = ours.decide(scored(name, epoch, score, epochs)) == "stop"
-            assert stop == (expected == TrialScheduler.STOP)
+            assert stop == theirs.stops(name, epoch, score)
             if stop:
                 del reports[name]
 

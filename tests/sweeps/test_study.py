@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 from dra_ray.runs import RungRow
 from dra_ray.storage import Store
 from dra_ray.sweeps.study import JOURNAL, Study
+from tests.support.rungs import rung
 
 SPACE: dict[str, Any] = {
     "align.weight": {"log_uniform": [0.1, 10.0]},
@@ -36,18 +37,7 @@ START_S = 1_764_000_000.0
 
 
 def row(trial: int, epoch: int, robust: float | None, decision: str) -> RungRow:
-    return RungRow.model_validate(
-        {
-            "trial": f"trial-{trial:03d}",
-            "epoch": epoch,
-            "images_seen": 100 * epoch,
-            "clean_accuracy": robust,
-            "robust_accuracy": robust,
-            "decision": decision,
-            "reason": "the loss is nan" if decision == "failed" else None,
-            "at": START_S + 60 * trial + epoch,
-        }
-    )
+    return rung(trial, epoch, robust, decision, START_S + 60 * trial + epoch)
 
 
 ROWS = [
