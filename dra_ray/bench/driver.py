@@ -8,7 +8,6 @@ import functools
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ class Wait(nn.Module):
 
 def efficiency(
     folder: Store, workers: Sequence[int] = (1, 2, 4), chunks: int = 8, chunk_s: float = 2.0
-) -> list[dict[str, Any]]:
+) -> list[dict[str, float]]:
     """Rows {"workers", "chunks", "elapsed_s", "ideal_s", "efficiency"}: how busy the driver keeps
     its workers, on the Ray that the caller has joined.
 

@@ -8,7 +8,6 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 from dra_ray.sweeps import simulate
 from dra_ray.sweeps.simulate import Row, World
@@ -43,7 +42,7 @@ def cells(trials: int, noise: Sequence[int] = NOISE) -> list[Cell]:
 
 def compare(
     trials: int, repeats: int, grace_epochs: int, level: float, seed: int = 0
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Rows of the table: per question, noise and scheduler. Takes every core."""
     table = cells(trials)
     job = functools.partial(
@@ -59,7 +58,7 @@ def compare(
         ]
 
 
-def _shown(cell: Cell, row: Row) -> dict[str, Any]:
+def _shown(cell: Cell, row: Row) -> dict[str, object]:
     return {
         "question": cell.question,
         "validation_images": row.validation_images,

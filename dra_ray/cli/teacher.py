@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Annotated
 
@@ -252,8 +253,8 @@ def teacher_probe(
             progress=show,
         ):
             rows.append(row)
-            bars.say(f"{row['layer']} at sigma {row['sigma']:g}: {row['accuracy']:.2%}")
-    terminal.table(rows, f"linear probes of {teacher}", json)
+            bars.say(f"{row.layer} at sigma {row.sigma:g}: {row.accuracy:.2%}")
+    terminal.table([dataclasses.asdict(row) for row in rows], f"linear probes of {teacher}", json)
     if out:
         from dra_ray.report import probes
 

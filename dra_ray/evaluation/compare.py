@@ -237,7 +237,7 @@ def compare_runs(a: Store, b: Store, what: str = "autoattack") -> dict[str, Any]
     }
 
 
-def table(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+def table(report: Mapping[str, Any]) -> list[dict[str, object]]:
     """The rows of `compare_runs` for printing: accuracies in percent, differences in points."""
     return [
         {

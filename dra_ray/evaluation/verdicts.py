@@ -210,7 +210,7 @@ _RANDOMISED = {
 }
 
 
-def table(result: Result) -> list[dict[str, Any]]:
+def table(result: Result) -> list[dict[str, object]]:
     """Rows {"what", "accuracy", "interval"} for printing: clean, PGD, after each attack,
     AutoAttack, further radii, corruptions.
     """
@@ -222,7 +222,7 @@ def table(result: Result) -> list[dict[str, Any]]:
     named |= {f"after {attack}": result.after_attack[attack] for attack in order[:-1]}
     named["AutoAttack"] = result.autoattack_accuracy
     named |= {f"{pgd} at {point.eps_255:g}/255": point.accuracy for point in result.curve}
-    rows: list[dict[str, Any]] = [
+    rows: list[dict[str, object]] = [
         {"what": what, "accuracy": accuracy, "interval": list(_interval(accuracy, result.images))}
         for what, accuracy in named.items()
     ]

@@ -4,6 +4,7 @@ al. 2023, arXiv 2303.09769).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -96,7 +97,19 @@ def encode(
 
 SIGMAS = (0.02, 0.06, 0.14, 0.3)  # around DDAE's best for EDM on CIFAR-10 (arXiv 2303.09769)
 FEW = 5  # layers that are probed where none is named
-Row = dict[str, Any]
+Row = Mapping[str, object]  # of a printed table
+
+
+@dataclasses.dataclass(frozen=True)
+class Probed:
+    """Accuracy of a linear probe on the features of one layer at one noise level; `width` of the
+    feature.
+    """
+
+    layer: str
+    sigma: float
+    width: int
+    accuracy: float
 
 
 # -- probes ----------------------------------------------------------------------------------------
@@ -133,8 +146,8 @@ def probe_teacher(
     threads: int = 1,
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
-) -> Iterator[Row]:
-    """A row per layer and noise level: {"layer", "sigma", "width", "accuracy"}, as it is found.
+) -> Iterator[Probed]:
+    """A row per layer and noise level, as it is found.
 
     A linear probe (`teachers.probe`) on features of `images` training images, tested on as many of
     the held-out training images (the test images are for evaluation alone). `layers` are by default
@@ -173,12 +186,7 @@ def probe_teacher(
             accuracy = probe(features[0], train.labels, features[1], test.labels)
             if progress:
                 progress(number * len(sigmas) + place, len(chosen) * len(sigmas))
-            yield {
-                "layer": layer,
-                "sigma": sigma,
-                "width": net.feature_dim(layer),
-                "accuracy": accuracy,
-            }
+            yield Probed(layer, sigma, net.feature_dim(layer), accuracy)
 
 
 def some_layers(net: Network) -> list[str]:

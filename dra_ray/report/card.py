@@ -56,17 +56,17 @@ LIMITS = (
 )
 
 
-def _fields(base: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _fields(base: Mapping[str, Any]) -> list[tuple[str, object]]:
     return [(field, words.value(base[field])) for field in SHOWN if base.get(field) is not None]
 
 
-def _data(base: Mapping[str, Any], summary: Summary) -> list[tuple[str, Any]]:
+def _data(base: Mapping[str, Any], summary: Summary) -> list[tuple[str, object]]:
     named = [(f, base[f]) for f in ("data.name", "data.uri", "synthetic.uri") if base.get(f)]
     hashes = flatten(summary.data)
     return [*named, *hashes]
 
 
-def _results(summary: Summary) -> list[tuple[Any, ...]]:
+def _results(summary: Summary) -> list[tuple[object, ...]]:
     return [
         (
             role,
@@ -92,7 +92,7 @@ def _table(head: tuple[str, ...], rows: list[Any]) -> str:
     return "\n".join(f"| {' | '.join(_text(cell) for cell in line)} |" for line in lines)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """One line that no table and no HTML reads as its own."""
     text = "–" if value is None else " ".join(str(value).split())
     return text.replace("|", "\\|").replace("<", "&lt;")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from dra_ray import runs
 from dra_ray.config import catalogue, flatten
@@ -130,71 +129,64 @@ def _missing(summary: Summary) -> html.Section | None:
 
 
 def _cards(summary: Summary) -> html.Section | None:
-    cards: list[html.Card] = []
+    cards = [*_tested(summary), *_trained(summary), *_made(summary)]
+    if summary.elapsed_s is not None:
+        cards.append(html.Card("Time", words.duration(summary.elapsed_s), "from start to end"))
+    return html.section("figures", "Key figures", "", html.Cards(cards)) if cards else None
+
+
+def _tested(summary: Summary) -> Iterator[html.Card]:
+    """Scores on test images."""
     for role, final in summary.evaluated.items():
         owner = "" if role == "run" else f", {LABELS[role]}"
-        note = (
-            f"95 % interval {words.span(final.interval)}; clean "
-            f"{words.percent(final.clean_accuracy)}"
-        )
-        cards.append(
-            html.Card(f"AutoAttack accuracy{owner}", words.percent(final.autoattack_accuracy), note)
-        )
+        score = words.percent(final.autoattack_accuracy)
+        clean = words.percent(final.clean_accuracy)
+        note = f"95 % interval {words.span(final.interval)}; clean {clean}"
+        yield html.Card(f"AutoAttack accuracy{owner}", score, note)
         if corruptions := final.corruptions:
+            mean = words.percent(corruptions.mean)
             note = f"mean of {len(corruptions.rows)} kinds and severities"
-            cards.append(
-                html.Card(
-                    f"Accuracy under corruptions{owner}", words.percent(corruptions.mean), note
-                )
-            )
+            yield html.Card(f"Accuracy under corruptions{owner}", mean, note)
     if paired := summary.paired:
-        note = (
-            f"95 % interval {words.span(paired.interval, sign=True)}; McNemar p = "
-            f"{paired.p_value:.2g}"
-        )
-        cards.append(
-            html.Card(
-                "Difference, DRA − baseline", f"{words.points(paired.difference)} points", note
-            )
-        )
+        interval = words.span(paired.interval, sign=True)
+        note = f"95 % interval {interval}; McNemar p = {paired.p_value:.2g}"
+        gap = f"{words.points(paired.difference)} points"
+        yield html.Card("Difference, DRA − baseline", gap, note)
+
+
+def _trained(summary: Summary) -> Iterator[html.Card]:
+    """How far trials or the one run came."""
     if asha := summary.asha:
         counts = {
             "trained to the end": asha.trained_to_the_end,
             "stopped early": asha.stopped_early,
             "failed": asha.failed,
+            "unfinished": asha.unfinished,
+            "not started": asha.not_started,
         }
-        counts |= {"unfinished": asha.unfinished, "not started": asha.not_started}
         note = ", ".join(
             f"{words.count(number)} {what}" for what, number in counts.items() if number
         )
-        cards.append(html.Card("Trials", words.count(asha.trials), note))
+        yield html.Card("Trials", words.count(asha.trials), note)
     if (train := summary.train) and train.robust_accuracy is not None:
         note = f"clean {words.percent(train.clean_accuracy)}, after epoch {train.epoch}"
-        cards.append(
-            html.Card("Robust validation accuracy", words.percent(train.robust_accuracy), note)
-        )
+        yield html.Card("Robust validation accuracy", words.percent(train.robust_accuracy), note)
+
+
+def _made(summary: Summary) -> Iterator[html.Card]:
+    """What the diffusion model did."""
     if pool := summary.pool:
         note = (
             f"{words.count(pool.images)} images in {words.count(pool.requests)} requests, "
             f"{words.count(pool.retries)} retried"
         )
-        cards.append(
-            html.Card("Most teacher replicas at once", words.count(pool.max_running), note)
-        )
+        yield html.Card("Most teacher replicas at once", words.count(pool.max_running), note)
     if synthetic := summary.synthetic:
-        cards.append(
-            html.Card(
-                "Synthetic images",
-                words.count(synthetic.images),
-                f"{len(synthetic.counts)} classes",
-            )
-        )
+        note = f"{len(synthetic.counts)} classes"
+        yield html.Card("Synthetic images", words.count(synthetic.images), note)
     if teacher := summary.teacher:
         note = f"{words.count(teacher.params)} parameters"
-        cards.append(html.Card("Images the teacher saw", words.count(teacher.images_seen), note))
-    if summary.elapsed_s is not None:
-        cards.append(html.Card("Time", words.duration(summary.elapsed_s), "from start to end"))
-    return html.section("figures", "Key figures", "", html.Cards(cards)) if cards else None
+        yield html.Card("Images the teacher saw", words.count(teacher.images_seen), note)
 
 
 def _verdicts(summary: Summary, figures: Mapping[str, plots.Figure]) -> html.Section | None:
@@ -323,30 +315,6 @@ def _sweep(
     if not trials:
         return None
     swept = plots.swept(summary)
-    head = [
-        "trial",
-        *(_SHORT.get(field, field) for field in swept),
-        "epochs",
-        "images seen",
-        "clean %",
-        "robust %",
-        "best robust %",
-        "outcome",
-    ]
-    groups = {final.trial: f"{LABELS[role]} finalist" for role, final in summary.finals.items()}
-    rows = [
-        [
-            trial.trial,
-            *(trial.fields.get(field) for field in swept),
-            trial.epoch,
-            trial.images_seen,
-            words.in_percent(trial.clean_accuracy),
-            words.in_percent(trial.robust_accuracy),
-            words.in_percent(trial.best_robust_accuracy),
-            groups.get(trial.trial, outcome(trial)),
-        ]
-        for trial in trials
-    ]
     rungs = read_rungs(_sweep_folder(run, summary))
     effects = [
         html.plot(
@@ -383,8 +351,36 @@ def _sweep(
         *_matched(summary, swept),
         html.Heading("All trials"),
         html.caption("Click on a column's head to sort by it."),
-        sweep_page.fold(f"{len(rows)} trials", html.Table(head, rows, sortable=True)),
+        sweep_page.fold(f"{len(trials)} trials", _every_trial(summary, swept)),
     )
+
+
+def _every_trial(summary: Summary, swept: list[str]) -> html.Table:
+    head = [
+        "trial",
+        *(_SHORT.get(field, field) for field in swept),
+        "epochs",
+        "images seen",
+        "clean %",
+        "robust %",
+        "best robust %",
+        "outcome",
+    ]
+    groups = {final.trial: f"{LABELS[role]} finalist" for role, final in summary.finals.items()}
+    rows = [
+        [
+            trial.trial,
+            *(trial.fields.get(field) for field in swept),
+            trial.epoch,
+            trial.images_seen,
+            words.in_percent(trial.clean_accuracy),
+            words.in_percent(trial.robust_accuracy),
+            words.in_percent(trial.best_robust_accuracy),
+            groups.get(trial.trial, outcome(trial)),
+        ]
+        for trial in summary.sweep
+    ]
+    return html.Table(head, rows, sortable=True)
 
 
 def _effect(summary: Summary, field: str, rungs: plots.Rungs) -> str:
@@ -561,7 +557,7 @@ _REPRODUCED = (
 
 
 def _what_ran(run: Store, summary: Summary) -> html.Section | None:
-    facts: list[tuple[str, Any]] = [
+    facts: list[tuple[str, object]] = [
         ("kind", summary.kind),
         ("status", summary.status),
         ("started", summary.created),

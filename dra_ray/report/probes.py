@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
 
+from dra_ray.inspection.probe import Probed
 from dra_ray.report import html, plots, words
 from dra_ray.report.words import in_percent
 from dra_ray.storage import Store
@@ -14,16 +14,13 @@ COLOURS = (plots.BLUE, plots.VERMILLION, plots.GREEN, plots.PURPLE, plots.GREY)
 DASHES = ("solid", "dash", "dot", "dashdot")
 
 
-def write(
-    page: Store, teacher: str, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
-) -> None:
-    """One self-contained .html file with the rows {"layer", "sigma", "width", "accuracy"} as a plot
-    and a table; `facts` say how they were made.
+def write(page: Store, teacher: str, facts: Mapping[str, object], rows: Sequence[Probed]) -> None:
+    """One self-contained .html file with the rows as a plot and a table.
+
+    `facts` say how they were made.
     """
-    best = max(rows, key=lambda row: row["accuracy"])
-    shown = [
-        [row["layer"], row["width"], row["sigma"], in_percent(row["accuracy"])] for row in rows
-    ]
+    best = max(rows, key=lambda row: row.accuracy)
+    shown = [[row.layer, row.width, row.sigma, in_percent(row.accuracy)] for row in rows]
     body = [
         html.section(
             "plot",
@@ -41,17 +38,15 @@ def write(
         ),
         html.Section("how", "How it was measured", words.fields(facts), []),
     ]
-    headline = (
-        f"Best: {best['layer']} at sigma = {best['sigma']:g}, {in_percent(best['accuracy'])} %"
-    )
+    headline = f"Best: {best.layer} at sigma = {best.sigma:g}, {in_percent(best.accuracy)} %"
     page.write_text(html.page(teacher, "Teacher probes", headline, body))
 
 
-def figure(rows: Sequence[Mapping[str, Any]]) -> plots.Figure:
+def figure(rows: Sequence[Probed]) -> plots.Figure:
     """Accuracy over noise level, on a logarithmic axis; a line per layer."""
     traces = []
-    for number, layer in enumerate(dict.fromkeys(row["layer"] for row in rows)):
-        own = sorted((row["sigma"], row["accuracy"]) for row in rows if row["layer"] == layer)
+    for number, layer in enumerate(dict.fromkeys(row.layer for row in rows)):
+        own = sorted((row.sigma, row.accuracy) for row in rows if row.layer == layer)
         traces.append(
             {
                 "x": [sigma for sigma, _ in own],

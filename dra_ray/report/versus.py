@@ -86,7 +86,7 @@ def gap(entry: Entry, other: Entry) -> Difference | str:
     return difference(one, two, entry.images)
 
 
-def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+def rows(entries: Sequence[Entry]) -> list[dict[str, object]]:
     """The table of a terminal, accuracies in percent; differences are to the first sweep."""
     return [
         dict(zip(HEAD, _row(entry, entries[0] if number else None), strict=True))
@@ -107,7 +107,7 @@ HEAD = (
 )
 
 
-def _row(entry: Entry, first: Entry | None) -> list[Any]:
+def _row(entry: Entry, first: Entry | None) -> list[object]:
     spent = int(entry.course[-1][0]) if entry.course else 0
     head = [entry.name, len(entry.manifest.trials), len(equal.finished(entry.rows)), spent]
     if isinstance(entry.answer, Refused):
@@ -130,7 +130,7 @@ def _told(found: Difference | str) -> str:
     return f"{words.points(found.value)} ({interval}; {certain})"
 
 
-def write(sweeps: Sequence[Store], to: Store) -> list[dict[str, Any]]:
+def write(sweeps: Sequence[Store], to: Store) -> list[dict[str, object]]:
     """Write the page to the file `to`; returns its table. Raises `DataError` as `read` does."""
     entries = [read(folder) for folder in sweeps]
     table = rows(entries)

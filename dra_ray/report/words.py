@@ -5,7 +5,6 @@ place, so that they agree.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 THIN, FIXED = "\u202f", "\u00a0"  # spaces that do not break: between thousands, and before a unit
 MINUS = "−"
@@ -47,12 +46,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def value(value: Any) -> str:
+def value(value: object) -> str:
     """A config value as a reader writes it: 2 for 2.0."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def beside_name(item: Any) -> str | None:
+def beside_name(item: object) -> str | None:
     """A value that stands beside its name: as text, so that a table does not set it apart to the
     right.
     """
@@ -61,5 +60,5 @@ def beside_name(item: Any) -> str | None:
     return count(item) if isinstance(item, int) and not isinstance(item, bool) else value(item)
 
 
-def fields(changed: Mapping[str, Any]) -> str:
+def fields(changed: Mapping[str, object]) -> str:
     return ", ".join(f"{field} = {value(item)}" for field, item in changed.items()) or "–"
