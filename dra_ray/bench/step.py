@@ -60,12 +60,7 @@ def compare(
         align=config.Align(weight=0.0),
         optim=config.Optim(batch=batch, lr=0.01),
     )
-    variants = [Variant("textbook", None), Variant("eager", config.Compute())]
-    variants += [Variant("compiled", config.Compute(compile=True))] if compiled else []
-    # without such instructions a CPU emulates bfloat16, which takes minutes a step and tells
-    # nothing
-    if on.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        variants += [Variant("bf16", config.Compute(precision="bf16", compile=compiled))]
+    variants = _variants(on, compiled)
     drawn = torch.Generator().manual_seed(0)
     images = torch.randint(
         256, (batch, 3, resolution, resolution), dtype=torch.uint8, generator=drawn
@@ -92,6 +87,16 @@ def compare(
     return _figures(
         experiment, shape, seconds, found, {kind: max(values) for kind, values in peaks.items()}
     )
+
+
+def _variants(on: torch.device, compiled: bool) -> list[Variant]:
+    variants = [Variant("textbook", None), Variant("eager", config.Compute())]
+    variants += [Variant("compiled", config.Compute(compile=True))] if compiled else []
+    # without such instructions a CPU emulates bfloat16, which takes minutes a step and tells
+    # nothing
+    if on.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        variants += [Variant("bf16", config.Compute(precision="bf16", compile=compiled))]
+    return variants
 
 
 def _figures(

@@ -5,6 +5,7 @@ al. 2023, arXiv 2303.09769).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -158,35 +159,28 @@ def probe_teacher(
     net = checkpoint.load(teacher)
     found = data.load(data_of(checkpoint.read_card(teacher), settings))
     check_fits(net, found)
-    chosen = (
-        list(net.layers())
-        if list(layers) == ["all"]
-        else [net.check_layer(layer) for layer in layers] or some_layers(net)
-    )
+    chosen = _chosen_layers(net, layers)
     if progress:
         progress(0, len(chosen) * len(sigmas))
     for sigma in sigmas:
         net.check_sigma(torch.tensor([sigma]))
     train, test = first_images(found.train, images), first_images(found.validation, images)
+    encoded = functools.partial(
+        encode, net, settled, noise_seed=seed, threads=threads, device=device
+    )
     for number, layer in enumerate(chosen):
         for place, sigma in enumerate(sigmas, start=1):
-            features = [
-                encode(
-                    net,
-                    settled,
-                    part,
-                    layer,
-                    sigma,
-                    noise_seed=seed,
-                    threads=threads,
-                    device=device,
-                )
-                for part in (train, test)
-            ]
+            features = [encoded(part, layer, sigma) for part in (train, test)]
             accuracy = probe(features[0], train.labels, features[1], test.labels)
             if progress:
                 progress(number * len(sigmas) + place, len(chosen) * len(sigmas))
             yield Probed(layer, sigma, net.feature_dim(layer), accuracy)
+
+
+def _chosen_layers(net: Network, layers: Sequence[str]) -> list[str]:
+    if list(layers) == ["all"]:
+        return list(net.layers())
+    return [net.check_layer(layer) for layer in layers] or some_layers(net)
 
 
 def some_layers(net: Network) -> list[str]:

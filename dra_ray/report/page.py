@@ -557,6 +557,30 @@ _REPRODUCED = (
 
 
 def _what_ran(run: Store, summary: Summary) -> html.Section | None:
+    known = [
+        [what, words.beside_name(value)] for what, value in _facts(summary) if value is not None
+    ]
+    config = [[field, words.beside_name(value)] for field, value in flatten(summary.config)]
+    stages = [(stage.name, stage.seconds, "") for stage in summary.stages]
+    commands = _commands(run, summary)
+    return html.section(
+        "ran",
+        "What ran",
+        "",
+        html.Heading("To reproduce it") if commands else None,
+        html.Code("\n".join(commands)) if commands else None,
+        html.caption(_REPRODUCED) if commands else None,
+        html.Heading("Time per stage") if stages else None,
+        html.Bars(stages) if stages else None,
+        html.Table(["what", "value"], known),
+        html.Details("Full configuration", [html.Table(["field", "value"], config)])
+        if config
+        else None,
+    )
+
+
+def _facts(summary: Summary) -> list[tuple[str, object]]:
+    """What the run was, was made with, and ran on."""
     facts: list[tuple[str, object]] = [
         ("kind", summary.kind),
         ("status", summary.status),
@@ -582,24 +606,7 @@ def _what_ran(run: Store, summary: Summary) -> html.Section | None:
         summary.kind != EVALUATION or summary.versions not in evaluated
     ):  # which lists them among its own settings
         facts += [(f"version of {name}", version) for name, version in summary.versions.items()]
-    known = [[what, words.beside_name(value)] for what, value in facts if value is not None]
-    config = [[field, words.beside_name(value)] for field, value in flatten(summary.config)]
-    stages = [(stage.name, stage.seconds, "") for stage in summary.stages]
-    commands = _commands(run, summary)
-    return html.section(
-        "ran",
-        "What ran",
-        "",
-        html.Heading("To reproduce it") if commands else None,
-        html.Code("\n".join(commands)) if commands else None,
-        html.caption(_REPRODUCED) if commands else None,
-        html.Heading("Time per stage") if stages else None,
-        html.Bars(stages) if stages else None,
-        html.Table(["what", "value"], known),
-        html.Details("Full configuration", [html.Table(["field", "value"], config)])
-        if config
-        else None,
-    )
+    return facts
 
 
 def _words(summary: Summary) -> html.Section | None:

@@ -89,25 +89,10 @@ def against(summary: Summary, field: str, history: Rungs) -> Figure | None:
     lines, points = [], []
     for effect, dash in zip(found, itertools.cycle(("dot", "dash", "dashdot", "solid"))):
         task = f", {html.escape(words.fields(effect.task))}" if len(found) > 1 else ""
-        best: dict[str, float] = {}
-        for name, robust in effect.robust_accuracy.items():
-            value = words.value(trials[name].fields[field])
-            best[value] = max(robust, best.get(value, 0.0))
-            then = {
-                "robust_accuracy": robust,
-                "epoch": effect.epoch,
-                "clean_accuracy": None,
-            }
-            points.append(trials[name].model_copy(update=then))
-        xs = [value for value in order if value in best]
-        line = {
-            "x": xs,
-            "y": [in_percent(best[x]) for x in xs],
-            "mode": "lines",
-            "name": f"best of each value{task}",
-            "hoverinfo": "skip",
-        }
+        then = [_at(trials[name], effect) for name in effect.robust_accuracy]
+        line = _best_of_each(then, field, order) | {"name": f"best of each value{task}"}
         lines.append(line | {"line": {"color": GREY, "width": 1.5, "dash": dash}})
+        points += then
     figure = _by_group(
         summary.model_copy(update={"sweep": points}),
         lambda trial: words.value(trial.fields[field]),
@@ -115,6 +100,24 @@ def against(summary: Summary, field: str, history: Rungs) -> Figure | None:
     )
     assert figure is not None
     return figure | {"data": lines + figure["data"]}
+
+
+def _at(trial: Trial, effect: equal.Effect) -> Trial:
+    """A trial as it was after the epoch at which an effect compares."""
+    robust = effect.robust_accuracy[trial.trial]
+    then = {"robust_accuracy": robust, "epoch": effect.epoch, "clean_accuracy": None}
+    return trial.model_copy(update=then)
+
+
+def _best_of_each(trials: Sequence[Trial], field: str, order: Sequence[str]) -> Figure:
+    """The highest robust accuracy at each value of the field, in their order."""
+    best: dict[str, float] = {}
+    for trial in trials:
+        value = words.value(trial.fields[field])
+        best[value] = max(trial.robust_accuracy or 0.0, best.get(value, 0.0))
+    xs = [value for value in order if value in best]
+    ys = [in_percent(best[x]) for x in xs]
+    return {"x": xs, "y": ys, "mode": "lines", "hoverinfo": "skip"}
 
 
 def effects(summary: Summary, field: str, history: Rungs) -> list[equal.Effect]:
