@@ -122,6 +122,7 @@ class Facts(Record):
     trials: dict[str, dict[str, JsonValue]] = {}  # the fields that each trial changes
     finals: dict[str, str] = {}  # trial by role, "dra" and "baseline"
     paused: str | None = None  # which limit of its budget is spent
+    raised_trials: int | None = None  # of its search, where more were asked for than its config has
     # of a quickstart
     hardware: JsonValue = None
     stages: list[Stage] = []
@@ -206,6 +207,7 @@ class TrialRow(Record):
     number: int | None = None  # in the order of the search; None for a repeat of another trial
     fields: dict[str, JsonValue]  # what it changes of the sweep's base
     known: int = 0  # rows of rungs.jsonl when the search suggested it
+    by_hand: bool = False  # added to the search by somebody
     at: float | None = None
 
 

@@ -20,6 +20,7 @@ from dra_ray.cli.options import (
     run_folder,
 )
 from dra_ray.config.reading import parse_settings
+from dra_ray.config.text import refusal
 from dra_ray.storage import Store
 from dra_ray.sweeps import orders, spaces
 
@@ -113,12 +114,26 @@ def rerun(sweep: SweepArgument, trial: TrialArgument) -> None:
 def add(
     sweep: SweepArgument,
     point: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(metavar="FIELD=VALUE...", help="Values of the axes; base's where missing."),
-    ],
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Instead of a point: let the search have so many trials in all, by its sampler's "
+            "further suggestions or the rest of its grid.",
+        ),
+    ] = None,
 ) -> None:
-    """Add a trial to a sweep that runs, or is done: then start its command again."""
-    _order(sweep, orders.Order("add", point=parse_settings(point, "point")))
+    """Add a trial, or more trials of the search, to a sweep that runs, or is done: then start its
+    command again.
+    """
+    if bool(point) == bool(trials):
+        raise refusal("name either a point to add, such as align.weight=3, or --trials N")
+    _order(
+        sweep, orders.Order("add", point=parse_settings(point or [], "point"), trials=trials or 0)
+    )
 
 
 def _order(sweep: str, order: orders.Order) -> None:

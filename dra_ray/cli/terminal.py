@@ -223,8 +223,8 @@ def sweep_rows(bars: Bars, settings: config.Sweep) -> Callable[[runs.RungRow], N
         ended = sum(count == epochs for count in done.values())
         bars.show(
             "sweep",
-            sum(done.values()) / (epochs * trials),
-            f"sweep: {ended}/{trials} trials, best {best:.1%}",
+            sum(done.values()) / (epochs * max(trials, len(done))),
+            f"sweep: {ended}/{max(trials, len(done))} trials, best {best:.1%}",
         )
 
     return show

@@ -9,11 +9,12 @@ import time
 import uuid
 from typing import Any, Literal
 
-from dra_ray import runs
+from dra_ray import config, runs
+from dra_ray.config.sweep import COMBINATIONS
 from dra_ray.config.text import refusal, shown
 from dra_ray.errors import DataError
 from dra_ray.storage import Store
-from dra_ray.sweeps.spaces import Point
+from dra_ray.sweeps.spaces import Point, Space
 
 ORDERS = "orders"  # a folder of the sweep's
 
@@ -23,16 +24,20 @@ class Order:
     """Attributes:
     trial: whom to stop, or to start again where it failed or was stopped.
     point: what to add, by the fields of the sweep's axes.
+    trials: instead of a point: how many trials the search is to have in all, not counting those
+        that were added by hand.
     """
 
     what: Literal["stop", "rerun", "add"]
     trial: str = ""
     point: Point = dataclasses.field(default_factory=dict)
+    trials: int = 0
 
 
 def give(sweep: Store, order: Order) -> None:
     """Leave an order for the driver. Raises `ConfigError` for a folder without a sweep, a trial
-    that it does not have, and a point with fields that are no axes.
+    that it does not have, a point with fields that are no axes, and a number of trials that is no
+    more than the search has, or more than its space has.
     """
     manifest = runs.read_manifest(sweep)
     if manifest is None or manifest.kind != "sweep":
@@ -47,8 +52,35 @@ def give(sweep: Store, order: Order) -> None:
         raise refusal(
             f"{shown(unknown[0])} is no axis of '{sweep}'; its axes are {', '.join(sorted(axes))}"
         )
+    if order.trials:
+        _check_trials(sweep, manifest, order.trials)
     name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
     (sweep / ORDERS / name).write_json(dataclasses.asdict(order))
+
+
+def _check_trials(folder: Store, manifest: runs.Manifest, trials: int) -> None:
+    sweep = config.validate(config.Sweep, manifest.config, f"'{folder / runs.MANIFEST}'")
+    space, now = Space(sweep), raised(folder, manifest)
+    most = space.most()
+    there = len(space.trials(now)) if most is not None else max(sweep.trials or 0, now or 0)
+    if most is not None and there == most:
+        raise refusal(
+            f"--trials {trials}: '{folder}' has all {most} points of its space; add a point instead"
+        )
+    if trials <= there:
+        raise refusal(f"--trials {trials}: the search of '{folder}' has {there}; name more")
+    if trials > (most or COMBINATIONS):
+        raise refusal(
+            f"--trials {trials}: '{folder}' can have {most or COMBINATIONS:,}; name fewer"
+        )
+
+
+def raised(sweep: Store, manifest: runs.Manifest | None) -> int | None:
+    """How many trials a sweep's search was raised to, with what is not obeyed yet; None where it
+    was not.
+    """
+    done = manifest.raised_trials if manifest is not None else None
+    return max(done or 0, *(order.trials for _, order in pending(sweep)), 0) or None
 
 
 def pending(sweep: Store) -> list[tuple[Store, Order]]:

@@ -46,6 +46,7 @@ class Told:
     clean_accuracy: float | None
     images_seen: int
     state: State
+    by_hand: bool = False  # added by somebody, beside what the search suggests
 
 
 def require(method: str, packages: Iterable[str]) -> None:
@@ -63,28 +64,44 @@ class Search:
 
     Args:
         former: trials of a former sweep to learn from; default: those in `search.warm_start`.
+        raised: how many trials the sweep was raised to after it began.
 
     Raises `ConfigError` for a method whose packages are missing, for a former sweep over other axes
     and for points that a constraint forbids.
     """
 
-    def __init__(self, sweep: config.Sweep, former: Sequence[Told] | None = None) -> None:
+    def __init__(
+        self,
+        sweep: config.Sweep,
+        former: Sequence[Told] | None = None,
+        raised: int | None = None,
+    ) -> None:
         self.sweep, self.space = sweep, Space(sweep)
         require(sweep.search.method, PACKAGES[sweep.search.method])
         self.former = former_trials(sweep) if former is None else tuple(former)
-        self._known = [] if self.space.is_adaptive else list(self.space.trials().values())
-        self._opening = self.space.opening() if self.space.is_adaptive else self._known
-        limits = (sweep.trials, sweep.budget.trials)
-        self._limit = min((limit for limit in limits if limit is not None), default=None)
+        self.raise_to(raised)
+
+    def raise_to(self, trials: int | None) -> None:
+        """Let the search have so many trials, where that is more than its sweep says."""
+        self._limit = None if self.sweep.trials is None else max(self.sweep.trials, trials or 0)
+        adaptive = self.space.is_adaptive
+        self._opening = (
+            self.space.opening() if adaptive else list(self.space.trials(trials).values())
+        )
 
     def suggest(self, number: int, told: Sequence[Told]) -> Point | None:
         """The point of trial `number`, from 0; None where there are as many trials as there may be,
         or no point is left.
         """
-        if self._limit is not None and number >= self._limit:
+        budget, by_hand = self.sweep.budget.trials, [trial for trial in told if trial.by_hand]
+        place = number - len(by_hand)  # among the search's own
+        if budget is not None and number >= budget:
             return None
-        if number < len(self._opening):
-            return self._opening[number]
+        if self._limit is not None and place >= self._limit:
+            return None
+        opening = self._besides(by_hand)
+        if place < len(opening):
+            return opening[place]
         if not self.space.is_adaptive:
             return None
         told = sorted(told, key=lambda trial: trial.number)
@@ -96,6 +113,13 @@ class Search:
                 return proposal
         drawn = self.space.draws(self.sweep.seed)
         return next((point for point in drawn if self.space.key(point) not in tried), None)
+
+    def _besides(self, by_hand: Sequence[Told]) -> list[Point]:
+        """What the search begins with, less what somebody has added before its turn came."""
+        if not by_hand:
+            return self._opening
+        added = {self.space.key(trial.point) for trial in by_hand}
+        return [point for point in self._opening if self.space.key(point) not in added]
 
     # -- Optuna ----------------------------------------------------------------------------------
     def _learnt(self, number: int, told: Sequence[Told], tried: set[str]) -> Point | None:

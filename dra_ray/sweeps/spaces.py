@@ -11,14 +11,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from random import Random
 from typing import Any
 
 from dra_ray import config
 from dra_ray.config import expressions
 from dra_ray.config.axes import Axis
-from dra_ray.config.sweep import WEIGHT, alignment_alone
+from dra_ray.config.sweep import COMBINATIONS, WEIGHT, alignment_alone
 from dra_ray.config.text import refusal, shown
 from dra_ray.errors import ConfigError
 from dra_ray.sweeps import schedulers
@@ -35,7 +35,7 @@ def trial_name(number: int) -> str:
     return f"trial-{number:03d}"
 
 
-def experiments(sweep: config.Sweep) -> dict[str, config.Experiment]:
+def experiments(sweep: config.Sweep, raised: int | None = None) -> dict[str, config.Experiment]:
     """Trial name -> experiment of `Space.trials`. Raises `ConfigError` naming trial, field and
     value where one is not valid, and for an unknown scheduler.
     """
@@ -43,7 +43,7 @@ def experiments(sweep: config.Sweep) -> dict[str, config.Experiment]:
     space = Space(sweep)
     space.check()
     valid = {}
-    for name, point in space.trials().items():
+    for name, point in space.trials(raised).items():
         try:
             valid[name] = space.experiment(point)
         except ConfigError as error:
@@ -244,22 +244,34 @@ class Space:
             points.append(point)
         return list({self.key(point): point for point in points}.values())
 
-    def trials(self) -> dict[str, Point]:
+    def trials(self, raised: int | None = None) -> dict[str, Point]:
         """Trial name -> point, in the order in which they start.
 
         A search that learns from scores does not know its trials in advance: then points at random
         stand for those after the opening, for plans and checks.
+
+        Args:
+            raised: how many the sweep was raised to after it began; the first ones stay.
         """
         points = self._drawn_grid() if self.sweep.search.method == "grid" else self._started()
         if not points:
             raise refusal("constraints allow no point of space; loosen one")
+        points += itertools.islice(self._besides(points), max(0, (raised or 0) - len(points)))
         return {trial_name(number): point for number, point in enumerate(points)}
+
+    def most(self) -> int | None:
+        """How many trials the space has; None where a range has no end of them."""
+        return None if self.sweep.ranges else len(self.trials(COMBINATIONS))
 
     def _started(self) -> list[Point]:
         opening = self.opening()
-        known = {self.key(point) for point in opening}
-        drawn = (point for point in self.draws(self.sweep.seed) if self.key(point) not in known)
+        drawn = self._besides(opening)
         return list(itertools.islice(itertools.chain(opening, drawn), self.sweep.trials))
+
+    def _besides(self, points: Iterable[Point]) -> Iterator[Point]:
+        """`draws` without these."""
+        known = {self.key(point) for point in points}
+        return (point for point in self.draws(self.sweep.seed) if self.key(point) not in known)
 
     def _drawn_grid(self) -> list[Point]:
         """Every combination, or `trials` of them: with one baseline where there is one, since a

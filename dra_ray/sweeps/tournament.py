@@ -87,8 +87,11 @@ class Tournament:
         folder: Store,
         around: Circumstances,
     ) -> None:
-        self.sweep, self.space, self.search = sweep, Space(sweep), Search(sweep)
-        self._around = around
+        self._around, self._folder = around, folder
+        manifest = runs.read_manifest(folder)
+        self._raised = manifest.raised_trials if manifest is not None else None
+        self.sweep, self.space = sweep, Space(sweep)
+        self.search = Search(sweep, raised=self._raised)
         self.on_row: Callable[[RungRow], None] = lambda row: None  # gets every new row
         self._trials = runs.Log(folder / runs.TRIAL_ROWS, TrialRow)
         self._rungs = runs.Log(folder / runs.RUNGS, RungRow)
@@ -102,7 +105,7 @@ class Tournament:
         self._gpu_s = self._device_s = 0.0
         self._started: set[str] = set()  # by this driver
         self.scheduler = schedulers.of(sweep, around.images_per_epoch(sweep.base))
-        self.racing = True  # the scheduler decides; off for finals, which nothing stops
+        self._finals: set[str] = set()  # which nothing stops
         for row in self._rungs.rows:
             self._take(row)
 
@@ -144,8 +147,8 @@ class Tournament:
 
     def go_on_with(self, trials: Iterable[str]) -> None:
         """Let trials that were stopped train to their end: finals."""
-        self.racing = False
         for name in trials:
+            self._finals.add(name)
             if self._ended.get(name) == "stop":
                 del self._ended[name]
             self._started.discard(name)
@@ -175,18 +178,18 @@ class Tournament:
 
     def told(self) -> list[Told]:
         """What a sampler may know; repeats of a point are no trials of their own."""
-        named = [row for row in self._trials.rows if row.number is not None]
-        return [self._told(row.number or 0, row.trial) for row in named]
+        return [self._told(row) for row in self._trials.rows if row.number is not None]
 
-    def _told(self, number: int, trial: str) -> Told:
-        last = self._last.get(trial)
+    def _told(self, row: TrialRow) -> Told:
+        last = self._last.get(row.trial)
         return Told(
-            number,
-            self.space.point(self.fields[trial]),
+            row.number or 0,
+            self.space.point(row.fields),
             last.robust_accuracy if last else None,
             last.clean_accuracy if last else None,
             last.images_seen if last else 0,
-            self.state(trial),
+            self.state(row.trial),
+            row.by_hand,
         )
 
     def _suggested(self) -> TrialRow | None:
@@ -298,12 +301,24 @@ class Tournament:
         for trial in told:
             if self.space.key(trial.point) == self.space.key(point):
                 return trial_name(trial.number)
-        row = self._trial(len(told), point)
+        row = self._trial(len(told), point).model_copy(update={"by_hand": True})
         self._enter(row)
         return row.trial
 
+    def raise_to(self, trials: int) -> str:
+        """Let the search have so many trials in all; what that means, in words."""
+        self._raised = max(trials, self._raised or 0)
+        self._around.guard()
+        runs.update_manifest(self._folder, runs.Facts(raised_trials=self._raised))
+        self.search.raise_to(self._raised)
+        limit = self.sweep.budget.trials
+        kept = f", but budget.trials={limit}" if limit is not None and limit < trials else ""
+        return f"its search has {self._raised} trials{kept}"
+
     def obey(self, order: Order) -> str:
         """Do what somebody asked for; what was done, in words."""
+        if order.what == "add" and order.trials:
+            return self.raise_to(order.trials)
         if order.what == "add":
             return f"added as {self.add(order.point)}"
         if order.trial not in self.fields:
@@ -397,7 +412,7 @@ class Tournament:
             self._end_images[row.trial] = images
         report = schedulers.report(row, self._end_images[row.trial])
         decision = self.scheduler.decide(report) if report is not None else "continue"
-        return decision if self.racing else "continue"
+        return "continue" if row.trial in self._finals else decision
 
     def _take(self, row: RungRow) -> None:
         """A row of an earlier driver, as if it had just happened."""

@@ -53,8 +53,10 @@ def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> 
     """
     store = store.resolved()
     sweep.base.tracking.require_installed()
+    raised = orders.raised(store, runs.read_manifest(store))
     planned = {
-        name: experiment.with_sources() for name, experiment in spaces.experiments(sweep).items()
+        name: experiment.with_sources()
+        for name, experiment in spaces.experiments(sweep, raised).items()
     }
     _check(planned)
     table = speed.table(sweep.prices) if sweep.prices else None
@@ -149,25 +151,26 @@ class _Driver:
         """Train until the tournament has no trial to start, with a new round for those that were
         lost with a worker or a node.
         """
-        for _ in range((self.sweep.base.resources.max_failures or 0) + 1):
-            lost = self._round()
-            if not lost:
-                return
+        lost: dict[str, str] = {}
+        rounds_left = (self.sweep.base.resources.max_failures or 0) + 1
+        # Ray Tune asks no more once it was told that there is none, but somebody may add one then
+        while rounds_left and (first := self.tournament.start()) is not None:
+            lost = self._round(first)
+            rounds_left -= bool(lost)
             for name, reason in lost.items():
                 log.warning(
                     "trial '%s' was lost (%s); it goes on from its checkpoint", name, reason
                 )
+        if rounds_left:
+            return
         reason = next(iter(lost.values()))
         raise RunError(
             f"{len(lost)} of {len(self.tournament.fields)} trials of '{self.store}' were lost "
             f"({reason}); start the same command again to resume them"
         )
 
-    def _round(self) -> dict[str, str]:
-        """One run of Ray Tune; the trials that were lost, and why."""
-        first = self.tournament.start()
-        if first is None:
-            return {}
+    def _round(self, first: str) -> dict[str, str]:
+        """One run of Ray Tune from a trial on; the trials that were lost, and why."""
         _propagate_no_keys()
         queue = _Trials(self.tournament, self.store, first)
         decisions = _Decisions(self.tournament, _Orders(self.tournament, self.store))

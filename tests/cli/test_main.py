@@ -78,6 +78,8 @@ def _after_usage(text: str) -> str:
             ["storage URI 's4://bucket", "s3://"],
         ),
         (["sweep", "digits-dra"], ["kind 'experiment'", "kind 'sweep'"]),
+        (["sweep", "add", "nowhere"], ["align.weight=3", "--trials N"]),
+        (["sweep", "add", "nowhere", "--trials", "9"], ["is no sweep"]),
         (["quickstart", "--set", "sweep.asha.grace_epochs=99"], ["grace_epochs=99"]),
         *(
             (

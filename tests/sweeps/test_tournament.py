@@ -318,6 +318,72 @@ def test_orders_wait_in_the_sweeps_folder() -> None:
     assert [order for _, order in orders.pending(folder)] == given
 
 
+def begun(settings: config.Sweep, name: str) -> Store:
+    folder = Store(f"memory://{name}")
+    tree = settings.model_dump(mode="json")
+    runs.begin_run(folder, "sweep", tree, settings.digest(), runs.Facts())
+    return folder
+
+
+@pytest.mark.parametrize("method", ["random", "tpe"])
+def test_a_search_that_is_raised_goes_on_as_one_that_had_more_trials(method: str) -> None:
+    few = sweep(**ADAPTIVE | {"trials": 5, "search": {"method": method, "startup_trials": 3}})
+    folder, more = begun(few, f"raised-{method}"), config.override(few, {"trials": 12})
+    tournament = Tournament(few, folder, around())
+    assert tournament.start() == "trial-000"
+    assert tournament.obey(Order("add", trials=12)) == "its search has 12 trials"
+    again = Tournament(few, folder, around())  # a driver that knows of it from the records alone
+    finals = whole(again)
+    assert again.obey(Order("add", trials=9)) == "its search has 12 trials"
+
+    straight = Store(f"memory://straight-{method}")
+    assert whole(Tournament(more, straight, around())) == finals
+    assert course(folder) == course(straight)
+
+
+def test_a_finished_grid_that_is_raised_tries_the_rest_of_it() -> None:
+    settings = sweep(trials=4)
+    folder = begun(settings, "rest-of-a-grid")
+    whole(Tournament(settings, folder, around()))
+    before = course(folder)
+    for order, why in (
+        (Order("add", trials=4), "has 4; name more"),
+        (Order("add", trials=12), "can have 11; name fewer"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            orders.give(folder, order)
+    orders.give(folder, Order("add", trials=11))
+    assert orders.raised(folder, runs.read_manifest(folder)) == 11
+    tournament = Tournament(settings, folder, around())
+    for file, order in orders.pending(folder):
+        tournament.obey(order)
+        file.remove()
+    finals = whole(tournament)
+    trials, rungs = course(folder)
+    assert (trials[:4], rungs[: len(before[1])]) == before
+    points = [tournament.space.point(row["fields"]) for row in trials]
+    assert len({tournament.space.key(point) for point in points}) == len(points) == 11
+    assert {row["trial"] for row in rungs} == {row["trial"] for row in trials}
+    assert all(tournament.state(name) == "done" for name in finals.values())
+    with pytest.raises(ConfigError, match="has all 11 points of its space; add a point"):
+        orders.give(folder, Order("add", trials=20))
+
+
+def test_a_point_that_is_added_takes_no_place_of_the_search() -> None:
+    """Neither of another point of the grid, nor its own again."""
+    settings = sweep()
+    tournament = Tournament(settings, Store("memory://no-place"), around())
+    assert tournament.start() == "trial-000"
+    outside = tournament.add({"align.weight": 3.0, "align.sigma": 0.3})
+    inside = tournament.add(tournament.space.trials()["trial-007"])
+    assert (outside, inside) == ("trial-001", "trial-002")
+    drive(tournament)
+    keys = [tournament.space.key(trial.point) for trial in tournament.told()]
+    grid = {tournament.space.key(point) for point in tournament.space.grid()}
+    assert len(keys) == len(set(keys)) == 12
+    assert grid < set(keys)
+
+
 def test_repeats_share_all_but_the_training_seed() -> None:
     tournament = Tournament(sweep(), Store("memory://repeats"), around())
     finals = whole(tournament)
