@@ -13,13 +13,15 @@ import functools
 import math
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dra_ray import data, students
+from dra_ray import data, runs, students
 from dra_ray.config import (
     Config,
     Experiment,
@@ -32,10 +34,11 @@ from dra_ray.config import (
     Threat,
     catalogue,
 )
+from dra_ray.config.sweep import Budget
 from dra_ray.data import Shape
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
-from dra_ray.sweeps import rungs, spaces
+from dra_ray.sweeps import forecast, rungs, spaces
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.network import Classifier, ImageSampler, Network, image_sampler
 from dra_ray.teachers.sampling import heun_calls
@@ -49,6 +52,16 @@ class Shown:
 
     label: str
     shape: str = "{}"
+
+
+class Range(typing.NamedTuple):
+    """What 95 % of the draws of a sweep's course lie between (`sweeps.forecast`)."""
+
+    low: float
+    high: float
+
+    def __format__(self, shape: str) -> str:
+        return f"{self.low:{shape}} to {self.high:{shape}}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +154,8 @@ class Hours:
     student: Annotated[float | None, Shown("student device hours", "{:.3g}")] = None
     teacher: Annotated[float | None, Shown("teacher device hours", "{:.3g}")] = None
     worst: Annotated[float | None, Shown("hours if nothing is stopped", "{:.3g}")] = None
-    expected: Annotated[float | None, Shown("hours expected with ASHA", "{:.3g}")] = None
+    expected: Annotated[float | None, Shown("hours expected", "{:.3g}")] = None
+    expected_range: Annotated[Range | None, Shown("hours expected, 95 %", "{:.3g}")] = None
     wall: Annotated[float | None, Shown("hours", "{:.3g}")] = None
 
 
@@ -167,6 +181,7 @@ class Cost:
 
     money: Annotated[float, Shown("price, by the example table or --prices", "{:,.2f}")]
     currency: Annotated[str, Shown("currency")]
+    money_range: Annotated[Range | None, Shown("price, 95 %", "{:,.2f}")] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,11 +219,15 @@ class SweepPlan:
     kind: str
     trials: Annotated[int, Shown("trials")]
     concurrent: Annotated[int, Shown("trials at the same time")]
-    rung_epochs: Annotated[tuple[int, ...], Shown("ASHA compares after epochs")]
+    scheduler: Annotated[str, Shown("early stopping by")]
+    rung_epochs: Annotated[tuple[int, ...], Shown("rungs after epochs")]
     worst_images_seen: Annotated[int, Shown("training images if nothing is stopped", "{:,}")]
-    expected_images_seen: Annotated[int, Shown("training images expected with ASHA", "{:,}")]
+    expected_images_seen: Annotated[int, Shown("training images expected", "{:,}")]
+    images_range: Annotated[Range, Shown("training images expected, 95 %", "{:,.0f}")]
+    saved: Annotated[float, Shown("images saved, expected", "{:.0%}")]
+    saved_range: Annotated[Range, Shown("images saved, 95 %", "{:.0%}")]
     worst_pflop: Annotated[float, Shown("PFLOP if nothing is stopped", "{:.4g}")]
-    expected_pflop: Annotated[float, Shown("PFLOP expected with ASHA", "{:.4g}")]
+    expected_pflop: Annotated[float, Shown("PFLOP expected", "{:.4g}")]
     resources: Resources
     student_gpus: Annotated[float, Shown("GPUs of students", "{:g}")]
     teacher_gpus: Annotated[float, Shown("GPUs of the teacher, smallest pool", "{:g}")]
@@ -260,16 +279,22 @@ class Known:
     tflops: float | None = None
     teacher: Network | None = None
     prices: Prices | None = None
+    raised: int | None = None
 
 
-def plan(config: Config, tflops: float | None = None, prices: Prices | None = None) -> Plan:
+def plan(
+    config: Config,
+    tflops: float | None = None,
+    prices: Prices | None = None,
+    raised: int | None = None,
+) -> Plan:
     """What `config` would build, compute and occupy; hours only where `tflops` is given, and money
-    only where `prices` are too.
+    only where `prices` are too; `raised` as `Space.trials` has it.
 
     A teacher's cost is known once its folder exists; until then `notes` says what is missing.
     Raises the errors of reading data and cards.
     """
-    return _plan(config, Known(tflops=tflops, prices=prices))
+    return _plan(config, Known(tflops=tflops, prices=prices, raised=raised))
 
 
 def _plan(config: Config, known: Known) -> Plan:
@@ -582,14 +607,13 @@ def _hours(config: Experiment, run: Training, resources: Resources, tflops: floa
 
 
 def _sweep(config: Sweep, known: Known) -> SweepPlan:
-    experiments = spaces.experiments(config)
+    experiments = spaces.experiments(config, known.raised)
     if "teacher.uri" not in config.space and known.teacher is None:
         known = dataclasses.replace(known, teacher=_teacher_at(config.base.teacher.uri))
     trials = {name: _experiment(experiment, known) for name, experiment in experiments.items()}
-    epochs = config.base.optim.epochs
-    most_seen = max(trial.run.images_seen for trial in trials.values())
-    marks = rungs.of_sweep(config, most_seen // epochs)
-    kept = {name: _expected_share(config, marks, experiments[name].optim.epochs) for name in trials}
+    course = _course(config, known, trials, experiments)
+    images = course.of(lambda trial: trial.run.images_seen)
+    pflop = course.of(lambda trial: trial.run.pflop)
     largest = max(
         trials.values(), key=lambda trial: (trial.run.pflop, trial.resources.max_replicas or 0)
     )
@@ -597,41 +621,147 @@ def _sweep(config: Sweep, known: Known) -> SweepPlan:
     notes = {note for trial in trials.values() for note in trial.notes}
     shared = _shared(config, largest.resources, concurrent, notes)
     teacher_gpus = (shared.min_replicas or 0) * config.base.pool.gpus_per_replica
-    hours = _hours_of_sweep(trials, kept, concurrent) if known.tflops else None
+    hours = _hours_of_sweep(course, concurrent) if known.tflops else None
     return SweepPlan(
         kind=config.kind,
         trials=len(trials),
         concurrent=concurrent,
-        rung_epochs=tuple(marks),
-        worst_images_seen=sum(trial.run.images_seen for trial in trials.values()),
-        expected_images_seen=round(
-            sum(trial.run.images_seen * kept[name] for name, trial in trials.items())
-        ),
-        worst_pflop=sum(trial.run.pflop for trial in trials.values()),
-        expected_pflop=sum(trial.run.pflop * kept[name] for name, trial in trials.items()),
+        scheduler=config.scheduler,
+        rung_epochs=tuple(rungs.of_sweep(config, course.images_per_epoch)),
+        worst_images_seen=round(images.worst),
+        expected_images_seen=round(images.expected),
+        images_range=images.range,
+        saved=course.saved.expected,
+        saved_range=course.saved.range,
+        worst_pflop=pflop.worst,
+        expected_pflop=pflop.expected,
         resources=shared,
         student_gpus=shared.gpus - teacher_gpus,
         teacher_gpus=teacher_gpus,
         hours=hours,
-        cost=known.prices.of(hours) if known.prices and hours else None,
+        cost=_cost_of_sweep(course, known.prices) if known.prices and hours else None,
         largest_trial=largest,
         notes=tuple(sorted(notes)),
     )
 
 
-def _hours_of_sweep(
-    trials: Mapping[str, RunPlan], kept: Mapping[str, float], concurrent: int
-) -> Hours:
-    """`kept` is the part of its run that a trial is expected to take; whatever decides that gives
-    other shares, and nothing else here changes.
+@dataclasses.dataclass(frozen=True)
+class _Total:
+    """Of a quantity over all trials: where nothing is stopped, and in every draw."""
+
+    worst: float
+    drawn: NDArray[np.float64]
+
+    @property
+    def expected(self) -> float:
+        return float(self.drawn.mean())
+
+    @property
+    def range(self) -> Range:
+        return Range(*forecast.interval(self.drawn))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Course:
+    """What of its run each trial is expected to train: `shares` [draws, trials] with early stopping
+    and the budget, `worst` [trials] without.
+
+    Attributes:
+        saved: the share of the images that early stopping alone saves.
+        images_per_epoch: of the base trial.
     """
-    hours = {name: trial.hours for name, trial in trials.items() if trial.hours}
-    wall = {name: one.wall or 0.0 for name, one in hours.items()}
+
+    trials: tuple[RunPlan, ...]
+    shares: NDArray[np.float64]
+    worst: NDArray[np.float64]
+    saved: _Total
+    images_per_epoch: int
+
+    def of(self, quantity: Callable[[RunPlan], float]) -> _Total:
+        each = np.array([quantity(trial) for trial in self.trials], dtype=float)
+        return _Total(float(self.worst @ each), self.shares @ each)
+
+
+def _course(
+    config: Sweep,
+    known: Known,
+    trials: Mapping[str, RunPlan],
+    experiments: Mapping[str, Experiment],
+) -> _Course:
+    planned = [
+        forecast.Planned(trial.run.images_seen, experiments[name].align.weight > 0)
+        for name, trial in trials.items()
+    ]
+    images_per_epoch = data.images_per_epoch(config.base)
+    shares = forecast.shares(config, planned, images_per_epoch)
+    whole = forecast.to_the_end(config, planned)
+    images = np.array([trial.images for trial in planned], dtype=float)
+    saved = _Total(0.0, 1 - shares @ images / (whole @ images))
+    free = _Course(tuple(trials.values()), shares, whole, saved, images_per_epoch)
+    return dataclasses.replace(free, shares=free.shares * _affordable(config, known, free)[:, None])
+
+
+def _affordable(config: Sweep, known: Known, course: _Course) -> NDArray[np.float64]:
+    """The part of each draw [draws] that the budget has room for."""
+    budget, prices = config.budget, known.prices
+    has_gpus = config.base.resources.gpus_per_worker or config.base.pool.gpus_per_replica
+    limits: list[tuple[float | None, Callable[[RunPlan], float]]] = [
+        (budget.images, lambda trial: trial.run.images_seen),
+        (budget.gpu_hours if has_gpus else None, lambda trial: _device_hours(trial.hours)),
+        (budget.money if prices else None, lambda trial: _price(trial.hours, prices)),
+    ]
+    part = np.ones(len(course.shares))
+    for limit, quantity in limits:
+        if limit is not None:
+            part = np.minimum(part, limit / np.maximum(course.of(quantity).drawn, 1e-12))
+    return part
+
+
+def _device_hours(hours: Hours | None) -> float:
+    return (hours.student or 0.0) + (hours.teacher or 0.0) if hours else 0.0
+
+
+def _price(hours: Hours | None, prices: Prices | None) -> float:
+    return prices.of(hours).money if hours and prices else 0.0
+
+
+def _hours_of_sweep(course: _Course, concurrent: int) -> Hours:
+    def total(quantity: Callable[[Hours], float | None]) -> _Total:
+        return course.of(lambda trial: (quantity(trial.hours) or 0.0) if trial.hours else 0.0)
+
+    wall = total(lambda hours: (hours.wall or 0.0) / concurrent)
     return Hours(
-        student=sum((one.student or 0.0) * kept[name] for name, one in hours.items()),
-        teacher=sum((one.teacher or 0.0) * kept[name] for name, one in hours.items()),
-        worst=sum(wall.values()) / concurrent,
-        expected=sum(wall[name] * kept[name] for name in wall) / concurrent,
+        student=total(lambda hours: hours.student).expected,
+        teacher=total(lambda hours: hours.teacher).expected,
+        worst=wall.worst,
+        expected=wall.expected,
+        expected_range=wall.range,
+    )
+
+
+def _cost_of_sweep(course: _Course, prices: Prices) -> Cost:
+    money = course.of(lambda trial: _price(trial.hours, prices))
+    return Cost(money.expected, prices.currency, money.range)
+
+
+def recorded(planned: SweepPlan, budget: Budget) -> runs.Planned:
+    """What a sweep's manifest keeps of its plan."""
+
+    def estimate(expected: float, spread: Range, unit: float = 1.0) -> runs.Estimate:
+        values = (round(unit * value, 4) for value in (expected, spread.low, spread.high))
+        return runs.Estimate(**dict(zip(("expected", "low", "high"), values, strict=True)))
+
+    hours, cost = planned.hours, planned.cost
+    known: dict[str, Any] = {}
+    if hours and hours.expected is not None and hours.expected_range:
+        known["seconds"] = estimate(hours.expected, hours.expected_range, 3600)
+    if cost and cost.money_range:
+        known |= {"money": estimate(cost.money, cost.money_range), "currency": cost.currency}
+    return runs.Planned(
+        trials=planned.trials,
+        images=estimate(planned.expected_images_seen, planned.images_range),
+        budget=budget.model_dump(mode="json", exclude_none=True),
+        **known,
     )
 
 
@@ -660,21 +790,6 @@ def _too_few(who_needs: str, needed: float, most: int) -> set[str]:
         f"{who_needs} about {needed:.1f} teacher replicas, but pool.max_replicas={most}; raise it "
         "or training waits for the teacher"
     }
-
-
-def _expected_share(config: Sweep, rung_epochs: list[int], epochs: int) -> float:
-    """Part of its epochs that a trial runs on average when every rung keeps one in
-    `reduction_factor`.
-    """
-    marks = [mark for mark in rung_epochs if mark < epochs]
-    edges = [0, *marks, epochs]
-    return (
-        sum(
-            (edges[i + 1] - edges[i]) / config.asha.reduction_factor**i
-            for i in range(len(edges) - 1)
-        )
-        / epochs
-    )
 
 
 def _teacher(config: TeacherTraining, known: Known) -> TeacherPlan:
@@ -804,7 +919,8 @@ def summary(planned: Plan) -> str:
     if isinstance(planned, SweepPlan):
         said = (
             f"{planned.trials} trials, {planned.concurrent} at a time, "
-            f"{planned.expected_pflop:,.3g} PFLOP expected of {planned.worst_pflop:,.3g}"
+            f"{planned.expected_pflop:,.3g} PFLOP expected of {planned.worst_pflop:,.3g} "
+            f"({planned.scheduler} saves {planned.saved_range:.0%} of the images)"
         )
         said += _so_long(planned.hours.expected if planned.hours else None)
         return said + _so_much(planned.cost)
@@ -853,4 +969,4 @@ def _values(part: object) -> Iterator[tuple[str, object, str]]:
 
 
 def _text(value: object, shape: str) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else shape.format(value)
+    return ", ".join(map(str, value)) if type(value) is tuple else shape.format(value)

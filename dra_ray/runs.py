@@ -92,6 +92,25 @@ class Stage(Record):
     seconds: float
 
 
+class Estimate(Record):
+    """`low` and `high` bound what early stopping and chance may make of it."""
+
+    expected: float
+    low: float
+    high: float
+
+
+class Planned(Record):
+    """What a sweep was expected to take before it started, within its `budget` of then."""
+
+    trials: int
+    images: Estimate
+    seconds: Estimate | None = None  # None where the speed of its devices is not known
+    money: Estimate | None = None
+    currency: str | None = None
+    budget: dict[str, JsonValue] = {}
+
+
 class Facts(Record):
     """What a workload adds to its manifest: when the run begins, while it runs, or at its end."""
 
@@ -122,6 +141,8 @@ class Facts(Record):
     trials: dict[str, dict[str, JsonValue]] = {}  # the fields that each trial changes
     finals: dict[str, str] = {}  # trial by role, "dra" and "baseline"
     paused: str | None = None  # which limit of its budget is spent
+    plan: Planned | None = None
+    money: float | None = None  # that was spent
     raised_trials: int | None = None  # of its search, where more were asked for than its config has
     # of a quickstart
     hardware: JsonValue = None

@@ -261,15 +261,48 @@ def test_without_a_teacher_the_plan_says_so():
 
 
 def test_sweep_worst_case_and_expectation():
-    """Rungs at 2 and 4 of 8 epochs, one in two kept: 2 + 2/2 + 4/4 = 4 of 8 epochs on average."""
+    """Rungs at 2 and 4 of 8 epochs; what is expected lies between all trials stopped at the first
+    but a finalist of each kind, and none stopped.
+    """
     made = planning.plan(SWEEP)
     assert made.rung_epochs == (2, 4)
     assert made.trials == 3
     one = planning.plan(SWEEP.base).run.images_seen
     assert made.worst_images_seen == 3 * one
-    assert made.expected_images_seen == 3 * one // 2
+    kinds = len({weight > 0 for weight in SWEEP.space["align.weight"]})
+    least = (kinds + (3 - kinds) * 2 / 8) * one
+    assert least <= made.images_range.low <= made.expected_images_seen <= made.images_range.high
+    assert made.images_range.high <= made.worst_images_seen
+    assert made.saved == pytest.approx(1 - made.expected_images_seen / made.worst_images_seen)
+    assert "noise_aware saves" in planning.summary(made)
     assert made.resources.workers == made.concurrent == 2
     assert made.resources.cpus == 3  # two training workers and one replica for both
+
+
+def test_a_plan_is_of_the_scheduler_the_repeats_and_the_budget():
+    none = planning.plan(override(SWEEP, {"scheduler": "none"}), tflops=0.01)
+    assert none.saved == 0
+    assert none.expected_images_seen == none.worst_images_seen
+    assert none.hours.expected == pytest.approx(none.hours.worst)
+    wide = override(SWEEP, {"space": {"align.weight": [1, 2, 3, 4, 5, 6, 7, 8]}})
+    saved = {
+        name: planning.plan(override(wide, {"scheduler": name})).saved
+        for name in ("asha", "noise_aware")
+    }
+    assert saved["asha"] > saved["noise_aware"] > 0
+    repeated = planning.plan(override(none_of(SWEEP), {"repeats": {"seeds": 3, "of": "all"}}))
+    assert repeated.expected_images_seen == 3 * none.expected_images_seen
+    limit = none.expected_images_seen // 2
+    prices = planning.Prices(2.0, 2.0, "EUR")
+    half = planning.plan(override(none_of(SWEEP), {"budget.images": limit}), 0.01, prices)
+    assert half.expected_images_seen == limit
+    assert half.hours.expected == pytest.approx(none.hours.expected / 2)
+    money = planning.recorded(half, SWEEP.budget).money
+    assert money.low == money.expected == money.high == pytest.approx(half.cost.money, abs=1e-4)
+
+
+def none_of(sweep):
+    return override(sweep, {"scheduler": "none"})
 
 
 def test_trials_at_the_same_time_share_the_pool(teacher):
@@ -380,11 +413,15 @@ PRINTED = {
     "sweep": [
         "trials",
         "trials at the same time",
-        "ASHA compares after epochs",
+        "early stopping by",
+        "rungs after epochs",
         "training images if nothing is stopped",
-        "training images expected with ASHA",
+        "training images expected",
+        "training images expected, 95 %",
+        "images saved, expected",
+        "images saved, 95 %",
         "PFLOP if nothing is stopped",
-        "PFLOP expected with ASHA",
+        "PFLOP expected",
         "workers",
         "CPUs asked for, smallest pool",
         "GPUs asked for, smallest pool",
@@ -396,7 +433,8 @@ PRINTED = {
         "student device hours",
         "teacher device hours",
         "hours if nothing is stopped",
-        "hours expected with ASHA",
+        "hours expected",
+        "hours expected, 95 %",
     ],
     "largest trial": [
         "student",

@@ -69,6 +69,7 @@ def run(
     announce(folder, "sweep", settings)
     with terminal.Bars() as bars:
         from dra_ray import cluster, report
+        from dra_ray.report import planned
         from dra_ray.workloads import sweep as job
 
         with cluster.connect():
@@ -82,6 +83,9 @@ def run(
     terminal.table(report.rows(folder.resolved()), f"trials of {folder}", json)
     text, recipe = report.answered(folder.resolved(), settings)
     terminal.out.print(text)
+    if manifest.plan:
+        compared = planned.compare(manifest.plan, planned.spent(manifest))
+        terminal.out.print(planned.sentence(manifest.plan, compared))
     if manifest.paused:
         terminal.out.print(
             f"paused: {manifest.paused}; start the same command with a larger budget to go on"

@@ -237,6 +237,12 @@ def batch_plan(experiment: config.Experiment, train: int, synthetic: int) -> Bat
     )
 
 
+def images_per_epoch(experiment: config.Experiment) -> int:
+    """Training images that a run sees in an epoch, from the data's outline alone."""
+    plan = batch_plan(experiment, outline(experiment.data).train, 0)
+    return plan.steps_per_epoch * experiment.optim.batch
+
+
 def normalisation(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation per channel of uint8 images [N,C,H,W], in [0,1] units, to 4 digits as the
     field quotes them.

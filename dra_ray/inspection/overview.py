@@ -308,7 +308,7 @@ def _spent(manifest: Manifest, latest: Mapping[str, RungRow]) -> tuple[Spent, ..
         "trials": float(len(latest)),
         "images": float(sum(row.images_seen for row in latest.values())),
         "gpu_hours": manifest.gpu_hours,
-        "money": (manifest.model_extra or {}).get("money"),
+        "money": manifest.money,
     }
     return tuple(
         Spent(

@@ -27,6 +27,7 @@ from dra_ray.report.words import in_percent
 from dra_ray.runs import Manifest, R, RungRow, TeacherRow, ValidationRow
 from dra_ray.storage import Store, masked_tree
 from dra_ray.sweeps import equal
+from dra_ray.sweeps.spaces import is_repeat
 from dra_ray.teachers.checkpoint import CARD, WEIGHTS, build, digest, read_card
 
 # Where the parts of a run of each kind lie, below its own folder.
@@ -406,15 +407,18 @@ COUNTED = {
 def _spent(facts: _Facts, manifest: Manifest, trials: list[Trial], *sources: str) -> None:
     """What the trials used up, by the names that a plan has, and the plan where there was one."""
     used: dict[str, float] = {
-        "trials": sum(trial.images_seen is not None for trial in trials),
+        "trials": sum(
+            trial.images_seen is not None and not is_repeat(trial.trial) for trial in trials
+        ),
         "images": sum(trial.images_seen or 0 for trial in trials),
     }
     if (elapsed_s := _elapsed(manifest)) is not None:
-        used["hours"] = elapsed_s / 3600
+        used["seconds"] = elapsed_s
+    if manifest.money is not None:
+        used["money"] = manifest.money
     facts.put("spent", used, *sources)
-    plan = (manifest.model_extra or {}).get("plan")
-    if isinstance(plan, Mapping):
-        facts.put("plan", plan, sources[0])
+    if manifest.plan is not None:
+        facts.put("plan", manifest.plan.on_disk(), sources[0])
 
 
 def _stops(trials: list[Trial]) -> list[Stop]:

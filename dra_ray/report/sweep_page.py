@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dra_ray.report import html, sweep_plots, words
+from dra_ray.report import html, planned, sweep_plots, words
 from dra_ray.report.answers import paragraph
 from dra_ray.report.findings import Findings
 from dra_ray.report.plots import swept
 from dra_ray.report.summary import Summary
+from dra_ray.runs import Planned
 from dra_ray.sweeps.effects import Curve
 from dra_ray.sweeps.equal import Refused
 from dra_ray.sweeps.fits import Fit
@@ -182,19 +183,24 @@ def _health(found: Findings) -> html.Section | None:
 
 def _plan(summary: Summary) -> html.Section | None:
     """What was planned against what was spent, where the manifest has a plan."""
-    rows = []
-    for what, planned in summary.plan.items():
-        spent = summary.spent.get(what)
-        if isinstance(planned, int | float):
-            share = round(100 * spent / planned) if spent is not None and planned else None
-            rows.append([what.replace("_", " "), planned, spent, share])
-    if not rows:
+    if not summary.plan:
         return None
+    plan = Planned.model_validate(summary.plan)
+    compared = planned.compare(plan, summary.spent)
+    rows = [
+        [row.what, row.planned, *(row.interval or (None, None)), row.spent, round(100 * row.share)]
+        for row in compared
+    ]
     return html.section(
         "plan",
         "Plan and actual",
-        "",
-        html.Table(["what", "planned", "spent", "% of the plan"], rows),
+        planned.sentence(plan, compared),
+        html.Table(["what", "planned", "at least", "at most", "spent", "% of the plan"], rows),
+        html.caption(
+            "The plan was made before the first trial. Its bounds hold 95 % of simulated sweeps by "
+            "the same scheduler, on learning curves that are made up; how fast the devices are is "
+            "not part of them."
+        ),
     )
 
 

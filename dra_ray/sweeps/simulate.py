@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import heapq
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,10 +37,16 @@ class World:
     shared: float = 0.6  # part of an image's variance that is the image's, for every trial
     lasting: float = 0.25  # part that a trial keeps from epoch to epoch
     budget: float | None = None  # images of all trials together, in trials of full length
+    lengths: tuple[int, ...] = ()  # epochs of each trial; default: `epochs`, which is the most
+
+    def length(self, trial: int) -> int:
+        """Epochs of a trial."""
+        return self.lengths[trial] if self.lengths else self.epochs
 
     @property
-    def end_images(self) -> int:
-        return self.epochs * self.images_per_epoch
+    def all_epochs(self) -> int:
+        """Of all trials, trained to their ends."""
+        return sum(self.lengths) if self.lengths else self.trials * self.epochs
 
 
 class Curves:
@@ -88,8 +94,8 @@ class Curves:
             clean_accuracy=float(min(1.0, 1.5 * self.truth[trial, epoch - 1])),
             robust_accuracy=float(np.count_nonzero(verdicts) / len(verdicts)),
             verdicts=verdicts,
-            end_images=world.end_images,
-            final=epoch == world.epochs,
+            end_images=world.length(trial) * world.images_per_epoch,
+            final=epoch == world.length(trial),
         )
 
 
@@ -102,6 +108,7 @@ class Outcome:
     started: int
     finished: int
     decisions: tuple[tuple[str, int, Decision], ...] = ()  # trial, epoch, in order
+    reached: Mapping[int, tuple[int, float]] = field(default_factory=dict)  # epoch, last score
 
 
 def play(curves: Curves, scheduler: Scheduler, keep_decisions: bool = False) -> Outcome:
@@ -110,7 +117,7 @@ def play(curves: Curves, scheduler: Scheduler, keep_decisions: bool = False) -> 
     The winner is the best score of those that got furthest, as a sweep picks its finalists.
     """
     world = curves.world
-    limit = world.trials * world.epochs
+    limit = world.all_epochs
     if world.budget is not None:
         limit = min(limit, round(world.budget * world.epochs))
     waiting = iter(range(world.trials))
@@ -140,11 +147,12 @@ def play(curves: Curves, scheduler: Scheduler, keep_decisions: bool = False) -> 
     winner = max(reached, key=lambda trial: (*reached[trial], -trial))
     final = curves.truth[:, -1]
     return Outcome(
-        images=spent / (world.trials * world.epochs),
+        images=spent / world.all_epochs,
         regret=float(final.max() - final[winner]),
         started=len(reached),
-        finished=sum(epoch == world.epochs for epoch, _ in reached.values()),
+        finished=sum(epoch == world.length(trial) for trial, (epoch, _) in reached.items()),
         decisions=tuple(decisions),
+        reached=reached,
     )
 
 

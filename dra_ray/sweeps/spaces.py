@@ -35,6 +35,15 @@ def trial_name(number: int) -> str:
     return f"trial-{number:03d}"
 
 
+def repeat_name(trial: str, number: int) -> str:
+    """Of the trial that repeats another with training seed `number`, from 1."""
+    return f"{trial}-seed-{number}"
+
+
+def is_repeat(trial: str) -> bool:
+    return "-seed-" in trial
+
+
 def experiments(sweep: config.Sweep, raised: int | None = None) -> dict[str, config.Experiment]:
     """Trial name -> experiment of `Space.trials`. Raises `ConfigError` naming trial, field and
     value where one is not valid, and for an unknown scheduler.

@@ -19,7 +19,7 @@ from dra_ray.storage import Store
 from dra_ray.sweeps import schedulers
 from dra_ray.sweeps.orders import Order
 from dra_ray.sweeps.search import Search, State, Told
-from dra_ray.sweeps.spaces import Point, Space, trial_name
+from dra_ray.sweeps.spaces import Point, Space, repeat_name, trial_name
 
 Fields = dict[str, Any]
 STATES: Mapping[str, State] = {"stop": "stopped", "done": "done", "failed": "failed"}
@@ -139,7 +139,7 @@ class Tournament:
 
     def repeat(self, trial: str, number: int) -> str:
         """The trial that repeats a trial with training seed `number`, from 1; added if need be."""
-        name = f"{trial}-seed-{number}"
+        name = repeat_name(trial, number)
         if name not in self.fields:
             fields = self.fields[trial] | self.space.seeds(number)
             self._enter(TrialRow(trial=name, fields=fields, at=self._around.at()))

@@ -20,9 +20,10 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from dra_ray import cluster, config, data, runs, students
+from dra_ray import cluster, config, data, plan, runs, students
 from dra_ray.bench import speed
 from dra_ray.errors import ConfigError, DraError, RunError, StorageError, is_lasting
+from dra_ray.inspection import listing
 from dra_ray.pool import client, service
 from dra_ray.pool.records import LogRow
 from dra_ray.runs import RungRow
@@ -73,14 +74,23 @@ def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> 
         lease = stack.enter_context(Lease(store))
         pools = _pools(stack, planned, store)
         around = Circumstances(
-            images_per_epoch=_images_per_epoch,
+            images_per_epoch=data.images_per_epoch,
             at=time.time,
             teacher_hours=lambda: sum(pool.hours() for pool in pools),
             money=None if table is None else lambda hours: hours * _price(table),
             guard=lease.require,
         )
         tournament = Tournament(sweep, store, around)
-        runs.update_manifest(store, runs.Facts(status="running", paused=None))
+        before_s = _elapsed_s(manifest, tournament.rows)
+        begun = runs.Facts(
+            status="running",
+            paused=None,
+            plan=_planned(sweep, manifest.plan, raised, table),
+            started_at=runs.utc_now(),
+            elapsed_s=before_s,
+        )
+        started = time.monotonic()
+        runs.update_manifest(store, begun)
         trackers = stack.enter_context(
             tracking.of_sweep(
                 sweep.base.tracking,
@@ -100,7 +110,41 @@ def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> 
         log.info("waiting for the first validation of %d trials", len(planned))
         facts = _Driver(sweep, store, tournament, _slots(planned, sweep)).run()
         lease.require()
-        return runs.update_manifest(store, facts)
+        elapsed_s = round(before_s + time.monotonic() - started, 3)
+        return runs.update_manifest(store, facts.model_copy(update={"elapsed_s": elapsed_s}))
+
+
+def _planned(
+    sweep: config.Sweep, old: runs.Planned | None, raised: int | None, table: speed.Table | None
+) -> runs.Planned:
+    """What the sweep is expected to take, from its first start on; anew where its trials or its
+    budget were raised.
+    """
+    budget = sweep.budget.model_dump(mode="json", exclude_none=True)
+    trials = len(spaces.Space(sweep).trials(raised))
+    if old is not None and (old.budget, old.trials) == (budget, trials):
+        return old
+    rate = _rate(sweep.base, table or speed.table())
+    prices = plan.Prices(_price(table), _price(table), table.currency) if table else None
+    planned = plan.plan(sweep, rate.tflops if rate else None, prices, raised)
+    assert isinstance(planned, plan.SweepPlan)
+    return plan.recorded(planned, sweep.budget)
+
+
+def _rate(base: config.Experiment, table: speed.Table) -> speed.Speed | None:
+    """Of a device that students train on; None for a GPU that the table does not know."""
+    if not base.resources.gpus_per_worker:
+        return speed.measured()
+    name = _known_gpu(table)
+    return speed.of_gpu(name, table, base.compute.precision) if name else None
+
+
+def _elapsed_s(manifest: runs.Manifest, rows: list[RungRow]) -> float:
+    """How long drivers have run the sweep so far; one that was killed, up to its last report."""
+    killed_s, since = 0.0, listing.seconds(manifest.started_at)
+    if manifest.status == "running" and since is not None:
+        killed_s = max((row.at - since for row in rows if row.at is not None), default=0.0)
+    return (manifest.elapsed_s or 0.0) + max(0.0, killed_s)
 
 
 class _Driver:
@@ -130,6 +174,8 @@ class _Driver:
             images_seen=spent.images,
             gpu_hours=round(spent.gpu_hours, 4),
         )
+        if spent.money is not None:
+            facts = facts.model_copy(update={"money": round(spent.money, 4)})
         if reason := tournament.exhausted():
             return facts.model_copy(update={"status": "paused", "paused": reason})
         tournament.require_a_trial()
@@ -388,17 +434,16 @@ def _check(experiments: dict[str, config.Experiment]) -> None:
         students.check(model, images.shape)
 
 
-def _images_per_epoch(experiment: config.Experiment) -> int:
-    train_images = data.outline(experiment.data).train
-    plan = data.batch_plan(experiment, train_images, 0)
-    return plan.steps_per_epoch * experiment.optim.batch
-
-
 def _price(table: speed.Table) -> float:
     """Of an hour of a device of this cluster: a GPU as its nodes call it, or a CPU."""
+    name = _known_gpu(table)
+    return table.gpus[name].price if name else table.cpu_hour
+
+
+def _known_gpu(table: speed.Table) -> str | None:
+    """The cluster's GPU as the table calls it."""
     names = [name.lower() for name in cluster.accelerators()]
-    known = [name for name in table.gpus if any(name in there for there in names)]
-    return table.gpus[known[0]].price if known else table.cpu_hour
+    return next((name for name in table.gpus if any(name in there for there in names)), None)
 
 
 class _PoolHours:

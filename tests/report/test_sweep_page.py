@@ -14,12 +14,12 @@ from plotly.offline import get_plotlyjs
 
 from dra_ray import config
 from dra_ray.errors import DataError
-from dra_ray.report import answered, collect, versus, write
+from dra_ray.report import answered, collect, planned, versus, write
 from dra_ray.report.findings import find
 from dra_ray.report.page import findings_of
 from dra_ray.report.summary import Trial
 from dra_ray.report.sweep_plots import parallel
-from dra_ray.runs import Manifest, RungRow, pack_verdicts
+from dra_ray.runs import Manifest, Planned, RungRow, pack_verdicts
 from dra_ray.storage import Store
 from dra_ray.sweeps.answer import Answer
 from tests.report.test_html import Page
@@ -111,11 +111,21 @@ def test_the_page_says_what_is_true_of_the_sweep(tmp_path: Path) -> None:
 
 
 def test_a_plan_stands_beside_what_was_spent(tmp_path: Path) -> None:
-    run = write_large(Store(str(tmp_path)) / "planned", 20, plan={"images": 100_000, "trials": 24})
+    plan = {
+        "trials": 24,
+        "images": {"expected": 100_000, "low": 80_000, "high": 130_000},
+        "seconds": {"expected": 60.0, "low": 50.0, "high": 80.0},
+    }
+    run = write_large(Store(str(tmp_path)) / "planned", 20, plan=plan, elapsed_s=45.0)
     spent = collect(run).tree()["spent"]
     last = {row["trial"]: row["images_seen"] for row in (run / "rungs.jsonl").read_jsonl()}
-    assert spent == {"trials": 20, "images": sum(last.values())}
-    assert "plan" in Page(write(run).read_text()).ids
+    assert spent == {"trials": 20, "images": sum(last.values()), "seconds": 45.0}
+    page = Page(write(run).read_text())
+    assert "plan" in page.ids
+    assert "1 min 0 s (50 s to 1 min 20 s) and 45 s, 75% of the plan" in page.text
+    rows = {row.what: row for row in planned.compare(Planned.model_validate(plan), spent)}
+    assert (rows["seconds"].share, rows["seconds"].inside) == (0.75, False)
+    assert "money" not in rows
 
 
 def test_few_trials_are_told_why_there_is_no_more(tmp_path: Path) -> None:
