@@ -430,7 +430,8 @@ def _experiment(config: Experiment, known: Known) -> RunPlan:
     validations = math.ceil(config.optim.epochs / config.selection.every_epochs)
     # an evaluation step is a forward and a gradient of the input; the clean and the final verdict
     # are a forward each
-    checking = validations * images.validation * (2 * config.selection.steps + 2) * forward
+    judged = 2 if config.selection.weights == "better" else 1
+    checking = judged * validations * images.validation * (2 * config.selection.steps + 2) * forward
     run = Training(
         epochs=config.optim.epochs,
         steps=steps,

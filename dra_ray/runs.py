@@ -57,6 +57,7 @@ CHECKPOINTS, EVALUATION, TRIALS = "checkpoints", "evaluation", "trials"
 TEACHER, SYNTHETIC, SWEEP = "teacher", "synthetic", "sweep"  # the stages of a quickstart
 
 Kind = Literal["quickstart", "sweep", "synthetic", "teacher", "train"]
+Weights = Literal["average", "raw"]
 Decision = Literal["continue", "done", "failed", "paused", "stop"]
 
 
@@ -173,7 +174,9 @@ class Manifest(Facts):
 
 
 class ValidationRow(Record):
-    """A validation of the student's averaged weights; losses are means since the one before."""
+    """A validation of the student's averaged weights, or of the raw ones where those are judged too
+    and do better; losses are means since the one before.
+    """
 
     step: int
     epoch: int
@@ -187,6 +190,7 @@ class ValidationRow(Record):
     robust_accuracy: float
     images: int | None = None  # validation images
     verdicts: str | None = None  # of each, `pack_verdicts`
+    weights: Weights | None = None  # that the scores are of; the average where it does not say
     elapsed_s: float
     at: float  # seconds since 1970
 
@@ -215,6 +219,7 @@ class RungRow(Record):
     robust_accuracy: float | None
     images: int | None = None  # validation images
     verdicts: str | None = None  # of each, `pack_verdicts`
+    weights: Weights | None = None  # that the scores are of; the average where it does not say
     decision: Decision
     reason: str | None = None  # why it failed, was paused or was stopped by hand, on one line
     elapsed_s: float | None = None  # of its training so far

@@ -468,11 +468,19 @@ class Selection(Frozen):
     with the margin loss.
     """
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"weights"})
+
     steps: Count = Field(40, description="PGD steps")
     loss: Literal["margin", "cross-entropy"] = Field("margin", description="of the attack")
     step_255: PositiveFloat | None = Field(None, description="default: a quarter of eps")
     every_epochs: Count = Field(
         1, description="epochs between validations, which are also checkpoints and ASHA's reports"
+    )
+    weights: Literal["average", "better"] = Field(
+        "average",
+        description="average: the averaged weights are judged; better: the raw ones too, since an "
+        "average lags early on, and a validation is that of the more robust, which are also those "
+        "that are kept; twice the cost",
     )
 
 

@@ -50,6 +50,7 @@ class Scores:
     robust_accuracy: float
     images: int | None = None
     verdicts: str | None = None
+    weights: runs.Weights | None = None
     elapsed_s: float | None = None
 
     @classmethod
@@ -232,6 +233,7 @@ class Tournament:
             elapsed_s=scores.elapsed_s,
             decision="continue",
             at=self._around.at(),
+            **({"weights": scores.weights} if scores.weights else {}),
         )
         decision = self._decide(row)
         if scores.epoch >= experiment.optim.epochs:

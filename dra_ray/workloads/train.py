@@ -520,8 +520,8 @@ def _validated(
     losses_mean = (_mean(state.sums, place.mine, batch) / since).tolist()
     if not all(map(math.isfinite, losses_mean)) or not state.finite():
         return None
-    clean, withstood = validate(state.average, experiment, validation, place)
-    robust = accuracy(withstood)
+    judged = judge(state, experiment, validation, place)
+    robust = accuracy(judged.withstood)
     loss, loss_clean, loss_robust, loss_align = losses_mean
     row = ValidationRow(
         step=state.step,
@@ -532,19 +532,47 @@ def _validated(
         loss_robust=loss_robust,
         loss_align=loss_align,
         lr=lr,
-        clean_accuracy=accuracy(clean),
+        clean_accuracy=accuracy(judged.clean),
         robust_accuracy=robust,
-        images=len(withstood),
-        verdicts=runs.pack_verdicts(withstood),
+        images=len(judged.withstood),
+        verdicts=runs.pack_verdicts(judged.withstood),
         elapsed_s=round(elapsed_s, 3),
         at=time.time(),
+        **({"weights": judged.weights} if experiment.selection.weights == "better" else {}),
     )
     state.sums.zero_()
     state.rows.append(row)
     if place.rank == 0 and robust >= state.best:
-        checkpoint.save(run, state.average.state_dict())
+        checkpoint.save(run, judged.student.state_dict())
     state.best = max(state.best, robust)
     return row
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A validation's verdicts, bool [N] each, and the weights that they are of."""
+
+    weights: runs.Weights
+    student: nn.Module
+    clean: NDArray[np.bool_]
+    withstood: NDArray[np.bool_]
+
+
+def judge(
+    state: State, experiment: config.Experiment, validation: Pictures, place: Place
+) -> Judged:
+    """The averaged weights on held-out images, or with `selection.weights=better` those of the
+    averaged and the raw ones that withstand more; the average where both withstand equally many.
+    """
+
+    def of(weights: runs.Weights, student: nn.Module) -> Judged:
+        return Judged(weights, student, *validate(student, experiment, validation, place))
+
+    average = of("average", state.average)
+    if experiment.selection.weights == "average" or experiment.optim.averaging == "none":
+        return average
+    raw = of("raw", state.student)
+    return raw if raw.withstood.sum() > average.withstood.sum() else average
 
 
 def accuracy(verdicts: NDArray[np.bool_]) -> float:

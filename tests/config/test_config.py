@@ -93,8 +93,16 @@ def test_the_digest_ignores_what_cannot_change_a_result() -> None:
         "optim.epochs": 7,
         "teacher.layer": "dec.4x4_in0",
         "evaluation.batch": 7,
+        "selection.weights": "better",
     }.items():
         assert config.override(base, {field: value}).digest() != base.digest(), field
+
+
+def test_a_field_that_came_later_leaves_the_digest_of_older_runs() -> None:
+    base = config.load("digits-dra", config.Experiment)
+    older = base.model_dump(mode="json")
+    del older["data_seed"], older["selection"]["weights"]
+    assert config.base.digest_of(older) == base.digest()
 
 
 def test_a_missing_teacher_is_told_with_the_commands_that_make_one() -> None:

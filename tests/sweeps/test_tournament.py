@@ -432,3 +432,17 @@ def test_five_hundred_trials_with_chaos() -> None:
     stopped = {row["trial"] for row in rungs if row["decision"] == "stop"}
     finals = set(Tournament(settings, folder, around()).finals().values())
     assert stopped == decided - finals
+
+
+def test_a_rung_says_which_weights_its_verdicts_are_of() -> None:
+    folder = Store("memory://weights-judged")
+    tournament = Tournament(sweep(), folder, around())
+    name = tournament.start()
+    assert name
+    raw = dataclasses.replace(scores(tournament.fields[name], 1), weights="raw")
+    tournament.report(name, Scores.of(dataclasses.asdict(raw) | {"loss": 1.0}))
+    tournament.report(name, scores(tournament.fields[name], 2))
+    first, second = (folder / "rungs.jsonl").read_jsonl()
+    assert first["weights"] == "raw"
+    assert "weights" not in second
+    assert first["verdicts"] == raw.verdicts
