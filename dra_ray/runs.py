@@ -61,6 +61,15 @@ Weights = Literal["average", "raw"]
 Decision = Literal["continue", "done", "failed", "paused", "stop"]
 
 
+End = Literal["stopped", "done", "failed"]
+ENDS: Mapping[Decision, End] = {"stop": "stopped", "done": "done", "failed": "failed"}
+
+
+def end_of(decision: Decision) -> End | None:
+    """What a trial's last decision makes of it; None for one that is to go on."""
+    return ENDS.get(decision)
+
+
 # -- records ---------------------------------------------------------------------------------------
 class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")

@@ -244,13 +244,9 @@ def _with_sweeping(overview: Overview, run: Store, manifest: Manifest, now_s: fl
     rows = runs.read_rows(run / runs.RUNGS, RungRow)
     latest = {row.trial: row for row in rows}
     names = list(dict.fromkeys([*manifest.trials, *latest]))
-    going: state.Status = "running" if overview.status == "running" else "unfinished"
+    is_driven = overview.status == "running"
     states = [
-        "not started"
-        if name not in latest
-        else going
-        if latest[name].decision == "continue"
-        else state.DECISIONS[latest[name].decision]
+        state.of_decision(latest[name].decision, is_driven) if name in latest else "not started"
         for name in names
     ]
     sweeping = Sweeping(

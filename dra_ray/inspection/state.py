@@ -16,15 +16,6 @@ from dra_ray.sweeps.rungs import rung_epochs
 
 Status = Literal["done", "running", "stopped", "failed", "unfinished"]
 STATUSES: tuple[Status, ...] = get_args(Status)
-# What the last row of a trial in rungs.jsonl makes of it; one that goes on is running only while
-# the sweep's driver is.
-DECISIONS: dict[str, Status] = {
-    "stop": "stopped",
-    "done": "done",
-    "continue": "unfinished",
-    "failed": "failed",
-    "paused": "unfinished",  # its sweep's budget is spent
-}
 
 
 def status(run: Store, manifest: Manifest) -> Status:
@@ -36,11 +27,19 @@ def status(run: Store, manifest: Manifest) -> Status:
     if manifest.is_done:
         return "done"
     sweep = sweep_of(run)
-    if sweep and (end := end_of(sweep, run.name)):
-        return DECISIONS[end.decision]
+    if sweep and (last := end_of(sweep, run.name)):
+        return of_decision(last.decision)
     if manifest.stopped:
         return "failed"
     return "running" if has_driver(sweep or run) else "unfinished"
+
+
+def of_decision(decision: runs.Decision, is_driven: bool = False) -> Status:
+    """What the last row of a trial in rungs.jsonl makes of it; one that goes on is running only
+    while the sweep's driver is.
+    """
+    going: Status = "running" if is_driven and decision == "continue" else "unfinished"
+    return runs.end_of(decision) or going
 
 
 def sweep_of(run: Store) -> Store | None:

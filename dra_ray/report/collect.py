@@ -364,14 +364,15 @@ def _sweep(facts: _Facts, folder: str) -> None:
         history.setdefault(row.trial, []).append(row)
     images_per_epoch = rungs[0].images_seen // max(rungs[0].epoch, 1) if rungs else 1
     epochs = state.rungs_of(manifest.config, images_per_epoch)
-    failures = _failures(facts.at(folder))
+    last = {row.trial: row for row in runs.read_rows(facts.at(folder) / runs.RUNGS, RungRow)}
     trials = [
-        _trial(trial, chosen.get(trial, {}), reports, epochs, trial in failures)
+        _trial(trial, chosen.get(trial, {}), reports, epochs, last.get(trial))
         for trial, reports in sorted(history.items())
     ]
     facts.missing += [
-        f"{trial}: it failed and is ranked last ({reason})"
-        for trial, reason in sorted(failures.items())
+        f"{trial}: it failed and is ranked last ({row.reason or ''})"
+        for trial, row in sorted(last.items())
+        if row.decision == "failed"
     ]
     facts.values["sweep"] = trials
     facts.cite("sweep", name, _path(folder, runs.RUNGS))
@@ -443,6 +444,8 @@ def _stops(trials: list[Trial]) -> list[Stop]:
 
 def outcome(trial: Scores) -> str:
     """What became of a trial, in words."""
+    if trial.decision == "stopped" and trial.epoch is None:
+        return "stopped before its first validation"
     if trial.decision != "stopped":
         return {"done": "trained to the end"}.get(trial.decision, trial.decision)
     return f"stopped {_at(trial)} at {words.percent(trial.robust_accuracy)}"
@@ -457,19 +460,18 @@ def _trial(
     fields: Mapping[str, JsonValue],
     reports: list[RungRow],
     rungs: list[int],
-    failed: bool,
+    end: RungRow | None,
 ) -> Trial:
-    """Its last validation; `rung` is the number of the rung at which it stopped, None where it did
-    not stop at one.
+    """Its last validation, and what its last row makes of it, also where it ended before it had
+    scores; `rung` is the number of the rung at which it stopped, None where it did not stop at one.
     """
     last = reports[-1] if reports else None
     stopped_at = last.epoch if last and last.decision == "stop" else None
-    decision = state.DECISIONS[last.decision] if last else "not started"
     return Trial(
         trial=trial,
         fields=dict(fields),
         **_scores_of(reports),
-        decision="failed" if failed else decision,
+        decision=state.of_decision(end.decision) if end else "not started",
         rung=rungs.index(stopped_at) + 1 if stopped_at in rungs else None,
     )
 
@@ -485,12 +487,6 @@ def _scores_of(rows: Sequence[RungRow | ValidationRow]) -> dict[str, Any]:
         "robust_accuracy": last.robust_accuracy if last else None,
         "best_robust_accuracy": max(robust, default=None),
     }
-
-
-def _failures(sweep: Store) -> dict[str, str]:
-    """Trials that failed for good, and why."""
-    logged = runs.read_rows(sweep / runs.RUNGS, RungRow)
-    return {row.trial: row.reason or "" for row in logged if row.decision == "failed"}
 
 
 def _equal(facts: _Facts, folder: str, rungs: list[RungRow]) -> None:

@@ -16,7 +16,6 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +107,10 @@ class Lease:
     Args:
         term_s: renewed every third of it; after so long without a renewal another driver may take
             over.
-        lost: called once, in a thread, when the lease was lost.
     """
 
-    def __init__(
-        self, run: Store, term_s: float = TERM_S, lost: Callable[[], None] | None = None
-    ) -> None:
-        self._run, self._term_s, self._on_loss = run, term_s, lost
+    def __init__(self, run: Store, term_s: float = TERM_S) -> None:
+        self._run, self._term_s = run, term_s
         self._holder = Holder(0, uuid.uuid4().hex, _machine(), _process(os.getpid()), term_s)
         self._version: str | None = None
         self._renewed_at = 0.0
@@ -122,11 +118,6 @@ class Lease:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._repeat, daemon=True, name="dra-lease")
         self._alone = threading.Lock()
-
-    @property
-    def attempt(self) -> int:
-        """How many drivers this run has had, with this one."""
-        return self._holder.attempt
 
     def __enter__(self) -> Lease:
         current = read(self._run)
@@ -212,8 +203,6 @@ class Lease:
                 self._holder, self._version = current
                 return
             self._is_lost = True
-        if self._on_loss:
-            self._on_loss()
 
     def _repeat(self) -> None:
         while not self._stop.wait(self._term_s / 3):

@@ -294,16 +294,11 @@ def former_trials(sweep: config.Sweep) -> tuple[Told, ...]:
             last[name].robust_accuracy,
             last[name].clean_accuracy,
             last[name].images_seen,
-            _state(last[name].decision),
+            # one that was cut off with its sweep has a score like one that was stopped
+            runs.end_of(last[name].decision) or "stopped",
         )
         for number, name in enumerate(names)
     )
-
-
-def _state(decision: str) -> State:
-    """A trial that was cut off with its sweep has a score like one that was stopped."""
-    ends: Mapping[str, State] = {"done": "done", "failed": "failed"}
-    return ends.get(decision, "stopped")
 
 
 def _require_same_axes(uri: str, former: Mapping[str, Any], sweep: config.Sweep) -> None:

@@ -13,7 +13,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dra_ray.runs import Decision, Record, RungRow
+from dra_ray import runs
+from dra_ray.runs import Record, RungRow
 from dra_ray.storage import Store
 
 if TYPE_CHECKING:
@@ -99,8 +100,9 @@ class Study:
         if row.robust_accuracy is not None and at not in there.scores:
             storage.set_trial_intermediate_value(there.id, at, row.robust_accuracy)
             there.scores[at] = row.robust_accuracy
-        if row.decision != "continue" and at >= max(there.scores, default=0):
-            self._finish(there, row)
+        end = runs.end_of(row.decision)
+        if end is not None and at >= max(there.scores, default=0):
+            self._finish(there, row, end)
         if time.monotonic() - self._sent_at >= UPLOAD_S:
             self._send()
 
@@ -137,7 +139,7 @@ class Study:
         )
         return self._trials[trial]
 
-    def _finish(self, there: _Mirrored, row: RungRow) -> None:
+    def _finish(self, there: _Mirrored, row: RungRow, end: runs.End) -> None:
         storage = self._study._storage
         facts = {EPOCH: row.epoch, CLEAN: row.clean_accuracy, REASON: row.reason}
         for name, value in facts.items():
@@ -145,7 +147,7 @@ class Study:
                 storage.set_trial_user_attr(there.id, name, value)
         score = row.robust_accuracy if row.decision != "failed" else None
         values = None if score is None else [score]
-        storage.set_trial_state_values(there.id, _state(row.decision), values=values)
+        storage.set_trial_state_values(there.id, _state(end), values=values)
         there.is_finished = True
 
     def _send(self) -> None:
@@ -154,16 +156,15 @@ class Study:
         self._sent_at = time.monotonic()
 
 
-def _state(decision: Decision) -> optuna.trial.TrialState:
+def _state(end: runs.End) -> optuna.trial.TrialState:
     from optuna.trial import TrialState
 
-    states = {
-        "continue": TrialState.RUNNING,
-        "stop": TrialState.PRUNED,
+    states: Mapping[runs.End, TrialState] = {
+        "stopped": TrialState.PRUNED,
         "done": TrialState.COMPLETE,
         "failed": TrialState.FAIL,
     }
-    return states[decision]
+    return states[end]
 
 
 def ranges(space: Fields) -> dict[str, BaseDistribution]:

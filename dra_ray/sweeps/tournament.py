@@ -22,7 +22,6 @@ from dra_ray.sweeps.search import Search, State, Told
 from dra_ray.sweeps.spaces import Point, Space, repeat_name, trial_name
 
 Fields = dict[str, Any]
-STATES: Mapping[str, State] = {"stop": "stopped", "done": "done", "failed": "failed"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Tournament:
         self._experiments: dict[str, config.Experiment] = {}
         self._end_images: dict[str, int] = {}  # where each trial ends by itself
         self._last: dict[str, RungRow] = {}  # with scores where the trial has any
-        self._ended: dict[str, str] = {}  # trial -> its last decision, unless it goes on
+        self._ended: dict[str, runs.End] = {}  # but for those that go on
         self._failures: dict[str, int] = {}
         self._images = 0  # over all trials
         self._gpu_s = self._device_s = 0.0
@@ -150,7 +149,7 @@ class Tournament:
         """Let trials that were stopped train to their end: finals."""
         for name in trials:
             self._finals.add(name)
-            if self._ended.get(name) == "stop":
+            if self._ended.get(name) == "stopped" and not self._is_stopped_by_hand(name):
                 del self._ended[name]
             self._started.discard(name)
 
@@ -160,7 +159,7 @@ class Tournament:
 
     def is_over(self, trial: str) -> bool:
         """Whether it has trained to its end, or never will."""
-        return self._ended.get(trial) in ("done", "failed")
+        return self._ended.get(trial) in ("done", "failed") or self._is_stopped_by_hand(trial)
 
     def complete(self) -> list[str]:
         """Trials of the search, not their repeats, that have trained to their end."""
@@ -170,12 +169,17 @@ class Tournament:
             if row.number is not None and self._ended.get(row.trial) == "done"
         ]
 
+    def _is_stopped_by_hand(self, trial: str) -> bool:
+        """A scheduler gives no reason."""
+        last = self._last.get(trial)
+        return last is not None and last.decision == "stop" and last.reason is not None
+
     def last(self, trial: str) -> RungRow | None:
         """Its last scores, or how it failed without any; None before."""
         return self._last.get(trial)
 
     def state(self, trial: str) -> State:
-        return STATES.get(self._ended.get(trial, "continue"), "running")
+        return self._ended.get(trial, "running")
 
     def told(self) -> list[Told]:
         """What a sampler may know; repeats of a point are no trials of their own."""
@@ -217,7 +221,7 @@ class Tournament:
     def report(self, trial: str, scores: Scores) -> schedulers.Decision:
         """Record a validation and what follows from it."""
         last = self._last.get(trial)
-        if self._ended.get(trial) == "stop":
+        if self._ended.get(trial) == "stopped":
             return "stop"  # by hand, since its last report
         if last is not None and last.images_seen >= scores.images_seen:
             return "continue"  # repeated after a restart: the same score, already there
@@ -255,45 +259,34 @@ class Tournament:
         if self._failures[trial] <= (self.sweep.max_failures or 0):
             return True
         if lasting:
-            last = self._last.get(trial)
-            self._append(
-                RungRow(
-                    trial=trial,
-                    epoch=last.epoch if last else 0,
-                    images_seen=last.images_seen if last else 0,
-                    clean_accuracy=last.clean_accuracy if last else None,
-                    robust_accuracy=last.robust_accuracy if last else None,
-                    elapsed_s=last.elapsed_s if last else None,
-                    decision="failed",
-                    reason=reason,
-                    at=self._around.at(),
-                )
-            )
+            self._append(self._once_more(trial, "failed", reason))
         return False
 
     def stop(self, trial: str, reason: str) -> None:
-        """End a trial by hand, with its last scores if it has any."""
-        last = self._last.get(trial)
-        if trial in self._ended:
-            return
-        if last is None:
-            self.fail(trial, reason)
-        else:
-            self._append(self._once_more(last, "stop", reason))
+        """End a trial by hand, with its last scores if it has any; it is no finalist either."""
+        if trial not in self._ended:
+            self._append(self._once_more(trial, "stop", reason))
 
     def rerun(self, trial: str) -> None:
         """Let a trial that failed or was stopped go on from its checkpoint; nothing for others."""
-        if self._ended.get(trial) not in ("failed", "stop"):
+        if self._ended.get(trial) not in ("failed", "stopped"):
             return
         self._failures.pop(trial, None)
-        last = self._last[trial]
-        self._append(self._once_more(last, "continue", "started again by hand"))
+        self._append(self._once_more(trial, "continue", "started again by hand"))
         self._started.discard(trial)
 
-    def _once_more(self, row: RungRow, decision: runs.Decision, reason: str) -> RungRow:
-        """The trial's last scores with what became of it since."""
+    def _once_more(self, trial: str, decision: runs.Decision, reason: str) -> RungRow:
+        """The trial's last scores, if it has any, with what became of it since."""
+        last = self._last.get(trial) or RungRow(
+            trial=trial,
+            epoch=0,
+            images_seen=0,
+            clean_accuracy=None,
+            robust_accuracy=None,
+            decision=decision,
+        )
         now = {"decision": decision, "reason": reason, "at": self._around.at()}
-        return row.model_copy(update=now)
+        return last.model_copy(update=now)
 
     def add(self, point: Point) -> str:
         """Add a point to the search; the name of its trial, which may be there already."""
@@ -335,13 +328,14 @@ class Tournament:
         """The best trial with alignment and the best without: of those that got furthest, the most
         robust at that rung.
 
-        A trial that failed for good is none: its full budget cannot be reached. Nor is a repeat.
+        A trial that failed for good is none: its full budget cannot be reached. Nor is one that was
+        stopped by hand, or a repeat.
         """
         named = {row.trial for row in self._trials.rows if row.number is not None}
         able = {
             name: row
             for name, row in self._last.items()
-            if name in named and self._ended.get(name) != "failed" and _is_scored(row)
+            if name in named and _is_scored(row) and not self._is_stopped_by_hand(name)
         }
         kinds = {
             "dra": [n for n in able if self.experiment(n).align.weight > 0],
@@ -433,8 +427,8 @@ class Tournament:
             self._gpu_s += gpu_s
             self._device_s += device_s
         self._last[row.trial] = row
-        if row.decision in ("stop", "done", "failed"):
-            self._ended[row.trial] = row.decision
+        if end := runs.end_of(row.decision):
+            self._ended[row.trial] = end
         else:
             self._ended.pop(row.trial, None)
 

@@ -160,3 +160,14 @@ def test_optuna_dashboard_serves_the_study(tmp_path: Path) -> None:
         assert (len(before), len(after)) == (2, 6)
     finally:
         server.shutdown()
+
+
+def test_a_trial_that_its_budget_paused_is_still_running(tmp_path: Path) -> None:
+    sweep = Store(str(tmp_path / "paused"))
+    mirrored(sweep, [row(0, 1, 0.25, "continue"), row(0, 2, 0.5, "paused")])
+    (paused,) = read((sweep / JOURNAL).uri, "paused")
+    assert paused.state == TrialState.RUNNING
+    assert paused.intermediate_values == {100: 0.25, 200: 0.5}
+    mirrored(sweep, [row(0, 2, 0.5, "continue"), row(0, 3, 0.625, "done")])
+    (done,) = read((sweep / JOURNAL).uri, "paused")
+    assert (done.state, done.value) == (TrialState.COMPLETE, 0.625)

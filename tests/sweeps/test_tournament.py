@@ -270,6 +270,35 @@ def test_a_trial_stopped_by_hand_stays_stopped() -> None:
     assert Tournament(sweep(), folder, around()).start() != name
 
 
+def test_a_trial_stopped_by_hand_before_its_scores_stays_stopped_too() -> None:
+    """It has not failed, so it is not tried again, and its worker's end is no failure either."""
+    settings, folder = sweep(max_failures=2), Store("memory://by-hand-early")
+    tournament = Tournament(settings, folder, around())
+    name = tournament.start()
+    assert name
+    tournament.stop(name, "stopped by hand")
+    for driver in (tournament, Tournament(settings, folder, around())):
+        assert driver.state(name) == "stopped"
+        assert driver.report(name, scores(driver.fields[name], 1)) == "stop"
+        drive(driver)
+    (row,) = [row for row in course(folder)[1] if row["trial"] == name]
+    assert (row["decision"], row["reason"]) == ("stop", "stopped by hand")
+    again = Tournament(settings, folder, around())
+    again.rerun(name)
+    assert again.start() == name
+
+
+def test_a_finalist_stopped_by_hand_is_none() -> None:
+    tournament = Tournament(sweep(scheduler="none"), Store("memory://no-finalist"), around())
+    best = tournament.start()
+    assert best
+    tournament.report(best, scores(tournament.fields[best], 5))
+    assert best in tournament.finals().values()
+    tournament.stop(best, "stopped by hand")
+    assert best not in whole(tournament).values()
+    assert tournament.state(best) == "stopped"
+
+
 def test_orders_are_obeyed_once_and_survive_a_restart() -> None:
     folder = Store("memory://orders")
     tournament = Tournament(sweep(), folder, around())
