@@ -37,9 +37,24 @@ OBJECTIVE = "robust_accuracy"
 log = logging.getLogger("dra_ray")
 DRIVER_CPUS = 0.01  # a trial's driver only waits; one that held a CPU could starve its own workers
 Progress = Callable[[RungRow], None]
+Trainer = Callable[[config.Experiment, Store], object]
 
 
-def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> runs.Manifest:
+def trained(experiment: config.Experiment, run: Store) -> None:
+    """Train a trial inside of Ray Tune, which gets the row of every validation."""
+    if _is_single(experiment.resources):
+        train.fit_in_process(experiment, run, lambda row: tune.report(dict(row)))
+    else:
+        validations = _Validations()  # type: ignore[no-untyped-call]
+        train.fit(experiment, run, callbacks=[validations])
+
+
+def run(
+    sweep: config.Sweep,
+    store: Store,
+    progress: Progress | None = None,
+    trainer: Trainer = trained,
+) -> runs.Manifest:
     """Run the trials of a sweep, then bring the best with and without alignment to the full budget,
     with all training seeds.
 
@@ -47,6 +62,8 @@ def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> 
     has). A trial that fails in a way that comes again is ranked last; the others go on. Where the
     budget is spent, trials keep their checkpoints, the manifest says so in `paused`, and the same
     call with a larger budget goes on.
+
+    `trainer` trains a trial: it reports rows with the keys of `ValidationRow` to Ray Tune.
 
     Raises `ConfigError` before anything starts, `LeaseError` while another driver has the sweep,
     `LastingError` when every trial failed for good, `RunError` when trials were lost with what they
@@ -108,7 +125,7 @@ def run(sweep: config.Sweep, store: Store, progress: Progress | None = None) -> 
 
         tournament.on_row = on_row
         log.info("waiting for the first validation of %d trials", len(planned))
-        facts = _Driver(sweep, store, tournament, _slots(planned, sweep)).run()
+        facts = _Driver(sweep, store, tournament, _slots(planned, sweep), trainer).run()
         lease.require()
         elapsed_s = round(before_s + time.monotonic() - started, 3)
         return runs.update_manifest(store, facts.model_copy(update={"elapsed_s": elapsed_s}))
@@ -151,9 +168,15 @@ class _Driver:
     """Lets Ray Tune train what the tournament says."""
 
     def __init__(
-        self, sweep: config.Sweep, store: Store, tournament: Tournament, at_once: int
+        self,
+        sweep: config.Sweep,
+        store: Store,
+        tournament: Tournament,
+        at_once: int,
+        trainer: Trainer,
     ) -> None:
         self.sweep, self.store, self.tournament, self.at_once = sweep, store, tournament, at_once
+        self._trainer = trainer
 
     def run(self) -> runs.Facts:
         """The race, then the finals; what the manifest is to say of it."""
@@ -220,19 +243,13 @@ class _Driver:
         _propagate_no_keys()
         queue = _Trials(self.tournament, self.store, first)
         decisions = _Decisions(self.tournament, _Orders(self.tournament, self.store))
-        folder = self.store / runs.TRIALS
+        folder, trainer = self.store / runs.TRIALS, self._trainer
         logging.getLogger("ray.tune").setLevel(
             logging.CRITICAL
         )  # tracebacks of trials, whose reasons we give in a line each
 
         def trial(job: dict[str, Any]) -> None:
-            experiment = config.Experiment.model_validate(job["experiment"])
-            place = folder / job["trial"]
-            if _is_single(experiment.resources):
-                train.fit_in_process(experiment, place, lambda row: tune.report(dict(row)))
-            else:
-                validations = _Validations()  # type: ignore[no-untyped-call]
-                train.fit(experiment, place, callbacks=[validations])
+            trainer(config.Experiment.model_validate(job["experiment"]), folder / job["trial"])
 
         tuner = tune.Tuner(
             tune.with_resources(trial, _room),

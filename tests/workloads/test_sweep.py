@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import threading
 import time
 
 import ray
 
-from dra_ray import config
+from dra_ray import config, runs
 from dra_ray.runs import RungRow
 from dra_ray.storage import Store
 from dra_ray.sweeps.tournament import Circumstances, Tournament
@@ -30,3 +31,44 @@ def test_ray_tune_can_pickle_what_drives_it(tmp_path) -> None:
         sweep._Trials(tournament, folder, "trial-000"),
     ):
         assert ray.cloudpickle.loads(ray.cloudpickle.dumps(driver)) is not None
+
+
+def test_a_plan_is_made_once_until_trials_or_budget_are_raised() -> None:
+    first = sweep._planned(SWEEP, None, None, None)
+    images = first.images
+    assert 0 < images.low <= images.expected <= images.high
+    assert first.seconds
+    assert first.seconds.low <= first.seconds.expected <= first.seconds.high
+    assert first.money is None  # no prices
+    assert sweep._planned(SWEEP, first, None, None) is first
+    few = config.override(SWEEP, {"trials": 4})
+    kept = sweep._planned(few, None, None, None)
+    assert kept.trials == 4
+    raised = sweep._planned(few, kept, 8, None)
+    assert raised.trials == 8
+    assert raised.images.expected > kept.images.expected
+    bounded = config.override(SWEEP, {"budget.images": 2000})
+    assert sweep._planned(bounded, first, None, None).images.high == 2000
+
+
+def test_the_time_of_drivers_adds_up_with_that_of_one_that_was_killed() -> None:
+    def reported(at: float) -> RungRow:
+        return RungRow(
+            trial="trial-000",
+            epoch=1,
+            images_seen=10,
+            clean_accuracy=0.5,
+            robust_accuracy=0.5,
+            decision="continue",
+            at=at,
+        )
+
+    began = 1_764_000_000.0
+    started_at = datetime.datetime.fromtimestamp(began, datetime.UTC).isoformat()
+    rows = [reported(began - 500), reported(began + 70), reported(began + 60)]
+    killed = runs.Manifest(status="running", started_at=started_at, elapsed_s=30.0)
+    assert sweep._elapsed_s(killed, rows) == 100.0
+    assert sweep._elapsed_s(killed, rows[:1]) == 30.0
+    paused = killed.model_copy(update={"status": "paused"})
+    assert sweep._elapsed_s(paused, rows) == 30.0
+    assert sweep._elapsed_s(runs.Manifest(status="running"), []) == 0.0
