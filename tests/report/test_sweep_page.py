@@ -122,7 +122,9 @@ def test_a_plan_stands_beside_what_was_spent(tmp_path: Path) -> None:
     assert spent == {"trials": 20, "images": sum(last.values()), "seconds": 45.0}
     page = Page(write(run).read_text())
     assert "plan" in page.ids
-    assert "1 min 0 s (50 s to 1 min 20 s) and 45 s, 75% of the plan" in page.text
+    assert "Planned and taken, of 24 and 20 trials: " in page.text
+    assert "1 min 0 s of arithmetic and 45 s in all" in page.text
+    assert "% of the plan" in page.text
     rows = {row.what: row for row in planned.compare(Planned.model_validate(plan), spent)}
     assert (rows["seconds"].share, rows["seconds"].inside) == (0.75, False)
     assert "money" not in rows
