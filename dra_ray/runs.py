@@ -58,7 +58,7 @@ TEACHER, SYNTHETIC, SWEEP = "teacher", "synthetic", "sweep"  # the stages of a q
 
 Kind = Literal["quickstart", "sweep", "synthetic", "teacher", "train"]
 Weights = Literal["average", "raw"]
-Decision = Literal["continue", "done", "failed", "paused", "stop"]
+Decision = Literal["continue", "done", "failed", "paused", "stop", "waiting"]
 
 
 End = Literal["stopped", "done", "failed"]
@@ -377,10 +377,12 @@ class Log(Generic[R]):
                 changed.add(number)
         self._lines = Lines(file, texts, changed)
 
-    def append(self, row: R) -> None:
-        """Add a row; `StorageError` where it cannot be written, and the next call brings it too."""
-        self.rows.append(row)
-        self._lines.append(strict_json(row.on_disk()))
+    def append(self, *rows: R) -> None:
+        """Add rows, all of them or none; `StorageError` where they cannot be written, and the next
+        call brings them too.
+        """
+        self.rows += rows
+        self._lines.append("\n".join(strict_json(row.on_disk()) for row in rows))
 
 
 class Tail(Generic[R]):

@@ -49,7 +49,8 @@ class Asha(Frozen):
     level: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.05,
         description="of noise_aware: a trial is stopped only where chance alone would put it so "
-        "far behind less often than this",
+        "far behind less often than this; of halving: nobody is stopped until a rung's trials "
+        "differ more than chance alone would make them so often",
     )
 
 
@@ -133,10 +134,11 @@ class Sweep(Frozen):
     repeats: Repeats = Repeats()
     # one of sweeps.schedulers.BUILDERS, which lies above this room: checked with the space
     scheduler: str = Field(
-        "noise_aware",
-        description="what stops a trial early: noise_aware: asha's rungs where chance cannot "
-        "explain that it is behind; asha: plain; median: being below the median of the trials "
-        "before it; pareto: being dominated in clean and robust accuracy; none: nothing",
+        "halving",
+        description="what stops a trial early: halving: at a rung all wait for each other and the "
+        "best go on; noise_aware: asha's rungs where chance cannot explain that it is behind; "
+        "asha: plain; median: being below the median of the trials before it; pareto: being "
+        "dominated in clean and robust accuracy; none: nothing",
     )
     asha: Asha = Asha()
     budget: Budget = Budget()

@@ -35,10 +35,11 @@ def status(run: Store, manifest: Manifest) -> Status:
 
 
 def of_decision(decision: runs.Decision, is_driven: bool = False) -> Status:
-    """What the last row of a trial in rungs.jsonl makes of it; one that goes on is running only
-    while the sweep's driver is.
+    """What the last row of a trial in rungs.jsonl makes of it; one that goes on, or waits for the
+    others of its rung, is running only while the sweep's driver is.
     """
-    going: Status = "running" if is_driven and decision == "continue" else "unfinished"
+    on_its_way = is_driven and decision in ("continue", "waiting")
+    going: Status = "running" if on_its_way else "unfinished"
     return runs.end_of(decision) or going
 
 

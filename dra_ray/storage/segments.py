@@ -51,7 +51,9 @@ class Lines:
         self._due = {number: kept[number] for number in sorted(changed) if number != self._number}
 
     def append(self, line: str) -> None:
-        """Add a line. Raises `StorageError`; the next call then brings this line too."""
+        """Add a line, or several in one write. Raises `StorageError`; the next call then brings
+        them too.
+        """
         self._text += line + "\n"
         for number in list(self._due):
             segment(self.file, number).write_text(self._due[number])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -25,7 +25,7 @@ from dra_ray.runs import RungRow
 from dra_ray.sweeps import rungs
 from dra_ray.sweeps.pareto import fronts
 
-Decision = Literal["continue", "stop"]
+Decision = Literal["continue", "stop", "wait"]
 Verdicts = NDArray[np.bool_]
 MEDIAN_OF = 3  # the median rule waits for so many other trials, as Ray Tune's does
 
@@ -79,15 +79,25 @@ class Scheduler(Protocol):
 
     def decide(self, report: Report) -> Decision: ...
 
+    def promoted(self, waiting: Iterable[str]) -> set[str]:
+        """Which trials that wait go on, asked once no other trial is on its way; the rest stop."""
+
+
+class AtOnce:
+    """A scheduler that lets nobody wait."""
+
+    def promoted(self, waiting: Iterable[str]) -> set[str]:
+        return set()
+
 
 @dataclass(frozen=True)
 class Rules:
     """What a sweep says of early stopping, in images."""
 
-    scheduler: str = "noise_aware"  # of BUILDERS
+    scheduler: str = "halving"  # of BUILDERS
     grace_images: int = 1  # no trial is stopped before
     reduction: float = 3.0
-    level: float = 0.05  # of noise_aware
+    level: float = 0.05  # of noise_aware and halving
     slot_images: int = 1  # between two validations of the base trial
 
     def __post_init__(self) -> None:
@@ -132,7 +142,7 @@ def rules(sweep: config.Sweep, images_per_epoch: int) -> Rules:
     )
 
 
-class Never:
+class Never(AtOnce):
     """Every trial runs to its end."""
 
     def decide(self, report: Report) -> Decision:
@@ -169,7 +179,7 @@ class Ladder:
         return rung
 
 
-class Asha:
+class Asha(AtOnce):
     """Asynchronous successive halving, the stopping variant (Li et al. 2020, arXiv 1810.05934,
     section 3.3), as Ray Tune implements it.
 
@@ -253,7 +263,68 @@ class Peers:
         return intervals.homogeneous(wins, np.array([c[1] for c in counts if c]))
 
 
-class NoiseAware:
+@dataclass
+class Rung:
+    """The trials that reached a rung of `Halving`."""
+
+    peers: Peers = field(default_factory=Peers)
+    scores: dict[str, float] = field(default_factory=dict)  # of each trial, by arrival
+
+    def best(self, reduction: float) -> set[str]:
+        """One in `reduction` of the trials, rounded up; of equal ones those that came first."""
+        places = math.ceil(len(self.scores) / reduction)
+        return set(sorted(self.scores, key=self.scores.__getitem__, reverse=True)[:places])
+
+
+class Halving:
+    """Successive halving (Karnin et al. 2013, ICML; Jamieson and Talwalkar 2016, arXiv 1502.07943,
+    section 3): at a rung a trial waits with its checkpoint until the others are there, and the
+    best 1/reduction of all go on.
+
+    ASHA lets the first to arrive pass and can never take up again what it stopped; the wait costs
+    neither images nor GPU-hours, only the time of a slot that has nothing else to do. A trial's
+    score is its mean over the last two validations, which halves what chance does from one to the
+    next. Until a rung has told its trials apart at `level` (Cochran's Q), as where all are still
+    near chance, nothing is decided and all go on. Once one has, trials that do not differ at a
+    higher rung are all good, and the fewer go on the better.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules, self.ladder = rules, Ladder(rules)
+        self.rungs: dict[int, Rung] = {}
+        self.before: dict[str, Report] = {}
+
+    def decide(self, report: Report) -> Decision:
+        before = self.before.get(report.trial)
+        repeated = before is not None and report.images_seen <= before.images_seen
+        if repeated or math.isnan(report.robust_accuracy):
+            return "continue"
+        self.before[report.trial] = report
+        reached = self.ladder.reach(report)
+        if reached is None:
+            return "continue"
+        rung = self.rungs.setdefault(reached, Rung())
+        rung.peers.add(report)
+        recent = [each.robust_accuracy for each in (before, report) if each is not None]
+        rung.scores[report.trial] = sum(recent) / len(recent)
+        return "wait"
+
+    def promoted(self, waiting: Iterable[str]) -> set[str]:
+        rungs_ = {trial: self.rungs[self.ladder.at[trial]] for trial in waiting}
+        return {
+            trial
+            for trial, rung in rungs_.items()
+            if trial in rung.best(self.rules.reduction) or not self._told_apart(trial)
+        }
+
+    def _told_apart(self, trial: str) -> bool:
+        """Whether the rung where a trial waits, or a lower one, told its trials apart."""
+        heights = range(self.ladder.at[trial] + 1)
+        seen = [self.rungs[height] for height in heights if height in self.rungs]
+        return any(rung.peers.differ(self.rules.level) for rung in seen)
+
+
+class NoiseAware(AtOnce):
     """ASHA that stops a trial only where chance does not explain that it is behind.
 
     At a rung, ASHA would let the best 1/reduction of the trials go on. Here a trial is stopped if
@@ -311,7 +382,7 @@ def chance_behind(first: Report, second: Report) -> float:
     return intervals.behind_unpaired(ours, theirs) if ours and theirs else 0.0
 
 
-class Median:
+class Median(AtOnce):
     """The median stopping rule (Golovin et al. 2017, KDD, section 3.2.2): a trial stops where its
     best robust accuracy so far is below the median of the other trials' running means, at the same
     validation.
@@ -341,7 +412,7 @@ class Median:
         return "stop" if behind else "continue"
 
 
-class Pareto:
+class Pareto(AtOnce):
     """ASHA on clean and robust accuracy together: MO-ASHA (Schmucker et al. 2021, arXiv
     2106.12639, section 4), the stopping variant.
 
@@ -388,6 +459,7 @@ def net(points: NDArray[np.float64]) -> list[int]:
 
 
 BUILDERS: dict[str, Callable[[Rules], Scheduler]] = {
+    "halving": Halving,
     "noise_aware": NoiseAware,
     "asha": Asha,
     "median": Median,

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import functools
 import heapq
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dra_ray.sweeps import rungs
 from dra_ray.sweeps.schedulers import Decision, Report, Rules, Scheduler
 
 
@@ -111,8 +113,14 @@ class Outcome:
     reached: Mapping[int, tuple[int, float]] = field(default_factory=dict)  # epoch, last score
 
 
-def play(curves: Curves, scheduler: Scheduler, keep_decisions: bool = False) -> Outcome:
-    """A sweep of `concurrent` trials at a time, each report decided on before its next epoch.
+def play(
+    curves: Curves,
+    scheduler: Scheduler,
+    keep_decisions: bool = False,
+    trials: int | None = None,
+) -> Outcome:
+    """A sweep of `concurrent` trials at a time, each report decided on before its next epoch; of
+    the first `trials` of the world, or of all.
 
     The winner is the best score of those that got furthest, as a sweep picks its finalists.
     """
@@ -120,14 +128,15 @@ def play(curves: Curves, scheduler: Scheduler, keep_decisions: bool = False) -> 
     limit = world.all_epochs
     if world.budget is not None:
         limit = min(limit, round(world.budget * world.epochs))
-    waiting = iter(range(world.trials))
+    listed = iter(range(trials or world.trials))
     running: list[tuple[float, int, int]] = []  # (time, trial, epoch)
     reached: dict[int, tuple[int, float]] = {}
     decisions: list[tuple[str, int, Decision]] = []
+    waiting: dict[str, tuple[int, int]] = {}  # (trial, epoch) by name
     spent = 0
 
     def start(now: float) -> None:
-        if (trial := next(waiting, None)) is not None:
+        if (trial := next(listed, None)) is not None:
             heapq.heappush(running, (now + curves.speed[trial], trial, 1))
 
     for _ in range(world.concurrent):
@@ -140,10 +149,17 @@ def play(curves: Curves, scheduler: Scheduler, keep_decisions: bool = False) -> 
         reached[trial] = (epoch, report.robust_accuracy)
         if keep_decisions:
             decisions.append((report.trial, epoch, decision))
-        if decision == "stop" or report.final:
+        if decision == "wait":
+            waiting[report.trial] = (trial, epoch)
+        if decision != "continue" or report.final:
             start(now)
         else:
             heapq.heappush(running, (now + curves.speed[trial], trial, epoch + 1))
+        if not running:
+            for name in sorted(scheduler.promoted(waiting)):
+                trial, epoch = waiting[name]
+                heapq.heappush(running, (now + curves.speed[trial], trial, epoch + 1))
+            waiting.clear()
     winner = max(reached, key=lambda trial: (*reached[trial], -trial))
     final = curves.truth[:, -1]
     return Outcome(
@@ -154,6 +170,29 @@ def play(curves: Curves, scheduler: Scheduler, keep_decisions: bool = False) -> 
         decisions=tuple(decisions),
         reached=reached,
     )
+
+
+def affordable(world: World, rules: Rules) -> int:
+    """How many trials a sweep lists. What halving costs is known before it starts, so its list is
+    as long as the budget; the others list every trial and stop with the budget.
+    """
+    if world.budget is None or rules.scheduler != "halving":
+        return world.trials
+    end_images = world.epochs * world.images_per_epoch
+    limit, sizes = world.budget * end_images, range(1, world.trials + 1)
+    return max((n for n in sizes if halving_images(n, end_images, rules) <= limit), default=1)
+
+
+def halving_images(trials: int, end_images: int, rules: Rules) -> float:
+    """Images of `trials` trials of one length under successive halving, where every rung tells its
+    trials apart.
+    """
+    heights = [*rungs.milestones(rules.grace_images, rules.reduction, end_images), end_images]
+    total, before = 0.0, 0.0
+    for height in heights:
+        total += trials * (height - before)
+        trials, before = math.ceil(trials / rules.reduction), height
+    return total
 
 
 @dataclass(frozen=True)
@@ -185,7 +224,7 @@ def compare(
     for repeat in range(repeats):
         curves = Curves(world, 1_000_003 * seed + repeat)
         for name, rule in rules.items():
-            outcomes[name].append(play(curves, rule.build()))
+            outcomes[name].append(play(curves, rule.build(), trials=affordable(world, rule)))
         tick()
     regrets = {
         name: np.array([outcome.regret for outcome in played]) for name, played in outcomes.items()
@@ -237,6 +276,7 @@ def rules_of(world: World, grace_epochs: int = 3, level: float = 0.05) -> dict[s
     )
     return {
         "asha": replace(common, scheduler="asha"),
+        "halving": replace(common, scheduler="halving"),
         "noise_aware": replace(common, scheduler="noise_aware"),
         "median": replace(common, scheduler="median"),
         "none": replace(common, scheduler="none"),

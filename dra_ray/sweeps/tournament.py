@@ -104,6 +104,7 @@ class Tournament:
         self._images = 0  # over all trials
         self._gpu_s = self._device_s = 0.0
         self._started: set[str] = set()  # by this driver
+        self._waiting: set[str] = set()  # for the other trials of their rung
         self.scheduler = schedulers.of(sweep, around.images_per_epoch(sweep.base))
         self._finals: set[str] = set()  # which nothing stops
         for row in self._rungs.rows:
@@ -127,15 +128,36 @@ class Tournament:
         if self.exhausted():
             return None
         for name in self.fields:
-            if name not in self._ended and name not in self._started:
+            if self._can_start(name):
                 self._started.add(name)
                 return name
-        row = self._suggested()
-        if row is None:
-            return None
-        self._enter(row)
-        self._started.add(row.trial)
-        return row.trial
+        if (row := self._suggested()) is not None:
+            self._enter(row)
+            self._started.add(row.trial)
+            return row.trial
+        return self.start() if self._promote() else None
+
+    def _can_start(self, trial: str) -> bool:
+        return trial not in self._started | self._waiting | self._ended.keys()
+
+    def _promote(self) -> bool:
+        """Once every other trial is at its rung or over, let the best of those that wait go on and
+        stop the rest, in one write: a driver that is killed has decided on all or on none.
+        Returns whether any goes on.
+        """
+        on_their_way = self._started - self._ended.keys() - self._waiting
+        if on_their_way or not self._waiting:
+            return False
+        chosen = self.scheduler.promoted(self._waiting)
+        rows = [
+            self._once_more(name, "continue", "among the best of its rung")
+            if name in chosen
+            else self._once_more(name, "stop", None)
+            for name in sorted(self._waiting)
+        ]
+        self._started -= chosen
+        self._append(*rows)
+        return bool(chosen)
 
     def repeat(self, trial: str, number: int) -> str:
         """The trial that repeats a trial with training seed `number`, from 1; added if need be."""
@@ -193,7 +215,7 @@ class Tournament:
             last.robust_accuracy if last else None,
             last.clean_accuracy if last else None,
             last.images_seen if last else 0,
-            self.state(row.trial),
+            "stopped" if row.trial in self._waiting else self.state(row.trial),
             row.by_hand,
         )
 
@@ -221,8 +243,8 @@ class Tournament:
     def report(self, trial: str, scores: Scores) -> schedulers.Decision:
         """Record a validation and what follows from it."""
         last = self._last.get(trial)
-        if self._ended.get(trial) == "stopped":
-            return "stop"  # by hand, since its last report
+        if self._ended.get(trial) == "stopped" or trial in self._waiting:
+            return "stop"  # by hand, since its last report; or it was cut off as it began to wait
         if last is not None and last.images_seen >= scores.images_seen:
             return "continue"  # repeated after a restart: the same score, already there
         experiment = self.experiment(trial)
@@ -244,10 +266,12 @@ class Tournament:
             row = row.model_copy(update={"decision": "done"})
         elif decision == "stop":
             row = row.model_copy(update={"decision": "stop"})
+        elif decision == "wait":
+            row = row.model_copy(update={"decision": "waiting"})
         elif why := self._exhausted_by(row):
             row = row.model_copy(update={"decision": "paused", "reason": why})
         self._append(row)
-        return "stop" if row.decision in ("stop", "paused") else "continue"
+        return "stop" if row.decision in ("stop", "paused", "waiting") else "continue"
 
     def fail(self, trial: str, reason: str, lasting: bool = True) -> bool:
         """Record that a trial failed; returns whether it is to be started again.
@@ -275,7 +299,7 @@ class Tournament:
         self._append(self._once_more(trial, "continue", "started again by hand"))
         self._started.discard(trial)
 
-    def _once_more(self, trial: str, decision: runs.Decision, reason: str) -> RungRow:
+    def _once_more(self, trial: str, decision: runs.Decision, reason: str | None) -> RungRow:
         """The trial's last scores, if it has any, with what became of it since."""
         last = self._last.get(trial) or RungRow(
             trial=trial,
@@ -427,16 +451,21 @@ class Tournament:
             self._gpu_s += gpu_s
             self._device_s += device_s
         self._last[row.trial] = row
+        if row.decision == "waiting":
+            self._waiting.add(row.trial)
+        else:
+            self._waiting.discard(row.trial)
         if end := runs.end_of(row.decision):
             self._ended[row.trial] = end
         else:
             self._ended.pop(row.trial, None)
 
-    def _append(self, row: RungRow) -> None:
+    def _append(self, *rows: RungRow) -> None:
         self._around.guard()
-        self._rungs.append(row)
-        self._note(row)
-        self.on_row(row)
+        self._rungs.append(*rows)
+        for row in rows:
+            self._note(row)
+            self.on_row(row)
 
 
 def _is_scored(row: RungRow) -> bool:

@@ -24,7 +24,10 @@ from tests.support.rungs import IMAGES_PER_EPOCH, RayAsha
 
 WORLD = simulate.World(trials=500, concurrent=50, epochs=12, validation_images=200)
 LOAD = Rules(
-    grace_images=2 * WORLD.images_per_epoch, reduction=2.0, slot_images=WORLD.images_per_epoch
+    scheduler="noise_aware",
+    grace_images=2 * WORLD.images_per_epoch,
+    reduction=2.0,
+    slot_images=WORLD.images_per_epoch,
 )
 
 
@@ -194,7 +197,7 @@ def test_a_last_report_stops_nothing_and_is_nobody_s_rival() -> None:
     for name in schedulers.BUILDERS:
         scheduler = rules(name).build()
         assert scheduler.decide(exact("short", 3, 150, end=3)) == "continue"
-        assert scheduler.decide(exact("long", 3, 100, end=27)) == "continue"
+        assert scheduler.decide(exact("long", 3, 100, end=27)) != "stop"
         assert scheduler.decide(exact("low", 3, 10, end=3)) == "continue"
 
 
@@ -209,7 +212,46 @@ def test_nan_is_never_a_cut() -> None:
     for name in schedulers.BUILDERS:
         scheduler = rules(name).build()
         assert scheduler.decide(scored("nan", 1, math.nan, 27)) == "continue"
-        assert scheduler.decide(scored("low", 1, 0.1, 27)) == "continue"
+        assert scheduler.decide(scored("low", 1, 0.1, 27)) != "stop"
+
+
+def reported(scheduler: schedulers.Scheduler, correct: dict[str, tuple[int, ...]]) -> set[str]:
+    """Every trial's images that are right after each epoch, to the rung at epoch 3; who waits."""
+    waits = set()
+    for trial, counts in correct.items():
+        for epoch, count in enumerate(counts, start=1):
+            if scheduler.decide(exact(trial, epoch, count)) == "wait":
+                waits.add(trial)
+    return waits
+
+
+def test_at_a_rung_of_halving_the_best_third_by_two_validations_goes_on() -> None:
+    scheduler = rules("halving").build()
+    correct = {f"t{k}": (0, 60 + 20 * k, 60 + 20 * k) for k in range(6)}
+    correct["lucky"] = (0, 60, 165)  # ahead of all at the rung alone
+    waits = reported(scheduler, correct)
+    assert waits == set(correct)
+    assert scheduler.promoted(waits) == {"t5", "t4", "t3"}
+    assert scheduler.promoted({"t1", "t5"}) == {"t5"}  # a driver that asks again hears the same
+
+
+def test_halving_decides_nothing_until_a_rung_tells_trials_apart() -> None:
+    scheduler = rules("halving").build()
+    near_chance = {f"t{k}": (20, 20, 19 + k) for k in range(4)}
+    waits = reported(scheduler, near_chance)
+    assert scheduler.promoted(waits) == waits
+
+
+def test_halving_costs_what_its_plan_says_and_loses_less_than_asha_at_equal_images() -> None:
+    world = simulate.World(trials=60, concurrent=4, budget=14)
+    both = {name: rule for name, rule in simulate.rules_of(world, 4).items() if "h" in name}
+    rows = {row.scheduler: row for row in simulate.compare(world, both, repeats=60)}
+    assert rows["halving"].images <= rows["asha"].images <= 14 / 60
+    assert rows["halving"].regret < rows["asha"].regret
+    count = simulate.affordable(world, both["halving"])
+    images = simulate.halving_images(count, 27_000, both["halving"])
+    played = simulate.play(simulate.Curves(world, 0), both["halving"].build(), trials=count)
+    assert played.images * 60 * 27_000 == pytest.approx(images)
 
 
 def test_median_by_hand() -> None:

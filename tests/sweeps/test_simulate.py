@@ -48,4 +48,4 @@ def test_equal_seeds_equal_rows_and_noise_aware_loses_less_than_asha() -> None:
 def test_the_table_has_a_row_for_each() -> None:
     rows = sweep.compare(trials=4, repeats=2, grace_epochs=3, level=0.05)
     keys = {(row["question"], row["validation_images"], row["scheduler"]) for row in rows}
-    assert len(keys) == len(rows) == 2 * 3 * 4
+    assert len(keys) == len(rows) == 2 * 3 * 5
