@@ -8,6 +8,7 @@ is an error that names the keys.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,6 +32,8 @@ WRAPPERS = (
     "weights",
     "backbone",
     "student",
+    "teacher",
+    "model_state",
 )
 # names of averaged weights: timm, DiT, lucidrains, Lightning's callbacks, SWA, BasicSR, mmengine,
 # DM-AT, our own
@@ -59,6 +62,14 @@ AVERAGED = (
     "swa_model",
     "shadow",
 )
+# words of other names for the same, such as ema_state, EMA, ema_0.999, g_ema, polyak_model
+AVERAGE_WORDS = frozenset(
+    {"ema", "emas", "swa", "swag", "avg", "average", "averaged", "averages", "polyak", "shadow"}
+)
+# a list of averaged parameters in the network's order, as torch_ema and diffusers keep them
+AVERAGE_LIST = "shadow_params"
+# under such words lie moments and gradients, which have the parameters' names and shapes too
+NO_WEIGHTS = ("optim", "sched", "exp_avg", "moment", "grad", "perturb")
 # the first name says that the second holds averaged weights: DM-AT, Lightning's WeightAveraging
 RAW_BESIDE = {
     "unaveraged_model_state_dict": "model_state_dict",
@@ -82,7 +93,7 @@ NORMALISATION = {"mean": "mean", "mu": "mean", "std": "std", "sigma": "std"}
 # data sets' means are quoted to 3 or 4 digits
 SAME_NORMALISATION = 1e-3
 DEEP = 8  # wrappers inside each other; modules of a network are deeper
-MODULES_DEEP = 50
+MODULES_DEEP, MOST_MODULES = 50, 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +108,8 @@ def read_weights(store: Store) -> Weights:
     """The tensors of a `.safetensors` file, or of a `torch.save` file, out of whatever wraps them.
 
     Where averaged and raw weights lie in one file, the averaged ones. Raises `CheckpointError` when
-    there are none, `DataError` when the file is damaged or something else.
+    there are none, or a second network of the same names and shapes of which nothing says what it
+    is, and `DataError` when the file is damaged or something else.
     """
     if store.name.endswith(".safetensors"):
         return _of_state_dict(store.read_tensors())
@@ -105,7 +117,10 @@ def read_weights(store: Store) -> Weights:
         raise CheckpointError(
             f"'{store}' is not named as weights are; give a .safetensors, .pt or .pth file"
         )
-    weights = _unwrapped(store.read_torch(), DEEP)
+    content = store.read_torch()
+    weights = _unwrapped(content, DEEP, {})
+    if weights.tensors and not weights.averaged:
+        _require_only(content, weights, store)
     if not weights.tensors:
         raise CheckpointError(
             f"'{store}' holds no tensors by name; give a file with a state dict, under one of "
@@ -114,12 +129,25 @@ def read_weights(store: Store) -> Weights:
     return weights
 
 
-def _unwrapped(value: Any, deep: int) -> Weights:
+Known = dict[int, Weights]  # by `id`: a hostile file may hold one mapping under many names
+
+
+def _unwrapped(value: Any, deep: int, known: Known) -> Weights:
     if not isinstance(value, Mapping) or not deep:
         return Weights({})
-    raw = _raw(value, deep)
+    if id(value) not in known:
+        known[id(value)] = Weights({})  # where it holds itself
+        known[id(value)] = _chosen(value, deep, known)
+    return known[id(value)]
+
+
+def _chosen(value: Mapping[Any, Any], deep: int, known: Known) -> Weights:
+    """Of what one mapping holds, the averaged weights or else the raw ones."""
+    raw = _raw(value, deep, known)
     for name, inner in _averages(value):
-        average = _unwrapped(inner, deep - 1)
+        average = _unwrapped(inner, deep - 1, known)
+        if in_order := _in_order(inner, raw.tensors):
+            average = Weights(in_order)
         if average.tensors:
             path = f"{name}.{average.averaged}" if average.averaged else name
             return Weights(_with_statistics(average.tensors, raw.tensors), path)
@@ -127,21 +155,91 @@ def _unwrapped(value: Any, deep: int) -> Weights:
 
 
 def _averages(value: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """Name and content of what may be averaged weights at this level, and of Lightning's
-    callbacks.
+    """Name and content of what may be averaged weights at this level, in the callbacks of Lightning
+    and in the optimisers of NeMo.
     """
     yield from ((name, value.get(name)) for raw, name in RAW_BESIDE.items() if raw in value)
     yield from ((name, value[name]) for name in AVERAGED if name in value)
-    callbacks = value.get("callbacks")
-    for callback, state in callbacks.items() if isinstance(callbacks, Mapping) else ():
-        if isinstance(state, Mapping):
-            for name, inner in _averages(state):
-                yield f"callbacks.{callback}.{name}", inner
+    yield from ((name, inner) for name, inner in value.items() if _says_average(name))
+    for place in ("callbacks", "optimizer_states"):
+        states = value.get(place)
+        states = dict(enumerate(states)) if isinstance(states, list) else states
+        for key, state in states.items() if isinstance(states, Mapping) else ():
+            for name, inner in state.items() if isinstance(state, Mapping) else ():
+                if name in AVERAGED or name in RAW_BESIDE.values() or _says_average(name):
+                    yield f"{place}.{key}.{name}", inner
 
 
-def _raw(value: Mapping[Any, Any], deep: int) -> Weights:
+def _says_average(name: Any) -> bool:
+    words = re.split(r"[^a-z]+", name.lower()) if isinstance(name, str) else ()
+    return name not in AVERAGED and not AVERAGE_WORDS.isdisjoint(words)
+
+
+def _in_order(value: Any, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A list of tensors, plain or in a mapping, under the names of the raw parameters that they are
+    averages of; empty where they are not, one by one, of their shapes.
+    """
+    tensors = value.get(AVERAGE_LIST) if isinstance(value, Mapping) else value
+    names = [name for name in raw if not name.endswith(STATISTICS)]
+    if not isinstance(tensors, list | tuple) or len(tensors) != len(names) or not names:
+        return {}
+    if any(getattr(t, "shape", None) != raw[n].shape for n, t in zip(names, tensors, strict=True)):
+        return {}
+    return dict(zip(names, tensors, strict=True))
+
+
+def _require_only(content: Any, weights: Weights, store: Store) -> None:
+    """`CheckpointError` where the file holds another network of the same names and shapes: it may
+    be an average, another epoch's or a teacher's, and which is meant nobody can know.
+    """
+    kind = _shapes(weights.tensors)
+    networks = _networks(content, "", DEEP, set())
+    alike = [path for path, tensors in networks if _shapes(tensors) == kind]
+    if len(alike) > 1:
+        raise CheckpointError(
+            f"'{store}' holds {len(alike)} networks of the same shape "
+            f"({', '.join(alike[:3])}{', ...' if len(alike) > 3 else ''}), and no name says which "
+            "is the average; write the one to use to a file of its own"
+        )
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> frozenset[tuple[str, tuple[int, ...]]]:
+    return frozenset(
+        (bare, tuple(tensors[key].shape))
+        for bare, key in _bare(tensors).items()
+        if not bare.endswith(STATISTICS) and bare not in COUNTERS
+    )
+
+
+def _networks(
+    value: Any, path: str, deep: int, seen: set[int]
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every mapping of tensors in a file, with its path; `seen` holds the `id` of those that were
+    passed.
+    """
+    if not deep or id(value) in seen or any(word in path.lower() for word in NO_WEIGHTS):
+        return
+    seen.add(id(value))
+    if isinstance(value, list | tuple):
+        yield from _networks_in(dict(enumerate(value)), path, deep, seen)
+    if not isinstance(value, Mapping):
+        return
+    tensors = {str(key): item for key, item in value.items() if isinstance(item, Tensor)}
+    if tensors:
+        yield path or "the top", tensors
+    yield from _networks_in(value, path, deep, seen)
+
+
+def _networks_in(
+    value: Mapping[Any, Any], path: str, deep: int, seen: set[int]
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    for name, inner in value.items():
+        yield from _networks(inner, f"{path}.{name}" if path else str(name), deep - 1, seen)
+
+
+def _raw(value: Mapping[Any, Any], deep: int, known: Known) -> Weights:
     for name in WRAPPERS:
-        inner = _unwrapped(value.get(name), deep - 1)
+        inner = _unwrapped(value.get(name), deep - 1, known)
         if inner.tensors:
             return dataclasses.replace(
                 inner, averaged=f"{name}.{inner.averaged}" if inner.averaged else ""
@@ -149,20 +247,24 @@ def _raw(value: Mapping[Any, Any], deep: int) -> Weights:
     if isinstance(
         value.get("_modules"), Mapping
     ):  # a whole network was saved, of which only its tensors are read
-        return _of_state_dict(dict(_of_modules(value, "", MODULES_DEEP)))
+        return _of_state_dict(dict(_of_modules(value, "", MODULES_DEEP, itertools.count(1))))
     return _of_state_dict(
         {str(key): item for key, item in value.items() if isinstance(item, Tensor)}
     )
 
 
-def _of_modules(module: Mapping[Any, Any], prefix: str, deep: int) -> Iterator[tuple[str, Tensor]]:
+def _of_modules(
+    module: Mapping[Any, Any], prefix: str, deep: int, count: Iterator[int]
+) -> Iterator[tuple[str, Tensor]]:
+    if next(count) > MOST_MODULES:
+        raise CheckpointError(f"a network of more than {MOST_MODULES:,} modules is not read")
     for kind in ("_parameters", "_buffers"):
         for name, tensor in (module.get(kind) or {}).items():
             if isinstance(tensor, Tensor):
                 yield f"{prefix}{name}", tensor
     for name, inner in (module.get("_modules") or {}).items():
         if isinstance(inner, Mapping) and deep:
-            yield from _of_modules(inner, f"{prefix}{name}.", deep - 1)
+            yield from _of_modules(inner, f"{prefix}{name}.", deep - 1, count)
 
 
 # -- averages inside one state dict ----------------------------------------------------------------

@@ -5,6 +5,7 @@ named.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import re
 import time
@@ -252,6 +253,13 @@ def files_with_averages() -> dict[str, object]:
         },
         "averaged model": under("module.", average) | {"n_averaged": one},
         "shadow": {"model": raw, "ema": {"decay": 0.9, "shadow": under("module.", parameters)}},
+        "ema state": {"model": raw, "ema_state": {"shadow": average, "decay": 0.9}},
+        "capitals": {"model": raw, "model_EMA": average},
+        "of a rate": {"model": raw, "ema_0.9999": average},
+        "generator": {"g": raw, "g_ema": average},
+        "swag": {"state_dict": raw, "swag_model": average},
+        "torch_ema": {"model": raw, "ema": {"shadow_params": list(parameters.values())}},
+        "nemo": {"state_dict": raw, "optimizer_states": [{"ema": tuple(parameters.values())}]},
         "ours": {"student": raw, "average": average, "sums": torch.zeros(4)},
         "nothing averaged yet": {"state_dict": average, "state_dict_ema": None, "model_ema": {}},
     }
@@ -268,6 +276,49 @@ def test_of_raw_and_averaged_weights_the_averaged_are_taken(tmp_path, kind: str)
         if key.endswith(PARTS):
             assert torch.equal(tensor, average[key]), key
     assert origin.startswith("averaged weights (") == (kind != "nothing averaged yet")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("student", "teacher"), ("model", "best_model"), ("net", "0.999")]
+)
+def test_of_two_networks_without_a_word_for_the_average_none_is_taken(
+    tmp_path, first: str, second: str
+) -> None:
+    raw, other = raw_and_average()
+    store = Store(str(tmp_path)) / "some.pth"
+    moments = {"optimizer": {"exp_avg": raw}, "epoch": 3}
+    store.write_torch({first: raw, second: under("module.", other), **moments})
+    with pytest.raises(CheckpointError, match=f"2 networks of the same shape .{first}, {second}"):
+        weights.read_weights(store)
+    store.write_torch({first: raw, **moments})
+    assert weights.read_weights(store).tensors.keys() == raw.keys()
+
+
+def in_circles() -> dict[str, object]:
+    """Each of these would be read in more than 2^40 steps if it were read name by name."""
+    names = (*weights.AVERAGED, *weights.WRAPPERS)
+    circle: dict[str, object] = {}
+    circle.update(dict.fromkeys(names, circle))
+    nested: dict[str, object] = {"a": torch.zeros(0)}
+    module: dict[str, object] = {}
+    for _ in range(weights.MODULES_DEEP):
+        module = {"_modules": {"a": module, "b": module}}
+    for _ in range(weights.DEEP):
+        nested = dict.fromkeys(names, nested)
+    lists: object = [torch.zeros(1)]
+    for _ in range(weights.DEEP):
+        lists = [lists] * 50
+    return {"circle": circle, "nested": nested, "modules": module, "lists": {"model": lists}}
+
+
+@pytest.mark.parametrize("kind", in_circles())
+def test_files_that_hold_one_thing_under_many_names_are_read_once(tmp_path, kind: str) -> None:
+    store = Store(str(tmp_path)) / "some.pth"
+    store.write_torch(in_circles()[kind])
+    began_s = time.monotonic()
+    with contextlib.suppress(CheckpointError):
+        weights.read_weights(store)
+    assert time.monotonic() - began_s < 3
 
 
 @pytest.mark.parametrize(
