@@ -26,13 +26,13 @@ def read(settings: config.Data) -> Parts:
     """The four files of the folder `settings.uri`, which may end in .gz. Raises `DataError` for
     anything but whole idx files.
     """
-    folder = Store(settings.uri or "")
-    if not settings.uri or not folder.exists():
+    uri = settings.uri
+    if not uri or not Store(uri).exists():
         raise DataError(
-            f"data.uri='{folder}' does not exist; install Debian's package dataset-fashion-mnist "
+            f"data.uri='{uri or ''}' does not exist; install Debian's package dataset-fashion-mnist "
             "or give the folder with the idx files"
         )
-    return Parts(_part(folder, "train"), _part(folder, "t10k"))
+    return Parts(_part(Store(uri), "train"), _part(Store(uri), "t10k"))
 
 
 def _part(folder: Store, part: str) -> Split:

@@ -45,7 +45,7 @@ from dra_ray.storage.failures import explained, first_line, unreachable
 from dra_ray.storage.plain_json import read_json, strict_json
 from dra_ray.storage.replies import ATTEMPTS, byte_range, check_reply, repeated, whole
 from dra_ray.storage.unpickle import torch_from_bytes, what_it_is
-from dra_ray.storage.uris import require_no_credentials, require_plain
+from dra_ray.storage.uris import require_named, require_no_credentials, require_plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,10 @@ class Store:
     uri: str
 
     def __post_init__(self) -> None:
-        """Raises `StorageError`: a URI with credentials would reach every manifest and message."""
+        """Raises `StorageError` for an empty URI, and for one with credentials, which would reach
+        every manifest and message.
+        """
+        require_named(self.uri)
         require_no_credentials(self.uri)
 
     def __truediv__(self, name: str) -> Store:

@@ -17,9 +17,13 @@ NAME_BYTES = 200  # file systems allow 255, and a run's name gets endings
 _LOGIN = re.compile(r"(?<=:/)(/*)[^\s/@:]*:(?!\d{1,5}(?:/|$))\S*@")
 # A user alone is a token to these; to abfs:// and sftp:// it is a container or a person.
 _USER = re.compile(r"\b((?:https?|s3a?|gs|gcs):/+)[^\s/@]+@")
-_QUERY = re.compile(r"(?<=[?&;#])([^\s=&;#?'\"]+)=([^\s&;#'\"]+)")
+# the signs may be written as %3F, %26, %3D
+_FIELD = re.compile(
+    r"(?:(?<=[?&;#])|(?<=%3F)|(?<=%26))((?:(?!%3D|%26)[^\s=&;#?'\"])+)(?:=|%3D)", re.IGNORECASE
+)
+_VALUE = re.compile(r"[^\s&;#'\"]+")
 _SECRET = re.compile(
-    r"(^|[^a-z])(sig|signature|key|auth|jwt|code)($|[^a-z])|token|secret|passw|pwd|credential|"
+    r"(^|[^a-z])(sig|signature|key|auth|jwt|code|pass|pw|sas|hmac|ak|sk)($|[^a-z])|token|secret|passw|pwd|credential|"
     r"signature|apikey|accesskey|authorization|session",
     re.IGNORECASE,
 )
@@ -32,7 +36,12 @@ def masked(text: str) -> str:
     if not _AS_URI.search(text):
         return text
     text = _USER.sub(rf"\1{MASK}@", _LOGIN.sub(rf"\1{MASK}@", text))
-    return _QUERY.sub(lambda pair: f"{pair[1]}={MASK}" if _is_secret(pair[1]) else pair[0], text)
+    shown, after = "", 0
+    for field in _FIELD.finditer(text):
+        value = _VALUE.match(text, field.end())
+        if value and field.start() >= after and _is_secret(field[1]):
+            shown, after = f"{shown}{text[after : field.end()]}{MASK}", value.end()
+    return shown + text[after:]
 
 
 def masked_tree(value: Any) -> Any:
@@ -75,6 +84,12 @@ def require_no_credentials(uri: str) -> None:
     """`StorageError`, which does not show them, for a URI with credentials."""
     if problem := credentials_problem(uri):
         raise StorageError(problem)
+
+
+def require_named(uri: str) -> None:
+    """`StorageError` for an empty URI: a folder below it would lie in the root of the disk."""
+    if not uri.strip():
+        raise StorageError("a storage URI is empty; give a folder, such as '.' for this one")
 
 
 def require_plain(uri: str) -> None:

@@ -36,6 +36,12 @@ PLANTED = [
     f"https://host/x.npz?api_key={SECRET}",
     f"https://host/x.npz#access_token={SECRET}",
     f"abfs://container@account.dfs.core.windows.net/x?sig={SECRET}",
+    f"https://host/x?pass={SECRET}",
+    f"https://host/x?st=1&hmac={SECRET}",
+    f"https://host/x?sas={SECRET}",
+    f"https://host/x?ak=1&sk={SECRET}",
+    f"https://host/x%3Fa=1%26sig%3D{SECRET}",
+    f"https://host/x?token%3D{SECRET}",
 ]
 PLAIN = [
     "s3://bucket/a@2x",
@@ -46,6 +52,8 @@ PLAIN = [
     "/a:b@c",
     "a?token=b",
     "https://host/x?download=true",
+    "https://host/x?pages=3&mask=1&task=2&keypoints=4",
+    "https://host/a%3Db%20c",
     "memory://x?y",
     "https://***@host/x?sig=***",
 ]
@@ -77,6 +85,13 @@ def test_credentials_are_refused_and_not_shown(uri: str) -> None:
     assert not [line for line in lines if SECRET in line or "\n" in line]
     assert " " in uri or SECRET not in masked(f"a text with '{uri}' in it, and more")
     assert masked(masked(uri)) == masked(uri)
+
+
+@pytest.mark.parametrize("uri", ["", " ", "\n"])
+def test_an_empty_uri_is_no_folder(uri: str) -> None:
+    """`/NAME` would be below it."""
+    with pytest.raises(StorageError, match="is empty; give a folder"):
+        Store(uri)
 
 
 @pytest.mark.parametrize("uri", PLAIN)
