@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dra_ray.errors import DataError
@@ -118,6 +118,11 @@ def picture(data: bytes, name: str) -> Image.Image:
         return _rgb(image, name)
     except DataError:
         raise
+    except UnidentifiedImageError:
+        raise DataError(
+            f"'{name}' cannot be decoded as an image (its first bytes are of no format that is "
+            f"read: {', '.join(_formats())}); save it as PNG or JPEG, or remove it"
+        ) from None
     # Pillow's decoders raise SyntaxError, struct.error and their own kinds, beside OSError
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -127,7 +132,8 @@ def picture(data: bytes, name: str) -> Image.Image:
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode in EIGHT_BITS:
+    signed = _SIGNED in getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, ())
+    if image.mode in EIGHT_BITS and not signed:
         return image.convert("RGB")
     if image.mode in PREMULTIPLIED:
         return image.convert(PREMULTIPLIED[image.mode]).convert("RGB")
@@ -135,8 +141,12 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         image.mode == "I" and image.format in ("PNG", "PPM")
     ):  # whose range is 16 bits
         return _scaled(image).convert("RGB")
-    what = {"I": "32-bit integers", "F": "floating-point numbers", "LAB": "CIELAB colours"}.get(
-        image.mode, "of a kind that is not read"
+    what = (
+        "signed integers"
+        if signed
+        else {"I": "32-bit integers", "F": "floating-point numbers", "LAB": "CIELAB colours"}.get(
+            image.mode, "of a kind that is not read"
+        )
     )
     raise DataError(
         f"'{name}' has pixels of mode {image.mode} ({what}), which are not converted; save it as "
@@ -155,7 +165,9 @@ def _scaled(image: Image.Image) -> Image.Image:
     )
 
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF 6.0
+# of TIFF 6.0
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+_SAMPLE_FORMAT, _SIGNED = 339, 2
 
 
 def centre(data: bytes, name: str, resolution: int) -> np.ndarray:

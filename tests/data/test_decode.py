@@ -118,6 +118,23 @@ def test_other_ranges_and_writers(content: bytes) -> None:
     assert is_the_ramp(decode.picture(content, "a"), 5)
 
 
+def test_signed_pixels_are_refused() -> None:
+    """Pillow reads them as unsigned, so that the darkest half becomes the brightest."""
+    entries = ((256, 3, 64), (257, 3, 64), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 138))
+    entries += ((277, 3, 1), (278, 3, 64), (279, 4, 64 * 64), (339, 3, 2))
+    tags = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + tags + bytes(4)
+    content = head.ljust(138, b"\0") + (RAMP * 255 - 128).round().astype(np.int8).tobytes()
+    with pytest.raises(DataError, match="'a' has pixels of mode L .signed integers."):
+        decode.picture(content, "a")
+
+
+def test_what_is_no_image_says_what_is_read() -> None:
+    with pytest.raises(DataError, match=r"'a' cannot be decoded.*JPEG, PNG.*save it as") as caught:
+        decode.picture(b"P7\nWIDTH 8\n", "a")
+    assert "0x" not in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "AVIF", "TIFF"])
 def test_of_animations_and_pages_the_first_counts(kind: str) -> None:
     content = saved(RGB, kind, save_all=True, append_images=[RGB.rotate(90), RGB.rotate(180)])
