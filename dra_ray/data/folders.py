@@ -76,6 +76,10 @@ def read(settings: config.Data) -> Parts:
         raise DataError(
             f"data.uri='{settings.uri}' holds neither a folder train nor shards; it needs {LAYOUT}"
         )
+    if listing.num_classes < 2:
+        raise DataError(
+            f"data.uri='{settings.uri}' has images of one class alone; a classifier needs two"
+        )
     if settings.name == "imagenet" and listing.num_classes != IMAGENET_CLASSES:
         raise DataError(
             f"data.uri='{settings.uri}' has {listing.num_classes} classes in train, but imagenet "
@@ -141,17 +145,9 @@ class Files(Squares):
 
 
 def _class_folders(store: Store, test: str, resolution: int) -> Parts:
-    (train_files, folders), (test_files, _) = (
-        _image_files(store / part) for part in ("train", test)
-    )
+    train_files, test_files = (_image_files(store / part) for part in ("train", test))
     classes = sorted({name.split("/", 1)[0] for name in train_files})
     number = {name: index for index, name in enumerate(classes)}
-    if empty := folders - number.keys():
-        raise DataError(
-            f"'{readable_name(f'{store}/train/{min(empty)}')}' is a class folder without images; "
-            "classes are numbered in the order of their folders, "
-            "so add its images or remove it"
-        )
     strangers = {name.split("/", 1)[0] for name in test_files} - number.keys()
     if strangers:
         raise DataError(
@@ -171,9 +167,8 @@ def _class_folders(store: Store, test: str, resolution: int) -> Parts:
     return Parts(parts[0], parts[1], len(classes))
 
 
-def _image_files(folder: Store) -> tuple[dict[str, int], set[str]]:
-    """Bytes of each image file by its path, below a class folder; and the names of all class
-    folders, with images or without."""
+def _image_files(folder: Store) -> dict[str, int]:
+    """Bytes of each image file by its path, below a class folder; none of these is empty."""
     every = {name: size for name, size in folder.files().items() if not is_clutter(name)}
     files = {name: size for name, size in every.items() if name.lower().endswith(decode.SUFFIXES)}
     other = next((name for name in every if name.lower().endswith(decode.OTHER_SUFFIXES)), None)
@@ -199,7 +194,18 @@ def _image_files(folder: Store) -> tuple[dict[str, int], set[str]]:
             f"'{readable_name(f'{folder}/{large}')}' has {files[large]:,} bytes, more than an "
             "image has; make it smaller or remove it"
         )
-    return files, {name for name in folder.names() if not is_clutter(name)} - every.keys()
+    if cut := next((name for name, size in files.items() if not size), None):
+        raise DataError(
+            f"'{readable_name(f'{folder}/{cut}')}' is empty (0 bytes); fetch it again or remove it"
+        )
+    folders = {name for name in folder.names() if not is_clutter(name)} - every.keys()
+    if empty := folders - {name.split("/", 1)[0] for name in files}:
+        raise DataError(
+            f"'{readable_name(f'{folder}/{min(empty)}')}' is a class folder without images; "
+            "classes are numbered in the order of their folders, "
+            "so add its images or remove it"
+        )
+    return files
 
 
 # -- shards ----------------------------------------------------------------------------------------

@@ -29,8 +29,8 @@ def read(settings: config.Data) -> Parts:
     uri = settings.uri
     if not uri or not Store(uri).exists():
         raise DataError(
-            f"data.uri='{uri or ''}' does not exist; install Debian's package dataset-fashion-mnist "
-            "or give the folder with the idx files"
+            f"data.uri='{uri or ''}' does not exist; install Debian's package "
+            "dataset-fashion-mnist or give the folder with the idx files"
         )
     return Parts(_part(Store(uri), "train"), _part(Store(uri), "t10k"))
 

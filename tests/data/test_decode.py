@@ -4,6 +4,7 @@ and mode."""
 from __future__ import annotations
 
 import io
+import shutil
 import struct
 from typing import Any
 
@@ -208,6 +209,30 @@ def test_a_class_that_would_vanish_is_named(tmp_path, files: tuple[str, ...], wo
     with pytest.raises(DataError, match=words) as caught:
         data.load(settings)
     assert "\n" not in str(caught.value)
+
+
+def test_a_class_that_would_not_be_tested_is_named(tmp_path) -> None:
+    settings = folder(tmp_path)
+    part = next(path for path in (tmp_path / "val", tmp_path / "test") if path.exists())
+    (part / "m").mkdir()
+    with pytest.raises(DataError, match=f"{part.name}/m' is a class folder without images"):
+        data.load(settings)
+
+
+def test_an_image_of_0_bytes_is_named_before_it_is_decoded(tmp_path) -> None:
+    settings = folder(tmp_path, m=("0.png", "1.png"))
+    (tmp_path / "train" / "m" / "1.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"train/m/1\.png' is empty \(0 bytes\)"):
+        data.load(settings)
+
+
+def test_one_class_alone_is_refused(tmp_path) -> None:
+    settings = folder(tmp_path)
+    for classes in (tmp_path / part for part in ("train", "val", "test")):
+        for extra in sorted(classes.iterdir())[1:] if classes.exists() else ():
+            shutil.rmtree(extra)
+    with pytest.raises(DataError, match="images of one class alone"):
+        data.load(settings)
 
 
 def test_what_macos_adds_is_no_class(tmp_path) -> None:
