@@ -16,6 +16,7 @@ import hashlib
 import io
 import os
 import shutil
+import stat
 import tarfile
 import tempfile
 import uuid
@@ -162,6 +163,7 @@ class Store:
         """
         fs, path = self._open_fs()
         if self.is_local:
+            self._require_file(path)
             if length is not None:
                 part: bytes = fs.cat_file(path, start=start, end=start + length)
                 return part
@@ -172,6 +174,12 @@ class Store:
         if length is not None:
             return repeated(self.uri, lambda: byte_range(fs, path, start, length))
         return repeated(self.uri, lambda: whole(fs, path, self.uri, digest))
+
+    def _require_file(self, path: str) -> None:
+        """`StorageError` for what a read would wait for, or never come to the end of."""
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise StorageError(f"'{self.uri}' is a pipe, a socket or a device; give a file")
 
     @explained("write")
     def write_bytes(self, data: bytes) -> None:
@@ -287,7 +295,16 @@ class Store:
 
     @explained("write")
     def probe(self) -> None:
-        """Raise `StorageError` unless a small object can be written here and read back."""
+        """Raise `StorageError` unless a small object can be written here and read back; folders
+        made for it go again.
+        """
+        if self.is_local:
+            with _folders_made(self.resolved().uri):
+                self._probe()
+        else:
+            self._probe()
+
+    def _probe(self) -> None:
         marker = self / f".dra-probe-{uuid.uuid4().hex}"
         try:
             marker.write_bytes(b"dra")
@@ -424,6 +441,8 @@ class Store:
         """This file opened, or held in memory where it is remote; what fails to read it is a
         `DataError`."""
         try:
+            if self.is_local:
+                self._require_file(self.resolved().uri)
             with (
                 open(self.resolved().uri, "rb")
                 if self.is_local
@@ -468,6 +487,7 @@ class Store:
         """
         path = self.resolved().uri
         try:
+            self._require_file(path)
             status = os.stat(path)
             key = sha256(
                 f"2 {path} {status.st_size} {status.st_mtime_ns} {text}".encode(
@@ -548,6 +568,21 @@ class Store:
             "storage_path": path,
             "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
         }
+
+
+@contextlib.contextmanager
+def _folders_made(path: str) -> Iterator[None]:
+    """Those above and at `path` that are not there before go after the block, while empty."""
+    new = []
+    while path and not os.path.lexists(path):
+        new.append(path)
+        path = os.path.dirname(path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # somebody else has begun to use one
+            for folder in new:
+                os.rmdir(folder)
 
 
 @contextlib.contextmanager

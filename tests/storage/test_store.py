@@ -406,3 +406,18 @@ def test_a_manifest_names_the_commit_of_a_checkout(tmp_path) -> None:
     run = Store(str(tmp_path / "run"))
     manifest = runs.begin_run(run, "train", {}, "d")
     assert manifest.versions == runs.versions() | runs.commit()
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "zero.npz").symlink_to("/dev/zero")
+    for name in ("pipe.npz", "zero.npz"):
+        store = Store(str(tmp_path)) / name
+        reads = (store.read_bytes, store.read_npz, store.npz_arrays, store.read_torch)
+        for read in (
+            *reads,
+            lambda s=store: s.tar_members("x"),
+            lambda s=store: s.read_bytes(0, 9),
+        ):
+            with pytest.raises(StorageError, match=f"{name}' is a pipe, a socket or a device"):
+                read()
