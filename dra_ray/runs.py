@@ -471,9 +471,13 @@ def begin_run(
     config: Mapping[str, Any],
     digest: str,
     facts: Facts | None = None,
+    require: Callable[[], object] = lambda: None,
 ) -> Manifest:
     """Claim a run directory: its manifest, new or as it is there. The caller returns at once when
     the run `is_done`.
+
+    Unless it is, `require` is called before anything is written: a run for which there is no room
+    raises there, and leaves no folder.
 
     Raises what `check_run` raises, and `DataError` when the run was begun on other data than
     `facts` now say: "data" as `Images.facts` gives it, "synthetic" as `Pictures` of a synthetic set
@@ -484,7 +488,10 @@ def begin_run(
         if facts:
             _require_same_data(run, "data", manifest.data, facts.data)
             _require_same_data(run, "synthetic images", manifest.synthetic, facts.synthetic)
+        if not manifest.is_done:
+            require()
         return manifest
+    require()
     begun = {
         "kind": kind,
         "name": run.name,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from dra_ray import runs
-from dra_ray.errors import CheckpointError, ConfigError, DataError, DraError
+from dra_ray.errors import CheckpointError, ConfigError, DataError, DraError, RunError
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint
 from dra_ray.sweeps.tournament import Scores
@@ -239,3 +240,28 @@ def test_verdicts_are_text_and_come_back(images: int) -> None:
 def test_verdicts_of_another_length_are_refused(text: str) -> None:
     with pytest.raises(DataError, match="verdicts of 9 images"):
         runs.unpack_verdicts(text, 9)
+
+
+def test_a_run_for_which_there_is_no_room_leaves_no_folder(tmp_path: Path) -> None:
+    run = Store(str(tmp_path / "runs" / "mine"))
+    asked = []
+
+    def full() -> None:
+        asked.append(1)
+        raise RunError("needs 9 CPU, has 2")
+
+    with pytest.raises(RunError, match="needs 9 CPU"):
+        runs.begin_run(run, "train", {}, "d", None, full)
+    assert not (tmp_path / "runs").exists()
+    runs.begin_run(run, "train", {}, "d")
+    with pytest.raises(RunError, match="needs 9 CPU"):  # an unfinished one is not begun again
+        runs.begin_run(run, "train", {}, "d", None, full)
+    runs.update_manifest(run, runs.Facts(status="done"))
+    assert runs.begin_run(run, "train", {}, "d", None, full).is_done
+    assert len(asked) == 2
+
+
+def test_a_probe_leaves_the_folders_that_were_there(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (Store(str(tmp_path)) / "runs" / "a" / "b").probe()
+    assert list((tmp_path / "runs").iterdir()) == []

@@ -69,12 +69,13 @@ def run(
         )
     digest = _digest(config, teacher_digest, net)
     described = config.model_dump(mode="json") | {"teacher_digest": teacher_digest}
+    facts = runs.Facts(teacher_digest=teacher_digest)
+    need, what = (1, config.cpus_per_worker, config.gpus_per_worker), f"synthesis '{store.name}'"
     manifest = runs.begin_run(
-        store, "synthetic", described, digest, runs.Facts(teacher_digest=teacher_digest)
+        store, "synthetic", described, digest, facts, lambda: cluster.require(*need, what)
     )
     if manifest.is_done:
         return manifest
-    cluster.require(1, config.cpus_per_worker, config.gpus_per_worker, f"synthesis '{store.name}'")
     with Lease(store):
         log.info("waiting for the first shard of images")
         started = time.monotonic()

@@ -71,7 +71,7 @@ def fit(
         RunError: training failed by what it runs on; the run can be resumed by the same call.
     """
     experiment, run = experiment.with_sources(), run.resolved()
-    manifest = _begin(experiment, run)
+    manifest = _begin(experiment, run, lambda: _require_room(experiment, run))
     if manifest.is_done:
         return runs.read_rows(run / runs.METRICS, ValidationRow)[-1]
     with contextlib.ExitStack() as stack:
@@ -96,7 +96,7 @@ def fit_in_process(
     Raises what `fit` raises; errors of the training itself as they are.
     """
     experiment, run = experiment.with_sources(), run.resolved()
-    manifest = _begin(experiment, run)
+    manifest = _begin(experiment, run, lambda: None)
     if manifest.is_done:
         return runs.read_rows(run / runs.METRICS, ValidationRow)[-1]
     with cluster.training(run.uri), _completing(run):
@@ -110,8 +110,12 @@ def fit_in_process(
     return _finish(run)
 
 
-def _begin(experiment: config.Experiment, run: Store) -> runs.Manifest:
-    """The manifest of a run that is free, or its own; what would fail in a worker fails here."""
+def _begin(
+    experiment: config.Experiment, run: Store, require: Callable[[], object]
+) -> runs.Manifest:
+    """The manifest of a run that is free, or its own; what would fail in a worker fails here, and
+    what `require` raises.
+    """
     logger.info("loading the data '%s'", experiment.data.name)
     images = data.load(experiment.data)
     # a missing or wrong set is found here, before Ray Train starts
@@ -127,7 +131,18 @@ def _begin(experiment: config.Experiment, run: Store) -> runs.Manifest:
         experiment.model, images.shape
     )  # in the worker its errors would come after the run's name is taken
     tree = experiment.model_dump(mode="json")
-    return runs.begin_run(run, "train", tree, experiment.digest(), facts)
+    return runs.begin_run(run, "train", tree, experiment.digest(), facts, require)
+
+
+def _require_room(experiment: config.Experiment, run: Store) -> None:
+    resources = experiment.resources
+    cluster.require(
+        cluster.least_workers(resources),
+        resources.cpus_per_worker,
+        resources.gpus_per_worker,
+        f"training '{run.name}'",
+        client.reserved(experiment),
+    )
 
 
 def _fit(
@@ -137,13 +152,6 @@ def _fit(
     callbacks: list[UserCallback],
 ) -> ValidationRow:
     resources = experiment.resources
-    cluster.require(
-        cluster.least_workers(resources),
-        resources.cpus_per_worker,
-        resources.gpus_per_worker,
-        f"training '{run.name}'",
-        client.reserved(experiment),
-    )
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"experiment": experiment.model_dump(mode="json"), "run": run.uri},

@@ -261,22 +261,20 @@ def fit(
     _check(config)
     log.info("loading the data '%s'", config.data.name)
     images = data.load(config.data)
-    manifest = runs.begin_run(
-        store,
-        "teacher",
-        config.model_dump(mode="json"),
-        config.digest(),
-        runs.Facts(data=images.facts(), world_sizes=[]),
-    )
+
+    def require() -> None:
+        Training(config, images)  # a network that cannot be built fails here, in one line
+        cluster.require(
+            resources.workers,
+            resources.cpus_per_worker,
+            resources.gpus_per_worker,
+            f"teacher run '{store.name}'",
+        )
+
+    tree, facts = config.model_dump(mode="json"), runs.Facts(data=images.facts(), world_sizes=[])
+    manifest = runs.begin_run(store, "teacher", tree, config.digest(), facts, require)
     if manifest.is_done:
         return manifest
-    Training(config, images)  # a network that cannot be built fails here, in one line
-    cluster.require(
-        resources.workers,
-        resources.cpus_per_worker,
-        resources.gpus_per_worker,
-        f"teacher run '{store.name}'",
-    )
     with Lease(store):
         world_sizes = [
             *manifest.world_sizes,
