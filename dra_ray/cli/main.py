@@ -349,9 +349,10 @@ def compare(
     ] = None,
 ) -> None:
     """Compare two evaluated runs image by image: is their difference more than noise?"""
-    from dra_ray.evaluation import compare as comparison
+    with terminal.busy(f"comparing '{run_a}' with '{run_b}'"):
+        from dra_ray.evaluation import compare as comparison
 
-    found = comparison.compare_runs(Store(run_a), Store(run_b), what)
+        found = comparison.compare_runs(Store(run_a), Store(run_b), what)
     terminal.table(
         comparison.table(found), f"A: {run_a}, B: {run_b}, the same {found['images']} test images"
     )
@@ -408,18 +409,20 @@ def report(
     """
     for run in runs_:
         runs.require_folder(Store(run))
-    from dra_ray import report as job
-
     if len(runs_) > 1:
-        from dra_ray.report import versus
+        with terminal.busy(f"comparing {len(runs_)} sweeps"):
+            from dra_ray.report import versus
 
-        table = versus.write([Store(run) for run in runs_], Store(to))
+            table = versus.write([Store(run) for run in runs_], Store(to))
         terminal.table(table, "sweeps", json)
         terminal.out.print(to)
         return
     run = runs_[0]
-    written = job.write(Store(run))
-    terminal.table(job.rows(Store(run)), f"trials of {run}", json)
+    with terminal.busy(f"writing the report of '{run}'"):
+        from dra_ray import report as job
+
+        written, rows = job.write(Store(run)), job.rows(Store(run))
+    terminal.table(rows, f"trials of {run}", json)
     terminal.out.print(str(written))
 
 
@@ -443,17 +446,19 @@ def bundle(
     """Pack a finished run into one archive that evaluates elsewhere: config, environment, data
     hashes, weights, verdicts, report and model card.
     """
-    from dra_ray.report import bundle as job
+    with terminal.busy(f"reading '{what}'"):
+        from dra_ray.report import bundle as job
 
-    if check:
-        checked = job.check(Store(what), Store(to) if to else None)
+        checked = job.check(Store(what), Store(to) if to else None) if check else None
+    if checked:
         terminal.out.print(f"{len(checked.files)} files of '{checked.run}' are as they were packed")
         terminal.out.print(f"index {checked.digest}")
         if to:
             terminal.out.print(f"next:\n  dra evaluate {to}")
         return
     file = Store(to or f"{Store(what).resolved().name}{job.ENDING}")
-    packed = job.pack(Store(what), file)
+    with terminal.busy(f"packing '{what}'"):
+        packed = job.pack(Store(what), file)
     terminal.err.print(f"{len(packed.files)} files, index {packed.digest}")
     terminal.out.print(str(file))
 
@@ -472,9 +477,10 @@ def export(
     """Write a run's weights for other programs, with the lines that load them; its logits are
     checked to be those of the run.
     """
-    from dra_ray.report import export as job
+    with terminal.busy(f"writing the weights of '{run}'"):
+        from dra_ray.report import export as job
 
-    written = job.export(Store(run), form, Store(folder) if folder else None)
+        written = job.export(Store(run), form, Store(folder) if folder else None)
     terminal.err.print(
         f"logits differ by at most {written.difference:.1g} on {written.images} images"
     )
@@ -514,17 +520,17 @@ def plan(
     Starts nothing.
     """
     settings = config.load(recipe, None, set_)
-    from dra_ray import plan as job
-    from dra_ray.bench import nodes, speed
+    with terminal.busy(f"planning {recipe}"):
+        from dra_ray import plan as job
+        from dra_ray.bench import nodes, speed
 
-    known = speed.table(prices)
-    rate = _speed(settings, tflops, gpu, known)
-    paid = _prices(settings, gpu, known)
-    planned = job.plan(settings, rate.tflops if rate else None, paid)
-    room: list[str] = []
-    if cluster and isinstance(settings, config.Sweep | config.Experiment):
-        concurrent = getattr(planned, "concurrent", 1)
-        room = nodes.require_room(nodes.read(cluster), nodes.demands(settings, concurrent), cluster)
+        known = speed.table(prices)
+        rate = _speed(settings, tflops, gpu, known)
+        planned = job.plan(settings, rate.tflops if rate else None, _prices(settings, gpu, known))
+        room: list[str] = []
+        if cluster and isinstance(settings, config.Sweep | config.Experiment):
+            demands = nodes.demands(settings, getattr(planned, "concurrent", 1))
+            room = nodes.require_room(nodes.read(cluster), demands, cluster)
     rows = job.rows(planned)
     if json:
         Store(json).write_json([dataclasses.asdict(row) for row in rows])

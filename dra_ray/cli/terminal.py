@@ -4,6 +4,7 @@ but results goes to stderr.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import json
@@ -14,7 +15,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -147,6 +148,15 @@ def _stop(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     alert.print(STOPPING)
     raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def busy(text: str) -> Iterator[None]:
+    """On a terminal, a line that says what is waited for, until the block ends: importing torch
+    takes seconds.
+    """
+    with err.status(text) if err.is_terminal and not err.quiet else contextlib.nullcontext():
+        yield
 
 
 def be_quiet() -> None:

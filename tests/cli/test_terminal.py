@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -175,3 +177,16 @@ def test_json_holds_numbers(tmp_path: Path) -> None:
     file = str(tmp_path / "row.json")
     terminal.table([ROW.on_disk()], "last epoch", file, hidden=("verdicts",))
     assert json.loads(Path(file).read_text()) == [ROW.on_disk()]
+
+
+def test_what_is_waited_for_is_said_before_what_comes_of_it(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "dra_ray", "plan", "digits-dra"]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path) as run:
+        os.close(theirs)
+        shown = b""
+        while b"planning digits-dra" not in shown:
+            shown += os.read(ours, 1000)
+        run.kill()
+    os.close(ours)
+    assert b"plan of digits-dra" not in shown
