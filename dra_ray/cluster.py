@@ -390,7 +390,9 @@ def _tell_failures(run: str, what: str, resources: Resources, done: threading.Ev
 def _watch_start(
     what: str, resources: Resources, started: Callable[[], bool], done: threading.Event
 ) -> None:
-    """Warn once if no worker has begun after half of the time that a start may take."""
+    """Say when the first worker begins, and warn once if none has after half of the time that a
+    start may take.
+    """
     deadline = time.monotonic() + min(45.0, resources.start_timeout_s / 2)
 
     def begun() -> bool:
@@ -402,15 +404,17 @@ def _watch_start(
 
     workers = least_workers(resources)
     log.info("waiting for %d worker%s of %s", workers, "s" * (workers > 1), what)
-    while time.monotonic() < deadline:
-        if done.wait(2.0):
-            return
+    while not done.wait(2.0):
         if begun():
             log.info("%s: its first steps", what)
             return
-    # workers that are placed and import torch are no stall
-    if done.is_set() or begun():
-        return
+        if time.monotonic() > deadline:
+            deadline = math.inf
+            _warn_of_stall(what, resources)
+
+
+def _warn_of_stall(what: str, resources: Resources) -> None:
+    """Workers that are placed and import torch are no stall."""
     if _no_room(resources):
         log.warning(
             "%s has not started: %s; it starts by itself once there is room",
