@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import importlib
 import os
@@ -508,7 +509,7 @@ def _made_by(what: str) -> Found:
 
 class Logits(nn.Module):
     """`net`, of whose output (a tuple, a dict, an object with `logits`) only the logits are
-    given.
+    given, in float32.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -516,7 +517,8 @@ class Logits(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        return _logits(self.net(x))
+        logits: Tensor = _logits(self.net(x))
+        return logits.float()
 
 
 def _logits(output: Any) -> Any:
@@ -539,10 +541,11 @@ def _fitting(
     It is tried on two images here, so that what cannot work is said before Ray starts. Raises
     `ConfigError`.
     """
+    _require_plain(what, student)
     notes = []
     if any(module.training for module in student.modules()):
         notes.append(f"'{what}' returned a network in train mode; it was put into eval mode.")
-    student = student.eval().cpu()
+    student = getattr(student, "_orig_mod", student).eval().cpu()
     tensors = [*student.parameters(), *student.buffers()]
     kinds = {str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()} - {
         "float32"
@@ -553,12 +556,11 @@ def _fitting(
             "float32."
         )
         student = student.float()
-    few = images[:2]
+    few = images[:2].clone().requires_grad_()
     try:
-        with torch.no_grad():
-            output = student(few)
-            logits = _logits(output)
-    except Exception as error:  # the user's network may fail in any way
+        output = student(few.clone())
+        logits = _logits(output)
+    except (Exception, SystemExit) as error:  # the user's network may fail in any way
         raise ConfigError(
             f"'{what}' cannot take float32 images {list(few.shape)} ({_first_line(error)}); make "
             "it take images in [0,1] and give logits"
@@ -573,16 +575,87 @@ def _fitting(
         or len(logits) != len(few)
         or logits.shape[1] < classes
         or not logits.is_floating_point()
+        or logits.layout != torch.strided
     ):
         kind = f"{str(logits.dtype).removeprefix('torch.')} {list(logits.shape)}"
         raise ConfigError(
             f"'{what}' gives {kind} for {len(few)} images of {classes} classes; it must give "
             "logits [N,K]"
         )
+    _require_attackable(what, student, few, logits)
+    if _mixes_images(student, few.detach()):
+        notes.append(f"'{what}' gives an image other logits beside other images.")
     if not isinstance(output, Tensor):
         notes.append(f"'{what}' gives {type(output).__name__}; its logits were taken.")
+    if not isinstance(output, Tensor) or logits.dtype != torch.float32:
         student = Logits(student).eval()
     return student, tuple(notes)
+
+
+def _require_plain(what: str, student: nn.Module) -> None:
+    """`ConfigError` for a network that cannot be sent to a worker."""
+    problem = ""
+    if isinstance(student, torch.jit.ScriptModule):
+        problem = "a TorchScript module"
+    elif any(tensor.is_meta for tensor in (*student.parameters(), *student.buffers())):
+        problem = "a network on the meta device, which has no weights"
+    else:
+        try:
+            copy.deepcopy(student)  # fails where sending fails, as for an open file
+        except Exception as error:  # of whatever the network holds
+            problem = f"a network that cannot be copied ({_first_line(error)})"
+    if problem:
+        raise ConfigError(
+            f"'{what}' returned {problem}; return a plain torch.nn.Module with its weights"
+        )
+
+
+def _require_attackable(what: str, student: nn.Module, few: Tensor, logits: Tensor) -> None:
+    """`ConfigError` for a network on which attacks would fail, or pass for the wrong reason."""
+    problem = ""
+    if any(module.training for module in student.modules()):
+        problem = "puts itself into train mode when it is called; leave its mode as it is"
+    elif not bool(logits.isfinite().all()):
+        problem = "gives logits that are not finite"
+    elif logits.grad_fn is None or _gradient(logits, few) is None:
+        problem = (
+            "gives logits without a gradient to the images; take out .detach(), torch.no_grad() "
+            "and what rounds"
+        )
+    elif _writes_into(student, few.detach()):
+        problem = "writes into the images that it gets; let it work on a copy"
+    if problem:
+        raise ConfigError(f"'{what}' {problem}")
+
+
+def _gradient(logits: Tensor, few: Tensor) -> Tensor | None:
+    try:
+        return torch.autograd.grad(logits.sum(), few, allow_unused=True)[0]
+    except RuntimeError:  # such as an operation without a derivative
+        return None
+
+
+def _writes_into(student: nn.Module, few: Tensor) -> bool:
+    given = few.clone()
+    with torch.no_grad():
+        student(given)
+    return not torch.equal(given, few)
+
+
+_ROUNDING = 1e-3  # of the logits' range
+
+
+def _mixes_images(student: nn.Module, few: Tensor) -> bool:
+    """Whether an image's logits depend on the images beside it, as with BatchNorm of the batch;
+    False where they are random.
+    """
+    with torch.no_grad():
+        first, again, beside_itself = (
+            _logits(student(part.clone()))[0].float() for part in (few, few, few[[0] * len(few)])
+        )
+    if not torch.equal(first, again):
+        return False
+    return bool((first - beside_itself).abs().max() > _ROUNDING * (1 + first.abs().max()))
 
 
 def _local_code(name: str) -> dict[str, ModuleType]:

@@ -91,6 +91,59 @@ def wrong_size():
 
 def broken():
     raise KeyError("weights")
+
+def half_logits():
+    return Wrapped(lambda y: y.half()).eval()
+
+def of_the_batch():
+    return Wrapped(lambda y: y - y.mean(0)).eval()
+
+def compiled():
+    return torch.compile(Net().eval())
+
+def detached():
+    return Wrapped(lambda y: y.detach()).eval()
+
+def not_finite():
+    return Wrapped(lambda y: y / 0).eval()
+
+def sparse():
+    return Wrapped(lambda y: y.to_sparse()).eval()
+
+def leaves_later():
+    return Wrapped(exit).eval()
+
+def scripted():
+    return torch.jit.script(torch.nn.Flatten())
+
+def weightless():
+    with torch.device("meta"):
+        return torch.nn.Linear(64, 10).eval()
+
+class Holding(Net):
+    def __init__(self):
+        super().__init__()
+        self.file = open("/dev/null")
+
+def holding():
+    return Holding().eval()
+
+class Overwriting(Net):
+    def forward(self, x):
+        y = super().forward(x)
+        x.detach().mul_(0)
+        return y
+
+def overwriting():
+    return Overwriting().eval()
+
+class Restless(Net):
+    def forward(self, x):
+        self.train()
+        return super().forward(x)
+
+def restless():
+    return Restless().eval()
 """
 PART = """
 import torch
@@ -287,6 +340,15 @@ def test_a_function_of_the_users(here: Path, pictures: str) -> None:
         ("mine_to_try:flat", r"gives float32 \[2\] for 2 images"),
         ("mine_to_try:narrow", r"gives float32 \[2, 3\] for 2 images of 10 classes"),
         ("mine_to_try:wrong_size", r"cannot take float32 images \[2, 1, 8, 8\]"),
+        ("mine_to_try:detached", "gives logits without a gradient"),
+        ("mine_to_try:not_finite", "gives logits that are not finite"),
+        ("mine_to_try:sparse", "it must give logits"),
+        ("mine_to_try:leaves_later", "cannot take float32 images .*SystemExit"),
+        ("mine_to_try:scripted", "returned a TorchScript module"),
+        ("mine_to_try:weightless", "returned a network on the meta device"),
+        ("mine_to_try:holding", "returned a network that cannot be copied"),
+        ("mine_to_try:overwriting", "writes into the images|cannot take|without a gradient"),
+        ("mine_to_try:restless", "puts itself into train mode"),
         ("timm/resnet10t", "--weights is not set"),
         ("robustbench:a.pt", "--architecture is not set"),
     ],
@@ -378,6 +440,9 @@ def test_a_run_keeps_what_it_is(run: Store) -> None:
         ("pair", "gives tuple; its logits"),
         ("mapping", "gives dict; its logits"),
         ("record", "gives Output; its logits"),
+        ("half_logits", None),
+        ("compiled", None),
+        ("of_the_batch", "other logits beside other images"),
     ],
 )
 def test_a_users_network_is_made_to_fit_and_this_is_said(
