@@ -27,6 +27,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     JsonValue,
     ValidationError,
     field_validator,
@@ -34,7 +35,7 @@ from pydantic import (
 
 from dra_ray.config.base import NOT_IN_DIGEST
 from dra_ray.errors import ConfigError, DataError
-from dra_ray.storage import Store, masked_tree, read_json
+from dra_ray.storage import Store, folder_name, masked_tree, read_json
 from dra_ray.storage.plain_json import strict_json
 from dra_ray.storage.segments import Lines, segments
 
@@ -82,6 +83,7 @@ class Record(BaseModel):
 
 R = TypeVar("R", bound=Record)
 
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
 # JSON has no NaN: a file may hold null for a loss that is not a number
 Loss = Annotated[float, BeforeValidator(lambda loss: math.nan if loss is None else loss)]
 
@@ -131,7 +133,7 @@ class Facts(Record):
     started_at: str | None = None  # ISO 8601; None until the workers of the last start trained
     stopped: str | None = None  # why the run ended without a retry
     world_sizes: list[WorldSize] = []
-    elapsed_s: float | None = None
+    elapsed_s: Seconds | None = None
     # of a student's training
     weights: str | None = None  # what the first weights were
     device: dict[str, JsonValue] = {}
@@ -200,7 +202,7 @@ class ValidationRow(Record):
     images: int | None = None  # validation images
     verdicts: str | None = None  # of each, `pack_verdicts`
     weights: Weights | None = None  # that the scores are of; the average where it does not say
-    elapsed_s: float
+    elapsed_s: Seconds
     at: float  # seconds since 1970
 
 
@@ -231,7 +233,7 @@ class RungRow(Record):
     weights: Weights | None = None  # that the scores are of; the average where it does not say
     decision: Decision
     reason: str | None = None  # why it failed, was paused or was stopped by hand, on one line
-    elapsed_s: float | None = None  # of its training so far
+    elapsed_s: Seconds | None = None  # of its training so far
     at: float | None = None
 
 
@@ -255,7 +257,7 @@ class TeacherRow(Record):
     loss: Loss
     lr: float
     validation_accuracy: float | None = None
-    elapsed_s: float
+    elapsed_s: Seconds
     at: float
 
     def on_disk(self) -> dict[str, Any]:
@@ -267,7 +269,7 @@ class SyntheticProgress(Record):
 
     images: int
     images_total: int
-    elapsed_s: float
+    elapsed_s: Seconds
 
 
 class EvaluationProgress(Record):
@@ -580,7 +582,11 @@ def finalists(sweep: Store) -> dict[str, Store]:
             f"sweep '{sweep}' has no best trials yet; resume it with `dra sweep`, or evaluate one "
             f"of its trials below {sweep / TRIALS}"
         )
-    return {role: sweep / TRIALS / trial for role, trial in manifest.finals.items()}
+    names = {
+        role: folder_name(trial, f"'{sweep / MANIFEST}': finals.{role}")
+        for role, trial in manifest.finals.items()
+    }
+    return {role: sweep / TRIALS / trial for role, trial in names.items()}
 
 
 def update_manifest(run: Store, facts: Facts) -> Manifest:

@@ -265,3 +265,27 @@ def test_a_probe_leaves_the_folders_that_were_there(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (Store(str(tmp_path)) / "runs" / "a" / "b").probe()
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [('"elapsed_s": 1e999', "elapsed_s"), (r'"name": "\ud800"', "not valid JSON")],
+)
+def test_what_no_report_could_show_is_refused_where_it_is_read(
+    tmp_path: Path, facts: str, words: str
+) -> None:
+    run = Store(str(tmp_path))
+    runs.begin_run(run, "train", {}, "d")
+    text = (run / runs.MANIFEST).read_text().rstrip().removesuffix("}")
+    (run / runs.MANIFEST).write_text(f"{text}, {facts}}}")
+    with pytest.raises(DraError, match=words) as caught:
+        runs.read_manifest(run)
+    assert "\n" not in str(caught.value)
+
+
+def test_finalists_lie_in_their_sweep(tmp_path: Path) -> None:
+    sweep = Store(str(tmp_path))
+    runs.begin_run(sweep, "sweep", {}, "d")
+    runs.update_manifest(sweep, runs.Facts(finals={"dra": "../../elsewhere"}))
+    with pytest.raises(ConfigError, match=r"finals\.dra '\.\./\.\./elsewhere': it is a path"):
+        runs.finalists(sweep)

@@ -27,10 +27,16 @@ def strict_json(value: Any, indent: int | None = None) -> str:
 
 
 def read_json(text: str | bytes) -> Any:
-    """As `strict_json` wrote it; files of earlier versions may hold NaN, which is None here too."""
-    return json.loads(
+    """As `strict_json` wrote it; files of earlier versions may hold NaN, which is None here too.
+
+    `ValueError` for what is no JSON, and for half a character, which no file could be written with.
+    """
+    value = json.loads(
         text, parse_constant=lambda constant: None if constant == "NaN" else float(constant)
     )
+    if (b"\\ud" if isinstance(text, bytes) else "\\ud") in text.lower():  # type: ignore[operator]
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def _finite(value: Any, infinity: str) -> Any:
