@@ -6,6 +6,7 @@ Both are estimates: a training step is not one matrix product.
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from importlib import resources
 
@@ -16,6 +17,8 @@ from dra_ray.config import Frozen, validate
 from dra_ray.config.text import parse
 from dra_ray.errors import ConfigError, nearest
 from dra_ray.storage import Store
+
+_OTHER_CARDS = frozenset({"pcie", "nvl", "mig"})  # slower than the card of the same number
 
 
 class Gpu(Frozen):
@@ -37,9 +40,17 @@ class Table(Frozen):
     gpus: dict[str, Gpu]
 
     def gpu(self, name: str) -> Gpu:
-        if name.lower() not in self.gpus:
+        """By its name in the table, also within a longer one, such as 'NVIDIA A100-SXM4-80GB'.
+
+        A card for a PCIe slot or of another edition is slower than the one in the table.
+        """
+        words = re.split(r"[^a-z0-9]+", name.lower())
+        known = [word for word in words if word in self.gpus]
+        if name.lower() in self.gpus:
+            known = [name.lower()]
+        elif len(known) != 1 or not _OTHER_CARDS.isdisjoint(words):
             raise ConfigError(f"--gpu {name}: unknown; {nearest(name.lower(), self.gpus)}")
-        return self.gpus[name.lower()]
+        return self.gpus[known[0]]
 
 
 @dataclasses.dataclass(frozen=True)

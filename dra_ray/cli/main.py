@@ -7,6 +7,7 @@ were found good.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -569,7 +570,11 @@ def _speed(
     """
     from dra_ray.bench import speed
 
-    if tflops:
+    if tflops is not None:
+        if not 0 < tflops < math.inf:
+            raise ConfigError(
+                f"--tflops {tflops:g}: a speed must be above 0 and finite, such as 50"
+            )
         return speed.Speed(tflops, "as given by --tflops")
     if gpu:
         compute = getattr(getattr(settings, "base", settings), "compute", None)

@@ -20,6 +20,21 @@ def test_a_card_is_a_stated_share_of_its_peak() -> None:
         speed.of_gpu("h10", known)
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("NVIDIA A100-SXM4-80GB", "a100"), ("NVIDIA H100 80GB HBM3", "h100"), ("a100-80gb", "a100")],
+)
+def test_a_card_is_known_by_its_full_name(name: str, key: str) -> None:
+    known = speed.table()
+    assert known.gpu(name) == known.gpus[key]
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H100 PCIe", "h100-nvl", "h100 or a100", "rtx4090", ""])
+def test_another_card_is_not_taken_for_it(name: str) -> None:
+    with pytest.raises(ConfigError, match="--gpu .*: unknown"):
+        speed.table().gpu(name)
+
+
 def test_a_users_prices(tmp_path: Path) -> None:
     packaged = Path(speed.__file__).with_name("gpus.yaml").read_text()
     file = tmp_path / "mine.yaml"

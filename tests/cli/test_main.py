@@ -98,6 +98,8 @@ def _after_usage(text: str) -> str:
         (["report", "nowhere"], ["'nowhere' does not exist", "--storage"]),
         (["bench", "evaluate", "nowhere"], ["'nowhere' does not exist"]),
         (["plan", "runs/nowhere"], ["'runs/nowhere' is no recipe", "dra recipes"]),
+        (["plan", "digits-dm-at", "--tflops", "0"], ["--tflops 0", "above 0"]),
+        (["train", "digits-dm-at", "--storage", ""], ["storage URI is empty"]),
         (["plan", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
         (
             ["synthesize", "--set", "teacher=nowhere"],
