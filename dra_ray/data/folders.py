@@ -76,7 +76,7 @@ def read(settings: config.Data) -> Parts:
         raise DataError(
             f"data.uri='{settings.uri}' holds neither a folder train nor shards; it needs {LAYOUT}"
         )
-    if listing.num_classes < 2:
+    if listing.num_classes is not None and listing.num_classes < 2:
         raise DataError(
             f"data.uri='{settings.uri}' has images of one class alone; a classifier needs two"
         )

@@ -84,6 +84,7 @@ def run(
         sweep.model_dump(mode="json"),
         sweep.digest(),
         runs.Facts(seed=sweep.seed),
+        require=lambda: _slots(planned, sweep),
     )
     if manifest.is_done and not orders.pending(store):
         return manifest
