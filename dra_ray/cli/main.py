@@ -20,6 +20,7 @@ from dra_ray.cli import status as status_commands
 from dra_ray.cli import terminal
 from dra_ray.cli.bench import bench_app
 from dra_ray.cli.options import (
+    Check,
     ConfigArgument,
     EvaluationSet,
     Json,
@@ -29,6 +30,7 @@ from dra_ray.cli.options import (
     Storage,
     Workers,
     announce,
+    look_at_targets,
     require_free,
     require_teacher,
     require_teachers,
@@ -145,19 +147,22 @@ def train(
     set_: Set = None,
     storage_uri: Storage = "runs",
     name: Name = None,
+    check: Check = True,
     json: Json = None,
 ) -> None:
     """Train one student with TRADES, and DRA where align.weight is above 0."""
     experiment = config.load(recipe, config.Experiment, set_).with_sources()
     run = run_folder(storage_uri, name, recipe)
     require_teachers([experiment])
-    announce(run, "train", experiment)
+    starts = announce(run, "train", experiment)
     if experiment.model.name.startswith("timm/") and not experiment.model.weights:
         terminal.err.print(
             f"note: '{experiment.model.name}' starts from random weights; give pretrained ones "
             "with --set model.weights=URI"
         )
     with terminal.Bars() as bars:
+        if check and starts:
+            look_at_targets(bars, [experiment])
         from dra_ray import cluster
         from dra_ray.workloads import train as job
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from typing import Annotated, TypeVar
 
 import typer
@@ -48,6 +49,14 @@ ConfigArgument = Annotated[
     typer.Argument(
         metavar="RECIPE|FILE",
         help="A recipe's name (see `dra recipes`) or a .yaml file at any URI.",
+    ),
+]
+Check = Annotated[
+    bool,
+    typer.Option(
+        "--check/--no-check",
+        help="First look, for seconds, at what the teacher's features can teach; warns where it "
+        "is little.",
     ),
 ]
 TeacherArgument = Annotated[
@@ -120,8 +129,10 @@ def require_writable(run: Store) -> None:
         run.probe()
 
 
-def announce(run: Store, kind: runs.Kind, settings: config.Frozen) -> None:
-    """Fail before Ray starts where the run's folder cannot be used; say what will happen."""
+def announce(run: Store, kind: runs.Kind, settings: config.Frozen) -> bool:
+    """Fail before Ray starts where the run's folder cannot be used; say what will happen. Returns
+    whether the run starts anew.
+    """
     manifest = runs.check_run(
         run.resolved(), kind, settings.model_dump(mode="json"), settings.digest()
     )
@@ -129,6 +140,23 @@ def announce(run: Store, kind: runs.Kind, settings: config.Frozen) -> None:
         "starting" if manifest is None else "resuming" if not manifest.is_done else "already done:"
     )
     terminal.err.print(f"{word} '{run}'")
+    return manifest is None
+
+
+def look_at_targets(bars: terminal.Bars, experiments: Sequence[config.Experiment]) -> None:
+    """Before aligned runs: what their teachers' features can teach, as a table and in words."""
+    if not any(e.align.weight for e in experiments):
+        return
+    bars.stage("looking at the teacher's features")
+    from dra_ray.inspection import diagnosis
+
+    check = diagnosis.check(experiments, threads=os.cpu_count() or 1)
+    if check.rows:
+        hidden = diagnosis.IN_FILES_ALONE
+        for line in terminal.lines(check.rows, "targets", terminal.err.width, hidden):
+            bars.say(line)
+    for line in check.warnings:
+        bars.say(f"warning: {line}")
 
 
 def require_free(root: Store, name: str) -> Store:

@@ -10,12 +10,14 @@ from typer.core import TyperGroup
 from dra_ray import config, runs
 from dra_ray.cli import terminal
 from dra_ray.cli.options import (
+    Check,
     ConfigArgument,
     Json,
     Name,
     Set,
     Storage,
     announce,
+    look_at_targets,
     require_teachers,
     run_folder,
 )
@@ -58,16 +60,20 @@ def run(
         bool,
         typer.Option("--evaluate", help="Also evaluate the best trials, as `dra evaluate` does."),
     ] = False,
+    check: Check = True,
     json: Json = None,
 ) -> None:
     """Train many students, sharing one teacher pool; the best with and without alignment go to the
     full budget. `run` may be left out.
     """
     settings = config.load(file, config.Sweep, set_)
-    require_teachers(e.with_sources() for e in spaces.experiments(settings).values())
+    experiments = [e.with_sources() for e in spaces.experiments(settings).values()]
+    require_teachers(experiments)
     folder = run_folder(storage_uri, name, file)
-    announce(folder, "sweep", settings)
+    starts = announce(folder, "sweep", settings)
     with terminal.Bars() as bars:
+        if check and starts:
+            look_at_targets(bars, experiments)
         from dra_ray import cluster, report
         from dra_ray.report import planned
         from dra_ray.workloads import sweep as job

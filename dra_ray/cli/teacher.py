@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from typing import Annotated
 
@@ -227,15 +226,15 @@ def teacher_probe(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Linear probe accuracy of a teacher's features by layer and noise level: where align.sigma and
-    teacher.layer may come from.
+    """What a teacher's features can teach, by layer and noise level: where align.sigma and
+    teacher.layer may come from. Take none whose probe is not above that of raw pixels.
     """
     levels = numbers("--sigmas", sigmas, float)
     names = [name.strip() for name in layers.split(",") if name.strip()]
     uri = teacher_uri(teacher)
     rows = []
     with terminal.Bars() as bars:
-        from dra_ray.inspection import probe as job
+        from dra_ray.inspection import diagnosis as job
 
         def show(done: int, of: int) -> None:
             bars.show("probe", done / of, f"probing: {done} of {of}")
@@ -253,8 +252,8 @@ def teacher_probe(
             progress=show,
         ):
             rows.append(row)
-            bars.say(f"{row.layer} at sigma {row.sigma:g}: {row.accuracy:.2%}")
-    terminal.table([dataclasses.asdict(row) for row in rows], f"linear probes of {teacher}", json)
+            bars.say(f"{row['layer']} at sigma {row['sigma']:g}: {job.in_words(row)}")
+    terminal.table(rows, f"what {teacher} can teach", json, hidden=job.IN_FILES_ALONE)
     if out:
         from dra_ray.report import probes
 

@@ -30,6 +30,8 @@ class Stream(enum.IntEnum):
     TEACHER_AUGMENT = 13
     TEACHER_VALIDATION = 14
     PROBE_STUDENT = 30
+    LABEL_LEAK = 31
+    TARGET_STATISTICS = 32
 
 
 def generator(seed: int, *path: int) -> torch.Generator:

@@ -4,22 +4,18 @@ al. 2023, arXiv 2303.09769).
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from dra_ray import config, data
-from dra_ray.config import Teacher
 from dra_ray.data import Split
 from dra_ray.errors import ConfigError, DataError
-from dra_ray.storage import Store
-from dra_ray.teachers import checkpoint
 from dra_ray.teachers.network import Network
 from dra_ray.teachers.source import LocalTeacher, Request
 
@@ -44,8 +40,12 @@ def probe(
     train, test = features_train.double().numpy(), features_test.double().numpy()
     mean, deviation = train.mean(0), train.std(0)
     scale = np.where(deviation > FLAT, deviation, 1.0)
-    model = LogisticRegression(C=c, max_iter=5000).fit((train - mean) / scale, labels_train.numpy())
-    return float((model.predict((test - mean) / scale) == labels_test.numpy()).mean())
+    # its products are small: on a busy machine of 2 cores a second thread made them 4 to 8 times
+    # slower
+    with threadpool_limits(1, "blas"):
+        model = LogisticRegression(C=c, max_iter=5000)
+        model.fit((train - mean) / scale, labels_train.numpy())
+        return float((model.predict((test - mean) / scale) == labels_test.numpy()).mean())
 
 
 def _check(
@@ -73,47 +73,21 @@ def _check(
         raise DataError("probe: all training labels are equal; pass images of two classes or more")
 
 
-def encode(
-    net: Network,
-    config: Teacher,
-    images: Split,
-    layer: str,
-    sigma: float,
-    *,
-    noise_seed: int = 0,
-    threads: int = 1,
-    device: str = "cpu",
-) -> Tensor:
-    """Features [N,D] of `images` at `layer` and one noise level, with the labels that
-    `config.label` says.
+def encode(source: LocalTeacher, images: Split, sigma: float, noise_seed: int = 0) -> Tensor:
+    """Features [N,D] of `images` at one noise level, with the labels that `source.config` says.
 
-    The noise of image i is always that of `noise_seed + i`. Raises `ConfigError` for a layer or a
-    noise level that the network does not know.
+    The noise of image i is always that of `noise_seed + i`. Raises `ConfigError` for a noise level
+    that the network does not know.
     """
-    net.check_sigma(torch.tensor([sigma]))
-    source = LocalTeacher(net, config.model_copy(update={"layer": layer}), threads, device)
     levels = torch.full((len(images),), sigma)
     return source.encode(Request.seeded(images.images, images.labels, levels, noise_seed))
 
 
-SIGMAS = (0.02, 0.06, 0.14, 0.3)  # around DDAE's best for EDM on CIFAR-10 (arXiv 2303.09769)
 FEW = 5  # layers that are probed where none is named
-Row = Mapping[str, object]  # of a printed table
+Row = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Probed:
-    """Accuracy of a linear probe on the features of one layer at one noise level; `width` of the
-    feature.
-    """
-
-    layer: str
-    sigma: float
-    width: int
-    accuracy: float
-
-
-# -- probes ----------------------------------------------------------------------------------------
+# -- what is probed --------------------------------------------------------------------------------
 def data_of(card: Mapping[str, Any], settings: Sequence[str]) -> config.Data:
     """The data that a teacher's card names, with `settings` such as "uri=/data/cifar.tar.gz";
     `ConfigError` if neither names any.
@@ -133,54 +107,6 @@ def data_of(card: Mapping[str, Any], settings: Sequence[str]) -> config.Data:
     if changes.get("name", tree.get("name")) != tree.get("name"):
         tree = {}
     return config.validate(config.Data, tree | changes, "data")
-
-
-def probe_teacher(
-    teacher: Store,
-    settings: Sequence[str] = (),
-    sigmas: Sequence[float] = SIGMAS,
-    layers: Sequence[str] = (),
-    images: int = 2000,
-    *,
-    label: str = "null",
-    seed: int = 0,
-    threads: int = 1,
-    device: str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
-) -> Iterator[Probed]:
-    """A row per layer and noise level, as it is found.
-
-    A linear probe (`teachers.probe`) on features of `images` training images, tested on as many of
-    the held-out training images (the test images are for evaluation alone). `layers` are by default
-    a few (`some_layers`); "all" alone stands for each. With `label` "true" the teacher is given the
-    class, which leaks the answer: a bound on what its label says, no measure of the feature.
-    """
-    settled = config.validate(config.Teacher, {"label": label}, "probe")
-    net = checkpoint.load(teacher)
-    found = data.load(data_of(checkpoint.read_card(teacher), settings))
-    check_fits(net, found)
-    chosen = _chosen_layers(net, layers)
-    if progress:
-        progress(0, len(chosen) * len(sigmas))
-    for sigma in sigmas:
-        net.check_sigma(torch.tensor([sigma]))
-    train, test = first_images(found.train, images), first_images(found.validation, images)
-    encoded = functools.partial(
-        encode, net, settled, noise_seed=seed, threads=threads, device=device
-    )
-    for number, layer in enumerate(chosen):
-        for place, sigma in enumerate(sigmas, start=1):
-            features = [encoded(part, layer, sigma) for part in (train, test)]
-            accuracy = probe(features[0], train.labels, features[1], test.labels)
-            if progress:
-                progress(number * len(sigmas) + place, len(chosen) * len(sigmas))
-            yield Probed(layer, sigma, net.feature_dim(layer), accuracy)
-
-
-def _chosen_layers(net: Network, layers: Sequence[str]) -> list[str]:
-    if list(layers) == ["all"]:
-        return list(net.layers())
-    return [net.check_layer(layer) for layer in layers] or some_layers(net)
 
 
 def some_layers(net: Network) -> list[str]:

@@ -6,7 +6,7 @@ import torch
 
 from dra_ray import config, data
 from dra_ray.errors import ConfigError
-from dra_ray.inspection import massive, probe, quality
+from dra_ray.inspection import diagnosis, massive, probe, quality
 from dra_ray.report import probes
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
@@ -26,7 +26,7 @@ def untrained(tmp_path_factory):
 
 def test_a_grid_of_probes_and_its_page(untrained, tmp_path):
     rows = list(
-        probe.probe_teacher(untrained, (), (0.05, 3.0), ("enc.8x8_conv", "dec.4x4_in1"), 200)
+        diagnosis.probe_teacher(untrained, (), (0.05, 3.0), ("enc.8x8_conv", "dec.4x4_in1"), 200)
     )
     assert [(row.layer, row.sigma) for row in rows] == [
         ("enc.8x8_conv", 0.05),
@@ -41,7 +41,7 @@ def test_a_grid_of_probes_and_its_page(untrained, tmp_path):
     assert "a &lt;teacher&gt;" in text
     assert "dec.4x4_in1" in text
     assert "src=" not in text.split("<script>")[0]
-    assert [len(trace["x"]) for trace in probes.figure(rows)["data"]] == [2, 2]
+    assert [len(trace["x"]) for trace in probes.figure(rows)["data"]] == [2, 2, 2]
 
 
 @pytest.mark.seconds
@@ -57,14 +57,14 @@ def test_a_probe_looks_at_a_few_layers_unless_told_otherwise(untrained):
     assert some == [name for name in names if name in some]
     steps: list[tuple[int, int]] = []
     rows = list(
-        probe.probe_teacher(
+        diagnosis.probe_teacher(
             untrained, (), (0.1, 0.3), (), 60, progress=lambda done, of: steps.append((done, of))
         )
     )
     assert list(dict.fromkeys(row.layer for row in rows)) == some
     assert steps == [(done, 2 * len(some)) for done in range(2 * len(some) + 1)]
     first = next(
-        probe.probe_teacher(
+        diagnosis.probe_teacher(
             untrained, (), (0.1,), ("all",), 60, progress=lambda done, of: steps.append((done, of))
         )
     )
@@ -74,11 +74,11 @@ def test_a_probe_looks_at_a_few_layers_unless_told_otherwise(untrained):
 
 def test_what_a_probe_cannot_do_is_refused(untrained):
     with pytest.raises(ConfigError, match="dec.4x4_in0|did you mean"):
-        list(probe.probe_teacher(untrained, (), (0.1,), ("dec.4x4_in9",), 50))
+        list(diagnosis.probe_teacher(untrained, (), (0.1,), ("dec.4x4_in9",), 50))
     with pytest.raises(ConfigError, match="validation_images"):
-        list(probe.probe_teacher(untrained, ("validation_images=0",), (0.1,), (), 50))
+        list(diagnosis.probe_teacher(untrained, ("validation_images=0",), (0.1,), (), 50))
     with pytest.raises(ConfigError, match="label='maybe'"):
-        list(probe.probe_teacher(untrained, (), (0.1,), (), 50, label="maybe"))
+        list(diagnosis.probe_teacher(untrained, (), (0.1,), (), 50, label="maybe"))
     with pytest.raises(ConfigError, match="does not say what it was trained on"):
         probe.data_of({}, ())
     with pytest.raises(ConfigError, match="no residual stream"):

@@ -8,6 +8,7 @@ from dra_ray.data.pictures import Split
 from dra_ray.errors import ConfigError, DataError
 from dra_ray.inspection.probe import encode, probe
 from dra_ray.teachers.edm import EDM
+from dra_ray.teachers.source import LocalTeacher
 
 
 def blobs(count: int, seed: int, spread: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,26 +74,29 @@ def split(count: int) -> Split:
     return Split(images, torch.arange(count) % 10)
 
 
+def source(layer: str = "dec.4x4_in1", **options) -> LocalTeacher:
+    return LocalTeacher(net(**options), Teacher(micro_batch=4, label="null", layer=layer))
+
+
 def test_an_image_is_encoded_with_its_own_noise_whatever_is_beside_it():
-    config, images = Teacher(micro_batch=4, label="null"), split(5)
-    whole = encode(net(), config, images, "dec.4x4_in1", 0.6, noise_seed=3)
+    images = split(5)
+    whole = encode(source(), images, 0.6, noise_seed=3)
     assert whole.shape == (5, 32)
-    rest = encode(net(), config, images[2:], "dec.4x4_in1", 0.6, noise_seed=5)
-    assert torch.equal(whole[2:], rest)
-    assert not torch.equal(whole, encode(net(), config, images, "dec.4x4_in1", 0.06, noise_seed=3))
-    assert encode(net(), config, images, "enc.8x8_conv", 0.6).shape == (5, 16)
+    assert torch.equal(whole[2:], encode(source(), images[2:], 0.6, noise_seed=5))
+    assert not torch.equal(whole, encode(source(), images, 0.06, noise_seed=3))
+    assert encode(source("enc.8x8_conv"), images, 0.6).shape == (5, 16)
 
 
 def test_the_null_label_says_nothing_of_the_class():
-    teacher, images, config = net(), split(4), Teacher(micro_batch=4, label="null")
-    features = encode(teacher, config, images, "dec.4x4_in1", 1.0)
+    teacher, images = source(), split(4)
+    features = encode(teacher, images, 1.0)
     with torch.no_grad():  # whatever the label's weights are
-        teacher.model.map_label.weight.normal_(std=10.0)
-    assert torch.equal(features, encode(teacher, config, images, "dec.4x4_in1", 1.0))
+        teacher.net.model.map_label.weight.normal_(std=10.0)
+    assert torch.equal(features, encode(teacher, images, 1.0))
 
 
 def test_unknown_layers_and_noise_levels():
     with pytest.raises(ConfigError, match="teacher.layer='mid'"):
-        encode(net(), Teacher(), split(2), "mid", 0.1)
+        source("mid")
     with pytest.raises(ConfigError, match="sigma=0.01 is outside"):
-        encode(net(precondition="ve"), Teacher(), split(2), "dec.4x4_in1", 0.01)
+        encode(source(precondition="ve"), split(2), 0.01)

@@ -1,0 +1,355 @@
+"""What alignment can teach with given targets: before any training, from their features alone.
+
+A pooled diffusion feature can point nearly the same way for all images. Then a constant vector has
+a small alignment loss, and the term says little or only the class. What is measured here says so:
+pure functions of features [N,D] and labels [N], in float64.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dra_ray import config, data
+from dra_ray.data.random import Stream, generator
+from dra_ray.errors import DataError
+from dra_ray.inspection.probe import (
+    Row,
+    check_fits,
+    data_of,
+    encode,
+    first_images,
+    probe,
+    some_layers,
+)
+from dra_ray.storage import Store
+from dra_ray.teachers import checkpoint
+from dra_ray.teachers.source import LocalTeacher
+
+# Where alignment can teach little. Of `package:fashion-edm`, with which it did not help: a constant
+# has a loss of 0.12 and features have 1.0 to 3.4 dimensions, at every layer (1,500 images)
+SMALL_LOSS, FEW_DIMENSIONS = 0.2, 4.0
+LEAK_ABOVE_CHANCE = 0.25  # share of the way from chance to 1 at which a given label shows
+PIXELS_A_SIDE = 32  # larger images are reduced for their own probe
+PER_CLASS = 5  # images of each class that a probe needs to say anything
+
+
+# -- pure functions of features --------------------------------------------------------------------
+def units(features: Tensor) -> Tensor:
+    """Rows of length 1, float64 [N,D]; a row of zeros stays."""
+    return F.normalize(features.double(), dim=1)
+
+
+def mean_cosines(features: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean cosine of two different images of one class, and of two classes; NaN without a pair."""
+    rows, members = units(features), F.one_hot(labels.long()).double()
+    sums, own = members.T @ rows, rows.square().sum()
+    alike = members.sum(0).square().sum() - len(rows)
+    apart = len(rows) ** 2 - members.sum(0).square().sum()
+    within, whole = sums.square().sum(), rows.sum(0).square().sum()
+    return float((within - own) / alike), float((whole - within) / apart)
+
+
+def uniformity(features: Tensor, temperature: float = 2.0) -> float:
+    """Log of the mean of exp(-t |u - v|^2) over pairs of unit rows (Wang & Isola, arXiv
+    2005.10242): 0 where all are equal, about -4 where they are spread evenly.
+    """
+    rows = units(features)
+    total = sum(
+        (2 * temperature * (part @ rows.T - 1)).exp().sum().item() for part in rows.split(512)
+    )
+    pairs = len(rows) * (len(rows) - 1)
+    equal = (2 * temperature * (rows.square().sum(1) - 1)).exp().sum().item()
+    return float(torch.tensor((total - equal) / pairs).log())
+
+
+def effective_dimension(features: Tensor, centred: bool = False) -> float:
+    """Participation ratio of the spectrum, (sum l)^2 / sum l^2 over the eigenvalues l of the second
+    moment, or of the covariance where `centred`: 1 on a line, D where all directions are equal.
+    """
+    rows = features.double()
+    rows = rows - rows.mean(0) if centred else rows
+    moment = rows.T @ rows if rows.shape[1] <= len(rows) else rows @ rows.T  # equal spectra
+    return float(moment.trace() ** 2 / moment.square().sum().clamp_min(1e-300))
+
+
+def constant_loss(features: Tensor) -> float:
+    """Alignment loss of the best constant vector, which learns nothing: 1 - |mean unit row|."""
+    return float(1 - units(features).mean(0).norm())
+
+
+def class_constant_loss(features: Tensor, labels: Tensor) -> float:
+    """The same of the best constant per class, which knows the class and nothing else."""
+    rows, members = units(features), F.one_hot(labels.long()).double()
+    return float(1 - (members.T @ rows).norm(dim=1).sum() / len(rows))
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Images uint8 [N,C,H,W] as features [N,D], at most `PIXELS_A_SIDE` pixels a side."""
+    size = min(PIXELS_A_SIDE, images.shape[-1])
+    return F.interpolate(data.to_float(images), size=(size, size), mode="area").flatten(1)
+
+
+# -- a teacher's -----------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """What a teacher's features at one layer and noise level can teach.
+
+    Attributes:
+        width: of a feature.
+        accuracy: of a linear probe on held-out training images; None with too few a class.
+        within_cosine, between_cosine: mean cosine of images of one class, and of two.
+        dimension, centred_dimension: see `effective_dimension`.
+        leak: share of images whose random label, given to the teacher, a probe finds in the
+            feature; None where the teacher is given none.
+    """
+
+    layer: str
+    sigma: float
+    width: int
+    accuracy: float | None
+    within_cosine: float
+    between_cosine: float
+    uniformity: float
+    dimension: float
+    centred_dimension: float
+    constant_loss: float
+    class_constant_loss: float
+    leak: float | None = None
+
+    def row(self, pixels_accuracy: float | None) -> Row:
+        """For a table or JSON, without what is unknown."""
+        row = dataclasses.asdict(self) | {"pixels_accuracy": pixels_accuracy}
+        return {key: value for key, value in row.items() if value is not None}
+
+    def warnings(self, pixels_accuracy: float | None, num_classes: int) -> list[str]:
+        """In words, why alignment with these features may teach little; nothing where it may."""
+        said = []
+        if self.leak is not None and _above_chance(self.leak, num_classes) > LEAK_ABOVE_CHANCE:
+            said.append(
+                "the feature tells the label that the teacher was given (a probe finds "
+                f"{self.leak:.0%} of random ones), so alignment teaches labels, and the probe's "
+                "accuracy says nothing; set teacher.label=null"
+            )
+        elif (
+            self.accuracy is not None
+            and pixels_accuracy is not None
+            and self.accuracy <= pixels_accuracy
+        ):
+            said.append(
+                f"a linear probe of the feature finds {self.accuracy:.1%} of the classes, one of "
+                f"raw pixels {pixels_accuracy:.1%}: the teacher knows no more than the image says; "
+                "take another layer, noise level or teacher (`dra teacher probe`)"
+            )
+        if self.centred_dimension < FEW_DIMENSIONS:
+            said.append(
+                f"features vary along {self.centred_dimension:.1f} of {self.width} directions; "
+                "spread them with align.transform=whiten, or take another layer"
+            )
+        if self.constant_loss < SMALL_LOSS:
+            said.append(
+                f"a constant vector already has an alignment loss of {self.constant_loss:.3f}, so "
+                "the term has little left to teach; set align.transform=centre or whiten"
+            )
+        return said
+
+
+# columns that a screen has no room for
+IN_FILES_ALONE = ("width", "within_cosine", "between_cosine", "dimension", "class_constant_loss")
+
+
+def in_words(row: Row) -> str:
+    """A row of `probe_teacher` on a line."""
+    probed = f"{row['accuracy']:.2%}, " if "accuracy" in row else ""
+    return f"{probed}{row['centred_dimension']:.1f} dimensions"
+
+
+def _above_chance(accuracy: float, num_classes: int) -> float:
+    chance = 1 / num_classes
+    return (accuracy - chance) / (1 - chance)
+
+
+def diagnose(
+    source: LocalTeacher,
+    train: data.Split,
+    test: data.Split,
+    sigma: float,
+    noise_seed: int = 0,
+) -> Diagnosis:
+    """Measure a teacher on `train`; its probe is judged on `test`. A pure function.
+
+    Raises `ConfigError` for a noise level that the teacher does not know, `DataError` for images
+    that it does not take.
+    """
+    if len(train) < 2:
+        raise DataError(f"a diagnosis of {len(train)} images says nothing; give at least 2")
+
+    features, held_out = (encode(source, part, sigma, noise_seed) for part in (train, test))
+    within, between = mean_cosines(features, train.labels)
+    return Diagnosis(
+        layer=source.layer,
+        sigma=sigma,
+        width=features.shape[1],
+        accuracy=_probed(features, train.labels, held_out, test.labels),
+        within_cosine=within,
+        between_cosine=between,
+        uniformity=uniformity(features),
+        dimension=effective_dimension(units(features)),  # the loss sees directions alone
+        centred_dimension=effective_dimension(features, centred=True),
+        constant_loss=constant_loss(features),
+        class_constant_loss=class_constant_loss(features, train.labels),
+        leak=_leak(source, train, test, sigma),
+    )
+
+
+def _probed(features: Tensor, labels: Tensor, held_out: Tensor, truth: Tensor) -> float | None:
+    if len(labels) < PER_CLASS * len(labels.unique()) or not len(truth):
+        return None
+    return probe(features, labels, held_out, truth)
+
+
+def _leak(source: LocalTeacher, train: data.Split, test: data.Split, sigma: float) -> float | None:
+    """Labels drawn at random say nothing of the image: what a probe finds of them was given."""
+    classes = source.net.num_classes
+    if not classes or source.config.label == "null":
+        return None
+    parts = [
+        data.Split(
+            part.images,
+            torch.randint(classes, (len(part),), generator=generator(seed, Stream.LABEL_LEAK)),
+        )
+        for seed, part in enumerate((train, test))
+    ]
+    features = [encode(source, part, sigma) for part in parts]
+    return _probed(features[0], parts[0].labels, features[1], parts[1].labels)
+
+
+def pixels_accuracy(train: data.Split, test: data.Split) -> float | None:
+    """Accuracy of a linear probe of the images themselves: what a teacher's must be above."""
+    return _probed(pixels(train.images), train.labels, pixels(test.images), test.labels)
+
+
+SIGMAS = (0.02, 0.06, 0.14, 0.3)  # around DDAE's best for EDM on CIFAR-10 (arXiv 2303.09769)
+
+
+def probe_teacher(
+    teacher: Store,
+    settings: Sequence[str] = (),
+    sigmas: Sequence[float] = SIGMAS,
+    layers: Sequence[str] = (),
+    images: int = 2000,
+    label: str = "null",
+    seed: int = 0,
+    threads: int = 1,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Row]:
+    """A row per layer and noise level, as it is measured: a `Diagnosis`, and as "pixels_accuracy"
+    that of a probe of the images themselves.
+
+    A linear probe on features of `images` training images, tested on as many of the held-out
+    training images (the test images are for evaluation alone). `layers` are by default a few
+    (`some_layers`); "all" alone stands for each. With `label` "true" the teacher is given the
+    class, which leaks the answer: a bound on what its label says, no measure of the feature.
+    """
+    net = checkpoint.load(teacher)
+    loaded = data.load(data_of(checkpoint.read_card(teacher), settings))
+    check_fits(net, loaded)
+    chosen = (
+        list(net.layers())
+        if list(layers) == ["all"]
+        else [net.check_layer(layer) for layer in layers] or some_layers(net)
+    )
+    total = len(chosen) * len(sigmas)
+    if progress:
+        progress(0, total)
+    for sigma in sigmas:
+        net.check_sigma(torch.tensor([sigma]))
+    train, test = first_images(loaded.train, images), first_images(loaded.validation, images)
+    floor = pixels_accuracy(train, test)
+    for done, (layer, sigma) in enumerate(itertools.product(chosen, sigmas), start=1):
+        settled = config.validate(config.Teacher, {"label": label, "layer": layer}, "probe")
+        source = LocalTeacher(net, settled, threads, device)
+        row = diagnose(source, train, test, sigma, seed).row(floor)
+        if progress:
+            progress(done, total)
+        yield row
+
+
+# -- before a run ----------------------------------------------------------------------------------
+CHECKED_IMAGES = 400  # of training, and as many held-out: a probe's standard error is 2 points
+CHECKED_TARGETS = 4  # of a sweep, which may have many
+CHECK_S = (
+    30.0  # a teacher that takes longer for them on this machine is left to `dra teacher probe`
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What there is to say before aligned runs: a row per target, and warnings in words."""
+
+    rows: list[Row]
+    warnings: list[str]
+
+
+def check(experiments: Sequence[config.Experiment], threads: int = 1, device: str = "cpu") -> Check:
+    """Diagnose the targets of runs of one data set, on a few hundred of its images.
+
+    At most `CHECKED_TARGETS` different ones, and none whose teacher would take longer than
+    `CHECK_S` seconds on this machine, which a warning says. Raises what `diagnose` raises.
+    """
+    aligned = {_target(e): e for e in experiments if e.align.weight and e.teacher.uri}
+    result = Check([], [])
+    if not aligned:
+        return result
+    images = data.load(next(iter(aligned.values())).data)
+    train, test = (first_images(part, CHECKED_IMAGES) for part in (images.train, images.validation))
+    floor = pixels_accuracy(train, test)
+    for experiment in list(aligned.values())[:CHECKED_TARGETS]:
+        diagnosis = _checked(experiment, train, test, threads, device)
+        if isinstance(diagnosis, str):
+            result.warnings.append(diagnosis)
+            continue
+        result.rows.append(diagnosis.row(floor))
+        where = f"{diagnosis.layer} at sigma {diagnosis.sigma:g}"
+        result.warnings.extend(
+            f"{where}: {line}" for line in diagnosis.warnings(floor, images.num_classes)
+        )
+    return result
+
+
+def _target(experiment: config.Experiment) -> str:
+    """Equal for experiments that align to the same features."""
+    teacher, sigma = experiment.teacher, experiment.align.sigma
+    return repr((teacher.uri, teacher.layer, teacher.label, sigma))
+
+
+def _checked(
+    experiment: config.Experiment, train: data.Split, test: data.Split, threads: int, device: str
+) -> Diagnosis | str:
+    """The diagnosis, or why there is none."""
+    assert experiment.teacher.uri
+    net = checkpoint.load(Store(experiment.teacher.uri))
+    source = LocalTeacher(net, experiment.teacher, threads, device)
+    sigma = experiment.align.sigma
+    needed_s = _seconds(source, len(train) + len(test))
+    if needed_s > CHECK_S:
+        return (
+            f"the teacher's features were not looked at, which would take {needed_s:.0f} s on this "
+            f"machine; see `dra teacher probe {experiment.teacher.uri} --sigmas {sigma:g}`"
+        )
+    return diagnose(source, train, test, sigma, experiment.shared_seed)
+
+
+def _seconds(source: LocalTeacher, images: int) -> float:
+    """How long the teacher will take for so many images, by its first micro-batch."""
+    begun_s = time.monotonic()
+    source.encode(source.sample())
+    passes = 2 if source.net.num_classes and source.config.label == "true" else 1
+    return passes * images / source.micro_batch * (time.monotonic() - begun_s)
