@@ -421,7 +421,9 @@ def _experiment(config: Experiment, known: Known) -> RunPlan:
             3
             * targets
             * _projector_macs(
-                feature_dim, teacher.feature_dim(config.teacher.layer), config.align.hidden
+                feature_dim,
+                config.align.target_width(teacher.feature_dim(config.teacher.layer)),
+                config.align.hidden,
             )
         )
     batches = data.batch_plan(config, images.train, config.synthetic.images)

@@ -375,14 +375,14 @@ def step_overhead(student: str, batch: int, steps: int) -> StepCost:
     arithmetic.prepare(plain.compute, torch.get_num_threads())
     request = _request(batch, 0)
     images, labels = request.images, request.labels
-    without, _ = step.initial_state(plain, shape, None, device)
-    bare = step.Feed(plain, lambda number: (images, labels), mine, None, 2 + steps)
+    without, _ = step.initial_state(plain, shape, (), device)
+    bare = step.Feed(plain, lambda number: (images, labels), mine, (), 2 + steps)
     first_s = [_timed(without, plain, bare, mine) for _ in range(2)]
     service_s = first_s[1] / 2 / -(-batch // MICRO_BATCH)
     with _pool("step", functools.partial(Waiting, service_s), 1, 1) as make:
         client = make("bench")
-        state, _ = step.initial_state(aligned, shape, client, device)
-        feed = step.Feed(aligned, lambda number: (images, labels), mine, client, 1 + steps)
+        state, _ = step.initial_state(aligned, shape, [client], device)
+        feed = step.Feed(aligned, lambda number: (images, labels), mine, [client], 1 + steps)
         _timed(state, aligned, feed, mine)
         pairs = [
             (_timed(state, aligned, feed, mine), _timed(without, plain, bare, mine))

@@ -66,7 +66,7 @@ def compare(
         256, (batch, 3, resolution, resolution), dtype=torch.uint8, generator=drawn
     ).to(on)
     labels = torch.randint(CLASSES, (batch,), generator=drawn).to(on)
-    reference, _ = step.initial_state(experiment, shape, None, on)
+    reference, _ = step.initial_state(experiment, shape, (), on)
     start = {name: value.clone() for name, value in reference.student.state_dict().items()}
     runners = {v.name: _runner(v, experiment, shape, images, labels, on) for v in variants}
     seconds: dict[str, list[float]] = {v.name: [] for v in variants}
@@ -177,7 +177,7 @@ def _runner(
         return book.load, lambda: book.step(images, labels)
     ours = experiment.model_copy(update={"compute": variant.compute})
     arithmetic.prepare(variant.compute, torch.get_num_threads())
-    state, _ = step.initial_state(ours, shape, None, device)
+    state, _ = step.initial_state(ours, shape, (), device)
 
     def load(weights: dict[str, Tensor]) -> None:
         state.student.load_state_dict(weights)
@@ -188,7 +188,7 @@ def _runner(
         loss = step.step(
             state,
             ours,
-            step.prepare(ours, images, labels, state.step, everything, None),
+            step.prepare(ours, images, labels, state.step, everything, ()),
             everything,
         )[0]
         averaging.update(state.average, state.student, 0.995)

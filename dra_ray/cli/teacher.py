@@ -271,6 +271,46 @@ def teacher_probe(
         terminal.out.print(out)
 
 
+@teacher_app.command("statistics")
+def teacher_statistics(
+    teacher: TeacherArgument,
+    set_: DataSet = None,
+    sigma: Annotated[
+        float, typer.Option(min=0, help="Noise level; a flow's time t is sigma = (1-t)/t.")
+    ] = 0.06,
+    layer: Annotated[str | None, typer.Option(help="Default: the feature's.")] = None,
+    whiten_dim: Annotated[
+        int, typer.Option(min=1, help="Directions that whitening keeps: align.whiten_dim.")
+    ] = 16,
+    images: Annotated[
+        int, typer.Option(min=2, help="Training images measured: align.statistics_images.")
+    ] = 2048,
+    label: Annotated[str, typer.Option(help="true or null, as teacher.label.")] = "null",
+    seed: int = 0,
+    device: str = "cpu",
+    json: Json = None,
+) -> None:
+    """Along how many directions a teacher's features vary, and what each align.transform makes of
+    them.
+    """
+    options = config.validate(config.Teacher, {"label": label, "layer": layer}, "teacher")
+    align = {"sigma": sigma, "whiten_dim": whiten_dim, "statistics_images": images}
+    from dra_ray.inspection import diagnosis
+
+    variance, rows = diagnosis.teacher_statistics(
+        Store(teacher_uri(teacher)),
+        set_ or [],
+        options,
+        config.validate(config.Align, align, "statistics"),
+        seed,
+        os.cpu_count() or 1,
+        device,
+    )
+    terminal.table(variance, f"share of the variance of {teacher}")
+    hidden = (*diagnosis.IN_FILES_ALONE, "layer", "sigma")
+    terminal.table(rows, "what a transform gives", json, hidden)
+
+
 @teacher_app.command("quality")
 def teacher_quality(
     synthetic: Annotated[

@@ -248,10 +248,21 @@ class Loss(Frozen):
     awp_from_epoch: CountOrNone = Field(10, description="epoch from which weights are perturbed")
 
 
+class Term(Frozen):
+    """One target of alignment."""
+
+    sigma: PositiveFloat | None = Field(
+        None, description="noise level; default: drawn for every image as EDM trains"
+    )
+    share: PositiveFloat = Field(1.0, description="of the alignment loss")
+
+
 class Align(Frozen):
     """Diffusion Representation Alignment (arXiv 2602.19931, section 4.2). The paper's values of
     weight and sigma are not in the text we have: both defaults are guesses, meant to be swept.
     """
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"transform", "whiten_dim", "statistics_images"})
 
     weight: NonNegativeFloat = Field(
         1.0, description="lambda; 0 is training without alignment (UNVERIFIED)"
@@ -272,6 +283,29 @@ class Align(Frozen):
         description="weight, relative to `weight`, of a second alignment at a sigma drawn as EDM "
         "trains; the paper has it above 1M images (App. D)",
     )
+    transform: Literal["none", "centre", "standardise", "whiten"] = Field(
+        "none",
+        description="of the teacher's features, by their statistics on training images: subtract "
+        "the mean; also divide by the deviation; or decorrelate by PCA",
+    )
+    whiten_dim: Annotated[int, Field(ge=1, le=2**17)] = Field(
+        16, description="of whiten: directions that are kept, those of largest variance first"
+    )
+    statistics_images: Annotated[int, Field(ge=2, le=2**24)] = Field(
+        2048,
+        description="of transform: at most so many training images, on which its statistics are "
+        "measured once before the first step",
+    )
+
+    @property
+    def targets(self) -> tuple[Term, ...]:
+        """What an image's feature is aligned to."""
+        first = Term(sigma=self.sigma)
+        return (first, Term(share=self.extra_weight)) if self.extra_weight else (first,)
+
+    def target_width(self, width: int) -> int:
+        """Of a target that is made of features of `width`."""
+        return self.whiten_dim if self.transform == "whiten" else width
 
 
 def teacher_names() -> list[str]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
+import typing
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +31,7 @@ from dra_ray.inspection.probe import (
     some_layers,
 )
 from dra_ray.storage import Store
-from dra_ray.teachers import checkpoint
+from dra_ray.teachers import checkpoint, targets
 from dra_ray.teachers.source import LocalTeacher
 
 # Where alignment can teach little. Of `package:fashion-edm`, with which it did not help: a constant
@@ -181,30 +183,52 @@ def diagnose(
     test: data.Split,
     sigma: float,
     noise_seed: int = 0,
+    align: config.Align | None = None,
 ) -> Diagnosis:
     """Measure a teacher on `train`; its probe is judged on `test`. A pure function.
 
-    Raises `ConfigError` for a noise level that the teacher does not know, `DataError` for images
-    that it does not take.
+    With `align`, features are transformed as it says, by their statistics on `train`. Raises
+    `ConfigError` for a noise level that the teacher does not know, `DataError` for images that it
+    does not take.
     """
     if len(train) < 2:
         raise DataError(f"a diagnosis of {len(train)} images says nothing; give at least 2")
 
     features, held_out = (encode(source, part, sigma, noise_seed) for part in (train, test))
-    within, between = mean_cosines(features, train.labels)
-    return Diagnosis(
+    leak = _leak(source, train, test, sigma)
+    return _of_features(
+        *_transformed(align, features, held_out),
+        (train.labels, test.labels),
         layer=source.layer,
         sigma=sigma,
+        leak=leak,
+    )
+
+
+def _transformed(
+    align: config.Align | None, features: Tensor, held_out: Tensor
+) -> tuple[Tensor, Tensor]:
+    transform = targets.transform(align or config.Align(), features.shape[1])
+    if isinstance(transform, targets.Transform):
+        transform.fit(targets.Statistics.of(features))
+    return transform(features), transform(held_out)
+
+
+def _of_features(
+    features: Tensor, held_out: Tensor, labels: tuple[Tensor, Tensor], **known: Any
+) -> Diagnosis:
+    within, between = mean_cosines(features, labels[0])
+    return Diagnosis(
+        **known,
         width=features.shape[1],
-        accuracy=_probed(features, train.labels, held_out, test.labels),
+        accuracy=_probed(features, labels[0], held_out, labels[1]),
         within_cosine=within,
         between_cosine=between,
         uniformity=uniformity(features),
         dimension=effective_dimension(units(features)),  # the loss sees directions alone
         centred_dimension=effective_dimension(features, centred=True),
         constant_loss=constant_loss(features),
-        class_constant_loss=class_constant_loss(features, train.labels),
-        leak=_leak(source, train, test, sigma),
+        class_constant_loss=class_constant_loss(features, labels[0]),
     )
 
 
@@ -282,6 +306,50 @@ def probe_teacher(
         yield row
 
 
+def teacher_statistics(
+    teacher: Store,
+    settings: Sequence[str],
+    options: config.Teacher,
+    align: config.Align,
+    seed: int = 0,
+    threads: int = 1,
+    device: str = "cpu",
+) -> tuple[list[Row], list[Row]]:
+    """(variance along the first directions, what each transform gives) of a teacher's targets, by
+    the statistics that a run with `options` and `align` measures.
+
+    The first table's rows have "directions", and the share of the "variance" along so many; the
+    second's are diagnoses of the images measured, with "transform".
+    """
+    net = checkpoint.load(teacher)
+    loaded = data.load(data_of(checkpoint.read_card(teacher), settings))
+    check_fits(net, loaded)
+    source = LocalTeacher(net, options, threads, device)
+    request = targets.request(loaded.train, align.sigma, align.statistics_images, seed)
+    features = targets.encoded(source, request)
+    held_out = first_images(loaded.validation, len(features))
+    unseen = encode(source, held_out, align.sigma, seed)
+    rows = []
+    for name in typing.get_args(config.Align.model_fields["transform"].annotation):
+        chosen = config.override(align, {"transform": name})
+        parts = _transformed(chosen, features, unseen)
+        labels = request.labels, held_out.labels
+        diagnosis = _of_features(*parts, labels, layer=source.layer, sigma=align.sigma)
+        rows.append({"transform": name} | diagnosis.row(None))
+    return _variance(targets.Statistics.of(features)), rows
+
+
+def _variance(statistics: targets.Statistics) -> list[Row]:
+    """Share of the variance along 1, 2, 4, ... directions, and along all."""
+    variances = statistics.spectrum()[0]
+    shares = variances.cumsum(0) / variances.sum().clamp_min(1e-300)
+    counts = [2**power for power in range(len(shares).bit_length()) if 2**power < len(shares)]
+    return [
+        {"directions": count, "variance": float(shares[count - 1])}
+        for count in (*counts, len(shares))
+    ]
+
+
 # -- before a run ----------------------------------------------------------------------------------
 CHECKED_IMAGES = 400  # of training, and as many held-out: a probe's standard error is 2 points
 CHECKED_TARGETS = 4  # of a sweep, which may have many
@@ -327,7 +395,8 @@ def check(experiments: Sequence[config.Experiment], threads: int = 1, device: st
 def _target(experiment: config.Experiment) -> str:
     """Equal for experiments that align to the same features."""
     teacher, sigma = experiment.teacher, experiment.align.sigma
-    return repr((teacher.uri, teacher.layer, teacher.label, sigma))
+    transform = experiment.align.transform, experiment.align.whiten_dim
+    return repr((teacher.uri, teacher.layer, teacher.label, sigma, transform))
 
 
 def _checked(
@@ -344,7 +413,7 @@ def _checked(
             f"the teacher's features were not looked at, which would take {needed_s:.0f} s on this "
             f"machine; see `dra teacher probe {experiment.teacher.uri} --sigmas {sigma:g}`"
         )
-    return diagnose(source, train, test, sigma, experiment.shared_seed)
+    return diagnose(source, train, test, sigma, experiment.shared_seed, experiment.align)
 
 
 def _seconds(source: LocalTeacher, images: int) -> float:

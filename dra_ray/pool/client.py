@@ -228,10 +228,17 @@ def reserved(experiment: config.Experiment) -> tuple[float, float]:
     )
 
 
-def source(experiment: config.Experiment, device: str, trial: str = "") -> FeatureSource:
-    """A training worker's teacher: a client of the pool, or the teacher itself where `pool.kind` is
-    local.
+def sources(experiment: config.Experiment, device: str, trial: str = "") -> list[FeatureSource]:
+    """The teacher of each term of the alignment; none without alignment. Terms of one teacher share
+    its source.
     """
+    if not experiment.align.weight:
+        return []
+    return [_source(experiment, device, trial)] * len(experiment.align.targets)
+
+
+def _source(experiment: config.Experiment, device: str, trial: str) -> FeatureSource:
+    """A client of the pool, or the teacher itself where `pool.kind` is local."""
     if experiment.pool.kind == "pool":
         return PoolClient(app_name(experiment.teacher), experiment.pool, trial)
     assert experiment.teacher.uri

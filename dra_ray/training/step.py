@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,8 @@ from dra_ray.attacks import pgd
 from dra_ray.data import augment, random
 from dra_ray.storage import Store
 from dra_ray.students import Student
-from dra_ray.teachers.diffusion import draw_sigma
-from dra_ray.teachers.source import FeatureSource, Pending, Request
-from dra_ray.training import arithmetic, losses, objective, optimisers, syncnorm, workers
-from dra_ray.training.projector import projector
+from dra_ray.teachers.source import FeatureSource, Pending
+from dra_ray.training import alignment, arithmetic, losses, objective, optimisers, syncnorm, workers
 
 PARTS = ("loss", "loss_clean", "loss_robust", "loss_align")
 
@@ -32,7 +30,7 @@ class State:
 
     student: Student
     average: nn.Module
-    head: nn.Module | None  # the projector; none where lambda is 0
+    aligner: alignment.Aligner | None  # none where lambda is 0
     optimizer: torch.optim.Optimizer
     step: int
     best: float
@@ -44,7 +42,8 @@ class State:
         return {
             "student": self.student.state_dict(),
             "average": self.average.state_dict(),
-            "head": self.head.state_dict() if self.head else {},
+            "head": self.aligner.projector.state_dict() if self.aligner else {},
+            "transforms": self.aligner.transforms.state_dict() if self.aligner else {},
             "optimizer": self.optimizer.state_dict(),
             "sums": self.sums,
             "class_means": self.class_means.state_dict(),
@@ -60,8 +59,9 @@ class State:
         tensors, facts = (folder / "state.pt").read_torch(), (folder / "state.json").read_json()
         self.student.load_state_dict(tensors["student"])
         self.average.load_state_dict(tensors["average"])
-        if self.head:
-            self.head.load_state_dict(tensors["head"])
+        if self.aligner:
+            self.aligner.projector.load_state_dict(tensors["head"])
+            self.aligner.transforms.load_state_dict(tensors.get("transforms", {}))
         self.optimizer.load_state_dict(tensors["optimizer"])
         self.sums.copy_(tensors["sums"])
         self.class_means.load_state_dict(tensors["class_means"])
@@ -77,13 +77,13 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """A worker's slice of a batch: augmented images uint8 [b,C,H,W], labels int64 [b], and (weight,
-    feature under way) of each alignment.
+    """A worker's slice of a batch: augmented images uint8 [b,C,H,W], labels int64 [b], and the
+    features under way, one for each term of the alignment.
     """
 
     images: Tensor
     labels: Tensor
-    targets: list[tuple[float, Pending]]
+    targets: list[Pending]
 
 
 def prepare(
@@ -92,17 +92,20 @@ def prepare(
     labels: Tensor,
     number: int,
     mine: slice,
-    source: FeatureSource | None,
+    sources: Sequence[FeatureSource],
 ) -> Batch:
-    """Step `number`'s batch, from images as the data set has them; requests its features."""
+    """Step `number`'s batch, from images as the data set has them; requests its features from the
+    source of each term, where there are any.
+    """
     changes = augment.parameters(
         experiment.optim.batch,
         experiment.data,
         random.generator(experiment.shared_seed, random.Stream.AUGMENT, number),
     )
     images = augment.apply(images, experiment.data, changes[mine])
-    targets = request_features(source, experiment, images, labels, number, mine) if source else []
-    return Batch(images, labels, targets)
+    requests = alignment.requests(experiment, images, labels, number, mine) if sources else []
+    pending = [source.submit(each) for source, each in zip(sources, requests, strict=True)]
+    return Batch(images, labels, pending)
 
 
 class Feed:
@@ -120,17 +123,17 @@ class Feed:
         experiment: config.Experiment,
         get: Callable[[int], tuple[Tensor, Tensor]],
         mine: slice,
-        source: FeatureSource | None,
+        sources: Sequence[FeatureSource],
         last: int,
     ) -> None:
-        self._experiment, self._get, self._mine, self._source, self._last = (
+        self._experiment, self._get, self._mine, self._sources, self._last = (
             experiment,
             get,
             mine,
-            source,
+            sources,
             last,
         )
-        self._ahead = experiment.pool.ahead if source else 0
+        self._ahead = experiment.pool.ahead if sources else 0
         self._ready: dict[int, Batch] = {}
 
     def take(self, number: int) -> Batch:
@@ -138,7 +141,7 @@ class Feed:
         for coming in range(number, min(number + self._ahead + 1, self._last)):
             if coming not in self._ready:
                 self._ready[coming] = prepare(
-                    self._experiment, *self._get(coming), coming, self._mine, self._source
+                    self._experiment, *self._get(coming), coming, self._mine, self._sources
                 )
         return self._ready.pop(number)
 
@@ -173,7 +176,7 @@ def step(
 
     memory = torch.channels_last if experiment.compute.channels_last else torch.contiguous_format
     x = data.to_float(images).contiguous(memory_format=memory)
-    student, head = state.student, state.head
+    student = state.student
     student.train()
     _set_norm_momentum(
         student, 1.0 if state.step == 0 else 0.01
@@ -195,11 +198,9 @@ def step(
     ):
         loss_clean, loss_robust, features = attacked.losses()
         loss_align = torch.zeros((), device=x.device)
-        for weight, pending in batch.targets:
-            assert head is not None
-            loss_align = loss_align + weight * losses.alignment(
-                head(features), pending.result().to(x.device)
-            )
+        if batch.targets:
+            assert state.aligner is not None
+            loss_align = state.aligner(features, batch.targets)
         loss = loss_clean + loss_robust + experiment.align.weight * loss_align
         (loss * _share(mine, size)).backward()
     # in one message: the attack is nine tenths of a step, so there is nothing to overlap it with
@@ -219,58 +220,38 @@ def step(
     return torch.stack([loss, loss_clean, loss_robust, loss_align]).detach()
 
 
-def request_features(
-    source: FeatureSource,
-    experiment: config.Experiment,
-    images: Tensor,
-    labels: Tensor,
-    step: int,
-    mine: slice,
-) -> list[tuple[float, Pending]]:
-    """(weight, feature under way) of every alignment of this step."""
-    align, size, seed = experiment.align, experiment.optim.batch, experiment.shared_seed
-    # the seed of position p is seed + p: each worker's slice continues the batch's
-    noise_seed = random.derive(seed, random.Stream.TEACHER_NOISE, step) // 2 + mine.start
-    sigma = torch.full((len(images),), align.sigma)
-    targets: list[tuple[float, Pending]] = [
-        (1.0, source.submit(Request.seeded(images, labels, sigma, noise_seed)))
-    ]
-    if align.extra_weight:
-        noise_seed = random.derive(seed, random.Stream.EXTRA_NOISE, step) // 2 + mine.start
-        sigma = draw_sigma(size, random.generator(seed, random.Stream.EXTRA_SIGMA, step))[mine]
-        pending = source.submit(Request.seeded(images, labels, sigma, noise_seed))
-        targets.append((align.extra_weight, pending))
-    return targets
-
-
 def initial_state(
     experiment: config.Experiment,
     shape: data.Shape,
-    source: FeatureSource | None,
+    sources: Sequence[FeatureSource],
     device: torch.device,
 ) -> tuple[State, str]:
     """The state before the first step, and a sentence on where the student's weights come from."""
     torch.manual_seed(experiment.seed)  # student first: it starts alike with and without alignment
     student: Any = students.build(experiment.model, shape)
     origin = students.initialise(student, experiment.model)
-    head = None
-    if source:
-        head = projector(
-            student.feature_dim,
-            source.feature_dim,
-            experiment.align.hidden,
-            experiment.align.activation,
-        ).to(device)
+    aligner = None
+    if sources:
+        widths = [source.feature_dim for source in sources]
+        aligner = alignment.Aligner(experiment.align, student.feature_dim, widths).to(device)
     average = copy.deepcopy(student).requires_grad_(False).to(device)
     if experiment.compute.sync_batchnorm:
         student = syncnorm.synchronised(student)
     student = arithmetic.arranged(student.to(device), experiment.compute)
     if experiment.compute.channels_last:
         average = average.to(memory_format=torch.channels_last)
-    optimizer = optimisers.build(student, head, experiment.optim)
+    optimizer = optimisers.build(student, aligner, experiment.optim)
     class_means = losses.ClassMeans(shape.num_classes, device)
     return State(
-        student, average, head, optimizer, 0, -1.0, torch.zeros(4, device=device), class_means, []
+        student,
+        average,
+        aligner,
+        optimizer,
+        0,
+        -1.0,
+        torch.zeros(4, device=device),
+        class_means,
+        [],
     ), origin
 
 

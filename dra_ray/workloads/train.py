@@ -37,6 +37,7 @@ from dra_ray.runs import StepRow, ValidationRow
 from dra_ray.storage import Lease, Store
 from dra_ray.students import checkpoint
 from dra_ray.teachers import checkpoint as teacher_checkpoint
+from dra_ray.teachers import targets
 from dra_ray.training import arithmetic, averaging, optimisers, schedule, tracking, workers
 from dra_ray.training.step import Feed, State, _mean, initial_state, step
 from dra_ray.workloads.session import KEPT, InProcess, OnRayTrain, Place, Session, read_snapshot
@@ -291,6 +292,7 @@ def check_teacher(experiment: config.Experiment, num_classes: int | None = None)
     if num_classes and experiment.teacher.label == "true":
         net.check_classes(num_classes)
     net.check_sigma(torch.tensor([experiment.align.sigma]))
+    targets.transform(experiment.align, net.feature_dim(experiment.teacher.layer))
     if experiment.align.extra_weight and net.sigma_range != (0.0, math.inf):
         raise ConfigError(
             f"align.extra_weight={experiment.align.extra_weight:g} draws noise levels of any size, "
@@ -338,22 +340,24 @@ def train(experiment: config.Experiment, run: Store, session: Session) -> None:
     images = data.load(experiment.data)
     extra = load_synthetic(experiment, images)
     batches = data.batch_plan(experiment, len(images.train), len(extra) if extra else 0)
-    source = client.source(experiment, str(device), run.name) if experiment.align.weight else None
-    state, origin = initial_state(experiment, images.shape, source, device)
+    sources = client.sources(experiment, str(device), run.name)
+    state, origin = initial_state(experiment, images.shape, sources, device)
     session.restore(state)
+    if state.aligner and state.step == 0:
+        state.aligner.measure(sources, images.train, experiment.shared_seed)
     if rank == 0:
         _record_start(run, state.step, world, device, origin)
     with contextlib.ExitStack() as stack:
         loader = stack.enter_context(
             contextlib.closing(Batches(images.train, extra, batches, device, place.mine))
         )
-        if source:
+        for source in dict.fromkeys(sources):
             stack.enter_context(contextlib.closing(source))
         feed = Feed(
             experiment,
             loader.get,
             place.mine,
-            source,
+            sources,
             experiment.optim.epochs * batches.steps_per_epoch,
         )
         best = state.rows[-1].robust_accuracy if state.rows else None

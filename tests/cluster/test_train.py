@@ -285,20 +285,20 @@ def test_alignment_reaches_the_student(runs: dict[str, Store], teacher: Store) -
     """Lambda changes the weights: the alignment gradient flows through the adversarial feature."""
     images = train.data.load(config.Data())
     wanted = experiment(teacher, pool__kind="local")
-    source = client.source(wanted, "cpu")
+    sources = client.sources(wanted, "cpu")
     cpu, everything = torch.device("cpu"), slice(0, 128)
-    state, _ = step.initial_state(wanted, images.shape, source, cpu)
-    assert state.head is not None
+    state, _ = step.initial_state(wanted, images.shape, sources, cpu)
+    assert state.aligner is not None
     before = {name: p.clone() for name, p in state.student.named_parameters()}
     batch = images.train.images[:128], images.train.labels[:128]
     wanted = config.override(wanted, {"loss.beta": 0.0})
-    step.step(state, wanted, step.prepare(wanted, *batch, 0, everything, source), everything)
+    step.step(state, wanted, step.prepare(wanted, *batch, 0, everything, sources), everything)
     with_align = {name: p.clone() for name, p in state.student.named_parameters()}
-    other, _ = step.initial_state(wanted, images.shape, source, cpu)
+    other, _ = step.initial_state(wanted, images.shape, sources, cpu)
     assert all(torch.equal(p, before[name]) for name, p in other.student.named_parameters()), (
         "the start does not depend on lambda"
     )
-    step.step(other, wanted, step.prepare(wanted, *batch, 0, everything, None), everything)
+    step.step(other, wanted, step.prepare(wanted, *batch, 0, everything, ()), everything)
     assert any(not torch.equal(p, with_align[name]) for name, p in other.student.named_parameters())
 
 

@@ -165,6 +165,9 @@ ADDED: dict[str, Any] = {
     "search": {"method": "grid", "startup_trials": 8, "points": [], "warm_start": None},
     "repeats": {"seeds": 1, "of": "finalists"},
     "scheduler": "noise_aware",
+    "transform": "none",
+    "whiten_dim": 16,
+    "statistics_images": 2048,
 }
 CHECKPOINT = r"checkpoint_[^/]*[0-9][^/]*/"
 # Files that Ray writes for itself; a checkpoint's folder is named by the time.

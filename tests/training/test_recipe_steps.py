@@ -150,9 +150,9 @@ def _two_steps(experiment: config.Experiment) -> None:
     batches = data.batch_plan(experiment, len(images.train), len(extra) if extra else 0)
     everything = slice(0, experiment.optim.batch)
     loader = Batches(images.train, extra, batches, device, everything)
-    source = client.source(experiment, "cpu") if experiment.align.weight else None
-    feed = step.Feed(experiment, loader.get, everything, source, batches.steps_per_epoch)
-    state, _ = step.initial_state(experiment, images.shape, source, device)
+    sources = client.sources(experiment, "cpu")
+    feed = step.Feed(experiment, loader.get, everything, sources, batches.steps_per_epoch)
+    state, _ = step.initial_state(experiment, images.shape, sources, device)
     before = {
         name: parameter.detach().clone() for name, parameter in state.student.named_parameters()
     }

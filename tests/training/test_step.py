@@ -52,7 +52,7 @@ def run(
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """(state dict, losses) after a few steps of one worker."""
     images = data.load(experiment.data)
-    state, _ = step.initial_state(experiment, images.shape, None, torch.device("cpu"))
+    state, _ = step.initial_state(experiment, images.shape, (), torch.device("cpu"))
     mine = batches.part_of(BATCH, rank, workers)
     losses = []
     for number in range(STEPS):
@@ -61,7 +61,7 @@ def run(
         parts = step.step(
             state,
             experiment,
-            step.prepare(experiment, *images.train.take(chosen), state.step, mine, None),
+            step.prepare(experiment, *images.train.take(chosen), state.step, mine, ()),
             mine,
         )
         losses.append(step._mean(parts, mine, BATCH))
@@ -128,7 +128,7 @@ def test_without_them_they_are_not() -> None:
 def test_every_objective_takes_steps(changes: dict[str, Any]) -> None:
     weights, losses = run(small(**changes))
     start = step.initial_state(
-        small(**changes), data.load(config.Data()).shape, None, torch.device("cpu")
+        small(**changes), data.load(config.Data()).shape, (), torch.device("cpu")
     )[0].student.state_dict()
     assert bool(losses.isfinite().all())
     assert bool((losses[:, 0] > 0).all())
@@ -215,12 +215,12 @@ def test_features_are_requested_ahead_and_once() -> None:
         return images[number], torch.full((8,), number)
 
     source, plain = Notes(), Notes()
-    feed = step.Feed(wanted, get, slice(0, 8), source, last=6)
+    feed = step.Feed(wanted, get, slice(0, 8), [source], last=6)
     counts = []
     for number in range(6):
         taken = feed.take(number)
         counts.append(len(source.noise_seeds))
-        alone = step.prepare(wanted, *get(number), number, slice(0, 8), plain)
+        alone = step.prepare(wanted, *get(number), number, slice(0, 8), [plain])
         assert torch.equal(taken.images, alone.images)
         assert taken.labels.tolist() == [number] * 8
     assert counts == [3, 4, 5, 6, 6, 6], "two steps ahead, and nothing beyond the last"

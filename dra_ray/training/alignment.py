@@ -1,0 +1,103 @@
+"""Diffusion Representation Alignment (arXiv 2602.19931, section 4.2), in one place: what a step
+asks of teachers, what becomes of the answers, and the loss that pulls the student towards them.
+
+    pending = [source.submit(request) for source, request in zip(sources, requests(...))]
+    features = ...                       # of the adversarial images, after the attack
+    loss = aligner(features, pending)    # of projector(features) and transform(answer), per term
+
+`config.Align.targets` are the terms, with a source and a pending answer each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dra_ray import config, data
+from dra_ray.data import random
+from dra_ray.teachers import targets
+from dra_ray.teachers.diffusion import draw_sigma
+from dra_ray.teachers.source import FeatureSource, Pending, Request
+from dra_ray.training import losses, workers
+from dra_ray.training.projector import projector
+
+
+def requests(
+    experiment: config.Experiment, images: Tensor, labels: Tensor, step: int, mine: slice
+) -> list[Request]:
+    """What each term asks for a worker's slice of a step's batch: a pure function, in which each
+    slice continues the batch's seeds and noise levels.
+    """
+    return [
+        Request.seeded(
+            images,
+            labels,
+            _levels(experiment, term, number, step)[mine],
+            _noise_seed(experiment.shared_seed, number, step) + mine.start,
+        )
+        for number, term in enumerate(experiment.align.targets)
+    ]
+
+
+def _levels(experiment: config.Experiment, term: config.Term, number: int, step: int) -> Tensor:
+    """Noise levels float32 [batch] of a term."""
+    size = experiment.optim.batch
+    if term.sigma is not None:
+        return torch.full((size,), term.sigma)
+    path = _path(random.Stream.EXTRA_SIGMA, number, step)
+    return draw_sigma(size, random.generator(experiment.shared_seed, *path))
+
+
+def _noise_seed(seed: int, number: int, step: int) -> int:
+    """Of the batch's first image; that of position p is p more."""
+    if number == 0:
+        return random.derive(seed, random.Stream.TEACHER_NOISE, step) // 2
+    return random.derive(seed, *_path(random.Stream.EXTRA_NOISE, number, step)) // 2
+
+
+def _path(stream: random.Stream, number: int, step: int) -> tuple[int, ...]:
+    """A stream of each term's own; the second term's are as they were when there were two."""
+    return (stream, step) if number == 1 else (stream, step, number)
+
+
+class Aligner(nn.Module):
+    """Projectors, target transforms and loss of a run's alignment.
+
+    Args:
+        feature_dim: of the student.
+        widths: of the features of each term's source.
+    """
+
+    def __init__(self, align: config.Align, feature_dim: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.align = align
+        self.transforms = nn.ModuleList(targets.transform(align, width) for width in widths)
+        self.projector = projector(
+            feature_dim, align.target_width(widths[0]), align.hidden, align.activation
+        )
+
+    def measure(self, sources: Sequence[FeatureSource], images: data.Pictures, seed: int) -> None:
+        """Statistics of the targets, where their transform needs any: measured on training images
+        before the first step, the same for all workers.
+        """
+        for term, source, transform in zip(
+            self.align.targets, sources, self.transforms, strict=True
+        ):
+            if isinstance(transform, targets.Transform):
+                count = self.align.statistics_images
+                request = targets.request(images, term.sigma, count, seed)
+                transform.fit(targets.measured(source, request))
+        workers.share_(list(self.transforms.buffers()))
+
+    def forward(self, features: Tensor, answers: Sequence[Pending]) -> Tensor:
+        """The alignment loss of student features [B,F], a scalar: its terms by their shares."""
+        loss = features.new_zeros(())
+        for term, transform, answer in zip(
+            self.align.targets, self.transforms, answers, strict=True
+        ):
+            projected = self.projector(features)
+            target = transform(answer.result().to(features.device))
+            loss = loss + term.share * losses.alignment(projected, target)
+        return loss
