@@ -391,6 +391,13 @@ def _feature_macs(net: Network, layer: str | None) -> float:
     return macs(lambda: net.features(*_noisy_input(net), layer))
 
 
+@functools.lru_cache(maxsize=16)
+def _positions(net: Network, layer: str | None) -> int:
+    """Of the layer's feature map."""
+    features = net.features(*_noisy_input(net), layer, pooled=False)
+    return features.shape[2] * features.shape[3]
+
+
 def _noisy_input(net: Network) -> tuple[Tensor, Tensor, Tensor | None]:
     """An image, its noise level and its label, as meta tensors."""
     images = torch.empty(
@@ -417,9 +424,11 @@ def _experiment(config: Experiment, known: Known) -> RunPlan:
     encode, units = targets * feature, mean_step_units(config)
     step = units * forward
     if teacher:
+        positions = _positions(teacher, config.teacher.layer) if config.teacher.tokens else 1
         step += (
             3
             * targets
+            * positions
             * _projector_macs(
                 feature_dim,
                 config.align.target_width(teacher.feature_dim(config.teacher.layer)),

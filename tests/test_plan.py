@@ -172,6 +172,16 @@ def test_a_second_feature_doubles_the_teachers_work(teacher):
     )
 
 
+def test_a_projector_of_tokens_runs_once_for_every_position(teacher):
+    """This teacher has 8x8 of them; the teacher's own work is the same."""
+    plain = override(Experiment(), {"teacher.uri": teacher, "align.hidden": 16})
+    changes = ({"align.weight": 0.0}, {}, {"teacher.tokens": True})
+    without, pooled, tokens = (planning.plan(override(plain, change)) for change in changes)
+    costs = [plan.step.gflop_per_image for plan in (without, pooled, tokens)]
+    assert costs[2] - costs[0] == pytest.approx(64 * (costs[1] - costs[0]), rel=1e-3)
+    assert tokens.run.teacher_pflop == pooled.run.teacher_pflop
+
+
 def test_fewest_workers_are_shown():
     config = override(Experiment(), {"resources.workers": 4, "resources.min_workers": 2})
     assert any(

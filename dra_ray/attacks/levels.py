@@ -26,7 +26,8 @@ def prepare(student: nn.Module, level: str, device: torch.device | str) -> nn.Mo
     device = torch.device(device)
     ours = copy.deepcopy(student)
     # what `training.arithmetic` sets there is bound to the original
-    ours.__dict__.pop("with_features", None)
+    for name in ("with_features", "with_map"):
+        ours.__dict__.pop(name, None)
     ours = ours.eval().requires_grad_(False).to(device)
     if level == "reference":
         return ours

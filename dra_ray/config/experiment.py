@@ -262,7 +262,9 @@ class Align(Frozen):
     weight and sigma are not in the text we have: both defaults are guesses, meant to be swept.
     """
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"transform", "whiten_dim", "statistics_images"})
+    ADDED: ClassVar[frozenset[str]] = frozenset(
+        {"transform", "whiten_dim", "statistics_images", "spatial_norm"}
+    )
 
     weight: NonNegativeFloat = Field(
         1.0, description="lambda; 0 is training without alignment (UNVERIFIED)"
@@ -295,6 +297,12 @@ class Align(Frozen):
         2048,
         description="of transform: at most so many training images, on which its statistics are "
         "measured once before the first step",
+    )
+
+    spatial_norm: bool = Field(
+        False,
+        description="of teacher.tokens: subtract each image's mean over positions and divide by "
+        "its deviation, before `transform` (arXiv 2512.10794)",
     )
 
     @property
@@ -335,6 +343,8 @@ TeacherUri = Annotated[str | None, AfterValidator(teacher_path)]
 class Teacher(Frozen):
     """The frozen diffusion encoder."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"tokens"})
+
     uri: TeacherUri = Field(
         None,
         description="folder written by `dra teacher train` or `import`, or package:NAME (see `dra "
@@ -347,6 +357,11 @@ class Teacher(Frozen):
     )
     label: Literal["true", "null"] = Field(
         "true", description="class label given to the teacher (UNVERIFIED)"
+    )
+    tokens: bool = Field(
+        False,
+        description="give the feature of every position instead of their mean; alignment then "
+        "compares it with the student's feature map, position by position",
     )
     micro_batch: Batch = Field(
         64,
@@ -700,6 +715,11 @@ class Experiment(Frozen):
             raise ValueError(
                 f"threat.steps={self.threat.steps}, but loss.name='fgsm-rs' takes one step; set "
                 "threat.steps=1 or loss.name='pgd-at'"
+            )
+        if self.align.spatial_norm and not self.teacher.tokens:
+            raise ValueError(
+                "align.spatial_norm=true is over the positions of a feature map; set "
+                "teacher.tokens=true as well"
             )
         if self.optim.schedule == "warmup-cosine" and self.optim.warmup_epochs >= self.optim.epochs:
             raise ValueError(

@@ -39,6 +39,7 @@ from dra_ray.teachers.source import LocalTeacher
 SMALL_LOSS, FEW_DIMENSIONS = 0.2, 4.0
 LEAK_ABOVE_CHANCE = 0.25  # share of the way from chance to 1 at which a given label shows
 PIXELS_A_SIDE = 32  # larger images are reduced for their own probe
+MOST_ROWS = 4000  # of tokens, of which each image has many
 PER_CLASS = 5  # images of each class that a probe needs to say anything
 
 
@@ -194,42 +195,58 @@ def diagnose(
     if len(train) < 2:
         raise DataError(f"a diagnosis of {len(train)} images says nothing; give at least 2")
 
-    features, held_out = (encode(source, part, sigma, noise_seed) for part in (train, test))
-    leak = _leak(source, train, test, sigma)
-    return _of_features(
-        *_transformed(align, features, held_out),
+    answers = [encode(source, part, sigma, noise_seed) for part in (train, test)]
+    return _of_targets(
+        align or config.Align(),
+        answers,
         (train.labels, test.labels),
         layer=source.layer,
         sigma=sigma,
-        leak=leak,
+        leak=_leak(source, train, test, sigma),
     )
 
 
-def _transformed(
-    align: config.Align | None, features: Tensor, held_out: Tensor
-) -> tuple[Tensor, Tensor]:
-    transform = targets.transform(align or config.Align(), features.shape[1])
-    if isinstance(transform, targets.Transform):
-        transform.fit(targets.Statistics.of(features))
-    return transform(features), transform(held_out)
-
-
-def _of_features(
-    features: Tensor, held_out: Tensor, labels: tuple[Tensor, Tensor], **known: Any
+def _of_targets(
+    align: config.Align, answers: Sequence[Tensor], labels: tuple[Tensor, Tensor], **known: Any
 ) -> Diagnosis:
-    within, between = mean_cosines(features, labels[0])
+    """Of what a teacher answers to training images and to held-out ones; of tokens a probe sees the
+    mean, and all else each position.
+    """
+    targets_, held_out = (targets.untransformed(part, align) for part in answers)
+    transform = targets.transform(align, targets_.shape[-1])
+    if isinstance(transform, targets.Transform):
+        transform.fit(targets.Statistics.of(targets_))
+    probed = [_pooled(part) for part in answers]
+    if targets_.ndim == 2:
+        probed = [transform(targets_), transform(held_out)]
+    features, classes = _rows(transform(targets_), labels[0])
+    within, between = mean_cosines(features, classes)
     return Diagnosis(
         **known,
         width=features.shape[1],
-        accuracy=_probed(features, labels[0], held_out, labels[1]),
+        accuracy=_probed(probed[0], labels[0], probed[1], labels[1]),
         within_cosine=within,
         between_cosine=between,
         uniformity=uniformity(features),
         dimension=effective_dimension(units(features)),  # the loss sees directions alone
         centred_dimension=effective_dimension(features, centred=True),
         constant_loss=constant_loss(features),
-        class_constant_loss=class_constant_loss(features, labels[0]),
+        class_constant_loss=class_constant_loss(features, classes),
     )
+
+
+def _pooled(features: Tensor) -> Tensor:
+    """[N,D], of maps [N,D,h,w] the mean over positions."""
+    return features.flatten(2).mean(2) if features.ndim == 4 else features
+
+
+def _rows(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Features [N,D] and their labels; of tokens [N,P,D] some rows, evenly spaced."""
+    if features.ndim == 2:
+        return features, labels
+    rows, classes = features.flatten(0, 1), labels.repeat_interleave(features.shape[1])
+    some = torch.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS)).long()
+    return rows[some], classes[some]
 
 
 def _probed(features: Tensor, labels: Tensor, held_out: Tensor, truth: Tensor) -> float | None:
@@ -250,7 +267,7 @@ def _leak(source: LocalTeacher, train: data.Split, test: data.Split, sigma: floa
         )
         for seed, part in enumerate((train, test))
     ]
-    features = [encode(source, part, sigma) for part in parts]
+    features = [_pooled(encode(source, part, sigma)) for part in parts]
     return _probed(features[0], parts[0].labels, features[1], parts[1].labels)
 
 
@@ -326,17 +343,19 @@ def teacher_statistics(
     check_fits(net, loaded)
     source = LocalTeacher(net, options, threads, device)
     request = targets.request(loaded.train, align.sigma, align.statistics_images, seed)
-    features = targets.encoded(source, request)
-    held_out = first_images(loaded.validation, len(features))
-    unseen = encode(source, held_out, align.sigma, seed)
+    held_out = first_images(loaded.validation, len(request))
+    answers = [
+        torch.cat(list(targets.answers(source, request))),
+        encode(source, held_out, align.sigma, seed),
+    ]
+    labels = request.labels, held_out.labels
     rows = []
     for name in typing.get_args(config.Align.model_fields["transform"].annotation):
         chosen = config.override(align, {"transform": name})
-        parts = _transformed(chosen, features, unseen)
-        labels = request.labels, held_out.labels
-        diagnosis = _of_features(*parts, labels, layer=source.layer, sigma=align.sigma)
+        diagnosis = _of_targets(chosen, answers, labels, layer=source.layer, sigma=align.sigma)
         rows.append({"transform": name} | diagnosis.row(None))
-    return _variance(targets.Statistics.of(features)), rows
+    measured = targets.Statistics.of(targets.untransformed(answers[0], align))
+    return _variance(measured), rows
 
 
 def _variance(statistics: targets.Statistics) -> list[Row]:
@@ -394,9 +413,9 @@ def check(experiments: Sequence[config.Experiment], threads: int = 1, device: st
 
 def _target(experiment: config.Experiment) -> str:
     """Equal for experiments that align to the same features."""
-    teacher, sigma = experiment.teacher, experiment.align.sigma
-    transform = experiment.align.transform, experiment.align.whiten_dim
-    return repr((teacher.uri, teacher.layer, teacher.label, sigma, transform))
+    teacher, align, sigma = experiment.teacher, experiment.align, experiment.align.sigma
+    made = align.transform, align.whiten_dim, align.spatial_norm
+    return repr((teacher.uri, teacher.layer, teacher.label, teacher.tokens, sigma, made))
 
 
 def _checked(

@@ -39,7 +39,7 @@ class BatchedTeacher(Protocol):
         ...
 
     def encode(self, request: Request) -> Tensor:
-        """Features float32 [B,D] of at most `micro_batch` images."""
+        """Features float32 [B,D] or [B,D,h,w] of at most `micro_batch` images."""
         ...
 
     def sample(self) -> Request:
@@ -49,8 +49,8 @@ class BatchedTeacher(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """Features float32 [B,D]; seconds of the teacher's time spent on them, and seconds that they
-    waited for it.
+    """Features float32 [B,D] or [B,D,h,w]; seconds of the teacher's time spent on them, and seconds
+    that they waited for it.
     """
 
     features: Tensor
@@ -66,6 +66,7 @@ class _Work:
     arrived_s: float = field(default_factory=time.monotonic)
     begun_s: float | None = None
     taken: int = 0  # rows handed to the teacher
+    taken_in: int = 0  # rows of features that came back
     service_s: float = 0.0
 
     def __len__(self) -> int:
@@ -111,7 +112,7 @@ class Encoder:
     def submit(self, client: str, request: Request) -> Future[Answer]:
         """The answer to come. Raises `DataError` at once for what cannot be encoded."""
         self.teacher.check(request)
-        work = _Work(request, torch.empty(len(request), self.teacher.feature_dim))
+        work = _Work(request, torch.empty(0, self.teacher.feature_dim))
         work.future.set_running_or_notify_cancel()  # from here on nobody can cancel it
         if not len(work):
             work.future.set_result(Answer(work.features, 0.0, 0.0))
@@ -211,6 +212,9 @@ class Encoder:
         start = 0
         for work, rows in parts:
             count = rows.stop - rows.start
+            if not work.taken_in:
+                work.features = torch.empty(len(work), *features.shape[1:])
+            work.taken_in += count
             work.features[rows] = features[start : start + count]
             work.service_s += seconds * count / total
             start += count

@@ -51,8 +51,8 @@ POLICY = {
 
 
 def app_name(teacher: config.Teacher) -> str:
-    """The Serve application for this teacher: equal weights, layer, label use and micro-batch share
-    one.
+    """The Serve application for this teacher: equal weights, layer, label use, tokens and
+    micro-batch share one.
     """
     assert teacher.uri
     parts = [
@@ -60,6 +60,7 @@ def app_name(teacher: config.Teacher) -> str:
         teacher.layer,
         teacher.label,
         teacher.micro_batch,
+        *["tokens"] * teacher.tokens,
     ]
     return PREFIX + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 

@@ -12,6 +12,7 @@ import difflib
 import functools
 import inspect
 import io
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -50,6 +51,24 @@ class Backbone(Student):
             self.net.forward_features(self.normalise(x)), pre_logits=True
         )
         return self.net.get_classifier()(features), features
+
+    def with_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As of any student; patch tokens where they lie in the image, without prefix tokens."""
+        tokens = self.net.forward_features(self.normalise(x))
+        logits = self.net.get_classifier()(self.net.forward_head(tokens, pre_logits=True))
+        return logits, self._as_map(tokens)
+
+    def _as_map(self, tokens: Tensor) -> Tensor:
+        if tokens.ndim == 3:
+            patches = tokens[:, getattr(self.net, "num_prefix_tokens", 0) :]
+            side = math.isqrt(patches.shape[1])
+            if patches.shape[2] == self.feature_dim and side * side == patches.shape[1]:
+                return patches.transpose(1, 2).unflatten(2, (side, side))
+        elif tokens.ndim == 4 and tokens.shape[1] == self.feature_dim:
+            return tokens
+        elif tokens.ndim == 4 and tokens.shape[3] == self.feature_dim:
+            return tokens.permute(0, 3, 1, 2)
+        return self.feature_map(tokens)  # it has none, which this says
 
 
 class Named(Backbone):

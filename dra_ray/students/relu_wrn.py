@@ -79,6 +79,9 @@ class ReluWideResNet(Student):
         nn.init.zeros_(self.fc.bias)
 
     def with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.block3(self.block2(self.block1(self.conv1(self.normalise(x)))))
-        features = F.relu(self.bn1(out)).mean((2, 3))
+        features = self.feature_map(x).mean((2, 3))
         return self.fc(features), features
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        out = self.block3(self.block2(self.block1(self.conv1(self.normalise(x)))))
+        return F.relu(self.bn1(out))

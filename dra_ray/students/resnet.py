@@ -63,6 +63,9 @@ class ResNet18(Student):
         self.linear = nn.Linear(512, num_classes)
 
     def with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        out = F.relu(self.bn1(self.conv1(self.normalise(x))))
-        features = self.layer4(self.layer3(self.layer2(self.layer1(out)))).mean((2, 3))
+        features = self.feature_map(x).mean((2, 3))
         return self.linear(features), features
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(self.normalise(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(out))))

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dra_ray.errors import ConfigError
+
 
 class Normalise(nn.Module):
     """(x - mean) / std per channel, for x [B,C,H,W]; constants of the model that are no part of its
@@ -46,6 +48,21 @@ class Student(nn.Module, abc.ABC):
     @abc.abstractmethod
     def with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x -> (logits [B,K], what the last linear layer sees [B,feature_dim])."""
+
+    def with_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x -> (logits [B,K], the feature map [B,feature_dim,h,w] before its mean is taken).
+
+        Raises `ConfigError` for a student that has none.
+        """
+        features = self.feature_map(x)
+        return self.get_submodule(self.classifier.rstrip("."))(features.mean((2, 3))), features
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """What `with_features` takes the mean of, [B,feature_dim,h,w]."""
+        raise ConfigError(
+            f"teacher.tokens=true needs a feature map, and {type(self).__name__} has none; choose "
+            "another model.name or set teacher.tokens=false"
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.with_features(x)[0]

@@ -105,9 +105,11 @@ class PreActivationNet(Student):
         nn.init.zeros_(self.logits.bias)
 
     def with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.layer(self.init_conv(self.normalise(x)))
-        features = F.silu(self.batchnorm(out)).mean((2, 3))
+        features = self.feature_map(x).mean((2, 3))
         return self.logits(features), features
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        return F.silu(self.batchnorm(self.layer(self.init_conv(self.normalise(x)))))
 
 
 class WideResNet(PreActivationNet):

@@ -117,7 +117,9 @@ class Pending(Protocol):
     """A feature under way."""
 
     def result(self, timeout_s: float | None = None) -> Tensor:
-        """Features float32 [B,D]; raises `PoolError` if they do not come in time."""
+        """Features float32 [B,D], or [B,D,h,w] of a teacher with `tokens`; raises `PoolError` if
+        they do not come in time.
+        """
         ...
 
 
@@ -195,7 +197,9 @@ class LocalTeacher:
 
     @torch.no_grad()
     def encode(self, request: Request) -> Tensor:
-        """Features float32 [B,D] on the CPU. Raises as `check` does."""
+        """Features float32 [B,D] on the CPU, or maps [B,D,h,w] with `config.tokens`. Raises as
+        `check` does.
+        """
         self.check(request)
         if not len(request):
             return torch.empty(0, self.feature_dim)
@@ -215,7 +219,8 @@ class LocalTeacher:
         one_hot = None
         if self.net.num_classes and self.config.label == "true":
             one_hot = _padded(self.net.one_hot(request.labels), size, 0.0).to(self.device)
-        return self.net.features(noisy, sigma, one_hot, self.layer)[:count].to("cpu", torch.float32)
+        features = self.net.features(noisy, sigma, one_hot, self.layer, not self.config.tokens)
+        return features[:count].to("cpu", torch.float32)
 
 
 def noise_of(seeds: list[int], shape: tuple[int, ...]) -> Tensor:

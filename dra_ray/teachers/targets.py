@@ -8,6 +8,7 @@ step, and checkpoints hold them.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from dra_ray.teachers.diffusion import draw_sigma
 from dra_ray.teachers.source import FeatureSource, Request
 
 FLAT = 1e-10  # variance, relative to the largest, below which a direction says nothing
+EPS = 1e-6
 _REQUEST = 256  # images: equal parts, so that runs that measure the same share the answers
 
 
@@ -30,11 +32,15 @@ class Statistics:
     covariance: Tensor
 
     @classmethod
-    def of(cls, features: Tensor) -> Statistics:
-        """Of rows [N,D]."""
-        rows = features.double()
-        centred = rows - rows.mean(0)
-        return cls(rows.mean(0), centred.T @ centred / len(rows))
+    def of(cls, *parts: Tensor) -> Statistics:
+        """Of features [N,D] or tokens [N,P,D], which may come in parts; each position counts."""
+        sums, squares, count = torch.zeros(()), torch.zeros(()), 0
+        for part in parts:
+            rows = part.flatten(0, -2).double()
+            sums, squares = sums + rows.sum(0), squares + rows.T @ rows
+            count += len(rows)
+        mean = sums / count
+        return cls(mean, squares / count - mean[:, None] * mean)
 
     def spectrum(self) -> tuple[Tensor, Tensor]:
         """(variances float64 [D], the largest first; their directions [D,D], a column each).
@@ -64,14 +70,35 @@ def request(images: data.Pictures, sigma: float | None, images_measured: int, se
     return Request.seeded(pixels, labels, levels, noise_seed)
 
 
-def measured(source: FeatureSource, request: Request) -> Statistics:
-    """Of the features that `source` has for a request."""
-    return Statistics.of(encoded(source, request))
+def measured(source: FeatureSource, request: Request, align: config.Align) -> Statistics:
+    """Of the targets before their transform, from what `source` has for a request."""
+    return Statistics.of(*(untransformed(part, align) for part in answers(source, request)))
 
 
-def encoded(source: FeatureSource, request: Request) -> Tensor:
-    """Features [N,D] of a long request, in parts that each have the pool's time."""
-    return torch.cat([source.submit(part).result().cpu() for part in request.split(_REQUEST)])
+def answers(source: FeatureSource, request: Request) -> Iterator[Tensor]:
+    """Features of a long request, in parts that each have the pool's time."""
+    return (source.submit(part).result().cpu() for part in request.split(_REQUEST))
+
+
+# -- from features to targets ----------------------------------------------------------------------
+def positions(features: Tensor) -> Tensor:
+    """A map [B,D,h,w] as tokens [B,h*w,D]; pooled features [B,D] as they are."""
+    return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
+
+
+def spatially_normalised(tokens: Tensor) -> Tensor:
+    """Tokens [B,P,D] less each image's mean over positions, by its deviation (arXiv 2512.10794):
+    what is left is where things are.
+    """
+    return (tokens - tokens.mean(1, keepdim=True)) / (
+        tokens.std(1, correction=0, keepdim=True) + EPS
+    )
+
+
+def untransformed(features: Tensor, align: config.Align) -> Tensor:
+    """What a transform is applied to: [B,D], or tokens [B,P,D]."""
+    tokens = positions(features)
+    return spatially_normalised(tokens) if align.spatial_norm else tokens
 
 
 class Transform(nn.Module):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dra_ray import config, data
 from dra_ray.data import random
@@ -88,16 +89,31 @@ class Aligner(nn.Module):
             if isinstance(transform, targets.Transform):
                 count = self.align.statistics_images
                 request = targets.request(images, term.sigma, count, seed)
-                transform.fit(targets.measured(source, request))
+                transform.fit(targets.measured(source, request, self.align))
         workers.share_(list(self.transforms.buffers()))
 
     def forward(self, features: Tensor, answers: Sequence[Pending]) -> Tensor:
-        """The alignment loss of student features [B,F], a scalar: its terms by their shares."""
+        """The alignment loss of student features [B,F], or their map [B,F,H,W] where targets are
+        tokens, a scalar: its terms by their shares.
+        """
         loss = features.new_zeros(())
         for term, transform, answer in zip(
             self.align.targets, self.transforms, answers, strict=True
         ):
-            projected = self.projector(features)
-            target = transform(answer.result().to(features.device))
+            answered = answer.result().to(features.device)
+            projected = self.projector(targets.positions(resampled(features, answered)))
+            target = transform(targets.untransformed(answered, self.align))
             loss = loss + term.share * losses.alignment(projected, target)
         return loss
+
+
+def resampled(features: Tensor, like: Tensor) -> Tensor:
+    """A map [B,F,H,W] with as many positions as `like` [B,D,h,w]: means over areas where it has
+    more, bilinear where it has fewer. Pooled features as they are.
+    """
+    if features.ndim == 2 or features.shape[2:] == like.shape[2:]:
+        return features
+    height, width = like.shape[2:]
+    if features.shape[2] >= height:
+        return F.adaptive_avg_pool2d(features, (height, width))
+    return F.interpolate(features, (height, width), mode="bilinear", align_corners=False)

@@ -26,13 +26,15 @@ def arranged(student: Any, compute: config.Compute) -> Any:
     """`student` itself, which from now on computes as `compute` says."""
     if compute.channels_last:
         student = student.to(memory_format=torch.channels_last)
-    forward = student.with_features
+    student.with_features = _arranged(student.with_features, compute)  # `forward` goes through it
+    student.with_map = _arranged(student.with_map, compute)
+    return student
+
+
+def _arranged(forward: WithFeatures, compute: config.Compute) -> WithFeatures:
     if compute.precision == "bf16":
         forward = _in_bf16(forward)
-    if compute.compile:
-        forward = torch.compile(forward)
-    student.with_features = forward  # `forward` goes through it
-    return student
+    return torch.compile(forward) if compute.compile else forward
 
 
 def _in_bf16(forward: WithFeatures) -> WithFeatures:

@@ -98,6 +98,6 @@ class ClassMeans(nn.Module):
 
 def alignment(projected: Tensor, teacher: Tensor) -> Tensor:
     """DRA (arXiv 2602.19931, equation 3): mean over the batch of 1 - cos(projected, teacher), both
-    [B,D].
+    [B,D]; with tokens [B,N,D] over batch and positions, as in REPA (arXiv 2410.06940).
     """
-    return (1 - F.cosine_similarity(projected, teacher, dim=1)).mean()
+    return (1 - F.cosine_similarity(projected, teacher, dim=-1)).mean()

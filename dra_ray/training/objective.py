@@ -148,14 +148,14 @@ class Attacked:
     # logits of x with their graph, where the attack's target came from the very forward that trains
     clean: Tensor | None = None
 
-    def losses(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss on clean images, robust loss, features [B,F] of the adversarial images); the first
-        two are scalars.
+    def losses(self, maps: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss on clean images, robust loss, features [B,F] of the adversarial images, or their
+        `maps` [B,F,h,w]); the first two are scalars.
 
         BatchNorm sees the clean batch first, then the adversarial one (DM-AT). IKL's class means
         take the clean logits in.
         """
-        logits, features = self._forward()
+        logits, features = self._forward(maps)
         self.objective.observe(logits)
         return *self.objective.terms(logits), features
 
@@ -163,12 +163,13 @@ class Attacked:
         """The whole loss, which AWP ascends; leaves the class means alone."""
         return torch.stack(self.objective.terms(self._forward()[0])).sum()
 
-    def _forward(self) -> tuple[Logits, Tensor]:
+    def _forward(self, maps: bool = False) -> tuple[Logits, Tensor]:
         """(logits of the views that the loss needs, adversarial features)."""
         clean = None
         if self.objective.views == 2:
             clean = self.clean if self.clean is not None else self.student(self.x)
-        adversarial, features = self.student.with_features(self.adversarial)
+        forward = self.student.with_map if maps else self.student.with_features
+        adversarial, features = forward(self.adversarial)
         return Logits(clean, adversarial, self.labels, self.class_means), features
 
 

@@ -196,7 +196,7 @@ def step(
             epoch=epoch,
         ) as attacked,
     ):
-        loss_clean, loss_robust, features = attacked.losses()
+        loss_clean, loss_robust, features = attacked.losses(maps=experiment.teacher.tokens)
         loss_align = torch.zeros((), device=x.device)
         if batch.targets:
             assert state.aligner is not None

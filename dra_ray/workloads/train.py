@@ -128,9 +128,12 @@ def _begin(
         )
     del generated
     check_teacher(experiment, images.num_classes)
-    students.check(
-        experiment.model, images.shape
-    )  # in the worker its errors would come after the run's name is taken
+    # in the worker its errors would come after the run's name is taken
+    student = students.check(experiment.model, images.shape)
+    if experiment.align.weight and experiment.teacher.tokens:
+        shape = images.shape
+        size = (2, shape.channels, shape.resolution, shape.resolution)
+        student.with_map(torch.zeros(size, device="meta"))
     tree = experiment.model_dump(mode="json")
     return runs.begin_run(run, "train", tree, experiment.digest(), facts, require)
 

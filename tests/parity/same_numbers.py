@@ -168,6 +168,8 @@ ADDED: dict[str, Any] = {
     "transform": "none",
     "whiten_dim": 16,
     "statistics_images": 2048,
+    "spatial_norm": False,
+    "tokens": False,
 }
 CHECKPOINT = r"checkpoint_[^/]*[0-9][^/]*/"
 # Files that Ray writes for itself; a checkpoint's folder is named by the time.

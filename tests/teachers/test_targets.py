@@ -63,6 +63,40 @@ def test_tokens_are_transformed_one_by_one() -> None:
     assert torch.allclose(made(rows.reshape(30, 10, 8)), made(rows).reshape(30, 10, 3), atol=1e-6)
 
 
+def test_statistics_of_parts_are_those_of_the_whole_and_positions_count_as_rows() -> None:
+    rows = features()
+    whole, parts = targets.Statistics.of(rows), targets.Statistics.of(*rows.split(70))
+    assert torch.allclose(whole.mean, parts.mean, atol=1e-12)
+    assert torch.allclose(whole.covariance, parts.covariance, atol=1e-10)
+    assert np.allclose(whole.covariance.numpy(), np.cov(rows.double().numpy().T, bias=True))
+    tokens = targets.Statistics.of(rows.reshape(30, 10, 8))
+    assert torch.allclose(whole.covariance, tokens.covariance, atol=1e-10)
+
+
+def test_spatial_normalisation_is_over_each_images_positions() -> None:
+    maps = torch.randn(5, 8, 4, 3, generator=torch.Generator().manual_seed(0)) * 7 + 2
+    tokens = targets.untransformed(maps, Align(spatial_norm=True))
+    x = maps.double().numpy().reshape(5, 8, 12).transpose(0, 2, 1)
+    wanted = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
+    assert np.allclose(tokens.numpy(), wanted, atol=1e-5)
+    assert torch.equal(targets.untransformed(maps, Align())[1, 4], maps[1, :, 1, 1])
+
+
+def test_tokens_are_what_pooling_takes_the_mean_of_and_the_pools_to_the_bit() -> None:
+    torch.manual_seed(0)
+    net = EDM(UNet(model_channels=16), 8, 1, 10)
+    images = data.load(config.Data()).train
+    request = targets.request(images, 0.3, 40, seed=1)
+    pooled = LocalTeacher(net, Teacher(micro_batch=16)).encode(request)
+    local = LocalTeacher(net, Teacher(micro_batch=16, tokens=True))
+    maps = local.encode(request)
+    assert maps.shape == (40, 32, 4, 4)
+    assert torch.allclose(maps.mean((2, 3)), pooled, atol=1e-6)
+    pool = FromEncoder(local)
+    assert torch.equal(pool.submit(request).result(), maps)
+    pool.close()
+
+
 class FromEncoder:
     """A replica's encoder as a source, without Ray."""
 
@@ -90,7 +124,8 @@ def test_statistics_are_a_pure_function_and_those_of_the_pool_to_the_bit() -> No
     drawn = targets.request(images, None, 100, seed=5).sigma
     assert len(drawn.unique()) == 100
     pool = FromEncoder(local)
-    ours, theirs = (targets.measured(source, request) for source in (local, pool))
+    plain = Align()
+    ours, theirs = (targets.measured(source, request, plain) for source in (local, pool))
     pool.close()
     assert torch.equal(ours.mean, theirs.mean)
     assert torch.equal(ours.covariance, theirs.covariance)
