@@ -418,23 +418,12 @@ def _experiment(config: Experiment, known: Known) -> RunPlan:
     notes = _weights_note(config)
     teacher = _aligned_teacher(config, known, shape, notes)
     feature = _feature_macs(teacher, config.teacher.layer) if teacher else 0.0
-    targets = (
-        2 if config.align.extra_weight else 1
-    )  # features per image; the projector runs once for each
-    encode, units = targets * feature, mean_step_units(config)
+    layers = [each.layer for each in config.teachers] if teacher else []  # of an image's features
+    encode = sum(_feature_macs(teacher, layer) for layer in layers) if teacher else 0.0
+    units = mean_step_units(config)
     step = units * forward
     if teacher:
-        positions = _positions(teacher, config.teacher.layer) if config.teacher.tokens else 1
-        step += (
-            3
-            * targets
-            * positions
-            * _projector_macs(
-                feature_dim,
-                config.align.target_width(teacher.feature_dim(config.teacher.layer)),
-                config.align.hidden,
-            )
-        )
+        step += sum(_aligning_macs(config, teacher, layer, feature_dim) for layer in layers)
     batches = data.batch_plan(config, images.train, config.synthetic.images)
     steps = config.optim.epochs * batches.steps_per_epoch
     seen = steps * config.optim.batch
@@ -555,6 +544,15 @@ def _check_fits(config: Experiment, teacher: Network, shape: Shape) -> None:
         )
     if config.teacher.label == "true":
         teacher.check_classes(shape.num_classes)
+
+
+def _aligning_macs(
+    config: Experiment, teacher: Network, layer: str | None, feature_dim: int
+) -> float:
+    """Of one term's projector, forward and backward."""
+    width = config.align.target_width(teacher.feature_dim(layer))
+    positions = _positions(teacher, layer) if config.teacher.tokens else 1
+    return 3 * positions * _projector_macs(feature_dim, width, config.align.hidden)
 
 
 def _projector_macs(wide_in: int, wide_out: int, hidden: int) -> float:

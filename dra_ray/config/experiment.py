@@ -249,12 +249,15 @@ class Loss(Frozen):
 
 
 class Term(Frozen):
-    """One target of alignment."""
+    """A noise level and a layer to align with, and their share of the alignment loss."""
 
     sigma: PositiveFloat | None = Field(
         None, description="noise level; default: drawn for every image as EDM trains"
     )
-    share: PositiveFloat = Field(1.0, description="of the alignment loss")
+    layer: str | None = Field(None, description="feature layer; default: teacher.layer")
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="of the alignment loss; the shares of all terms sum to one"
+    )
 
 
 class Align(Frozen):
@@ -263,7 +266,7 @@ class Align(Frozen):
     """
 
     ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"transform", "whiten_dim", "statistics_images", "spatial_norm"}
+        {"transform", "whiten_dim", "statistics_images", "spatial_norm", "terms"}
     )
 
     weight: NonNegativeFloat = Field(
@@ -283,7 +286,12 @@ class Align(Frozen):
     extra_weight: NonNegativeFloat = Field(
         0.0,
         description="weight, relative to `weight`, of a second alignment at a sigma drawn as EDM "
-        "trains; the paper has it above 1M images (App. D)",
+        "trains; the paper has it above 1M images (App. D). The two sum to `weight`",
+    )
+    terms: Annotated[tuple[Term, ...], Field(max_length=16)] = Field(
+        (),
+        description="several noise levels or layers per image, instead of sigma and extra_weight, "
+        "such as [{sigma: 0.03, share: 0.5}, {sigma: 0.3, share: 0.5}]",
     )
     transform: Literal["none", "centre", "standardise", "whiten"] = Field(
         "none",
@@ -307,9 +315,32 @@ class Align(Frozen):
 
     @property
     def targets(self) -> tuple[Term, ...]:
-        """What an image's feature is aligned to."""
-        first = Term(sigma=self.sigma)
-        return (first, Term(share=self.extra_weight)) if self.extra_weight else (first,)
+        """What an image's feature is aligned to; shares sum to one, so that lambda means the same
+        for any number of them.
+        """
+        if self.terms:
+            return self.terms
+        if not self.extra_weight:
+            return (Term(sigma=self.sigma),)
+        whole = 1 + self.extra_weight
+        return Term(sigma=self.sigma, share=1 / whole), Term(share=self.extra_weight / whole)
+
+    def _without_added(self) -> dict[str, Any]:
+        """With extra_weight the two terms once summed to 1 + extra_weight: other results."""
+        tree = super()._without_added()
+        return tree | {"shares": "sum to one"} if self.extra_weight else tree
+
+    @model_validator(mode="after")
+    def _terms_fit(self) -> Align:
+        if self.terms and self.extra_weight:
+            raise ValueError(
+                f"extra_weight={self.extra_weight:g} is a term of its own; set it to 0 and write "
+                "it into terms"
+            )
+        total = sum(term.share for term in self.terms)
+        if self.terms and abs(total - 1) > 1e-6:
+            raise ValueError(f"terms have shares that sum to {total:g}; let them sum to 1")
+        return self
 
     def target_width(self, width: int) -> int:
         """Of a target that is made of features of `width`."""
@@ -688,6 +719,16 @@ class Experiment(Frozen):
     evaluation: Evaluation = Evaluation()
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
+
+    @property
+    def teachers(self) -> tuple[Teacher, ...]:
+        """Of each term of the alignment, the teacher with the term's layer; none without it."""
+        if not self.align.weight:
+            return ()
+        return tuple(
+            self.teacher.model_copy(update={"layer": term.layer}) if term.layer else self.teacher
+            for term in self.align.targets
+        )
 
     @property
     def shared_seed(self) -> int:

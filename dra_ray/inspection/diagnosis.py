@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ from dra_ray.inspection.probe import (
 )
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint, targets
+from dra_ray.teachers.diffusion import LN_SIGMA_MEAN
 from dra_ray.teachers.source import LocalTeacher
 
 # Where alignment can teach little. Of `package:fashion-edm`, with which it did not help: a constant
@@ -391,15 +393,15 @@ def check(experiments: Sequence[config.Experiment], threads: int = 1, device: st
     At most `CHECKED_TARGETS` different ones, and none whose teacher would take longer than
     `CHECK_S` seconds on this machine, which a warning says. Raises what `diagnose` raises.
     """
-    aligned = {_target(e): e for e in experiments if e.align.weight and e.teacher.uri}
+    chosen = {_key(target): target for e in experiments if e.teacher.uri for target in _targets(e)}
     result = Check([], [])
-    if not aligned:
+    if not chosen:
         return result
-    images = data.load(next(iter(aligned.values())).data)
+    images = data.load(next(iter(chosen.values())).data)
     train, test = (first_images(part, CHECKED_IMAGES) for part in (images.train, images.validation))
     floor = pixels_accuracy(train, test)
-    for experiment in list(aligned.values())[:CHECKED_TARGETS]:
-        diagnosis = _checked(experiment, train, test, threads, device)
+    for target in list(chosen.values())[:CHECKED_TARGETS]:
+        diagnosis = _checked(target, train, test, threads, device)
         if isinstance(diagnosis, str):
             result.warnings.append(diagnosis)
             continue
@@ -411,28 +413,43 @@ def check(experiments: Sequence[config.Experiment], threads: int = 1, device: st
     return result
 
 
-def _target(experiment: config.Experiment) -> str:
-    """Equal for experiments that align to the same features."""
-    teacher, align, sigma = experiment.teacher, experiment.align, experiment.align.sigma
-    made = align.transform, align.whiten_dim, align.spatial_norm
-    return repr((teacher.uri, teacher.layer, teacher.label, teacher.tokens, sigma, made))
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    teacher: config.Teacher
+    sigma: float
+    align: config.Align
+    data: config.Data
+    seed: int
+
+
+def _targets(experiment: config.Experiment) -> Iterator[_Target]:
+    """One for each term; a drawn noise level stands for its median."""
+    align, median = experiment.align, math.exp(LN_SIGMA_MEAN)
+    for term, teacher in zip(align.targets, experiment.teachers, strict=False):
+        sigma = median if term.sigma is None else term.sigma
+        yield _Target(teacher, sigma, align, experiment.data, experiment.shared_seed)
+
+
+def _key(target: _Target) -> tuple[object, ...]:
+    """Equal for the same features with the same transform."""
+    align = target.align
+    return target.teacher, target.sigma, align.transform, align.whiten_dim, align.spatial_norm
 
 
 def _checked(
-    experiment: config.Experiment, train: data.Split, test: data.Split, threads: int, device: str
+    target: _Target, train: data.Split, test: data.Split, threads: int, device: str
 ) -> Diagnosis | str:
     """The diagnosis, or why there is none."""
-    assert experiment.teacher.uri
-    net = checkpoint.load(Store(experiment.teacher.uri))
-    source = LocalTeacher(net, experiment.teacher, threads, device)
-    sigma = experiment.align.sigma
+    assert target.teacher.uri
+    net = checkpoint.load(Store(target.teacher.uri))
+    source = LocalTeacher(net, target.teacher, threads, device)
     needed_s = _seconds(source, len(train) + len(test))
     if needed_s > CHECK_S:
         return (
             f"the teacher's features were not looked at, which would take {needed_s:.0f} s on this "
-            f"machine; see `dra teacher probe {experiment.teacher.uri} --sigmas {sigma:g}`"
+            f"machine; see `dra teacher probe {target.teacher.uri} --sigmas {target.sigma:g}`"
         )
-    return diagnose(source, train, test, sigma, experiment.shared_seed, experiment.align)
+    return diagnose(source, train, test, target.sigma, target.seed, target.align)
 
 
 def _seconds(source: LocalTeacher, images: int) -> float:

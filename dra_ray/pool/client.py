@@ -217,34 +217,36 @@ def _reason(error: Exception) -> str:
 
 
 def reserved(experiment: config.Experiment) -> tuple[float, float]:
-    """(CPUs, GPUs) that the pool of this experiment may take on a machine that it shares with
+    """(CPUs, GPUs) that the pools of this experiment may take on a machine that it shares with
     training workers.
     """
-    if not experiment.align.weight or experiment.pool.kind == "local":
-        return 0.0, 0.0
+    pools = len(set(experiment.teachers)) if experiment.pool.kind == "pool" else 0
+    cpus, gpus = of_pool(experiment.pool)
+    return pools * cpus, pools * gpus
+
+
+def of_pool(pool: config.Pool) -> tuple[float, float]:
+    """(CPUs, GPUs) that one pool may take."""
     return (
-        experiment.pool.max_replicas * experiment.pool.cpus_per_replica,
-        experiment.pool.max_replicas * experiment.pool.gpus_per_replica,
+        pool.max_replicas * pool.cpus_per_replica,
+        pool.max_replicas * pool.gpus_per_replica,
     )
 
 
 def sources(experiment: config.Experiment, device: str, trial: str = "") -> list[FeatureSource]:
-    """The teacher of each term of the alignment; none without alignment. Terms of one teacher share
-    its source.
+    """The source of each term of the alignment; none without alignment. Terms of one teacher share
+    one: a client of its pool, or the teacher itself where `pool.kind` is local.
     """
-    if not experiment.align.weight:
-        return []
-    return [_source(experiment, device, trial)] * len(experiment.align.targets)
+    teachers = experiment.teachers
+    of_teacher = {
+        teacher: _source(teacher, experiment.pool, device, trial) for teacher in set(teachers)
+    }
+    return [of_teacher[teacher] for teacher in teachers]
 
 
-def _source(experiment: config.Experiment, device: str, trial: str) -> FeatureSource:
-    """A client of the pool, or the teacher itself where `pool.kind` is local."""
-    if experiment.pool.kind == "pool":
-        return PoolClient(app_name(experiment.teacher), experiment.pool, trial)
-    assert experiment.teacher.uri
-    return LocalTeacher(
-        checkpoint.load(Store(experiment.teacher.uri)),
-        experiment.teacher,
-        experiment.pool.threads_per_replica,
-        device,
-    )
+def _source(teacher: config.Teacher, pool: config.Pool, device: str, trial: str) -> FeatureSource:
+    if pool.kind == "pool":
+        return PoolClient(app_name(teacher), pool, trial)
+    assert teacher.uri
+    net = checkpoint.load(Store(teacher.uri))
+    return LocalTeacher(net, teacher, pool.threads_per_replica, device)

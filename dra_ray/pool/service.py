@@ -50,6 +50,11 @@ POLICY = {
 }
 
 
+def log_name(number: int) -> str:
+    """Of the pools of a run or a sweep, the file that the log of one goes to."""
+    return f"pool-{number}.jsonl" if number else runs.POOL
+
+
 def app_name(teacher: config.Teacher) -> str:
     """The Serve application for this teacher: equal weights, layer, label use, tokens and
     micro-batch share one.

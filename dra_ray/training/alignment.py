@@ -64,7 +64,8 @@ def _path(stream: random.Stream, number: int, step: int) -> tuple[int, ...]:
 
 
 class Aligner(nn.Module):
-    """Projectors, target transforms and loss of a run's alignment.
+    """Projectors, target transforms and loss of a run's alignment. Terms of one layer share a
+    projector.
 
     Args:
         feature_dim: of the student.
@@ -75,8 +76,11 @@ class Aligner(nn.Module):
         super().__init__()
         self.align = align
         self.transforms = nn.ModuleList(targets.transform(align, width) for width in widths)
-        self.projector = projector(
-            feature_dim, align.target_width(widths[0]), align.hidden, align.activation
+        layers = list(dict.fromkeys(term.layer for term in align.targets))
+        self.places = [layers.index(term.layer) for term in align.targets]
+        self.projectors = nn.ModuleList(
+            projector(feature_dim, align.target_width(width), align.hidden, align.activation)
+            for width in (widths[self.places.index(place)] for place in range(len(layers)))
         )
 
     def measure(self, sources: Sequence[FeatureSource], images: data.Pictures, seed: int) -> None:
@@ -97,11 +101,11 @@ class Aligner(nn.Module):
         tokens, a scalar: its terms by their shares.
         """
         loss = features.new_zeros(())
-        for term, transform, answer in zip(
-            self.align.targets, self.transforms, answers, strict=True
+        for term, place, transform, answer in zip(
+            self.align.targets, self.places, self.transforms, answers, strict=True
         ):
             answered = answer.result().to(features.device)
-            projected = self.projector(targets.positions(resampled(features, answered)))
+            projected = self.projectors[place](targets.positions(resampled(features, answered)))
             target = transform(targets.untransformed(answered, self.align))
             loss = loss + term.share * losses.alignment(projected, target)
         return loss

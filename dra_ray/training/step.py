@@ -42,7 +42,8 @@ class State:
         return {
             "student": self.student.state_dict(),
             "average": self.average.state_dict(),
-            "head": self.aligner.projector.state_dict() if self.aligner else {},
+            "head": self.aligner.projectors[0].state_dict() if self.aligner else {},
+            "more_heads": self.aligner.projectors[1:].state_dict() if self.aligner else {},
             "transforms": self.aligner.transforms.state_dict() if self.aligner else {},
             "optimizer": self.optimizer.state_dict(),
             "sums": self.sums,
@@ -60,7 +61,8 @@ class State:
         self.student.load_state_dict(tensors["student"])
         self.average.load_state_dict(tensors["average"])
         if self.aligner:
-            self.aligner.projector.load_state_dict(tensors["head"])
+            self.aligner.projectors[0].load_state_dict(tensors["head"])
+            self.aligner.projectors[1:].load_state_dict(tensors.get("more_heads", {}))
             self.aligner.transforms.load_state_dict(tensors.get("transforms", {}))
         self.optimizer.load_state_dict(tensors["optimizer"])
         self.sums.copy_(tensors["sums"])

@@ -490,15 +490,16 @@ def _pools(
 ) -> list[_PoolHours]:
     """One pool per different teacher, up before the first trial and shared by all."""
     pooled = {
-        service.app_name(e.teacher): e
+        service.app_name(teacher): (teacher, e.pool)
         for e in experiments.values()
-        if e.align.weight and e.pool.kind == "pool"
+        for teacher in e.teachers
+        if e.pool.kind == "pool"
     }
     hours = []
-    for number, experiment in enumerate(pooled.values()):
-        log = store / (f"pool-{number}.jsonl" if number else runs.POOL)
-        stack.enter_context(service.serving(experiment.teacher, experiment.pool, log))
-        hours.append(_PoolHours(log, experiment.pool.gpus_per_replica))
+    for number, (teacher, pool) in enumerate(pooled.values()):
+        log = store / service.log_name(number)
+        stack.enter_context(service.serving(teacher, pool, log))
+        hours.append(_PoolHours(log, pool.gpus_per_replica))
     return hours
 
 
@@ -507,9 +508,10 @@ def _slots(experiments: dict[str, config.Experiment], sweep: config.Sweep) -> in
     would start.
     """
     kept = {
-        service.app_name(e.teacher): client.reserved(e)
+        service.app_name(teacher): client.of_pool(e.pool)
         for e in experiments.values()
-        if e.align.weight
+        for teacher in e.teachers
+        if e.pool.kind == "pool"
     }
     beside = (sum(cpus for cpus, _ in kept.values()), sum(gpus for _, gpus in kept.values()))
     needs = [

@@ -38,6 +38,7 @@ from dra_ray.storage import Lease, Store
 from dra_ray.students import checkpoint
 from dra_ray.teachers import checkpoint as teacher_checkpoint
 from dra_ray.teachers import targets
+from dra_ray.teachers.network import Network
 from dra_ray.training import arithmetic, averaging, optimisers, schedule, tracking, workers
 from dra_ray.training.step import Feed, State, _mean, initial_state, step
 from dra_ray.workloads.session import KEPT, InProcess, OnRayTrain, Place, Session, read_snapshot
@@ -78,9 +79,10 @@ def fit(
     with contextlib.ExitStack() as stack:
         if not callbacks:  # a trial's is its sweep's
             stack.enter_context(Lease(run))
-        if experiment.align.weight and experiment.pool.kind == "pool":
-            log = None if callbacks else run / runs.POOL
-            stack.enter_context(service.serving(experiment.teacher, experiment.pool, log))
+        if experiment.pool.kind == "pool":
+            for number, teacher in enumerate(dict.fromkeys(experiment.teachers)):
+                log = None if callbacks else run / service.log_name(number)
+                stack.enter_context(service.serving(teacher, experiment.pool, log))
         return _fit(experiment, run, progress, callbacks or [])
 
 
@@ -294,15 +296,8 @@ def check_teacher(experiment: config.Experiment, num_classes: int | None = None)
         net = teacher_checkpoint.build(card, experiment.teacher.uri)
     if num_classes and experiment.teacher.label == "true":
         net.check_classes(num_classes)
-    net.check_sigma(torch.tensor([experiment.align.sigma]))
-    targets.transform(experiment.align, net.feature_dim(experiment.teacher.layer))
-    if experiment.align.extra_weight and net.sigma_range != (0.0, math.inf):
-        raise ConfigError(
-            f"align.extra_weight={experiment.align.extra_weight:g} draws noise levels of any size, "
-            "but the teacher knows only "
-            f"{net.sigma_range[0]:.4g} to {net.sigma_range[1]:.4g}; set it to 0 or use another "
-            "teacher"
-        )
+    for term, teacher in zip(experiment.align.targets, experiment.teachers, strict=True):
+        _check_term(experiment.align, term, net, teacher.layer)
     theirs = card.get("data", {})
     if theirs.get("name") != experiment.data.name:
         return
@@ -318,6 +313,20 @@ def check_teacher(experiment: config.Experiment, num_classes: int | None = None)
                 f"{theirs.get(field)}, so it may have seen your "
                 f"held-out images; set data.{field}={theirs.get(field)} or train another teacher"
             )
+
+
+def _check_term(align: config.Align, term: config.Term, net: Network, layer: str | None) -> None:
+    """Raise `ConfigError` unless the teacher knows the term's layer and noise levels."""
+    targets.transform(align, net.feature_dim(layer))
+    if term.sigma is not None:
+        net.check_sigma(torch.tensor([term.sigma]))
+    elif net.sigma_range != (0.0, math.inf):
+        field = "align.terms" if align.terms else f"align.extra_weight={align.extra_weight:g}"
+        remedy = "give each a sigma" if align.terms else "set it to 0"
+        raise ConfigError(
+            f"{field} draws noise levels of any size, but the teacher knows only "
+            f"{net.sigma_range[0]:.4g} to {net.sigma_range[1]:.4g}; {remedy} or use another teacher"
+        )
 
 
 def load_synthetic(experiment: config.Experiment, images: Images) -> Pictures | None:

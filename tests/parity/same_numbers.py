@@ -169,6 +169,7 @@ ADDED: dict[str, Any] = {
     "whiten_dim": 16,
     "statistics_images": 2048,
     "spatial_norm": False,
+    "terms": [],
     "tokens": False,
 }
 CHECKPOINT = r"checkpoint_[^/]*[0-9][^/]*/"

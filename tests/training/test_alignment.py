@@ -14,7 +14,7 @@ from dra_ray.storage import Store
 from dra_ray.teachers import targets
 from dra_ray.teachers.edm import EDM
 from dra_ray.teachers.source import LocalTeacher, Ready, Request
-from dra_ray.training import alignment, optimisers, step
+from dra_ray.training import alignment, losses, optimisers, step
 
 BATCH = 16
 
@@ -35,14 +35,11 @@ def experiment(**changes: Any) -> config.Experiment:
     )
 
 
-def teacher(settings: config.Experiment) -> LocalTeacher:
-    torch.manual_seed(0)
-    return LocalTeacher(EDM(config.UNet(model_channels=16), 8, 1, 10), settings.teacher)
-
-
 def begun(settings: config.Experiment) -> tuple[step.State, list[LocalTeacher]]:
     """The state before the first step, and its sources."""
-    sources = [teacher(settings)] * len(settings.align.targets)
+    torch.manual_seed(0)
+    net = EDM(config.UNet(model_channels=16), 8, 1, 10)
+    sources = [LocalTeacher(net, each) for each in settings.teachers]
     images = data.load(settings.data)
     state, _ = step.initial_state(settings, images.shape, sources, torch.device("cpu"))
     assert state.aligner is not None
@@ -77,7 +74,7 @@ def test_the_loss_is_that_of_the_transformed_target(transform: str) -> None:
         request = targets.request(images, settings.align.sigma, 64, settings.shared_seed)
         made.fit(targets.measured(sources[0], request, settings.align))
     target = made(answers)
-    projected = state.aligner.projector(features)
+    projected = state.aligner.projectors[0](features)
     assert projected.shape == target.shape
     assert loss.item() == pytest.approx(
         1 - F.cosine_similarity(projected, target).mean().item(), abs=1e-6
@@ -140,7 +137,9 @@ def test_the_loss_of_tokens_is_the_mean_over_positions() -> None:
     loss = state.aligner(maps, [Ready(answers)])
     cosines = [
         F.cosine_similarity(
-            state.aligner.projector(maps[i, :, 2 * a : 2 * a + 2, 2 * b : 2 * b + 2].mean((1, 2))),
+            state.aligner.projectors[0](
+                maps[i, :, 2 * a : 2 * a + 2, 2 * b : 2 * b + 2].mean((1, 2))
+            ),
             answers[i, :, a, b],
             dim=0,
         ).item()
@@ -204,3 +203,93 @@ def test_steps_towards_tokens_move_the_student(spatial_norm: bool) -> None:
 def test_spatial_normalisation_needs_tokens() -> None:
     with pytest.raises(ConfigError, match="align.spatial_norm=true is over the positions"):
         experiment(align__spatial_norm=True)
+
+
+TWO_LAYERS = [
+    {"sigma": 0.1, "share": 0.25},
+    {"sigma": 0.5, "share": 0.25},
+    {"sigma": 0.3, "layer": "enc.8x8_conv", "share": 0.5},
+]
+
+
+def test_the_loss_of_several_terms_is_their_mean_by_shares() -> None:
+    """Terms of one layer share a projector; each is what a run with that term alone would have."""
+    settings = experiment(align__terms=TWO_LAYERS)
+    state, sources = begun(settings)
+    assert state.aligner is not None
+    assert [source.layer for source in sources] == ["dec.4x4_in1"] * 2 + ["enc.8x8_conv"]
+    assert len(state.aligner.projectors) == 2
+    features = torch.randn(6, 64)
+    answers = [torch.randn(6, source.feature_dim) for source in sources]
+    heads = [state.aligner.projectors[place] for place in (0, 0, 1)]
+    alone = [
+        losses.alignment(head(features), answer).item()
+        for head, answer in zip(heads, answers, strict=True)
+    ]
+    loss = state.aligner(features, [Ready(answer) for answer in answers])
+    wanted = 0.25 * alone[0] + 0.25 * alone[1] + 0.5 * alone[2]
+    assert loss.item() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_lambda_keeps_its_meaning_with_a_second_feature() -> None:
+    """Equal answers to both requests give the loss of one of them."""
+    for extra in (0.5, 1.0, 3.0):
+        state, _ = begun(experiment(align__extra_weight=extra))
+        one, _ = begun(experiment())
+        assert state.aligner is not None
+        assert one.aligner is not None
+        features, answer = torch.randn(6, 64), Ready(torch.randn(6, 32))
+        loss = state.aligner(features, [answer, answer])
+        assert loss.item() == pytest.approx(one.aligner(features, [answer]).item(), abs=1e-6)
+
+
+def test_two_terms_are_the_second_feature_and_equal_terms_are_one(tmp_path) -> None:
+    second = experiment(align__extra_weight=1.0)
+    terms = experiment(align__terms=[{"sigma": 0.06, "share": 0.5}, {"share": 0.5}])
+    states = [begun(settings) for settings in (second, terms)]
+    for settings, (state, sources) in zip((second, terms), states, strict=True):
+        trained(settings, state, sources, 2)
+    weights, same = (state.student.state_dict() for state, _ in states)
+    assert all(torch.equal(weights[key], same[key]) for key in weights)
+    states[0][0].save(Store(str(tmp_path)))
+    fresh, _ = begun(second)
+    fresh.load(Store(str(tmp_path)))
+    assert fresh.aligner is not None
+    assert states[0][0].aligner is not None
+    head, saved = (x.projectors.state_dict() for x in (fresh.aligner, states[0][0].aligner))
+    assert all(torch.equal(head[key], saved[key]) for key in head)
+
+
+def test_terms_of_several_layers_resume_to_the_bit(tmp_path) -> None:
+    settings = experiment(align__terms=TWO_LAYERS)
+    whole, sources = begun(settings)
+    trained(settings, whole, sources, 1)
+    whole.save(Store(str(tmp_path)))
+    trained(settings, whole, sources, 1)
+    second, _ = begun(settings)
+    second.load(Store(str(tmp_path)))
+    trained(settings, second, sources, 1)
+    for key, value in whole.student.state_dict().items():
+        assert torch.equal(value, second.student.state_dict()[key]), key
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"align__terms": [{"share": 0.4}, {"share": 0.4}]}, "shares that sum to 0.8"),
+        ({"align__terms": [{}], "align__extra_weight": 1.0}, "extra_weight=1 is a term of its own"),
+        ({"align__terms": [{"share": 2.0}]}, "align.terms.0.share=2.0"),
+    ],
+)
+def test_terms_that_do_not_fit_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        experiment(**changes)
+
+
+def test_each_term_draws_its_own_noise_and_levels() -> None:
+    settings = experiment(align__terms=[{"share": 0.25}] * 4)
+    images = torch.zeros(BATCH, 1, 8, 8, dtype=torch.uint8)
+    labels = torch.zeros(BATCH, dtype=torch.int64)
+    requests = alignment.requests(settings, images, labels, 3, slice(0, BATCH))
+    assert len({int(request.noise_seeds[0]) for request in requests}) == 4
+    assert len({float(request.sigma[0]) for request in requests}) == 4
