@@ -266,7 +266,11 @@ class Align(Frozen):
     """
 
     ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"transform", "whiten_dim", "statistics_images", "spatial_norm", "terms"}
+        {
+            *("transform", "whiten_dim", "statistics_images", "spatial_norm", "terms"),
+            *("loss", "temperature", "warmup_epochs", "decay", "projector_lr"),
+            "projector_weight_decay",
+        }
     )
 
     weight: NonNegativeFloat = Field(
@@ -307,6 +311,26 @@ class Align(Frozen):
         "measured once before the first step",
     )
 
+    loss: Literal["cosine", "infonce", "cka"] = Field(
+        "cosine",
+        description="1 - cosine; cross-entropy of finding an image's own target among the batch's; "
+        "or 1 - linear CKA over the batch",
+    )
+    temperature: PositiveFloat = Field(0.1, description="of infonce")
+    warmup_epochs: CountOrNone = Field(
+        0, description="epochs over which lambda rises linearly to `weight`"
+    )
+    decay: Literal["none", "linear", "cosine"] = Field(
+        "none", description="how lambda falls towards 0 over the whole run, epoch by epoch"
+    )
+    projector_lr: PositiveFloat | None = Field(
+        None,
+        description="the projector's learning rate, at its highest; default: the student's. It "
+        "follows the student's schedule",
+    )
+    projector_weight_decay: NonNegativeFloat | None = Field(
+        None, description="of the projector; default: the student's"
+    )
     spatial_norm: bool = Field(
         False,
         description="of teacher.tokens: subtract each image's mean over positions and divide by "
@@ -756,6 +780,11 @@ class Experiment(Frozen):
             raise ValueError(
                 f"threat.steps={self.threat.steps}, but loss.name='fgsm-rs' takes one step; set "
                 "threat.steps=1 or loss.name='pgd-at'"
+            )
+        if self.teacher.tokens and self.align.loss != "cosine":
+            raise ValueError(
+                f"align.loss='{self.align.loss}' compares images of a batch, not positions; set "
+                "align.loss=cosine or teacher.tokens=false"
             )
         if self.align.spatial_norm and not self.teacher.tokens:
             raise ValueError(

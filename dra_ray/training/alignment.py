@@ -10,6 +10,7 @@ asks of teachers, what becomes of the answers, and the loss that pulls the stude
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -63,6 +64,14 @@ def _path(stream: random.Stream, number: int, step: int) -> tuple[int, ...]:
     return (stream, step) if number == 1 else (stream, step, number)
 
 
+def weight_at(align: config.Align, epoch: int, epochs: int) -> float:
+    """Lambda in epoch 0, 1, ... of so many."""
+    rise = min(1.0, (epoch + 1) / align.warmup_epochs) if align.warmup_epochs else 1.0
+    done = epoch / epochs
+    fall = {"none": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return align.weight * rise * fall[align.decay]
+
+
 class Aligner(nn.Module):
     """Projectors, target transforms and loss of a run's alignment. Terms of one layer share a
     projector.
@@ -107,8 +116,13 @@ class Aligner(nn.Module):
             answered = answer.result().to(features.device)
             projected = self.projectors[place](targets.positions(resampled(features, answered)))
             target = transform(targets.untransformed(answered, self.align))
-            loss = loss + term.share * losses.alignment(projected, target)
+            loss = loss + term.share * self._loss(projected, target)
         return loss
+
+    def _loss(self, projected: Tensor, target: Tensor) -> Tensor:
+        if self.align.loss == "infonce":
+            return losses.info_nce(projected, target, self.align.temperature)
+        return (losses.cka if self.align.loss == "cka" else losses.alignment)(projected, target)
 
 
 def resampled(features: Tensor, like: Tensor) -> Tensor:

@@ -101,3 +101,36 @@ def alignment(projected: Tensor, teacher: Tensor) -> Tensor:
     [B,D]; with tokens [B,N,D] over batch and positions, as in REPA (arXiv 2410.06940).
     """
     return (1 - F.cosine_similarity(projected, teacher, dim=-1)).mean()
+
+
+def info_nce(projected: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """InfoNCE (van den Oord et al., arXiv 1807.03748) of cosines over a temperature: cross-entropy
+    of finding each row's own target among the targets of the whole batch, [b,D] each.
+
+    The mean over workers' slices is that of one worker: others' targets need no gradient.
+    """
+    among, first = workers.joined(F.normalize(teacher, dim=1))
+    scores = F.normalize(projected, dim=1) @ among.T / temperature
+    own = torch.arange(first, first + len(projected), device=scores.device)
+    return F.cross_entropy(scores, own)
+
+
+def cka(projected: Tensor, teacher: Tensor) -> Tensor:
+    """1 - linear CKA (Kornblith et al., arXiv 1905.00414) of projected [b,k] and teacher [b,D] over
+    the whole batch, the same value for all workers.
+    """
+    images = workers.total(projected.new_tensor(float(len(projected))))
+    weight = images / len(projected)  # gradients are means over workers by the size of their slices
+
+    def centred(rows: Tensor) -> Tensor:
+        return rows - workers.total(rows.detach().sum(0)) / images
+
+    x, y = centred(projected), centred(teacher)
+    # the centres need no gradient: it cancels, since the rows of x and y sum to zero
+    across, own, theirs = (_summed(a.T @ b, weight).norm() for a, b in ((x, y), (x, x), (y, y)))
+    return 1 - across**2 / (own * theirs).clamp_min(1e-12)
+
+
+def _summed(local: Tensor, weight: Tensor) -> Tensor:
+    """The sum over all workers, whose gradient reaches this worker's part."""
+    return workers.total(local.detach()) + weight * (local - local.detach())

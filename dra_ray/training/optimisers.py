@@ -7,6 +7,7 @@ would save a part of what is about 1 % of a ten-step attack.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,14 +17,20 @@ from dra_ray import config
 from dra_ray.errors import ConfigError
 
 
-def build(student: nn.Module, head: nn.Module | None, optim: config.Optim) -> torch.optim.Optimizer:
+def build(
+    student: nn.Module,
+    head: nn.Module | None,
+    optim: config.Optim,
+    align: config.Align | None = None,
+) -> torch.optim.Optimizer:
     """SGD, Lion (Chen et al., arXiv 2302.06675) or AdamW over the student and its projector, by
-    parameter groups of `optim.decayed`.
+    parameter groups of `optim.decayed`; the projector has groups of its own where `align` has a
+    learning rate or a decay for it.
 
     Raises:
         ConfigError: a value that the optimiser cannot work with.
     """
-    groups = _groups(student, head, optim)
+    groups = _groups(student, head, optim, align or config.Align())
     if optim.name == "sgd":
         if optim.nesterov and not optim.momentum:
             raise ConfigError(
@@ -53,12 +60,29 @@ def build(student: nn.Module, head: nn.Module | None, optim: config.Optim) -> to
 
 
 def _groups(
-    student: nn.Module, head: nn.Module | None, optim: config.Optim
+    student: nn.Module, head: nn.Module | None, optim: config.Optim, align: config.Align
 ) -> list[dict[str, Any]]:
+    """Decayed parameters, then the others; then the same of a head that is set apart."""
+    if head is None:
+        return _decayed_first([student], optim)
+    if align.projector_lr is None and align.projector_weight_decay is None:
+        return _decayed_first([student, head], optim)
+    scale = 1.0 if align.projector_lr is None else align.projector_lr / optim.lr
+    decay = (
+        optim.weight_decay if align.projector_weight_decay is None else align.projector_weight_decay
+    )
+    apart = [
+        {"weight_decay": decay} | group | {"scale": scale}
+        for group in _decayed_first([head], optim)
+    ]
+    return _decayed_first([student], optim) + apart
+
+
+def _decayed_first(modules: Sequence[nn.Module], optim: config.Optim) -> list[dict[str, Any]]:
     """Decayed parameters, then the others; a group without parameters is left out."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for module in (student, head) if head else (student,):
+    for module in modules:
         weights = _weights(module)
         for name, parameter in module.named_parameters():
             kept = {
@@ -79,11 +103,11 @@ def _weights(module: nn.Module) -> set[int]:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float, momentum: float) -> None:
-    """The learning rate of every group, and the momentum where the optimiser has one (Lion's and
-    AdamW's betas stay).
+    """The learning rate of every group, which may have a `scale`, and the momentum where the
+    optimiser has one (Lion's and AdamW's betas stay).
     """
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("scale", 1.0)
         if "momentum" in group:
             group["momentum"] = momentum
 

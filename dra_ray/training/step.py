@@ -203,7 +203,8 @@ def step(
         if batch.targets:
             assert state.aligner is not None
             loss_align = state.aligner(features, batch.targets)
-        loss = loss_clean + loss_robust + experiment.align.weight * loss_align
+        weight = alignment.weight_at(experiment.align, epoch, experiment.optim.epochs)
+        loss = loss_clean + loss_robust + weight * loss_align
         (loss * _share(mine, size)).backward()
     # in one message: the attack is nine tenths of a step, so there is nothing to overlap it with
     workers.average_(
@@ -242,7 +243,7 @@ def initial_state(
     student = arithmetic.arranged(student.to(device), experiment.compute)
     if experiment.compute.channels_last:
         average = average.to(memory_format=torch.channels_last)
-    optimizer = optimisers.build(student, aligner, experiment.optim)
+    optimizer = optimisers.build(student, aligner, experiment.optim, experiment.align)
     class_means = losses.ClassMeans(shape.num_classes, device)
     return State(
         student,

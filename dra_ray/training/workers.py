@@ -64,6 +64,19 @@ def gathered(tensor: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
+def joined(rows: Tensor) -> tuple[Tensor, int]:
+    """(every worker's rows [b,...] in the order of their ranks, the place of this worker's first);
+    their numbers may differ.
+    """
+    if count() == 1:
+        return rows, 0
+    sizes = gathered(torch.tensor([len(rows)], device=rows.device)).flatten().tolist()
+    missing = rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])
+    parts = gathered(torch.cat([rows, missing]))
+    whole = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    return whole, sum(sizes[: torch.distributed.get_rank()])
+
+
 def _exchanged(tensors: Sequence[Tensor], exchange: Callable[[Tensor], object]) -> list[Tensor]:
     """What `exchange` makes in place of all tensors in a row; the tensors themselves where there is
     nobody to exchange with.

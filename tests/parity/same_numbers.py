@@ -170,6 +170,12 @@ ADDED: dict[str, Any] = {
     "statistics_images": 2048,
     "spatial_norm": False,
     "terms": [],
+    "loss": "cosine",
+    "temperature": 0.1,
+    "warmup_epochs": 0,
+    "decay": "none",
+    "projector_lr": None,
+    "projector_weight_decay": None,
     "tokens": False,
 }
 CHECKPOINT = r"checkpoint_[^/]*[0-9][^/]*/"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -14,7 +15,8 @@ from dra_ray.storage import Store
 from dra_ray.teachers import targets
 from dra_ray.teachers.edm import EDM
 from dra_ray.teachers.source import LocalTeacher, Ready, Request
-from dra_ray.training import alignment, losses, optimisers, step
+from dra_ray.training import alignment, losses, optimisers, step, workers
+from tests.training.two_workers import on_two
 
 BATCH = 16
 
@@ -293,3 +295,95 @@ def test_each_term_draws_its_own_noise_and_levels() -> None:
     requests = alignment.requests(settings, images, labels, 3, slice(0, BATCH))
     assert len({int(request.noise_seeds[0]) for request in requests}) == 4
     assert len({float(request.sigma[0]) for request in requests}) == 4
+
+
+def test_info_nce_is_numpys() -> None:
+    draws = torch.Generator().manual_seed(0)
+    one, two = torch.randn(7, 5, generator=draws), torch.randn(7, 5, generator=draws)
+    x, y = (rows.double().numpy() for rows in (one, two))
+    x, y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x, y))
+    scores = x @ y.T / 0.2
+    wanted = np.mean(np.log(np.exp(scores).sum(1)) - np.diag(scores))
+    assert losses.info_nce(one, two, 0.2).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_cka_is_numpys_and_ignores_rotations_and_scale() -> None:
+    draws = torch.Generator().manual_seed(0)
+    one, two = torch.randn(9, 4, generator=draws) + 2, torch.randn(9, 6, generator=draws)
+    x, y = (rows.double().numpy() - rows.double().numpy().mean(0) for rows in (one, two))
+    across, own, theirs = (np.linalg.norm(a.T @ b) for a, b in ((x, y), (x, x), (y, y)))
+    assert losses.cka(one, two).item() == pytest.approx(1 - across**2 / own / theirs, rel=1e-4)
+    turn, _ = torch.linalg.qr(torch.randn(4, 4, generator=draws))
+    assert losses.cka(one, 3 * one @ turn + 1).item() == pytest.approx(0, abs=1e-5)
+
+
+LOSSES = {"infonce": lambda a, b: losses.info_nce(a, b, 0.2), "cka": losses.cka}
+
+
+def _rows() -> tuple[torch.Tensor, torch.Tensor]:
+    draws = torch.Generator().manual_seed(0)
+    return torch.randn(10, 4, generator=draws), torch.randn(10, 6, generator=draws)[:, :4]
+
+
+def _part(rank: int, name: str) -> tuple[float, torch.Tensor]:
+    """(this worker's share of the loss, mean over workers of the gradient of a scale)."""
+    mine = (slice(0, 6), slice(6, 10))[rank]
+    one, two = (rows[mine] for rows in _rows())
+    scale = torch.ones(4, requires_grad=True)
+    loss = LOSSES[name](one * scale, two)
+    share = (mine.stop - mine.start) / 10
+    (loss * share * workers.count()).backward()
+    assert scale.grad is not None
+    workers.average_([scale.grad])
+    return loss.item() * share, scale.grad
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_over_a_batch_do_not_depend_on_how_workers_share_it(name: str) -> None:
+    one, two = _rows()
+    scale = torch.ones(4, requires_grad=True)
+    whole = LOSSES[name](one * scale, two)
+    whole.backward()
+    parts = on_two(_part, name)
+    assert sum(part[0] for part in parts) == pytest.approx(whole.item(), abs=1e-5)
+    assert scale.grad is not None
+    assert torch.allclose(parts[0][1], scale.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["infonce", "cka"])
+def test_other_losses_train(loss: str) -> None:
+    settings = experiment(align__loss=loss, align__transform="centre")
+    state, sources = begun(settings)
+    parts = trained(settings, state, sources, 2)
+    assert parts.isfinite().all()
+    assert parts[3] > 0
+    with pytest.raises(ConfigError, match=f"align.loss='{loss}' compares images"):
+        experiment(align__loss=loss, teacher__tokens=True)
+
+
+def test_lambda_rises_and_falls() -> None:
+    def weights(**changes: Any) -> list[float]:
+        align = config.Align(weight=2.0, **changes)
+        return [alignment.weight_at(align, epoch, 4) for epoch in range(4)]
+
+    assert weights() == [2.0] * 4
+    assert weights(warmup_epochs=2) == [1.0, 2.0, 2.0, 2.0]
+    assert weights(decay="linear") == [2.0, 1.5, 1.0, 0.5]
+    assert weights(decay="cosine") == pytest.approx(1 + np.cos(np.pi * np.arange(4) / 4))
+
+
+def test_the_projector_has_its_own_rate_and_decay() -> None:
+    settings = experiment(
+        align__projector_lr=0.4, align__projector_weight_decay=0.25, optim__lr=0.2
+    )
+    state, _ = begun(settings)
+    assert state.aligner is not None
+    optimisers.set_rate(state.optimizer, 0.1, 0.9)
+    found = {
+        id(parameter): (group["lr"], group["weight_decay"])
+        for group in state.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert {found[id(p)] for p in state.aligner.parameters()} == {(0.2, 0.25)}
+    assert {found[id(p)] for p in state.student.parameters()} == {(0.1, 5e-4), (0.1, 0.0)}
+    assert len(begun(experiment())[0].optimizer.param_groups) == 2, "as it was"
