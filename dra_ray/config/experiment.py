@@ -224,6 +224,8 @@ class Loss(Frozen):
     temperature.
     """
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"first"})
+
     name: Literal["trades", "pgd-at", "fgsm-rs", "ikl"] = Field(
         "trades", description="the objective, see above"
     )
@@ -239,6 +241,11 @@ class Loss(Frozen):
     )
     temperature: PositiveFloat = Field(
         4.0, description="of ikl: of the class means that weight its pairs"
+    )
+    first: Literal["clean", "adversarial"] = Field(
+        "clean",
+        description="of trades and ikl: the batch that the network sees first, which BatchNorm's "
+        "running statistics remember less of: DM-AT's order, or IKL's",
     )
     awp: NonNegativeFloat = Field(
         0.0,
@@ -511,6 +518,8 @@ class Pool(Frozen):
 class Optim(Frozen):
     """Optimiser, schedule and averaged weights; the defaults are DM-AT's."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"norm_momentum", "norm_first_batch"})
+
     name: Literal["sgd", "lion", "adamw"] = Field("sgd", description="the optimiser")
     epochs: Count = Field(
         20, description="length; an epoch is as many images as the real training set has"
@@ -535,10 +544,18 @@ class Optim(Frozen):
     clip_norm: PositiveFloat | None = Field(
         None, description="largest norm of the whole gradient; default: not clipped"
     )
-    schedule: Literal["one-cycle", "cosine", "warmup-cosine", "drops"] = Field(
+    schedule: Literal["one-cycle", "cosine", "ikl-cosine", "warmup-cosine", "drops"] = Field(
         "one-cycle",
-        description="per epoch: OneCycle with its momentum cycle (DM-AT), cosine, or tenfold "
-        "drops; per step: linear warm-up, then cosine",
+        description="per epoch: OneCycle with its momentum cycle (DM-AT), cosine, IKL's cosine, "
+        "which is one epoch ahead, or tenfold drops; per step: linear warm-up, then cosine",
+    )
+    norm_momentum: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.01,
+        description="weight of a batch in BatchNorm's running statistics: 0.01 is DM-AT's, 0.1 "
+        "PyTorch's, with which TRADES and IKL train",
+    )
+    norm_first_batch: bool = Field(
+        True, description="the first batch sets the running statistics alone (DM-AT)"
     )
     pct_start: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.025, description="of one-cycle: part of the epochs in which the learning rate rises"

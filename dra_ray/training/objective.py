@@ -46,6 +46,9 @@ class Objective(Protocol):
     its terms.
     """
 
+    @property
+    def loss(self) -> config.Loss: ...
+
     views: int  # 2: clean and adversarial images; 1: the adversarial ones alone
 
     def attack(
@@ -152,8 +155,8 @@ class Attacked:
         """(loss on clean images, robust loss, features [B,F] of the adversarial images, or their
         `maps` [B,F,h,w]); the first two are scalars.
 
-        BatchNorm sees the clean batch first, then the adversarial one (DM-AT). IKL's class means
-        take the clean logits in.
+        BatchNorm sees the batches in the order of `loss.first`. IKL's class means take the clean
+        logits in.
         """
         logits, features = self._forward(maps)
         self.objective.observe(logits)
@@ -165,11 +168,13 @@ class Attacked:
 
     def _forward(self, maps: bool = False) -> tuple[Logits, Tensor]:
         """(logits of the views that the loss needs, adversarial features)."""
-        clean = None
-        if self.objective.views == 2:
-            clean = self.clean if self.clean is not None else self.student(self.x)
         forward = self.student.with_map if maps else self.student.with_features
+        clean, both = self.clean, self.objective.views == 2
+        if both and clean is None and self.objective.loss.first == "clean":
+            clean = self.student(self.x)
         adversarial, features = forward(self.adversarial)
+        if both and clean is None:
+            clean = self.student(self.x)
         return Logits(clean, adversarial, self.labels, self.class_means), features
 
 
@@ -192,7 +197,7 @@ def attacked(
     perturb = bool(loss.awp) and epoch >= loss.awp_from_epoch
     clean, target = None, labels
     if objective.views == 2:
-        if threat.mode == "train" and not perturb:
+        if threat.mode == "train" and not perturb and loss.first == "clean":
             # the target of the attack is this very forward: same weights, mode and batch give the
             # same logits
             clean = student(x)

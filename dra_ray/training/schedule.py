@@ -10,14 +10,16 @@ from dra_ray import config
 def at(step: int, steps_per_epoch: int, optim: config.Optim) -> tuple[float, float]:
     """(learning rate, momentum) of step 0, 1, ...
 
-    one-cycle, cosine and drops change once an epoch, warmup-cosine at every step; only one-cycle
-    changes the momentum.
+    one-cycle, both cosines and drops change once an epoch, warmup-cosine at every step; only
+    one-cycle changes the momentum.
     """
     epoch = step // steps_per_epoch
     if optim.schedule == "one-cycle":
         return one_cycle(epoch, optim)
     if optim.schedule == "cosine":
         return _cosine(optim.lr, 0.0, epoch / optim.epochs), optim.momentum
+    if optim.schedule == "ikl-cosine":
+        return _cosine(optim.lr, 0.0, (epoch + 1) / (optim.epochs + 1)), optim.momentum
     if optim.schedule == "drops":
         return optim.lr * 0.1 ** sum(drop <= epoch for drop in optim.lr_drops), optim.momentum
     return warmup_cosine(step, steps_per_epoch, optim), optim.momentum

@@ -180,9 +180,8 @@ def step(
     x = data.to_float(images).contiguous(memory_format=memory)
     student = state.student
     student.train()
-    _set_norm_momentum(
-        student, 1.0 if state.step == 0 else 0.01
-    )  # the first batch sets the running statistics
+    sets_statistics = state.step == 0 and experiment.optim.norm_first_batch
+    _set_norm_momentum(student, 1.0 if sets_statistics else experiment.optim.norm_momentum)
     threat = pgd.threat_at(experiment.threat, epoch)
     state.optimizer.zero_grad()
     with (

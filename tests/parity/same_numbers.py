@@ -175,6 +175,9 @@ ADDED: dict[str, Any] = {
     "warmup_epochs": 0,
     "decay": "none",
     "projector_lr": None,
+    "norm_momentum": 0.01,
+    "norm_first_batch": True,
+    "first": "clean",
     "projector_weight_decay": None,
     "tokens": False,
 }

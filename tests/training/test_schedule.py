@@ -68,6 +68,16 @@ def test_cosine_is_torchs_per_epoch() -> None:
         reference.step()
 
 
+def test_ikls_cosine_is_one_epoch_ahead_of_a_longer_one() -> None:
+    """cos(pi (e+1)/(E+1)): torch's cosine of E+1 epochs from its second epoch on."""
+    ikl, longer = (
+        config.Optim(schedule=name, epochs=epochs, lr=0.2)  # type: ignore[arg-type]
+        for name, epochs in (("ikl-cosine", 30), ("cosine", 31))
+    )
+    for epoch in range(30):
+        assert schedule.at(epoch, 1, ikl) == schedule.at(epoch + 1, 1, longer)
+
+
 def test_drops_are_torchs_milestones() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     reference = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[5, 8], gamma=0.1)

@@ -138,6 +138,48 @@ def test_every_objective_takes_steps(changes: dict[str, Any]) -> None:
     )
 
 
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize(("momentum", "sets"), [(0.01, True), (0.1, False)])
+@pytest.mark.parametrize("first", ["clean", "adversarial"])
+def test_running_statistics_remember_batches_in_their_order(
+    mode: str, momentum: float, sets: bool, first: str
+) -> None:
+    """Of the first norm: r = (1-m) r + m x for one batch, then the other; m = 1 where the first
+    step's batches set them.
+    """
+    experiment = small(
+        threat__mode=mode, threat__eps_255=64, threat__step_255=64, loss__first=first,
+        optim__norm_momentum=momentum, optim__norm_first_batch=sets,
+    )  # fmt: skip
+    images = data.load(experiment.data)
+    state, _ = step.initial_state(experiment, images.shape, (), torch.device("cpu"))
+    seen: list[Tensor] = []
+    (norm, *_) = (m for m in state.student.modules() if isinstance(m, nn.BatchNorm2d))
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if module.training and isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
+            seen.append(inputs[0].detach().mean((0, 2, 3)))
+
+    norm.register_forward_pre_hook(note)
+    before = norm.running_mean.clone()  # type: ignore[union-attr]
+    mine = slice(0, BATCH)
+    chosen = images.train.take(torch.arange(BATCH))
+    batch = step.prepare(experiment, *chosen, 0, mine, ())
+    clean = data.to_float(batch.images)
+    with torch.no_grad():
+        plain = state.student.init_conv(state.student.normalise(clean)).mean((0, 2, 3))  # type: ignore[operator]
+    step.step(state, experiment, batch, mine)
+    trained = [seen[0], seen[-1]]
+    weight = 1.0 if sets else momentum
+    wanted = before
+    for mean in trained:
+        wanted = (1 - weight) * wanted + weight * mean
+    assert torch.allclose(norm.running_mean, wanted, atol=1e-5)  # type: ignore[arg-type]
+    place = 0 if first == "clean" else 1
+    assert torch.allclose(trained[place], plain, atol=1e-4)
+    assert not torch.allclose(trained[1 - place], plain, atol=1e-4)
+
+
 def aligned(folder: Store, net: EDM, **changes: Any) -> config.Experiment:
     """An experiment with `net` as its teacher, which says nothing of its data."""
     checkpoint.save(folder, net, {})
