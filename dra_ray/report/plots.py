@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dra_ray.config import catalogue
+from dra_ray.config.sweep import alignment_alone
 from dra_ray.evaluation import intervals
 from dra_ray.pool.records import LogRow
 from dra_ray.report import words
@@ -123,7 +124,7 @@ def _best_of_each(trials: Sequence[Trial], field: str, order: Sequence[str]) -> 
 def effects(summary: Summary, field: str, history: Rungs) -> list[equal.Effect]:
     """What `against` shows of a field."""
     trials = {trial.trial: trial.fields for trial in summary.sweep}
-    if field == "align.sigma":  # no teacher is asked where lambda is 0
+    if alignment_alone(field):  # nobody reads it where lambda is 0
         trials = {
             name: fields for name, fields in trials.items() if fields.get("align.weight") != 0
         }

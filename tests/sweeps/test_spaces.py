@@ -116,6 +116,26 @@ def test_what_only_alignment_reads_makes_one_trial_without_it() -> None:
     assert baselines == [{"align.weight": 0, "optim.lr": lr} for lr in (0.1, 0.2)]
 
 
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("align.sigma", [0.1, 0.3]),
+        ("align.transform", ["none", "whiten"]),
+        ("align.terms", [[], [{"sigma": 0.1, "share": 0.5}, {"layer": "mid", "share": 0.5}]]),
+        ("align.loss", ["cosine", "cka"]),
+        ("align.decay", ["none", "cosine"]),
+        ("align.projector_lr", [0.1, None]),
+        ("teacher.tokens", [False, True]),
+        ("teacher.layer", ["one", "other"]),
+    ],
+)
+def test_every_option_of_alignment_leaves_one_baseline(field: str, values: list[Any]) -> None:
+    trials = spaces.experiments(sweep({"align.weight": [0, 1], field: values}))
+    weights = [experiment.align.weight for experiment in trials.values()]
+    assert sorted(weights) == [0, 1, 1]
+    assert len({experiment.digest() for experiment in trials.values()}) == 3
+
+
 def test_a_condition_leaves_an_idle_axis_out_of_the_point_and_at_base_in_the_experiment() -> None:
     lists = {
         "loss.name": ["trades", "ikl"],
