@@ -564,14 +564,15 @@ def _projector_macs(wide_in: int, wide_out: int, hidden: int) -> float:
 def _resources(config: Experiment, work_ratio: float, notes: set[str]) -> Resources:
     """`work_ratio` is teacher work over student work per image."""
     resources, pool = config.resources, config.pool
-    replicas = pool.min_replicas if config.align.weight and pool.kind == "pool" else 0
+    pools = len(set(config.teachers)) if pool.kind == "pool" else 0
+    replicas = pools * pool.min_replicas
     request = Resources(
         workers=resources.workers,
         min_workers=resources.min_workers,
         cpus=resources.workers * resources.cpus_per_worker + replicas * pool.cpus_per_replica,
         gpus=resources.workers * resources.gpus_per_worker + replicas * pool.gpus_per_replica,
         min_replicas=replicas,
-        max_replicas=pool.max_replicas if replicas else 0,
+        max_replicas=pools * pool.max_replicas if replicas else 0,
     )
     if not (replicas and work_ratio):
         return request

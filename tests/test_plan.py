@@ -172,6 +172,15 @@ def test_a_second_feature_doubles_the_teachers_work(teacher):
     )
 
 
+def test_each_layer_has_a_pool(teacher):
+    plain = override(Experiment(), {"teacher.uri": teacher})
+    layers = [{"share": 0.5}, {"share": 0.25}, {"layer": "enc.8x8_conv", "share": 0.25}]
+    one, two = (planning.plan(override(plain, {"align.terms": terms})) for terms in ([], layers))
+    assert two.resources.min_replicas == 2 * one.resources.min_replicas
+    assert two.resources.max_replicas == 2 * one.resources.max_replicas
+    assert 2 < two.run.teacher_pflop / one.run.teacher_pflop < 3, "the first layer costs little"
+
+
 def test_a_projector_of_tokens_runs_once_for_every_position(teacher):
     """This teacher has 8x8 of them; the teacher's own work is the same."""
     plain = override(Experiment(), {"teacher.uri": teacher, "align.hidden": 16})
