@@ -152,7 +152,8 @@ class Diagnosis:
                 f"raw pixels {pixels_accuracy:.1%}: the teacher knows no more than the image says; "
                 "take another layer, noise level or teacher (`dra teacher probe`)"
             )
-        if self.centred_dimension < FEW_DIMENSIONS:
+        spread = self.centred_dimension > 0.9 * self.width  # as whitening to few leaves them
+        if self.centred_dimension < FEW_DIMENSIONS and not spread:
             said.append(
                 f"features vary along {self.centred_dimension:.1f} of {self.width} directions; "
                 "spread them with align.transform=whiten, or take another layer"
@@ -214,14 +215,14 @@ def _of_targets(
     """Of what a teacher answers to training images and to held-out ones; of tokens a probe sees the
     mean, and all else each position.
     """
-    targets_, held_out = (targets.untransformed(part, align) for part in answers)
-    transform = targets.transform(align, targets_.shape[-1])
+    learnt, held_out = (targets.untransformed(part, align) for part in answers)
+    transform = targets.transform(align, learnt.shape[-1])
     if isinstance(transform, targets.Transform):
-        transform.fit(targets.Statistics.of(targets_))
+        transform.fit(targets.Statistics.of(learnt))
     probed = [_pooled(part) for part in answers]
-    if targets_.ndim == 2:
-        probed = [transform(targets_), transform(held_out)]
-    features, classes = _rows(transform(targets_), labels[0])
+    if learnt.ndim == 2:
+        probed = [transform(learnt), transform(held_out)]
+    features, classes = _rows(transform(learnt), labels[0])
     within, between = mean_cosines(features, classes)
     return Diagnosis(
         **known,

@@ -222,6 +222,7 @@ TEACHER_COMMANDS = [
     "latents",
     "list",
     "probe",
+    "statistics",
     "quality",
     "massive",
 ]

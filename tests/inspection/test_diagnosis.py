@@ -13,9 +13,9 @@ from dra_ray.data.pictures import Split
 from dra_ray.inspection import diagnosis
 from dra_ray.report import probes
 from dra_ray.storage import Store
-from dra_ray.teachers import checkpoint
+from dra_ray.teachers import checkpoint, targets
 from dra_ray.teachers.edm import EDM
-from dra_ray.teachers.source import LocalTeacher
+from dra_ray.teachers.source import LocalTeacher, Request
 from dra_ray.training import losses
 
 
@@ -102,6 +102,11 @@ def test_warnings_name_what_is_missing() -> None:
     assert all(part in said for part in ("78.0%", "82.0%", "2.2 of 64", "0.120", "align.transform"))
 
 
+def test_what_is_whitened_to_few_directions_is_not_to_be_whitened() -> None:
+    white = diagnosis.Diagnosis("mid", 0.1, 3, 0.9, 0.5, 0.1, -3.0, 3.0, 3.0, 0.9, 0.5)
+    assert white.warnings(0.8, 10) == []
+
+
 def test_too_few_images_of_a_class_give_no_probe() -> None:
     images = torch.randint(0, 256, (30, 1, 8, 8), dtype=torch.uint8)
     few = Split(images, torch.arange(30) % 10)
@@ -143,3 +148,38 @@ def test_the_page_has_the_floor_and_every_column(tmp_path) -> None:
     assert all(name in text for key, name in probes.COLUMNS.items() if key != "leak")
     floor = probes.figure(rows)["data"][-1]
     assert (floor["name"], floor["y"]) == ("raw pixels", [82.4, 82.4])
+
+
+def test_statistics_are_those_that_a_run_measures(tmp_path) -> None:
+    store = Store(str(tmp_path))
+    net = a_teacher("null").net
+    checkpoint.save(store, net, {"data": {"name": "digits"}})
+    options = Teacher(label="null")
+    align = config.Align(sigma=0.5, whiten_dim=3, statistics_images=300)
+    variance, rows = diagnosis.teacher_statistics(store, (), options, align, seed=4)
+    request = targets.request(data.load(config.Data()).train, 0.5, 300, seed=4)
+    source = LocalTeacher(checkpoint.load(store), options)
+    features = source.encode(request)
+    assert [row["transform"] for row in rows] == ["none", "centre", "standardise", "whiten"]
+    assert rows[3]["width"] == 3
+    assert rows[3]["centred_dimension"] == pytest.approx(3, rel=1e-3)
+    assert rows[0]["constant_loss"] == pytest.approx(diagnosis.constant_loss(features))
+    x = features.double().numpy()
+    spectrum = np.linalg.svd(x - x.mean(0), compute_uv=False) ** 2
+    wanted = np.cumsum(spectrum) / spectrum.sum()
+    for row in variance:
+        assert row["variance"] == pytest.approx(wanted[row["directions"] - 1], rel=1e-6)
+
+
+def test_tokens_are_diagnosed_position_by_position() -> None:
+    images = data.load(config.Data())
+    train, test = data.in_memory(images.train)[:60], data.in_memory(images.validation)[:60]
+    pooled = a_teacher("null")
+    tokens = LocalTeacher(pooled.net, Teacher(label="null", tokens=True))
+    found = diagnosis.diagnose(tokens, train, test, 0.5)
+    assert found.width == 32
+    assert found.accuracy == diagnosis.diagnose(pooled, train, test, 0.5).accuracy
+    maps = tokens.encode(Request.seeded(train.images, train.labels, torch.full((60,), 0.5), 0))
+    rows = maps.flatten(2).transpose(1, 2).flatten(0, 1)
+    assert len(rows) == 60 * 16
+    assert found.constant_loss == pytest.approx(diagnosis.constant_loss(rows))
