@@ -292,8 +292,10 @@ def test_sweep_worst_case_and_expectation():
     least = (kinds + (3 - kinds) * 2 / 8) * one
     assert least <= made.images_range.low <= made.expected_images_seen <= made.images_range.high
     assert made.images_range.high <= made.worst_images_seen
-    assert made.saved == pytest.approx(1 - made.expected_images_seen / made.worst_images_seen)
-    assert "noise_aware saves" in planning.summary(made)
+    assert made.saved == pytest.approx(
+        1 - made.expected_images_seen / made.worst_images_seen, abs=1e-3
+    )
+    assert "halving saves" in planning.summary(made)
     assert made.resources.workers == made.concurrent == 2
     assert made.resources.cpus == 3  # two training workers and one replica for both
 

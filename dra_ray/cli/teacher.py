@@ -302,9 +302,9 @@ def teacher_statistics(
         set_ or [],
         options,
         config.validate(config.Align, align, "statistics"),
-        seed,
-        os.cpu_count() or 1,
-        device,
+        seed=seed,
+        threads=os.cpu_count() or 1,
+        device=device,
     )
     terminal.table(variance, f"share of the variance of {teacher}")
     hidden = (*diagnosis.IN_FILES_ALONE, "layer", "sigma")

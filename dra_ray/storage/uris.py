@@ -23,8 +23,8 @@ _FIELD = re.compile(
 )
 _VALUE = re.compile(r"[^\s&;#'\"]+")
 _SECRET = re.compile(
-    r"(^|[^a-z])(sig|signature|key|auth|jwt|code|pass|pw|sas|hmac|ak|sk)($|[^a-z])|token|secret|passw|pwd|credential|"
-    r"signature|apikey|accesskey|authorization|session",
+    r"(^|[^a-z])(sig|signature|key|auth|jwt|code|pass|pw|sas|hmac|ak|sk)($|[^a-z])|token|secret|"
+    r"passw|pwd|credential|signature|apikey|accesskey|authorization|session",
     re.IGNORECASE,
 )
 _AS_URI = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)

@@ -22,6 +22,8 @@ def test_streams_keep_the_values_that_old_runs_were_drawn_with() -> None:
         "TEACHER_AUGMENT": 13,
         "TEACHER_VALIDATION": 14,
         "PROBE_STUDENT": 30,
+        "LABEL_LEAK": 31,
+        "TARGET_STATISTICS": 32,
     }
 
 

@@ -28,13 +28,13 @@ def test_a_grid_of_probes_and_its_page(untrained, tmp_path):
     rows = list(
         diagnosis.probe_teacher(untrained, (), (0.05, 3.0), ("enc.8x8_conv", "dec.4x4_in1"), 200)
     )
-    assert [(row.layer, row.sigma) for row in rows] == [
+    assert [(row["layer"], row["sigma"]) for row in rows] == [
         ("enc.8x8_conv", 0.05),
         ("enc.8x8_conv", 3.0),
         ("dec.4x4_in1", 0.05),
         ("dec.4x4_in1", 3.0),
     ]
-    assert rows[0].accuracy > rows[1].accuracy  # noise hides the class
+    assert rows[0]["accuracy"] > rows[1]["accuracy"]  # noise hides the class
     page = Store(str(tmp_path)) / "probe.html"
     probes.write(page, "a <teacher>", {"images": 200}, rows)
     text = page.read_text()
@@ -61,7 +61,7 @@ def test_a_probe_looks_at_a_few_layers_unless_told_otherwise(untrained):
             untrained, (), (0.1, 0.3), (), 60, progress=lambda done, of: steps.append((done, of))
         )
     )
-    assert list(dict.fromkeys(row.layer for row in rows)) == some
+    assert list(dict.fromkeys(row["layer"] for row in rows)) == some
     assert steps == [(done, 2 * len(some)) for done in range(2 * len(some) + 1)]
     first = next(
         diagnosis.probe_teacher(
@@ -69,7 +69,7 @@ def test_a_probe_looks_at_a_few_layers_unless_told_otherwise(untrained):
         )
     )
     assert steps[-1] == (1, len(names))
-    assert first.layer == names[0]
+    assert first["layer"] == names[0]
 
 
 def test_what_a_probe_cannot_do_is_refused(untrained):

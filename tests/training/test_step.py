@@ -167,7 +167,8 @@ def test_running_statistics_remember_batches_in_their_order(
     batch = step.prepare(experiment, *chosen, 0, mine, ())
     clean = data.to_float(batch.images)
     with torch.no_grad():
-        plain = state.student.init_conv(state.student.normalise(clean)).mean((0, 2, 3))  # type: ignore[operator]
+        convolution: Any = state.student.init_conv
+        plain = convolution(state.student.normalise(clean)).mean((0, 2, 3))
     step.step(state, experiment, batch, mine)
     trained = [seen[0], seen[-1]]
     weight = 1.0 if sets else momentum
