@@ -295,7 +295,7 @@ def test_sweep_worst_case_and_expectation():
     assert made.saved == pytest.approx(
         1 - made.expected_images_seen / made.worst_images_seen, abs=1e-3
     )
-    assert "halving saves" in planning.summary(made)
+    assert "noise_aware saves" in planning.summary(made)
     assert made.resources.workers == made.concurrent == 2
     assert made.resources.cpus == 3  # two training workers and one replica for both
 

@@ -134,9 +134,9 @@ class Sweep(Frozen):
     repeats: Repeats = Repeats()
     # one of sweeps.schedulers.BUILDERS, which lies above this room: checked with the space
     scheduler: str = Field(
-        "halving",
-        description="what stops a trial early: halving: at a rung all wait for each other and the "
-        "best go on; noise_aware: asha's rungs where chance cannot explain that it is behind; "
+        "noise_aware",
+        description="what stops a trial early: noise_aware: asha's rungs where chance cannot "
+        "explain that it is behind; halving: at a rung all wait for each other and the best go on; "
         "asha: plain; median: being below the median of the trials before it; pareto: being "
         "dominated in clean and robust accuracy; none: nothing",
     )

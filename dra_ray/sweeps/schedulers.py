@@ -94,7 +94,7 @@ class AtOnce:
 class Rules:
     """What a sweep says of early stopping, in images."""
 
-    scheduler: str = "halving"  # of BUILDERS
+    scheduler: str = "noise_aware"  # of BUILDERS
     grace_images: int = 1  # no trial is stopped before
     reduction: float = 3.0
     level: float = 0.05  # of noise_aware and halving

@@ -84,7 +84,7 @@ def _after_usage(text: str) -> str:
         *(
             (
                 [command, recipe, "--set", f"{field}=hyperband"],
-                ["scheduler='hyperband': input should be 'halving', ", "or 'none'"],
+                ["scheduler='hyperband': input should be ", "or 'none'"],
             )
             for command, recipe, field in (
                 ("sweep", "digits-sweep", "scheduler"),

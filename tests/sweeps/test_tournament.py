@@ -127,13 +127,14 @@ def course(folder: Store) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 @pytest.mark.seconds
+@pytest.mark.parametrize("scheduler", ["noise_aware", "halving"])
 @pytest.mark.parametrize("kind", ["grid", "tpe"])
-def test_twenty_kills_change_nothing(kind: str) -> None:
-    settings = sweep(**(ADAPTIVE if kind == "tpe" else {}))
-    quiet = Store(f"memory://quiet-{kind}")
+def test_twenty_kills_change_nothing(kind: str, scheduler: str) -> None:
+    settings = sweep(**(ADAPTIVE if kind == "tpe" else {}), scheduler=scheduler)
+    quiet = Store(f"memory://quiet-{kind}-{scheduler}")
     finals = whole(Tournament(settings, quiet, around()))
 
-    disturbed, kills, draws = Store(f"memory://disturbed-{kind}"), 0, random.Random(7)
+    disturbed, kills, draws = Store(f"memory://disturbed-{kind}-{scheduler}"), 0, random.Random(7)
     while True:
         left = [draws.randrange(1, 8) if kills < 20 else 10**9]
 
@@ -199,15 +200,16 @@ def test_decisions_follow_from_the_recorded_reports(scheduler: str) -> None:
             waited.add((row.trial, row.images_seen))
 
 
-def test_every_trial_is_accounted_for_and_no_report_stands_twice() -> None:
-    folder = Store("memory://accounted")
-    whole(Tournament(sweep(), folder, around()), slots=4)
+@pytest.mark.parametrize("scheduler", ["noise_aware", "halving"])
+def test_every_trial_is_accounted_for_and_no_report_stands_twice(scheduler: str) -> None:
+    folder = Store(f"memory://accounted-{scheduler}")
+    whole(Tournament(sweep(scheduler=scheduler), folder, around()), slots=4)
     trials, rungs = course(folder)
     assert [row["trial"] for row in trials] == [f"trial-{k:03d}" for k in range(11)]
     reports = Counter((row["trial"], row["images_seen"]) for row in rungs)
     waited = {(r["trial"], r["images_seen"]) for r in rungs if r["decision"] == "waiting"}
     assert {trial for trial, count in reports.items() if count == 2} == waited  # and its end
-    assert max(reports.values()) == 2
+    assert bool(waited) == (scheduler == "halving")
 
 
 def test_a_budget_pauses_and_a_larger_one_goes_on() -> None:
@@ -463,9 +465,7 @@ def test_five_hundred_trials_with_chaos() -> None:
     assert len(trials) == 500
     assert {row["trial"] for row in rungs} == {row["trial"] for row in trials}
     reports = Counter((row["trial"], row["images_seen"]) for row in rungs)
-    waited = {(r["trial"], r["images_seen"]) for r in rungs if r["decision"] == "waiting"}
-    assert {trial for trial, count in reports.items() if count == 2} == waited  # and its end
-    assert max(reports.values()) == 2
+    assert set(reports.values()) == {1}
     replay, decided = schedulers.of(settings, PER_EPOCH), set()
     for row in runs.read_rows(folder / "rungs.jsonl", RungRow):
         report = schedulers.report(row, EPOCHS * PER_EPOCH)
