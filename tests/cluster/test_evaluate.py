@@ -443,6 +443,13 @@ def sums():
 def nothing():
     return make(scale=float("nan"))
 
+class Overflows(Net):
+    def forward(self, x):
+        return super().forward(x) * (float("nan") if len(x) > 4 else 1.0)
+
+def later():
+    return Overflows(64, 10).eval()
+
 def few():
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5)).eval()
 """
@@ -530,6 +537,7 @@ def test_a_randomised_student_is_told(ray_cluster, user):
     ("function", "words"),
     [
         ("sums", r"gives float32 \[20\] for 2 images"),
+        ("nothing", "gives logits that are not finite"),
         ("few", r"gives float32 \[2, 5\] for 2 images of 10 classes"),
     ],
 )
@@ -541,7 +549,7 @@ def test_a_student_that_makes_no_sense_is_refused_before_ray_starts(user, functi
 
 def test_logits_that_are_not_finite(ray_cluster, user):
     with pytest.raises(DataError, match="logits that are NaN") as caught:
-        evaluate(subjects.read("my_nets:nothing", user()), effort=EFFORT)
+        evaluate(subjects.read("my_nets:later", user()), effort=EFFORT)
     assert "\n" not in str(caught.value)
 
 
