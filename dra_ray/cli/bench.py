@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 
 from dra_ray.cli import terminal
-from dra_ray.cli.options import Json, RunArgument
+from dra_ray.cli.options import Commands, Json, RunArgument
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
 
 bench_app = typer.Typer(
-    no_args_is_help=True, help="Benchmarks: ratios measured in one run on this machine."
+    cls=Commands,
+    no_args_is_help=True,
+    help="Benchmarks: ratios measured in one run on this machine.",
 )
 
 

@@ -21,6 +21,7 @@ from dra_ray.cli import terminal
 from dra_ray.cli.bench import bench_app
 from dra_ray.cli.options import (
     Check,
+    Commands,
     ConfigArgument,
     EvaluationSet,
     Json,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from dra_ray.bench import speed
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Robust image classifiers with diffusion teachers, on Ray.",

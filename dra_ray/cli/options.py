@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterable, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 from dra_ray import config, runs
 from dra_ray.cli import terminal
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store, folder_name
 from dra_ray.teachers import cards
+
+
+class Commands(TyperGroup):
+    """A group whose list shows the first paragraph of a command's help as running text: Typer would
+    keep the line ends of the docstring.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for command in self.commands.values():
+            first = inspect.cleandoc(command.help or "").partition("\n\n")[0]
+            command.short_help = command.short_help or " ".join(first.split())
+
 
 Set = Annotated[
     list[str] | None,

@@ -9,12 +9,12 @@ import typer
 
 from dra_ray import config
 from dra_ray.cli import terminal
-from dra_ray.cli.options import ConfigArgument, Json, Set
+from dra_ray.cli.options import Commands, ConfigArgument, Json, Set
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
 
 pool_app = typer.Typer(
-    no_args_is_help=True, help="Teacher pools of the cluster that RAY_ADDRESS names."
+    cls=Commands, no_args_is_help=True, help="Teacher pools of the cluster that RAY_ADDRESS names."
 )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from dra_ray import config, runs
 from dra_ray.cli import terminal
 from dra_ray.cli.options import (
     Check,
+    Commands,
     ConfigArgument,
     Json,
     Name,
@@ -27,7 +27,7 @@ from dra_ray.storage import Store
 from dra_ray.sweeps import orders, spaces
 
 
-class _OrRun(TyperGroup):
+class _OrRun(Commands):
     """A group whose first argument may be a recipe: then `run` is meant."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

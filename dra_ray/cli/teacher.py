@@ -10,6 +10,7 @@ import typer
 from dra_ray import config
 from dra_ray.cli import terminal
 from dra_ray.cli.options import (
+    Commands,
     ConfigArgument,
     DataSet,
     Json,
@@ -25,7 +26,7 @@ from dra_ray.cli.options import (
 )
 from dra_ray.storage import Store
 
-teacher_app = typer.Typer(no_args_is_help=True, help="Diffusion teachers.")
+teacher_app = typer.Typer(cls=Commands, no_args_is_help=True, help="Diffusion teachers.")
 
 
 @teacher_app.command("train")

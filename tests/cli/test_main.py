@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+from typer.core import TyperGroup
 
 from dra_ray import config
-from dra_ray.cli.main import main
+from dra_ray.cli.main import app, main
 
 
 def dra(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -239,6 +241,18 @@ def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "Usage" in done.stdout
     assert len(done.stdout.splitlines()) > 5
+
+
+def test_a_list_of_commands_shows_running_text() -> None:
+    groups = [typer.main.get_command(app)]
+    for group in groups:  # those found on the way are looked at too
+        assert isinstance(group, TyperGroup)
+        for command in group.commands.values():
+            shown, words = command.short_help or "", (command.help or "").split()
+            assert "\n" not in shown
+            assert shown.split() == words[: len(shown.split())] != []
+        groups += [sub for sub in group.commands.values() if isinstance(sub, TyperGroup)]
+    assert len(groups) > 4
 
 
 def test_the_version_is_said_with_what_numbers_depend_on(tmp_path: Path) -> None:
