@@ -130,8 +130,9 @@ class Study:
             | {field: value for field, value in point.items() if field not in inside}
             | ({EARLIER: earlier.number} if earlier else {}),
         )
-        if row.at is not None:
-            begun.datetime_start = datetime.datetime.fromtimestamp(row.at)
+        if row.at is not None:  # of its first score, which comes after `elapsed_s` of training
+            trained_s = 0.0 if earlier else row.elapsed_s or 0.0
+            begun.datetime_start = datetime.datetime.fromtimestamp(row.at - trained_s)
         storage = self._study._storage
         number = storage.create_new_trial(self._study._study_id, template_trial=begun)
         self._trials[trial] = _Mirrored(

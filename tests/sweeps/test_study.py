@@ -91,6 +91,14 @@ def test_optuna_reads_what_was_recorded(tmp_path: Path) -> None:
     assert trials[3].user_attrs["reason"] == "the loss is nan"
 
 
+def test_a_trial_starts_where_its_training_did(tmp_path: Path) -> None:
+    sweep = Store(str(tmp_path / "sweep"))
+    first, *later = [row(2, 1, 0.375, "stop"), row(2, 2, 0.4375, "continue")]
+    mirrored(sweep, [first.model_copy(update={"elapsed_s": 40.0}), *later])
+    begun = [trial.datetime_start.timestamp() for trial in read(f"{sweep}/{JOURNAL}", "sweep")]
+    assert begun == [first.at - 40, later[0].at]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_restart_at_any_row_mirrors_nothing_twice(tmp_path: Path, seed: int) -> None:
     """Each driver begins with every row that is recorded, as a restarted sweep does."""
