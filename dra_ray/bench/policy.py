@@ -651,7 +651,7 @@ def plot(outcomes: Sequence[Outcome]) -> dict[str, plots.Figure]:
     """
     figures: dict[str, plots.Figure] = {COST: _cost(outcomes)}
     for outcome in outcomes:
-        if outcome.elastic and (figure := plots.pool(outcome.history)):
+        if outcome.elastic and (figure := plots.pool(outcome.history, "time of the day")):
             figures[f"Replicas over the day: {outcome.name}"] = figure
     return figures
 

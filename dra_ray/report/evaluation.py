@@ -229,7 +229,7 @@ def _others(final: Evaluated, title: html.Block | None) -> list[html.Block]:
         ]
         for row in final.others
     ]
-    note = html.caption("`dra report` writes a page for each of these folders.")
+    note = html.caption("dra report writes a page for each of these folders.")
     return html.some(html.Heading("With other settings"), title, html.Table(head, rows), note)
 
 

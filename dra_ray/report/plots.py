@@ -210,8 +210,10 @@ def _merged(lines: Sequence[Figure]) -> list[Figure]:
     ]
 
 
-def pool(history: Sequence[LogRow]) -> Figure | None:
-    """Teacher replicas over time: running, wanted, and the work that asked for them."""
+def pool(history: Sequence[LogRow], time: str = "time since the pool started") -> Figure | None:
+    """Teacher replicas over time: running, wanted, and the work that asked for them. `time` names
+    the axis, which begins with the history.
+    """
     if not history:
         return None
     seconds = history[-1].at - history[0].at
@@ -253,7 +255,7 @@ def pool(history: Sequence[LogRow]) -> Figure | None:
         if any(getattr(row, key) is not None for row in history)
     ]
     layout = frame(
-        {"title": f"time since the pool started ({name})"},
+        {"title": f"{time} ({name})"},
         {"title": "replicas", "range": [0, 1.1 * highest], "dtick": max(1, round(highest / 6))},
     )
     return {"data": traces, "layout": layout | {"hovermode": "x unified"}}

@@ -41,7 +41,7 @@ def _answer(found: Findings) -> html.Section | None:
         html.Text(lead),
         html.caption(
             "Trials are compared on the same validation images after equally many training "
-            "images. The winner is in winner.yaml, ready for `dra train`."
+            "images. The winner is in winner.yaml, a config for dra train."
         ),
         html.Details(
             f"{words.number(len(ties), 'trial')} that cannot be told apart from the winner",
@@ -98,8 +98,8 @@ def _effect(curve: Curve) -> str:
         about.append(f"Of {words.fields(curve.task)}.")
     if curve.unequal:
         about.append(
-            f"{' and '.join(curve.unequal)} are not spread alike over the values, so part of this "
-            "may be theirs."
+            f"The values of {' and '.join(curve.unequal)} are not spread alike over these, so part "
+            "of the difference may be theirs."
         )
     return " ".join(about)
 

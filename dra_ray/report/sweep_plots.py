@@ -228,7 +228,7 @@ def parallel(trials: Sequence[Trial], fields: Sequence[str]) -> Figure | None:
         )
     layout = frame(
         {"title": "axis", "type": "category"},
-        {"title": "lowest to highest value", "range": [-0.12, 1.12], "showticklabels": False},
+        {"title": "low to high", "range": [-0.12, 1.12], "showticklabels": False},
     )
     layout["annotations"] = [
         {

@@ -57,6 +57,10 @@ def beside_name(item: object) -> str | None:
     """
     if item is None:
         return None
+    if isinstance(item, bool):
+        return str(item).lower()  # as in a config file
+    if isinstance(item, tuple):
+        return ", ".join(value(one) for one in item)
     return count(item) if isinstance(item, int) and not isinstance(item, bool) else value(item)
 
 

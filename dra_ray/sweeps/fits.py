@@ -193,7 +193,8 @@ def _unfit(points: Sequence[Point]) -> str | None:
     scales = len({point.x for point in points})
     if scales < SCALES:
         return (
-            f"{scales} distinct scales above 0, and it takes {SCALES} to see a bend and its noise"
+            f"{scales} distinct scale{'s' * (scales != 1)} above 0, and it takes {SCALES} to see a "
+            "bend and its noise"
         )
     if points[-1].x < RATIO * points[0].x:
         return (

@@ -19,7 +19,7 @@ import pytest
 
 from dra_ray import config
 from dra_ray.inspection.state import read_rungs
-from dra_ray.report import html, write
+from dra_ray.report import html, words, write
 from dra_ray.report.collect import collect
 from dra_ray.report.page import figures_of
 from dra_ray.storage import Store
@@ -242,6 +242,22 @@ def hostile_blocks() -> list[html.Block]:
         html.Bars([(HOSTILE, 1.0, HOSTILE)]),
         html.Section(HOSTILE, HOSTILE, HOSTILE, [text], notice=True),
     ]
+
+
+def test_a_dash_stands_where_the_numbers_of_its_column_stand() -> None:
+    table = html.Table(["policy", "share"], [["fixed", 45.1], [None, None]])
+    text = html.page("", "", "", [html.Section("one", "One", "", [table])])
+    assert re.findall(r"<td(.*?)>(.*?)</td>", text) == [
+        ("", "fixed"),
+        (' class="number" data-value="45.1"', "45.1"),
+        ("", "–"),
+        (' class="number"', "–"),
+    ]
+
+
+def test_a_value_beside_its_name_is_written_as_in_a_config() -> None:
+    shown = [words.beside_name(value) for value in (True, (9.0, 11.5), 1024, 0.5, None)]
+    assert shown == ["true", "9, 11.5", f"1{words.THIN}024", "0.5", None]
 
 
 def test_every_block_escapes_what_it_shows() -> None:
