@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import queue
 import tempfile
 import threading
@@ -35,8 +36,8 @@ class Tracker(Protocol):
     """Whoever is told of rows. Both calls come from one thread, and may raise anything."""
 
     def row(self, trial: str, row: Row) -> None:
-        """A row of a trial, or of the run itself; perhaps one that it was given before. A `RungRow`
-        that is no "continue" is the trial's last.
+        """A row of a trial, or of the run itself; perhaps one that it was given before. After a
+        `RungRow` that is no "continue" its trial trains no more, or not for a while.
         """
 
     def end(self, status: str) -> None:
@@ -231,16 +232,22 @@ def _identity(tracked: Tracked, trial: str) -> str:
 
 # -- MLflow ----------------------------------------------------------------------------------------
 class MLflow:
-    """A run of MLflow for each trial, in an experiment named after the sweep (or "dra_ray")."""
+    """A run of MLflow for each trial, in an experiment named after the sweep (or "dra_ray").
+
+    A trial that waits for its rung to fill stays RUNNING; one that was stopped or paused and goes
+    on is RUNNING again.
+    """
 
     ENDS: ClassVar = {
         "done": "FINISHED",
         "stop": "KILLED",
+        "paused": "KILLED",
         "failed": "FAILED",
         "unfinished": "KILLED",
     }
 
     def __init__(self, uri: str, tracked: Tracked) -> None:
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # results only
         from mlflow import MlflowClient
 
         self._client, self._tracked = MlflowClient(tracking_uri=uri), tracked
@@ -262,12 +269,16 @@ class MLflow:
             metrics = [Metric(name, value, stamp, at) for name, value in values.items()]
             self._client.log_batch(run, metrics=metrics)
             self._sent[trial].add((key, at))
-        if isinstance(row, RungRow) and row.decision != "continue":
+        if isinstance(row, RungRow) and row.decision in self.ENDS:
             self._terminate(trial, row.decision)
+        elif trial not in self._open:
+            self._client.update_run(run, status="RUNNING")
+            self._open.add(trial)
 
     def end(self, status: str) -> None:
+        is_sweep = self._tracked.group is not None  # whose finished trials have said so
         for trial in sorted(self._open):
-            self._terminate(trial, status)
+            self._terminate(trial, "unfinished" if is_sweep else status)
 
     def _begin(self, trial: str) -> str:
         """The trial's run: the one that a former driver began, going on, or a new one."""
@@ -302,9 +313,8 @@ class MLflow:
         return sent
 
     def _terminate(self, trial: str, how: str) -> None:
-        if trial in self._open:
-            self._open.remove(trial)
-            self._client.set_terminated(self._ids[trial], self.ENDS[how])
+        self._open.discard(trial)
+        self._client.set_terminated(self._ids[trial], self.ENDS[how])
 
 
 # -- W&B and Trackio -------------------------------------------------------------------------------

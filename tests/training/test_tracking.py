@@ -224,6 +224,24 @@ def test_a_real_mlflow_server_has_every_row_once(tmp_path: Path, mlflow_uri: str
         (100 * epoch, epoch / 16, int((START_S + epoch) * 1000)) for epoch in (1, 2, 3)
     ]
 
+    halved = [
+        rung(0, 1, "waiting"),
+        rung(1, 1, "stop"),
+        rung(0, 1),  # among the best of its rung
+        rung(1, 1),  # and one without alignment goes on too
+        rung(1, 3, "done"),
+        rung(0, 2, "waiting"),
+        rung(2, 2, "paused"),
+    ]
+    later = [*halved, rung(0, 3, "done")]
+    for rows, state in ((halved[:1], "KILLED"), (halved, "KILLED"), (later, "FINISHED")):
+        sweep_told(settings, Store(str(tmp_path / "halved")), rows)
+        experiment = client.get_experiment_by_name("halved")
+        there = client.search_runs([experiment.experiment_id])
+        ended = {run.info.run_name: run.info.status for run in there}
+        assert ended["trial-000"] == state
+    assert ended == {"trial-000": "FINISHED", "trial-001": "FINISHED", "trial-002": "KILLED"}
+
     tracked = Tracked(Store(str(tmp_path / "run")), {"run": {"optim.lr": 0.1}})
     for _ in range(2):
         tracker = MLflow(mlflow_uri, tracked)
