@@ -245,8 +245,8 @@ def _path(folder: str, name: str) -> str:
 
 
 def _elapsed(manifest: Manifest) -> float | None:
-    if manifest.elapsed_s is not None or not manifest.stages:
-        return manifest.elapsed_s
+    if manifest.elapsed_s or not manifest.stages:
+        return manifest.elapsed_s or None  # 0 until the first driver of a sweep has ended
     return sum(stage.seconds for stage in manifest.stages)
 
 

@@ -188,7 +188,14 @@ def _plan(summary: Summary) -> html.Section | None:
     plan = Planned.model_validate(summary.plan)
     compared = planned.compare(plan, summary.spent)
     rows = [
-        [row.what, row.planned, *(row.interval or (None, None)), row.spent, round(100 * row.share)]
+        [
+            row.what,
+            *(
+                round(value) if row.what == "images" and value is not None else value
+                for value in (row.planned, *(row.interval or (None, None)), row.spent)
+            ),
+            round(100 * row.share),
+        ]
         for row in compared
     ]
     return html.section(
