@@ -47,7 +47,7 @@ from dra_ray.sweeps import schedulers, spaces
 
 if TYPE_CHECKING:
     from dra_ray import plan as job
-    from dra_ray.bench import speed
+    from dra_ray.plan import speed
 
 app = typer.Typer(
     cls=Commands,
@@ -515,7 +515,7 @@ def plan(
     prices: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Your own copy of dra_ray/bench/gpus.yaml, with your prices."
+            metavar="FILE", help="Your own copy of dra_ray/plan/gpus.yaml, with your prices."
         ),
     ] = None,
     cluster: Annotated[
@@ -530,7 +530,8 @@ def plan(
     settings = config.load(recipe, None, set_)
     with terminal.busy(f"planning {recipe}"):
         from dra_ray import plan as job
-        from dra_ray.bench import nodes, speed
+        from dra_ray.bench import nodes
+        from dra_ray.plan import speed
 
         known = speed.table(prices)
         rate = _speed(settings, tflops, gpu, known)
@@ -575,7 +576,7 @@ def _speed(
     """As given, by a card's peak, or measured here; None where the GPU that is asked for is not
     here.
     """
-    from dra_ray.bench import speed
+    from dra_ray.plan import speed
 
     if tflops is not None:
         if not 0 < tflops < math.inf:

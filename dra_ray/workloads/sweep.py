@@ -21,9 +21,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from dra_ray import cluster, config, data, plan, runs, students
-from dra_ray.bench import speed
 from dra_ray.errors import ConfigError, DraError, RunError, StorageError, is_lasting
 from dra_ray.inspection import listing
+from dra_ray.plan import speed
 from dra_ray.pool import client, service
 from dra_ray.pool.records import LogRow
 from dra_ray.runs import RungRow

@@ -160,6 +160,7 @@ NOT_IN_DIGEST = {
 # Fields that a config has got since the record: at their default they are not in its digest.
 ADDED: dict[str, Any] = {
     "data_seed": None,
+    "weights": "average",
     "level": 0.05,
     "constraints": [],
     "search": {"method": "grid", "startup_trials": 8, "points": [], "warm_start": None},

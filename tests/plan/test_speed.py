@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dra_ray.bench import speed
 from dra_ray.errors import ConfigError
+from dra_ray.plan import speed
 
 
 def test_a_card_is_a_stated_share_of_its_peak() -> None:

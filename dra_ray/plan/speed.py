@@ -64,7 +64,7 @@ class Speed:
 def table(file: str | None = None) -> Table:
     """The packaged table, or a user's; `ConfigError` names the field that is wrong."""
     if file is None:
-        text = (resources.files("dra_ray.bench") / "gpus.yaml").read_text()
+        text = (resources.files("dra_ray.plan") / "gpus.yaml").read_text()
     else:
         text = Store(file).read_text()
     source = file or "gpus.yaml"
