@@ -234,7 +234,7 @@ def sweep_rows(bars: Bars, settings: config.Sweep) -> Callable[[runs.RungRow], N
         bars.show(
             "sweep",
             sum(done.values()) / (epochs * max(trials, len(done))),
-            f"sweep: {ended}/{max(trials, len(done))} trials, best {best:.1%}",
+            f"sweep: best {best:.1%}, {ended}/{max(trials, len(done))} trials",
         )
 
     return show

@@ -331,7 +331,7 @@ def _sweep(
         "validation images, which are never trained on; "
         "robust accuracy is the share still right under a PGD attack. At each rung (a fixed epoch) "
         "trials with low robust accuracy stop early, so "
-        "that the time goes to the better ones (ASHA). The finalists, the best with DRA and the "
+        "that the time goes to the better ones. The finalists, the best with DRA and the "
         "best without, are always trained to the end.",
         html.grid(
             html.plot(
