@@ -93,7 +93,10 @@ def early_stopping(manifest: Manifest, rows: Sequence[RungRow]) -> health.Health
         if row.trial in epochs
     ]
     rules = schedulers.rules(sweep, scored[0].images_seen // scored[0].epoch)
-    return health.examine([report for report in reports if report is not None], rules)
+    last = {row.trial: row for row in scored}
+    going = {name for name, row in last.items() if not runs.end_of(row.decision)}
+    told = [report for report in reports if report is not None]
+    return health.examine(told, rules, going=going)
 
 
 def answered(folder: Store, sweep: config.Sweep) -> tuple[str, Store | None]:

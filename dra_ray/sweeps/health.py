@@ -4,7 +4,7 @@ and what it saved.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,8 +37,8 @@ class Health:
     """Early stopping of one sweep."""
 
     rungs: tuple[Rung, ...]
-    images: int  # of all trials
-    images_to_the_end: int  # had every trial run to its end
+    images: int  # of the trials that have ended
+    images_to_the_end: int  # had each of them run to its end
     regret: float | None  # expected robust accuracy lost with trials that were stopped
     regret_interval: Interval | None
     sentences: tuple[str, ...]
@@ -49,15 +49,19 @@ class Health:
         return 1 - self.images / self.images_to_the_end if self.images_to_the_end else 0.0
 
 
-def examine(reports: Sequence[Report], rules: Rules, seed: int = 0) -> Health:
-    """The health of a sweep's reports, in the order in which they came."""
+def examine(
+    reports: Sequence[Report], rules: Rules, seed: int = 0, going: Collection[str] = ()
+) -> Health:
+    """The health of a sweep's reports, in the order in which they came. Trials that are still
+    `going` have saved no images and lost nothing yet.
+    """
     levels, ends = _levels(reports, rules), {r.trial: r for r in reports if r.final}
     later = [*levels[1:], ends] if levels else []
     rungs = tuple(
         _rung(number, here, after, seed)
         for number, (here, after) in enumerate(zip(levels, later, strict=True), 1)
     )
-    last = {report.trial: report for report in reports}
+    last = {report.trial: report for report in reports if report.trial not in going}
     images = sum(report.images_seen for report in last.values())
     full = sum(report.end_images for report in last.values())
     regret = _regret(last, ends, reports, seed)
