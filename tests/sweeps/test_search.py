@@ -81,7 +81,7 @@ def test_suggestions_are_inside_the_space_and_never_twice(method: str) -> None:
 
 
 @pytest.mark.seconds
-@pytest.mark.parametrize("method", ["random", "tpe", "gp"])
+@pytest.mark.parametrize("method", ["random", "tpe", pytest.param("gp", marks=pytest.mark.slow)])
 def test_a_driver_that_starts_again_is_suggested_the_same(method: str) -> None:
     """Asked in another process, with what is known in another order."""
     settings = sweep(search={"method": method, "startup_trials": 3}, constraints=RULES)

@@ -69,29 +69,32 @@ def run(
     return state.student.state_dict(), torch.stack(losses)
 
 
-def _half(rank: int, experiment: config.Experiment) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    return run(experiment, rank, 2)
+SYNCHRONISED, APART = small(compute__sync_batchnorm=True), small()
 
 
-def two_workers(experiment: config.Experiment) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    return on_two(_half, experiment)[0]
+def _halves(rank: int) -> list[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    return [run(experiment, rank, 2) for experiment in (SYNCHRONISED, APART)]
 
 
-def test_two_workers_with_synchronised_norms_are_one_worker() -> None:
+@pytest.fixture(scope="module")
+def halves() -> list[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    """What the first of two workers has, with synchronised norms and without."""
+    return on_two(_halves)[0]
+
+
+def test_two_workers_with_synchronised_norms_are_one_worker(halves) -> None:
     """2 x B/2 with SyncBN equals 1 x B up to rounding, over three steps: losses, weights and
     running statistics.
     """
-    experiment = small(compute__sync_batchnorm=True)
-    (one, losses), (two, losses_two) = run(experiment), two_workers(experiment)
+    (one, losses), (two, losses_two) = run(SYNCHRONISED), halves[0]
     assert torch.allclose(losses, losses_two, rtol=1e-4, atol=1e-6)
     for name in one:
         assert torch.allclose(one[name].float(), two[name].float(), rtol=1e-3, atol=1e-4), name
 
 
-def test_without_them_they_are_not() -> None:
+def test_without_them_they_are_not(halves) -> None:
     """Per-worker statistics are another model: the check above can fail."""
-    experiment = small()
-    assert not torch.allclose(run(experiment)[1], two_workers(experiment)[1], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(run(APART)[1], halves[1][1], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
