@@ -49,7 +49,9 @@ class Data(Frozen):
         None, description="archive, file or folder of the data set; digits needs none"
     )
     resolution: Pixels | None = Field(
-        None, description="pixels a side that imagenet's and a folder's images are resized to"
+        None,
+        description="pixels a side that imagenet's and a folder's images are resized to, or others "
+        "reduced to; default of the others: as they are",
     )
     train_images: PositiveInt | None = Field(
         None,

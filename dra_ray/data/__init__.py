@@ -13,7 +13,16 @@ from torch import Tensor
 
 from dra_ray import config
 from dra_ray.data.batches import BatchPlan
-from dra_ray.data.pictures import OFFICIAL, OnDisk, Parts, Pictures, Shape, Split, in_memory
+from dra_ray.data.pictures import (
+    OFFICIAL,
+    OnDisk,
+    Parts,
+    Pictures,
+    Shape,
+    Split,
+    in_memory,
+    reduced,
+)
 from dra_ray.errors import DataError
 
 __all__ = [
@@ -118,7 +127,26 @@ def load(settings: config.Data) -> Images:
     # the table of data sets lies below this room, so it names its reader's module
     reader = importlib.import_module(f"dra_ray.data.{settings.known.reader}")
     parts: Parts = reader.read(settings)
+    if settings.known.split != "by_class":  # whose reader resizes
+        parts = _reduced(settings, parts)
     return SPLITS[settings.known.split](settings, parts)
+
+
+def _reduced(settings: config.Data, parts: Parts) -> Parts:
+    resolution, given = settings.resolution, parts.train.picture_shape[1]
+    if resolution is None or resolution == given:
+        return parts
+    _require_smaller(settings, given)
+    test = parts.test and reduced(parts.test, resolution)
+    return parts._replace(train=reduced(parts.train, resolution), test=test)
+
+
+def _require_smaller(settings: config.Data, given: int) -> None:
+    if settings.resolution and settings.resolution > given:
+        raise DataError(
+            f"data.resolution={settings.resolution}, but images of '{settings.name}' have {given} "
+            "pixels a side and are only ever reduced; lower it or leave it out"
+        )
 
 
 def outline(settings: config.Data) -> Outline:
@@ -129,7 +157,9 @@ def outline(settings: config.Data) -> Outline:
         images = load(settings)
         return Outline(images.shape, len(images.train), len(images.validation), len(images.test))
     shape, train, test = OFFICIAL[settings.name]
-    if settings.resolution and settings.known.split == "by_class":
+    if settings.resolution:
+        if settings.known.split != "by_class":
+            _require_smaller(settings, shape.resolution)
         shape = dataclasses.replace(shape, resolution=settings.resolution)
     train -= settings.validation_images
     return Outline(
@@ -141,10 +171,14 @@ def outline(settings: config.Data) -> Outline:
 
 
 def _official(settings: config.Data, parts: Parts) -> Images:
-    """The first training images are the validation set (DM-AT); official test images stay apart."""
+    """The first training images are the validation set (DM-AT); official test images stay apart.
+
+    Mean and deviation are those of the official size, also where images are reduced.
+    """
     train, test = parts.train, _test(parts)
     _require(settings, len(train))
-    held_out, shape = settings.validation_images, OFFICIAL[settings.name][0]
+    held_out, resolution = settings.validation_images, train.picture_shape[1]
+    shape = dataclasses.replace(OFFICIAL[settings.name][0], resolution=resolution)
     used = slice(held_out, held_out + settings.train_images if settings.train_images else None)
     return Images(settings.name, shape, train[used], train[:held_out], test[: settings.test_images])
 

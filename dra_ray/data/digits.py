@@ -25,6 +25,11 @@ def read(settings: config.Data) -> Parts:
 
     The file is read without importing scikit-learn, which would cost every worker two seconds.
     """
+    if settings.uri:
+        raise DataError(
+            f"data.uri={settings.uri!r}, but data.name='digits' is inside scikit-learn and is read "
+            "from there; leave data.uri out, or name the data set that is there"
+        )
     spec = importlib.util.find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
         raise DataError(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dra_ray.config.data_sets import DATA_SETS
 from dra_ray.errors import DataError
@@ -188,6 +189,17 @@ def in_memory(pictures: Pictures) -> Split:
     for rows in torch.arange(len(pictures)).split(CHUNK):
         images[rows] = pictures.take(rows)[0]
     return Split(images, pictures.labels)
+
+
+def reduced(pictures: Pictures, resolution: int) -> Split:
+    """All of `pictures` at fewer pixels a side: each is the mean over the area that it covers,
+    rounded.
+    """
+    parts = [
+        F.interpolate(images.float(), size=(resolution, resolution), mode="area").round_().byte()
+        for images in in_memory(pictures).images.split(CHUNK)
+    ]
+    return Split(torch.cat(parts), pictures.labels)
 
 
 def picture_bytes(pictures: Pictures) -> int:

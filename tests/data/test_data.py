@@ -199,3 +199,26 @@ def test_files_that_are_gone_are_noticed(tmp_path) -> None:
         runs.begin_run(run, "train", {}, "digest", runs.Facts(data=data.load(settings).facts()))
     file.write_bytes(content)
     runs.begin_run(run, "train", {}, "digest", runs.Facts(data=data.load(settings).facts()))
+
+
+# -- fewer pixels ----------------------------------------------------------------------------------
+def test_images_are_reduced_to_means_over_areas() -> None:
+    whole, small = (data.load(config.Data(resolution=side)) for side in (8, 4))
+    for part in ("train", "validation", "test"):
+        images = getattr(whole, part).images.double().numpy()
+        means = images.reshape(len(images), 1, 4, 2, 4, 2).mean((3, 5))
+        assert np.array_equal(getattr(small, part).images.numpy(), np.rint(means))
+        assert torch.equal(getattr(small, part).labels, getattr(whole, part).labels)
+    assert small.resolution == data.outline(config.Data(resolution=4)).shape.resolution == 4
+    assert small.sha256 != whole.sha256 == data.load(config.Data()).sha256
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "fashion-mnist"])
+def test_they_are_not_enlarged(name: str) -> None:
+    with pytest.raises(DataError, match="data.resolution=64.*are only ever reduced; lower it"):
+        data.outline(config.Data(name=name, resolution=64))
+
+
+def test_digits_are_read_from_nowhere_else() -> None:
+    with pytest.raises(DataError, match="data.uri='/mine'.*leave data.uri out"):
+        data.load(config.Data(uri="/mine"))
