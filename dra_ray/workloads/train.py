@@ -27,8 +27,7 @@ from ray.util import metrics
 from torch import nn
 
 from dra_ray import cluster, config, data, runs, students
-from dra_ray.attacks import pgd
-from dra_ray.data import Images, Pictures, random, synthetic
+from dra_ray.data import Images, Pictures, synthetic
 from dra_ray.data import batches as batch_plan
 from dra_ray.data.loader import Batches
 from dra_ray.errors import ConfigError, LastingError, StorageError
@@ -41,6 +40,7 @@ from dra_ray.teachers import targets
 from dra_ray.teachers.network import Network
 from dra_ray.training import arithmetic, averaging, optimisers, schedule, tracking, workers
 from dra_ray.training.step import Feed, State, _mean, initial_state, step
+from dra_ray.training.validation import CHUNK, judge_chunk
 from dra_ray.workloads.session import KEPT, InProcess, OnRayTrain, Place, Session, read_snapshot
 
 logger = logging.getLogger("dra_ray")
@@ -48,7 +48,6 @@ METRICS = {
     "dra_train_images": "training images seen, over all workers",
     "dra_train_robust_accuracy": "robust accuracy on the validation images",
 }
-VALIDATION_CHUNK = 128
 Row = ValidationRow | StepRow
 
 
@@ -613,33 +612,15 @@ def validate(
 
     Every image's noise is its own and chunks are the same for any number of workers.
     """
-    selection, threat, device = experiment.selection, experiment.threat, place.device
+    device = place.device
     correct = torch.zeros(2, len(split), device=device)
     student.eval()
-    for number, chunk in enumerate(torch.arange(len(split)).split(VALIDATION_CHUNK)):
+    for number, chunk in enumerate(torch.arange(len(split)).split(CHUNK)):
         if number % place.world != place.rank:
             continue
         pixels, classes = split.take(chunk)
-        x, labels = data.to_float(pixels.to(device)), classes.to(device)
-        noise = pgd.noise_like(
-            pixels.shape,
-            threat,
-            random.generator(experiment.shared_seed, random.Stream.VALIDATION, number),
-        )
-        images = chunk.to(device)
-        with torch.no_grad():
-            correct[0, images] = (student(x).argmax(1) == labels).float()
-        size = selection.step_255 / 255 if selection.step_255 else None
-        correct[1, images] = pgd.evaluate_pgd(
-            student,
-            x,
-            labels,
-            threat,
-            noise.to(device),
-            selection.steps,
-            loss=selection.loss,
-            step=size,
-        ).float()
+        judged = judge_chunk(student, experiment, pixels, classes, number, device)
+        correct[:, chunk.to(device)] = torch.stack(judged).float()
     clean, robust = workers.total(correct).bool().cpu().numpy()
     return clean, robust
 
