@@ -118,6 +118,7 @@ class Planned(Record):
     trials: int
     images: Estimate
     seconds: Estimate | None = None  # None where the speed of its devices is not known
+    measured: bool = False  # whether seconds are of timed steps, or of arithmetic alone
     money: Estimate | None = None
     currency: str | None = None
     budget: dict[str, JsonValue] = {}

@@ -47,7 +47,7 @@ from dra_ray.sweeps import schedulers, spaces
 
 if TYPE_CHECKING:
     from dra_ray import plan as job
-    from dra_ray.plan import speed
+    from dra_ray.plan import speed, timing
 
 app = typer.Typer(
     cls=Commands,
@@ -504,8 +504,8 @@ def plan(
         float | None,
         typer.Option(
             min=0,
-            help="Sustained TFLOP/s of one GPU (or CPU thread); default: measured here, or by "
-            "--gpu.",
+            help="Sustained TFLOP/s of one GPU (or CPU thread), for arithmetic; default: a few "
+            "steps are timed here.",
         ),
     ] = None,
     gpu: Annotated[
@@ -534,8 +534,9 @@ def plan(
         from dra_ray.plan import speed
 
         known = speed.table(prices)
-        rate = _speed(settings, tflops, gpu, known)
-        planned = job.plan(settings, rate.tflops if rate else None, _prices(settings, gpu, known))
+        basis = _basis(settings, tflops, gpu, known)
+        prices_ = _prices(settings, gpu, known)
+        planned = job.plan(settings, basis.tflops, prices_, pace=basis.pace)
         room: list[str] = []
         if cluster and isinstance(settings, config.Sweep | config.Experiment):
             demands = nodes.demands(settings, getattr(planned, "concurrent", 1))
@@ -550,11 +551,7 @@ def plan(
     terminal.out.print(job.summary(planned))
     for line in room:
         terminal.out.print(line)
-    terminal.err.print(
-        f"hours: {rate.source}"
-        if rate
-        else "hours are not known: no such GPU is here; add --gpu h100 or --tflops N"
-    )
+    terminal.err.print(f"hours: {basis.said}")
     for row in rows:
         if not row.stage:
             terminal.err.print(f"note: {row.text}")
@@ -570,28 +567,41 @@ def _asked_gpus(settings: config.Config) -> float:
     return experiment.resources.gpus_per_worker
 
 
-def _speed(
+def _basis(
     settings: config.Config, tflops: float | None, gpu: str | None, known: speed.Table
-) -> speed.Speed | None:
-    """As given, by a card's peak, or measured here; None where the GPU that is asked for is not
-    here.
+) -> timing.Basis:
+    """What hours go by: as given, a card's peak, or what this machine does; nothing where the GPU
+    that is asked for is not here.
     """
-    from dra_ray.plan import speed
+    from dra_ray.plan import speed, timing
 
     if tflops is not None:
         if not 0 < tflops < math.inf:
             raise ConfigError(
                 f"--tflops {tflops:g}: a speed must be above 0 and finite, such as 50"
             )
-        return speed.Speed(tflops, "as given by --tflops")
+        return timing.by_arithmetic(speed.Speed(tflops, "as given by --tflops"))
     if gpu:
         compute = getattr(getattr(settings, "base", settings), "compute", None)
-        return speed.of_gpu(gpu, known, compute.precision if compute else "fp32")
-    if not _asked_gpus(settings):
-        return speed.measured()
-    import torch
+        precision = compute.precision if compute else "fp32"
+        return timing.by_arithmetic(speed.of_gpu(gpu, known, precision))
 
-    return speed.measured("cuda") if torch.cuda.is_available() else None
+    def here() -> speed.Speed | None:
+        import torch
+
+        if not _asked_gpus(settings):
+            return speed.measured()
+        return speed.measured("cuda") if torch.cuda.is_available() else None
+
+    if isinstance(settings, config.Sweep):
+        trials = list(spaces.experiments(settings).values())
+        return timing.basis(timing.of_sweep(settings, trials), _WORKER, here)
+    if isinstance(settings, config.Experiment):
+        return timing.basis(settings, _WORKER, here)
+    return timing.by_arithmetic(here())
+
+
+_WORKER = "dra_ray.workloads.train"  # what a training process imports
 
 
 def _prices(settings: config.Config, gpu: str | None, known: speed.Table) -> job.Prices | None:

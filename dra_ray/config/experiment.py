@@ -689,6 +689,13 @@ class Resources(Frozen):
     )
     max_failures: CountOrNone = Field(3, description="restarts of a run whose worker died")
 
+    @property
+    def is_single(self) -> bool:
+        """Whether a sweep's trial trains in its slot's own process: Ray Train is there for several
+        workers, for an elastic number of them, and for workers that need nodes of a kind.
+        """
+        return self.workers == 1 and not self.min_workers and not self.labels
+
 
 class Tracking(Frozen):
     """Services that get the rows of a run, or of a sweep's rungs, beside its own logs; never change

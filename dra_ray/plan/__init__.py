@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -37,6 +37,8 @@ from dra_ray.config import (
 from dra_ray.config.sweep import Budget
 from dra_ray.data import Shape
 from dra_ray.errors import ConfigError
+from dra_ray.plan import pace as pacing
+from dra_ray.plan.pace import Pace
 from dra_ray.storage import Store
 from dra_ray.sweeps import forecast, rungs, spaces
 from dra_ray.teachers import checkpoint
@@ -106,6 +108,7 @@ class Training:
     synthetic_passes: Annotated[float | None, Shown("passes over the synthetic images", "{:.2f}")]
     checkpoints: Annotated[int, Shown("checkpoints", "{:,}")]
     student_pflop: Annotated[float, Shown("student PFLOP, validation included", "{:.4g}")]
+    validation_pflop: Annotated[float, Shown("of it validation, PFLOP", "{:.4g}")]
     teacher_pflop: Annotated[float, Shown("teacher PFLOP", "{:.4g}")]
 
     @property
@@ -148,10 +151,13 @@ class Resources:
 @dataclasses.dataclass(frozen=True)
 class Hours:
     """`student` and `teacher` are hours of GPUs, or of CPU threads where no GPU is asked for; of a
-    sweep, these and `expected` are with what is expected to be stopped.
+    sweep, these and `expected` are with what is expected to be stopped. `validation` and `start`
+    are parts of `student`; arithmetic knows no start. `wall` of a sweep's trial is of it alone.
     """
 
     student: Annotated[float | None, Shown("student device hours", "{:.3g}")] = None
+    validation: Annotated[float | None, Shown("of them validation", "{:.3g}")] = None
+    start: Annotated[float | None, Shown("of them start-up", "{:.3g}")] = None
     teacher: Annotated[float | None, Shown("teacher device hours", "{:.3g}")] = None
     worst: Annotated[float | None, Shown("hours if nothing is stopped", "{:.3g}")] = None
     expected: Annotated[float | None, Shown("hours expected", "{:.3g}")] = None
@@ -273,10 +279,14 @@ Plan = RunPlan | SweepPlan | TeacherPlan | SynthesisPlan | QuickstartPlan
 @dataclasses.dataclass(frozen=True)
 class Known:
     """What planning may look at besides the config; `tflops` sustained by one GPU, or by one CPU
-    thread where no GPU is asked for.
+    thread where no GPU is asked for; `pace` goes before it; `slots` of trials at the same time,
+    where they are known.
     """
 
     tflops: float | None = None
+    pace: Pace | None = None
+    slots: int | None = None
+    in_sweep: bool = False
     teacher: Network | None = None
     prices: Prices | None = None
     raised: int | None = None
@@ -287,14 +297,17 @@ def plan(
     tflops: float | None = None,
     prices: Prices | None = None,
     raised: int | None = None,
+    pace: Pace | None = None,
+    slots: int | None = None,
 ) -> Plan:
-    """What `config` would build, compute and occupy; hours only where `tflops` is given, and money
-    only where `prices` are too; `raised` as `Space.trials` has it.
+    """What `config` would build, compute and occupy; hours only where `tflops` or `pace` is given,
+    and money only where `prices` are too; `raised` as `Space.trials` has it.
 
-    A teacher's cost is known once its folder exists; until then `notes` says what is missing.
+    A pace is of experiments: hours of a teacher's own training and of sampling need `tflops`. A
+    teacher's cost is known once its folder exists; until then `notes` says what is missing.
     Raises the errors of reading data and cards.
     """
-    return _plan(config, Known(tflops=tflops, prices=prices, raised=raised))
+    return _plan(config, Known(tflops=tflops, prices=prices, raised=raised, pace=pace, slots=slots))
 
 
 def _plan(config: Config, known: Known) -> Plan:
@@ -443,10 +456,11 @@ def _experiment(config: Experiment, known: Known) -> RunPlan:
         else None,
         checkpoints=validations,
         student_pflop=2 * (seen * step + checking) / 1e15,
+        validation_pflop=2 * checking / 1e15,
         teacher_pflop=2 * seen * encode / 1e15,
     )
     resources = _resources(config, encode / step, notes)
-    hours = _hours(config, run, resources, known.tflops) if known.tflops else None
+    hours = _hours(config, run, resources, known)
     return RunPlan(
         kind=config.kind,
         student=Student(config.model.name, student_params, forward / 1e9),
@@ -601,26 +615,80 @@ def _units(config: Experiment) -> tuple[float, float]:
     )
 
 
-def _hours(config: Experiment, run: Training, resources: Resources, tflops: float) -> Hours:
-    """Hours of one run; `wall` assumes that the slower of the two sets the pace."""
-    per_worker, per_replica = _units(config)
-    student, teacher = (
-        pflop * 1e3 / tflops / 3600 for pflop in (run.student_pflop, run.teacher_pflop)
-    )
-    least, most = resources.min_replicas or 0, resources.max_replicas
-    if not most:
-        wall = (student + teacher) / (resources.workers * per_worker)
-        return Hours(student=student, teacher=teacher, wall=wall)
+def _replicas(resources: Resources) -> int:
+    """How many a pool comes to; 0 where the teacher works within the training workers."""
+    if not resources.max_replicas:
+        return 0
     needed = 1 if resources.replicas_needed is None else resources.replicas_needed
-    replicas = min(max(math.ceil(needed), least), most)
-    wall = max(student / (resources.workers * per_worker), teacher / (replicas * per_replica))
-    return Hours(student=student, teacher=teacher, wall=wall)
+    least = max(1, resources.min_replicas or 0)
+    return min(max(math.ceil(needed), least), resources.max_replicas)
+
+
+def _hours(config: Experiment, run: Training, resources: Resources, known: Known) -> Hours | None:
+    """Hours of one run, as measured or by arithmetic; `wall` assumes that the slower of student and
+    teacher sets the pace.
+    """
+    if known.pace:
+        return _measured_hours(config, run, resources, known.pace, known.in_sweep)
+    if not known.tflops:
+        return None
+    per_worker, per_replica = _units(config)
+    student, validation, teacher = (
+        pflop * 1e3 / known.tflops / 3600
+        for pflop in (run.student_pflop, run.validation_pflop, run.teacher_pflop)
+    )
+    replicas = _replicas(resources)
+    wall = student / (resources.workers * per_worker)
+    if replicas:
+        wall = max(wall, teacher / (replicas * per_replica))
+    else:
+        wall += teacher / (resources.workers * per_worker)
+    return Hours(student=student, validation=validation, teacher=teacher, wall=wall)
+
+
+def _measured_hours(
+    config: Experiment, run: Training, resources: Resources, pace: Pace, in_sweep: bool
+) -> Hours:
+    """A trial's are of it alone, its slot and the pool up; a run's are with its pool's start."""
+    per_worker, per_replica = _units(config)
+    workers, replicas = resources.workers, resources.max_replicas or 0  # a pool grows on demand
+    training = (run.student_pflop - run.validation_pflop) * pace.training / workers / 3600
+    validation = run.validation_pflop * pace.validation / workers / 3600
+    encoding = pace.training if pace.encoding is None else pace.encoding
+    teacher = run.teacher_pflop * encoding / 3600
+    warm = in_sweep and config.resources.is_single
+    start = pace.process_s / 3600
+    start *= pacing.PROCESSES_OF_WARM_TRIAL if warm else pacing.PROCESSES_OF_TRAIN
+    steps = max(training, teacher / replicas) if replicas else training + teacher / workers
+    held = workers * per_worker  # devices, from its start on
+    hours = Hours(
+        student=held * (training + validation + start),
+        validation=held * validation,
+        start=held * start,
+        teacher=per_replica * teacher,
+        wall=steps + validation + start,
+    )
+    if in_sweep:
+        return hours
+    before = pacing.PROCESSES_OF_POOL * pace.process_s / 3600 if replicas else 0.0
+    assert hours.wall is not None
+    return dataclasses.replace(hours, wall=before + hours.wall * pace.factor(_busy([hours])))
+
+
+def _busy(trials: Iterable[Hours]) -> float:
+    """Devices that one of `trials` keeps busy on average, workers and teacher together."""
+    busy, wall = 0.0, 0.0
+    for hours in trials:
+        busy += (hours.student or 0.0) + (hours.teacher or 0.0)
+        wall += hours.wall or 0.0
+    return busy / wall if wall else 0.0
 
 
 def _sweep(config: Sweep, known: Known) -> SweepPlan:
     experiments = spaces.experiments(config, known.raised)
     if "teacher.uri" not in config.space and known.teacher is None:
         known = dataclasses.replace(known, teacher=_teacher_at(config.base.teacher.uri))
+    known = dataclasses.replace(known, in_sweep=True)
     trials = {name: _experiment(experiment, known) for name, experiment in experiments.items()}
     course = _course(config, known, trials, experiments)
     images = course.of(lambda trial: trial.run.images_seen)
@@ -628,11 +696,13 @@ def _sweep(config: Sweep, known: Known) -> SweepPlan:
     largest = max(
         trials.values(), key=lambda trial: (trial.run.pflop, trial.resources.max_replicas or 0)
     )
-    concurrent = min(config.asha.max_concurrent, len(trials))
+    concurrent = _at_once(config, known, largest.resources, len(trials))
     notes = {note for trial in trials.values() for note in trial.notes}
     shared = _shared(config, largest.resources, concurrent, notes)
     teacher_gpus = (shared.min_replicas or 0) * config.base.pool.gpus_per_replica
-    hours = _hours_of_sweep(course, concurrent) if known.tflops else None
+    hours, cost = _hours_of_sweep(config, course, concurrent, known), None
+    if known.prices and hours:
+        cost = _cost_of_sweep(course, known.prices, hours)
     return SweepPlan(
         kind=config.kind,
         trials=len(trials),
@@ -650,7 +720,7 @@ def _sweep(config: Sweep, known: Known) -> SweepPlan:
         student_gpus=shared.gpus - teacher_gpus,
         teacher_gpus=teacher_gpus,
         hours=hours,
-        cost=_cost_of_sweep(course, known.prices) if known.prices and hours else None,
+        cost=cost,
         largest_trial=largest,
         notes=tuple(sorted(notes)),
     )
@@ -736,27 +806,93 @@ def _price(hours: Hours | None, prices: Prices | None) -> float:
     return prices.of(hours).money if hours and prices else 0.0
 
 
-def _hours_of_sweep(course: _Course, concurrent: int) -> Hours:
+def _at_once(config: Sweep, known: Known, trial: Resources, trials: int) -> int:
+    """Trials that run at the same time: as many as are known to fit, or as fit on the cores of the
+    machine that was measured beside the largest pool, since Ray gives out no more.
+    """
+    most = min(config.asha.max_concurrent, trials)
+    if known.slots is not None:
+        return max(1, min(most, known.slots))
+    if known.pace is None or not known.pace.cores:
+        return most
+    each, pool = config.base.resources, config.base.pool
+    kept = (trial.max_replicas or 0) * pool.cpus_per_replica
+    cpus = each.workers * each.cpus_per_worker
+    return max(1, min(most, int((known.pace.cores - kept + 1e-6) / cpus)))
+
+
+def _hours_of_sweep(config: Sweep, course: _Course, concurrent: int, known: Known) -> Hours | None:
     def total(quantity: Callable[[Hours], float | None]) -> _Total:
         return course.of(lambda trial: (quantity(trial.hours) or 0.0) if trial.hours else 0.0)
 
+    if not (known.pace or known.tflops):
+        return None
     wall = total(lambda hours: (hours.wall or 0.0) / concurrent)
-    return Hours(
+    hours = Hours(
         student=total(lambda hours: hours.student).expected,
+        validation=total(lambda hours: hours.validation).expected,
         teacher=total(lambda hours: hours.teacher).expected,
-        worst=wall.worst,
-        expected=wall.expected,
-        expected_range=wall.range,
+    )
+    if known.pace:
+        wall = _wall_side_by_side(config, course, concurrent, known.pace)
+        start = total(lambda hours: hours.start).expected
+        devices = concurrent * _units(config.base)[0] * config.base.resources.is_single
+        hours = _with_slots(hours, start, devices, known.pace)
+    return dataclasses.replace(
+        hours, worst=wall.worst, expected=wall.expected, expected_range=wall.range
     )
 
 
-def _cost_of_sweep(course: _Course, prices: Prices) -> Cost:
+def _with_slots(hours: Hours, start: float, devices: float, pace: Pace) -> Hours:
+    """With the start of the slots' processes, which hold `devices`."""
+    slots = devices * pacing.PROCESSES_OF_SLOT * pace.process_s / 3600
+    return dataclasses.replace(hours, student=(hours.student or 0.0) + slots, start=start + slots)
+
+
+def _wall_side_by_side(config: Sweep, course: _Course, concurrent: int, pace: Pace) -> _Total:
+    """Hours from the sweep's start: its pool's, its slots' processes, then its trials, which slow
+    each other where they keep more threads busy than there are cores, or the pool's replicas.
+    """
+    alone = [trial.hours for trial in course.trials if trial.hours]
+    walls = np.array([hours.wall or 0.0 for hours in alone])
+    busy = _busy(alone)
+    replicas = max(trial.resources.max_replicas or 0 for trial in course.trials)
+    teacher = sum(hours.teacher or 0.0 for hours in alone) / max(walls.sum(), 1e-12)
+    teacher /= _units(config.base)[1]  # replicas that a trial keeps busy
+
+    def factor(running: int) -> float:
+        return max(pace.factor(running * busy), running * teacher / replicas if replicas else 0.0)
+
+    process = pace.process_s / 3600
+    before = pacing.PROCESSES_OF_SLOT * process * pace.factor(concurrent)
+    before += pacing.PROCESSES_OF_POOL * process if replicas else 0.0
+
+    def hours(shares: NDArray[np.float64]) -> float:
+        return before + pacing.makespan(_whole(shares, walls), concurrent, factor)
+
+    return _Total(hours(course.worst), np.array([hours(row) for row in course.shares]))
+
+
+def _whole(shares: NDArray[np.float64], walls: NDArray[np.float64]) -> list[float]:
+    """A duration per run: a share above 1 is of repeats, which are runs of their own."""
+    return [
+        part * wall
+        for share, wall in zip(shares.tolist(), walls.tolist(), strict=True)
+        for part in (*[1.0] * int(share), share - int(share))
+    ]
+
+
+def _cost_of_sweep(course: _Course, prices: Prices, hours: Hours) -> Cost:
+    """Of the trials in every draw, and of what else `hours` has: the start of slots."""
     money = course.of(lambda trial: _price(trial.hours, prices))
-    return Cost(money.expected, prices.currency, money.range)
+    expected = prices.of(hours).money
+    slots = max(0.0, expected - money.expected)
+    low, high = money.range
+    return Cost(expected, prices.currency, Range(low + slots, high + slots))
 
 
-def recorded(planned: SweepPlan, budget: Budget) -> runs.Planned:
-    """What a sweep's manifest keeps of its plan."""
+def recorded(planned: SweepPlan, budget: Budget, measured: bool = False) -> runs.Planned:
+    """What a sweep's manifest keeps of its plan; `measured` where its hours are of a pace."""
 
     def estimate(expected: float, spread: Range, unit: float = 1.0) -> runs.Estimate:
         values = (round(unit * value, 4) for value in (expected, spread.low, spread.high))
@@ -766,6 +902,7 @@ def recorded(planned: SweepPlan, budget: Budget) -> runs.Planned:
     known: dict[str, Any] = {}
     if hours and hours.expected is not None and hours.expected_range:
         known["seconds"] = estimate(hours.expected, hours.expected_range, 3600)
+        known["measured"] = measured
     if cost and cost.money_range:
         known |= {"money": estimate(cost.money, cost.money_range), "currency": cost.currency}
     return runs.Planned(

@@ -58,20 +58,22 @@ def sentence(plan: Planned, rows: list[Against]) -> str:
     """In words; empty where nothing can be compared. Trials are named where more, or fewer, were
     tried than planned.
     """
-    parts = [_part(row, plan.currency) for row in rows if row.interval]
+    parts = [_part(row, plan) for row in rows if row.interval]
     tried = [row for row in rows if row.what == "trials" and row.spent != row.planned]
     of = f", of {tried[0].planned:g} and {tried[0].spent:g} trials" if tried else ""
     return f"Planned and taken{of}: {'; '.join(parts)}." if parts else ""
 
 
-def _part(row: Against, currency: str | None) -> str:
+def _part(row: Against, plan: Planned) -> str:
     low, high = row.interval or (row.planned, row.planned)
     planned, least, most, used = (
         _shown(row.what, value) for value in (row.planned, low, high, row.spent)
     )
-    if row.what == "seconds":  # no share: arithmetic alone says little of a small run
+    if (
+        row.what == "seconds" and not plan.measured
+    ):  # no share: arithmetic alone says little of a small run
         return f"{planned} of arithmetic and {used} in all"
-    unit = {"images": " images", "money": f" {currency}"}.get(row.what, "")
+    unit = {"images": " images", "money": f" {plan.currency}"}.get(row.what, "")
     return f"{planned} ({least} to {most}) and {used}{unit}, {row.share:.0%} of the plan"
 
 

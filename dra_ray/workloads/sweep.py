@@ -8,6 +8,8 @@ The objective is the robust accuracy on held-out images; the fidelity clock is `
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +25,7 @@ from ray.tune.search import Searcher
 from dra_ray import cluster, config, data, plan, runs, students
 from dra_ray.errors import ConfigError, DraError, RunError, StorageError, is_lasting
 from dra_ray.inspection import listing
-from dra_ray.plan import speed
+from dra_ray.plan import speed, timing
 from dra_ray.pool import client, service
 from dra_ray.pool.records import LogRow
 from dra_ray.runs import RungRow
@@ -42,7 +44,7 @@ Trainer = Callable[[config.Experiment, Store], object]
 
 def trained(experiment: config.Experiment, run: Store) -> None:
     """Train a trial inside of Ray Tune, which gets the row of every validation."""
-    if _is_single(experiment.resources):
+    if experiment.resources.is_single:
         train.fit_in_process(experiment, run, lambda row: tune.report(dict(row)))
     else:
         validations = _Validations()  # type: ignore[no-untyped-call]
@@ -90,6 +92,10 @@ def run(
         return manifest
     with contextlib.ExitStack() as stack:
         lease = stack.enter_context(Lease(store))
+        slots = _slots(planned, sweep)
+        basis = functools.partial(_basis, sweep, planned, table or speed.table())
+        expected = _planned(sweep, manifest.plan, raised, _Expecting(table, slots, basis))
+        started, started_at = time.monotonic(), runs.utc_now()
         pools = _pools(stack, planned, store)
         around = Circumstances(
             images_per_epoch=data.images_per_epoch,
@@ -103,11 +109,10 @@ def run(
         begun = runs.Facts(
             status="running",
             paused=None,
-            plan=_planned(sweep, manifest.plan, raised, table),
-            started_at=runs.utc_now(),
+            plan=expected,
+            started_at=started_at,
             elapsed_s=before_s,
         )
-        started = time.monotonic()
         runs.update_manifest(store, begun)
         trackers = stack.enter_context(
             tracking.of_sweep(
@@ -126,14 +131,23 @@ def run(
 
         tournament.on_row = on_row
         log.info("waiting for the first validation of %d trials", len(planned))
-        facts = _Driver(sweep, store, tournament, _slots(planned, sweep), trainer).run()
+        facts = _Driver(sweep, store, tournament, slots, trainer).run()
         lease.require()
         elapsed_s = round(before_s + time.monotonic() - started, 3)
         return runs.update_manifest(store, facts.model_copy(update={"elapsed_s": elapsed_s}))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Expecting:
+    """What a plan goes by: prices if any, trials at the same time, and how fast they are."""
+
+    table: speed.Table | None
+    slots: int
+    basis: Callable[[], timing.Basis]
+
+
 def _planned(
-    sweep: config.Sweep, old: runs.Planned | None, raised: int | None, table: speed.Table | None
+    sweep: config.Sweep, old: runs.Planned | None, raised: int | None, by: _Expecting
 ) -> runs.Planned:
     """What the sweep is expected to take, from its first start on; anew where its trials or its
     budget were raised.
@@ -142,19 +156,26 @@ def _planned(
     trials = len(spaces.Space(sweep).trials(raised))
     if old is not None and (old.budget, old.trials) == (budget, trials):
         return old
-    rate = _rate(sweep.base, table or speed.table())
+    basis, table = by.basis(), by.table
     prices = plan.Prices(_price(table), _price(table), table.currency) if table else None
-    planned = plan.plan(sweep, rate.tflops if rate else None, prices, raised)
+    planned = plan.plan(sweep, basis.tflops, prices, raised, basis.pace, by.slots)
     assert isinstance(planned, plan.SweepPlan)
-    return plan.recorded(planned, sweep.budget)
+    return plan.recorded(planned, sweep.budget, basis.pace is not None)
 
 
-def _rate(base: config.Experiment, table: speed.Table) -> speed.Speed | None:
-    """Of a device that students train on; None for a GPU that the table does not know."""
-    if not base.resources.gpus_per_worker:
-        return speed.measured()
-    name = _known_gpu(table)
-    return speed.of_gpu(name, table, base.compute.precision) if name else None
+def _basis(
+    sweep: config.Sweep, experiments: Mapping[str, config.Experiment], table: speed.Table
+) -> timing.Basis:
+    """How fast this machine's CPU threads train; the cards of a cluster are those of the table."""
+    if sweep.base.resources.gpus_per_worker:
+        name = _known_gpu(table)
+        known = speed.of_gpu(name, table, sweep.base.compute.precision) if name else None
+        return timing.by_arithmetic(known)
+    log.info("timing a few steps of a trial, alone, for the plan")
+    timed = timing.of_sweep(sweep, list(experiments.values()))
+    basis = timing.basis(timed, train.__name__, speed.measured)
+    log.info("the plan's hours: %s", basis.said)
+    return basis
 
 
 def _elapsed_s(manifest: runs.Manifest, rows: list[RungRow]) -> float:
@@ -311,17 +332,10 @@ def _propagate_no_keys() -> None:
     )
 
 
-def _is_single(resources: config.Resources) -> bool:
-    """Whether a trial trains in its own process: Ray Train is there for several workers, for an
-    elastic number of them, and for workers that need nodes of a kind.
-    """
-    return resources.workers == 1 and not resources.min_workers and not resources.labels
-
-
 def _room(job: dict[str, Any]) -> tune.PlacementGroupFactory:
     """What a trial itself takes; workers of Ray Train ask for their own."""
     resources = config.Experiment.model_validate(job["experiment"]).resources
-    if not _is_single(resources):
+    if not resources.is_single:
         return tune.PlacementGroupFactory([{"CPU": DRIVER_CPUS}])
     usual = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     return tune.PlacementGroupFactory(
@@ -517,7 +531,7 @@ def _slots(experiments: dict[str, config.Experiment], sweep: config.Sweep) -> in
     needs = [
         (
             e.resources.workers,
-            e.resources.cpus_per_worker + (0 if _is_single(e.resources) else DRIVER_CPUS),
+            e.resources.cpus_per_worker + (0 if e.resources.is_single else DRIVER_CPUS),
             e.resources.gpus_per_worker,
         )
         for e in experiments.values()

@@ -9,6 +9,7 @@ import time
 import ray
 
 from dra_ray import config, runs
+from dra_ray.plan import speed, timing
 from dra_ray.runs import RungRow
 from dra_ray.storage import Store
 from dra_ray.sweeps.tournament import Circumstances, Tournament
@@ -34,21 +35,24 @@ def test_ray_tune_can_pickle_what_drives_it(tmp_path) -> None:
 
 
 def test_a_plan_is_made_once_until_trials_or_budget_are_raised() -> None:
-    first = sweep._planned(SWEEP, None, None, None)
+    given = timing.by_arithmetic(speed.Speed(0.01, "given"))
+    by = sweep._Expecting(None, 3, lambda: given)
+    first = sweep._planned(SWEEP, None, None, by)
     images = first.images
     assert 0 < images.low <= images.expected <= images.high
     assert first.seconds
+    assert not first.measured
     assert first.seconds.low <= first.seconds.expected <= first.seconds.high
     assert first.money is None  # no prices
-    assert sweep._planned(SWEEP, first, None, None) is first
+    assert sweep._planned(SWEEP, first, None, by) is first
     few = config.override(SWEEP, {"trials": 4})
-    kept = sweep._planned(few, None, None, None)
+    kept = sweep._planned(few, None, None, by)
     assert kept.trials == 4
-    raised = sweep._planned(few, kept, 8, None)
+    raised = sweep._planned(few, kept, 8, by)
     assert raised.trials == 8
     assert raised.images.expected > kept.images.expected
     bounded = config.override(SWEEP, {"budget.images": 2000})
-    assert sweep._planned(bounded, first, None, None).images.high == 2000
+    assert sweep._planned(bounded, first, None, by).images.high == 2000
 
 
 def test_the_time_of_drivers_adds_up_with_that_of_one_that_was_killed() -> None:
