@@ -681,6 +681,11 @@ def require(
     return min(fitting, default=None)
 
 
+def joined_cpus() -> int:
+    """CPUs of all nodes of a cluster that was joined; 0 where Ray is on this machine alone."""
+    return 0 if _OURS in os.environ else int(ray.cluster_resources().get("CPU", 0))
+
+
 LOOK_S, LOOK_AT_STORE_S = 0.5, 5.0  # a request to an object store costs money
 
 

@@ -38,7 +38,7 @@ from dra_ray.training.step import State
 
 SAMPLE_S = 0.5  # of one round of a sample, by arithmetic at a matrix product's speed
 LIMIT_S = 4.0  # the same of the smallest sample; a larger student is not timed
-ENOUGH_S, ROUNDS = 1.5, 8  # rounds end at the first of both
+ENOUGH_S, ROUNDS = 1.0, 8  # rounds end at the first of both
 SMALLEST = 2  # images: BatchNorm needs more than one value of a channel
 
 

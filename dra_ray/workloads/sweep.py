@@ -175,7 +175,10 @@ def _basis(
     timed = timing.of_sweep(sweep, list(experiments.values()))
     basis = timing.basis(timed, train.__name__, speed.measured)
     log.info("the plan's hours: %s", basis.said)
-    return basis
+    if basis.pace is None:
+        return basis
+    cores = max(basis.pace.cores, cluster.joined_cpus())  # nodes are taken to be like this one
+    return dataclasses.replace(basis, pace=dataclasses.replace(basis.pace, cores=cores))
 
 
 def _elapsed_s(manifest: runs.Manifest, rows: list[RungRow]) -> float:
