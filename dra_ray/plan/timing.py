@@ -89,12 +89,10 @@ def pace(experiment: Experiment, worker: str) -> Pace:
     sample = _sample(experiment)
     planned = plan.plan(sample)
     assert isinstance(planned, plan.RunPlan)
-    threads = experiment.resources.threads_per_worker
-    flops = (
-        1e12 * speed.measured(device.type, 0.3).tflops * (1 if device.type == "cuda" else threads)
-    )
+    threads = experiment.resources.threads_per_worker if device.type == "cpu" else 1
     with _as_a_worker(sample, device):
-        return _timed(sample, planned, _Limits(flops), device, worker)
+        limits = _Limits(1e12 * speed.measured(device.type, 0.3).tflops * threads)
+        return _timed(sample, planned, limits, device, worker)
 
 
 def _device(gpus: float) -> torch.device:
