@@ -36,8 +36,8 @@ from dra_ray.teachers.source import LocalTeacher, Ready
 from dra_ray.training import alignment, arithmetic, averaging, step, validation
 from dra_ray.training.step import State
 
-SAMPLE_S = 0.5  # of one round of a sample, by arithmetic at a matrix product's speed
-LIMIT_S = 4.0  # the same of the smallest sample; a larger student is not timed
+SAMPLE_S = 0.2  # of one round of a sample, by arithmetic at a matrix product's speed
+LIMIT_S = 2.0  # the same of the smallest sample; a larger student is not timed
 ENOUGH_S, ROUNDS = 1.0, 8  # rounds end at the first of both
 SMALLEST = 2  # images: BatchNorm needs more than one value of a channel
 
