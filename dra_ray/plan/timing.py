@@ -72,7 +72,7 @@ def by_arithmetic(known: speed.Speed | None, why: str = "") -> Basis:
 
 
 class NotTimed(DraError):
-    """The message says why a plan goes by arithmetic."""
+    """Timing needs what is not here, or would take too long. The message says why a plan goes by arithmetic."""
 
 
 def pace(experiment: Experiment, worker: str) -> Pace:
@@ -86,6 +86,9 @@ def pace(experiment: Experiment, worker: str) -> Pace:
     the data's shape, and a teacher.
     """
     device = _device(experiment.resources.gpus_per_worker)
+    emulated = device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if experiment.compute.precision == "bf16" and emulated:
+        raise NotTimed("this CPU emulates bfloat16, which takes minutes a step")
     sample = _sample(experiment)
     planned = plan.plan(sample)
     assert isinstance(planned, plan.RunPlan)
