@@ -72,7 +72,7 @@ def by_arithmetic(known: speed.Speed | None, why: str = "") -> Basis:
 
 
 class NotTimed(DraError):
-    """Timing needs what is not here, or would take too long. The message says why a plan goes by arithmetic."""
+    """Timing needs what is not here, or would take too long; hours are then by arithmetic."""
 
 
 def pace(experiment: Experiment, worker: str) -> Pace:
