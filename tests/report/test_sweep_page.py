@@ -128,6 +128,9 @@ def test_a_plan_stands_beside_what_was_spent(tmp_path: Path) -> None:
     rows = {row.what: row for row in planned.compare(Planned.model_validate(plan), spent)}
     assert (rows["seconds"].share, rows["seconds"].inside) == (0.75, False)
     assert "money" not in rows
+    measured = Planned.model_validate(plan | {"measured": True})
+    said = planned.sentence(measured, planned.compare(measured, spent))
+    assert "1 min 0 s (50 s to 1 min 20 s) and 45 s, 75% of the plan" in said
 
 
 def test_few_trials_are_told_why_there_is_no_more(tmp_path: Path) -> None:
