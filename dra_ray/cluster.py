@@ -651,7 +651,12 @@ def _signals() -> Iterator[threading.Event]:
 
 
 def require(
-    workers: int, cpus: float, gpus: float, what: str, beside: tuple[float, float] = (0.0, 0.0)
+    workers: int,
+    cpus: float,
+    gpus: float,
+    what: str,
+    beside: tuple[float, float] = (0.0, 0.0),
+    others: str = "the teacher pool",
 ) -> int | None:
     """How many groups of `workers` such workers fit on this machine at once; `RunError` where not
     even one does.
@@ -660,8 +665,8 @@ def require(
     grow, and workers that need nothing always fit.
 
     Args:
-        beside: (CPUs, GPUs) that others keep, such as the teacher pool.
-        what: who asks, for the message.
+        beside: (CPUs, GPUs) that `others` keep.
+        what, others: who asks and who keeps, for the message.
     """
     if _OURS not in os.environ:
         return None
@@ -675,7 +680,7 @@ def require(
             raise RunError(
                 f"{what} needs {workers * each:g} {name} for {workers} workers, but this machine "
                 f"has {max(free, 0.0):g}"
-                f"{f' beside the {kept:g} of the teacher pool' if kept else ''}; lower resources "
+                f"{f' beside the {kept:g} of {others}' if kept else ''}; lower resources "
                 "or pool, or join a cluster (RAY_ADDRESS)"
             )
     return min(fitting, default=None)

@@ -44,6 +44,7 @@ METRICS = "metrics.jsonl"  # ValidationRow of a student's training, TeacherRow o
 STEPS = "steps.jsonl"  # StepRow
 RUNGS = "rungs.jsonl"  # RungRow, of a sweep
 TRIAL_ROWS = "trials.jsonl"  # TrialRow, of a sweep
+FIDELITY = "fidelity.jsonl"  # FidelityRow, of a sweep
 POOL = "pool.jsonl"
 MODEL = "model.safetensors"
 SAMPLES = "samples.png"  # of synthetic images
@@ -55,10 +56,12 @@ VERDICTS = "per_sample.npz"
 ADVERSARIAL = "adversarial.npz"
 # folders
 CHECKPOINTS, EVALUATION, TRIALS = "checkpoints", "evaluation", "trials"
+JUDGING = "fidelity"  # in a sweep: weights that wait for a verdict, and verdicts under way
 TEACHER, SYNTHETIC, SWEEP = "teacher", "synthetic", "sweep"  # the stages of a quickstart
 
 Kind = Literal["quickstart", "sweep", "synthetic", "teacher", "train"]
 Weights = Literal["average", "raw"]
+LateAttack = Literal["apgd", "autoattack"]
 Decision = Literal["continue", "done", "failed", "paused", "stop", "waiting"]
 
 
@@ -246,6 +249,25 @@ class TrialRow(Record):
     fields: dict[str, JsonValue]  # what it changes of the sweep's base
     known: int = 0  # rows of rungs.jsonl when the search suggested it
     by_hand: bool = False  # added to the search by somebody
+    at: float | None = None
+
+
+class FidelityRow(Record):
+    """A stronger attack's verdict on a validation of a trial; or why there is none, as `reason`."""
+
+    trial: str
+    epoch: int
+    images_seen: int
+    step: int  # of the checkpoint
+    attack: LateAttack
+    weights: Weights | None = None  # as in the validation's row
+    images: int | None = None  # validation images, the first so many
+    clean_accuracy: float | None = None
+    robust_accuracy: float | None = None
+    verdicts: str | None = None  # of each, `pack_verdicts`
+    digest: str | None = None  # of the evaluation: weights, images, attack and its settings
+    reason: str | None = None  # on one line
+    seconds: Seconds | None = None  # of work, summed over its tasks
     at: float | None = None
 
 

@@ -23,7 +23,8 @@ WITHOUT_RAY = LAYERS[0] | LAYERS[1] | LAYERS[2]
 WITHOUT_RAY_INSIDE = {"pool.rows", "pool.policy", "bench.policy"}
 # a sweep's trials are training runs, and the quickstart is every workload in turn
 BETWEEN_WORKLOADS = {
-    "workloads.sweep": {"workloads.train"},
+    "workloads.sweep": {"workloads.train", "workloads.fidelity"},
+    "workloads.fidelity": {"workloads.evaluate", "workloads.session"},
     "workloads.train": {"workloads.session"},
     "workloads.quickstart": None,
     "workloads.evaluate": {"workloads.tasks"},

@@ -35,7 +35,7 @@ from dra_ray.config.experiment import (
     teacher_path,
 )
 from dra_ray.config.reading import KINDS, Config, load, parse_settings, recipe_names, to_yaml
-from dra_ray.config.sweep import Asha, Quickstart, Sweep
+from dra_ray.config.sweep import Asha, Fidelity, Quickstart, Sweep
 from dra_ray.config.teacher import Flow, Select, Synthesis, TeacherTraining, UNet
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "Data",
     "Evaluation",
     "Experiment",
+    "Fidelity",
     "Flow",
     "Frozen",
     "Loss",

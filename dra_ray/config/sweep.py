@@ -14,9 +14,11 @@ from dra_ray.config.base import (
     Count,
     CountOrNone,
     Frozen,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Probability,
     shown_value,
 )
 from dra_ray.config.experiment import Experiment
@@ -105,11 +107,53 @@ class Budget(Frozen):
     )
 
 
+class Fidelity(Frozen):
+    """Verdicts of stronger attacks on the held-out images, beside the training and at its end. They
+    name the winner; what is stopped, PGD decides as before.
+    """
+
+    apgd_from: Probability | None = Field(
+        None,
+        description="share of a trial's epochs from which each validation also gets a verdict by "
+        "AutoAttack's level screen, APGD-CE and APGD-T; default: none does",
+    )
+    apgd_images: PositiveInt | None = Field(
+        None, description="use only the first N validation images for that; default: all"
+    )
+    apgd_steps: Count = Field(20, description="steps of each APGD in that; AutoAttack takes 100")
+    finalists: Literal["none", "standard", "plus"] = Field(
+        "none",
+        description="version of AutoAttack that judges the finalists on all validation images",
+    )
+    best: Count = Field(
+        3,
+        description="finalists: the best of the trials that were trained to the end by PGD, and "
+        "beside them the best without alignment; each with its repeats",
+    )
+    workers: Count = Field(
+        1, description="such attacks at the same time, each a Ray task of one CPU"
+    )
+    gpus_per_worker: NonNegativeFloat = Field(0.0, description="GPUs that Ray reserves for each")
+
+    @property
+    def is_on(self) -> bool:
+        return self.apgd_from is not None or self.finalists != "none"
+
+
 class Sweep(Frozen):
     """Many runs: points of `space`, each a trial of `base` with some fields changed."""
 
     ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"constraints", "search", "repeats", "scheduler", "budget", "prices", "max_failures"}
+        {
+            "constraints",
+            "search",
+            "repeats",
+            "scheduler",
+            "budget",
+            "prices",
+            "max_failures",
+            "fidelity",
+        }
     )
 
     kind: Literal["sweep"] = Field("sweep", description="says what the file is")
@@ -141,6 +185,7 @@ class Sweep(Frozen):
         "dominated in clean and robust accuracy; none: nothing",
     )
     asha: Asha = Asha()
+    fidelity: Fidelity = Fidelity()
     budget: Budget = Budget()
     prices: str | None = Field(
         None, description="URI of the YAML price table that budget.money is counted with"
@@ -167,6 +212,12 @@ class Sweep(Frozen):
             raise ValueError(
                 f"budget.money={self.budget.money:g}, but prices is not set; name a price table, "
                 "or set budget.gpu_hours instead"
+            )
+        given, there = self.fidelity.apgd_images, self.base.data.validation_images
+        if given is not None and given > there:
+            raise ValueError(
+                f"fidelity.apgd_images={given:,}, but base.data.validation_images={there:,}; "
+                "lower it"
             )
         return self
 

@@ -102,6 +102,35 @@ def of_run(run: Store) -> Subject:
     return _run(run, Options())
 
 
+def held_out(
+    run: Store,
+    weights: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    folder: Store,
+    count: int | None = None,
+) -> Subject:
+    """A training run's student with weights of its own, as of one of its checkpoints, on the first
+    `count` of the run's validation images; test images play no part.
+
+    Args:
+        settings: dotted fields of the run's evaluation and resources that are others.
+    """
+    experiment = config.override(_experiment(run), settings)
+    student = students.build(experiment.model, data.outline(experiment.data).shape)
+    load_into(student, weights, experiment.model.name, str(folder))
+    images = data.load(experiment.data).validation
+    few = data.in_memory(images[: len(images) if count is None else count])
+    return Subject(
+        run.name,
+        student.eval().requires_grad_(False),
+        data.to_float(few.images),
+        few.labels,
+        experiment,
+        folder,
+        {"kind": "checkpoint", "what": run.name, "data": {"name": experiment.data.name}},
+    )
+
+
 def read(what: str, options: Options | None = None) -> Subject:
     """The subject that `what` names; see the table above.
 

@@ -13,7 +13,16 @@ def paragraph(found: Answer | Refused) -> str:
     """What `dra sweep` ends with, and what the report of a sweep begins with."""
     if isinstance(found, Refused):
         return f"No answer yet: {found.reason}."
-    return " ".join(part for part in (_best(found), _baseline(found), _certainty(found)) if part)
+    return " ".join(part for part in _parts(found) if part)
+
+
+def _parts(found: Answer) -> tuple[str, ...]:
+    return _best(found), _baseline(found), _certainty(found), _attack(found)
+
+
+def attack_label(name: str) -> str:
+    """An attack that judges trials, for people."""
+    return {"pgd": "PGD", "apgd": "APGD", "autoattack": "AutoAttack"}.get(name, name.upper())
 
 
 def _best(found: Answer) -> str:
@@ -24,11 +33,12 @@ def _best(found: Answer) -> str:
         else f"; {words.percent(found.clean_accuracy)} are right without an attack"
     )
     fields = words.fields(found.fields) if found.fields else "the base as it is"
+    attack = "the attack" if found.attack == "pgd" else attack_label(found.attack)
     return (
         f"Of {words.number(found.trials, 'trial')}, {words.count(found.competitors)} "
         f"{'was' if found.competitors == 1 else 'were'} trained to the end and can be compared. "
         f"The best is {found.trial} ({fields}): after {words.count(found.images_seen)} images it "
-        f"withstands the attack on {words.percent(found.robust_accuracy)} of "
+        f"withstands {attack} on {words.percent(found.robust_accuracy)} of "
         f"{words.count(found.images)} validation images{over} (95 % interval "
         f"{words.span(found.interval)}){clean}."
     )
@@ -61,7 +71,9 @@ def _baseline(found: Answer) -> str:
 
 
 def _certainty(found: Answer) -> str:
-    others = found.competitors - 1
+    others = (len(found.finalists) or found.competitors) - 1
+    if not others and found.competitors > 1:
+        return "The others were no finalists, and PGD alone judged them."
     if not others:
         return "Nothing else was trained to the end, so it was compared with nothing."
     if not found.ties:
@@ -71,4 +83,18 @@ def _certainty(found: Answer) -> str:
         f"It cannot be told apart from {len(found.ties)} of the "
         f"{words.number(others, 'other')} ({names}). As the best of {found.competitors} its score "
         "is flattered by chance: evaluate it on test images before quoting it."
+    )
+
+
+def _attack(found: Answer) -> str:
+    """Whose verdicts decided, where it was not the validations' PGD."""
+    if found.attack == "pgd":
+        return ""
+    label = attack_label(found.attack)
+    text = f"{label} judged {words.number(len(found.finalists), 'finalist')}, and the winner is its"
+    if not found.by_pgd:
+        return f"{text}."
+    return (
+        f"{text}: PGD and {label} disagree about their order, which is {', '.join(found.by_pgd)} "
+        f"by PGD and {', '.join(found.finalists)} by {label}, best first."
     )

@@ -33,6 +33,7 @@ KEPT = (
     runs.MANIFEST,
     runs.METRICS,
     runs.RUNGS,
+    runs.FIDELITY,
     runs.MODEL,
     runs.SUMMARY,
     runs.REPORT,

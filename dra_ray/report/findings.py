@@ -13,11 +13,12 @@ from pydantic import ValidationError
 from dra_ray import config, runs
 from dra_ray.inspection.state import read_rungs
 from dra_ray.report.answers import paragraph
-from dra_ray.runs import Manifest, RungRow
+from dra_ray.runs import FidelityRow, Manifest, RungRow
 from dra_ray.storage import Store
 from dra_ray.sweeps import effects, equal, fits, health, pareto, schedulers
 from dra_ray.sweeps.answer import Answer, answer, write_recipe
 from dra_ray.sweeps.equal import Refused
+from dra_ray.sweeps.fidelity import BEST
 from dra_ray.sweeps.importance import Importance, importance
 
 VALIDATION_IMAGES = 1024  # of a config that does not say
@@ -54,8 +55,8 @@ class Findings:
         }
 
 
-def find(manifest: Manifest, rows: Sequence[RungRow]) -> Findings:
-    """Of a sweep with this manifest and these rows of rungs.jsonl."""
+def find(manifest: Manifest, rows: Sequence[RungRow], late: Sequence[FidelityRow] = ()) -> Findings:
+    """Of a sweep with this manifest, these rows of rungs.jsonl and those of fidelity.jsonl."""
     trials: dict[str, dict[str, Any]] = {n: dict(f) for n, f in manifest.trials.items()}
     images = validation_images(manifest.config)
     fields = sorted({field for fields in trials.values() for field in fields} - {equal.SEED})
@@ -65,7 +66,7 @@ def find(manifest: Manifest, rows: Sequence[RungRow]) -> Findings:
         fitted += [fits.synthetic(trials, rows, images, what) for what in fits.WHATS]
     fitted += [fits.compute(trials, rows, images, what) for what in fits.WHATS]
     return Findings(
-        answer(trials, rows, images),
+        answer(trials, rows, images, late, best_of(manifest.config)),
         importance(trials, rows),
         {field: found for field, found in curves.items() if found},
         pareto.front(trials, rows, images),
@@ -107,9 +108,22 @@ def answered(folder: Store, sweep: config.Sweep) -> tuple[str, Store | None]:
     trials: dict[str, dict[str, Any]] = {}
     if manifest:
         trials = {name: dict(fields) for name, fields in manifest.trials.items()}
-    found = answer(trials, read_rungs(folder), sweep.base.data.validation_images)
+    images, late = sweep.base.data.validation_images, read_late(folder)
+    found = answer(trials, read_rungs(folder), images, late, sweep.fidelity.best)
     recipe = None if isinstance(found, Refused) else write_recipe(folder, sweep, found)
     return paragraph(found), recipe
+
+
+def read_late(folder: Store) -> list[FidelityRow]:
+    """Verdicts of stronger attacks, and why there are none; no rows of a sweep without them."""
+    return runs.read_rows(folder / runs.FIDELITY, FidelityRow)
+
+
+def best_of(config: Mapping[str, Any]) -> int:
+    """`fidelity.best` of a sweep's whole config, as its manifest has it."""
+    fidelity = config.get("fidelity")
+    best = fidelity.get("best") if isinstance(fidelity, Mapping) else None
+    return best if isinstance(best, int) and best > 0 else BEST
 
 
 def validation_images(config: Mapping[str, Any]) -> int:

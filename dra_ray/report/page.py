@@ -19,7 +19,7 @@ from dra_ray.report.collect import (
     read_metrics,
     read_pool,
 )
-from dra_ray.report.findings import Findings, find
+from dra_ray.report.findings import Findings, find, read_late
 from dra_ray.report.summary import Finals, Summary
 from dra_ray.runs import TeacherRow, ValidationRow
 from dra_ray.storage import Store
@@ -45,7 +45,9 @@ def findings_of(run: Store) -> Findings | None:
     folder = next((place for place in (run, run / "sweep") if (place / runs.RUNGS).exists()), None)
     manifest = runs.read_manifest(folder) if folder else None
     rungs = read_rungs(folder) if folder else []
-    return find(manifest, rungs) if manifest and manifest.kind == "sweep" and rungs else None
+    if not (folder and manifest and manifest.kind == "sweep" and rungs):
+        return None
+    return find(manifest, rungs, read_late(folder))
 
 
 def _page(run: Store, summary: Summary, found: Findings | None) -> str:

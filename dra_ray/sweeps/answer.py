@@ -2,22 +2,24 @@
 
 Only trials that were trained to their end compete, at the most `images_seen` that all of them
 reached. The best of many is flattered by its noise, so every trial that cannot be told apart from
-it is named too, and nothing is called better that chance explains.
+it is named too, and nothing is called better that chance explains. Where a stronger attack than
+the validations' has judged all finalists, its verdicts take the place of theirs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
 from dra_ray import config
 from dra_ray.evaluation import intervals
-from dra_ray.runs import RungRow
+from dra_ray.runs import FidelityRow, LateAttack, RungRow
 from dra_ray.storage import Store
-from dra_ray.sweeps import equal
-from dra_ray.sweeps.equal import SEED, Fields, Refused
+from dra_ray.sweeps import equal, fidelity
+from dra_ray.sweeps.equal import Fields, Refused
 from dra_ray.sweeps.resample import Difference, accuracies, difference, robust, span
 
 WINNER = "winner.yaml"  # in the sweep's folder: the best trial as a recipe
@@ -42,6 +44,10 @@ class Answer:
         baseline: the best competitor without alignment, None where there is none or it won itself.
         over_baseline: the winner minus that.
         confounded: fields besides alignment in which the two differ, with their values.
+        attack: whose verdicts the accuracies, intervals and ties are of: "pgd" where it was the
+            validations', else the stronger one that judged all finalists, and nobody else competes.
+        finalists: of a stronger attack, best first by it.
+        by_pgd: the finalists, best first by the validations' PGD, where that is another order.
     """
 
     trial: str
@@ -59,75 +65,63 @@ class Answer:
     baseline: str | None
     over_baseline: Difference | None
     confounded: Mapping[str, tuple[object, object]]
+    attack: Literal["pgd"] | LateAttack = "pgd"
+    finalists: tuple[str, ...] = ()
+    by_pgd: tuple[str, ...] = ()
 
 
-def answer(trials: Mapping[str, Fields], rows: Sequence[RungRow], images: int) -> Answer | Refused:
+def answer(
+    trials: Mapping[str, Fields],
+    rows: Sequence[RungRow],
+    images: int,
+    late: Iterable[FidelityRow] = (),
+    best: int = fidelity.BEST,
+) -> Answer | Refused:
     """The answer of a sweep, or why it has none.
 
     Args:
         trials: name -> the fields that it changes.
         rows: of rungs.jsonl, in any order.
         images: validation images of rows that do not say how many.
+        late: verdicts of stronger attacks, of fidelity.jsonl: where all finalists have those of
+            one, it names the winner among them.
+        best: `fidelity.best` of the sweep, which says who is a finalist.
     """
-    reports = equal.scored(rows)
-    done = equal.finished(rows) & reports.keys() & trials.keys()
-    competing = equal.largest_task(trials, done)
-    seen = equal.furthest({name: reports[name] for name in competing})
-    if seen is None:
+    trained = fidelity.contest(trials, rows)
+    if trained is None:
         return Refused(
             f"none of the {len(trials)} trials was trained to the end, so there is no winner yet; "
             "start the same command again to go on"
         )
-    standing = equal.at(seen, {name: reports[name] for name in competing})
-    groups = _repeats(trials, competing)
-    means = {first: _mean(standing, members) for first, members in groups.items()}
-    best = max(groups, key=lambda first: (*means[first], first))
-    gaps = {
-        first: _gap([standing[n] for n in groups[best]], [standing[n] for n in members], images)
-        for first, members in groups.items()
-        if first != best
-    }
-    plain = [name for name in groups if trials[name].get("align.weight") == 0]
-    baseline = max(plain, key=lambda first: (*means[first], first), default=None)
-    baseline = None if baseline == best else baseline
+    judged = fidelity.judged(trained, trials, late, best)
+    contest = judged.contest if judged else trained
+    standing, groups, order = contest.standing, contest.groups, contest.order()
+    winner = order[0]
+    means = contest.mean(winner)
+    of = {first: [standing[name] for name in members] for first, members in groups.items()}
+    gaps = {first: _gap(of[winner], of[first], images) for first in groups if first != winner}
+    plain = [name for name in order if trials[name].get("align.weight") == 0]
+    baseline = plain[0] if plain and plain[0] != winner else None
     return Answer(
-        best,
-        groups[best],
-        _point(trials[best]),
-        seen,
-        standing[best].images or images,
-        means[best][0],
-        _interval([standing[name] for name in groups[best]], images),
-        means[best][1] if standing[best].clean_accuracy is not None else None,
+        winner,
+        groups[winner],
+        fidelity.point(trials[winner]),
+        contest.images_seen,
+        standing[winner].images or images,
+        means[0],
+        _interval(of[winner], images),
+        means[1] if standing[winner].clean_accuracy is not None else None,
         len(trials),
-        len(groups),
-        tuple(sorted(done - set(competing))),
+        len(trained.groups),
+        trained.left_out,
         tuple(name for name, gap in gaps.items() if not gap.is_clear),
         baseline,
         gaps[baseline] if baseline else None,
-        equal.differing(trials[best], trials[baseline]) if baseline else {},
+        equal.differing(trials[winner], trials[baseline]) if baseline else {},
+        judged.attack if judged else "pgd",
+        tuple(order) if judged else (),
+        judged.before if judged and judged.disagrees else (),
     )
-
-
-def _point(fields: Fields) -> dict[str, object]:
-    return {field: value for field, value in fields.items() if field != SEED}
-
-
-def _repeats(trials: Mapping[str, Fields], names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """First trial of every point -> all trials of it, which differ in the training seed."""
-    points: dict[str, list[str]] = {}
-    for name in sorted(names):
-        point = _point(trials[name])
-        points.setdefault(repr(sorted(point.items())), []).append(name)
-    return {members[0]: tuple(members) for members in points.values()}
-
-
-def _mean(standing: Mapping[str, RungRow], members: Sequence[str]) -> tuple[float, float]:
-    """Robust and clean accuracy."""
-    clean = [standing[name].clean_accuracy for name in members]
-    known = [accuracy for accuracy in clean if accuracy is not None]
-    average = float(np.mean([robust(standing[name]) for name in members]))
-    return average, float(np.mean(known)) if known else 0.0
 
 
 def _interval(rows: Sequence[RungRow], images: int) -> tuple[float, float]:

@@ -65,7 +65,7 @@ class Circumstances:
 
     Attributes:
         images_per_epoch: of an experiment: steps of an epoch times batch.
-        teacher_hours: GPU-hours of teachers so far.
+        beside_hours: GPU-hours of teachers and late verdicts so far.
         money: of hours times devices, GPUs or, without any, CPUs; None where there are no prices.
         guard: called before anything is written; raises where another driver has the sweep.
         at: seconds since 1970.
@@ -73,7 +73,7 @@ class Circumstances:
 
     images_per_epoch: Callable[[config.Experiment], int]
     at: Callable[[], float]
-    teacher_hours: Callable[[], float] = lambda: 0.0
+    beside_hours: Callable[[], float] = lambda: 0.0
     money: Callable[[float], float] | None = None
     guard: Callable[[], None] = lambda: None
 
@@ -383,12 +383,12 @@ class Tournament:
     def spent(self, row: RungRow | None = None) -> Spent:
         """What the sweep has cost, with a report that is not recorded yet."""
         images, gpu_s, device_s = self._more(row) if row is not None else (0, 0.0, 0.0)
-        teachers_h = self._around.teacher_hours()
-        device_h = (self._device_s + device_s) / 3600 + teachers_h
+        beside_h = self._around.beside_hours()
+        device_h = (self._device_s + device_s) / 3600 + beside_h
         return Spent(
             trials=len(self.fields),
             images=self._images + images,
-            gpu_hours=(self._gpu_s + gpu_s) / 3600 + teachers_h,
+            gpu_hours=(self._gpu_s + gpu_s) / 3600 + beside_h,
             money=self._around.money(device_h) if self._around.money else None,
         )
 

@@ -86,6 +86,7 @@ def evaluate_many(
     progress: Progress | None = None,
     effort: Effort = STANDARD,
     batch: Batch = batches.run,
+    quiet: bool = False,
 ) -> list[Result]:
     """Evaluate training runs and other subjects at the same time on the Ray cluster that the caller
     has joined.
@@ -103,6 +104,7 @@ def evaluate_many(
             such.
         batch: what a task does with a batch; anything else than the default is for measuring the
             driver.
+        quiet: say nothing of the wait for the first batch.
 
     Raises:
         CheckpointError, ConfigError, DataError: for what cannot be evaluated.
@@ -112,7 +114,8 @@ def evaluate_many(
         _Job(subjects.of_run(one) if isinstance(one, Store) else one, effort, batch)
         for one in evaluated
     ]
-    log.info("waiting for the first batch of the evaluation")
+    if not quiet:
+        log.info("waiting for the first batch of the evaluation")
     missing = [job for job in jobs if job.result is None]
     if missing:
         if workers is None:

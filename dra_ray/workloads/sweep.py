@@ -34,6 +34,7 @@ from dra_ray.sweeps import orders, spaces, study
 from dra_ray.sweeps.tournament import Circumstances, Scores, Tournament
 from dra_ray.training import tracking
 from dra_ray.workloads import train
+from dra_ray.workloads.fidelity import Late
 
 OBJECTIVE = "robust_accuracy"
 log = logging.getLogger("dra_ray")
@@ -97,10 +98,15 @@ def run(
         expected = _planned(sweep, manifest.plan, raised, _Expecting(table, slots, basis))
         started, started_at = time.monotonic(), runs.utc_now()
         pools = _pools(stack, planned, store)
+        late = (
+            stack.enter_context(Late(sweep, store, lease.require)) if sweep.fidelity.is_on else None
+        )
         around = Circumstances(
             images_per_epoch=data.images_per_epoch,
             at=time.time,
-            teacher_hours=lambda: sum(pool.hours() for pool in pools),
+            beside_hours=lambda: (
+                sum(pool.hours() for pool in pools) + (late.gpu_hours() if late else 0.0)
+            ),
             money=None if table is None else lambda hours: hours * _price(table),
             guard=lease.require,
         )
@@ -125,13 +131,20 @@ def run(
         )
 
         def on_row(row: RungRow) -> None:
+            if late:
+                late.after(row)
             trackers.row(row.trial, row)
             if progress:
                 progress(row)
 
         tournament.on_row = on_row
+        if late:
+            late.begin(tournament.fields, tournament.rows)
         log.info("waiting for the first validation of %d trials", len(planned))
         facts = _Driver(sweep, store, tournament, slots, trainer).run()
+        if late:
+            late.finish(tournament.rows, finals=not facts.paused)
+            facts = facts.model_copy(update=_spent(tournament))
         lease.require()
         elapsed_s = round(before_s + time.monotonic() - started, 3)
         return runs.update_manifest(store, facts.model_copy(update={"elapsed_s": elapsed_s}))
@@ -214,16 +227,12 @@ class _Driver:
                 break
             tournament.go_on_with(behind)
             self._tune()
-        spent = tournament.spent()
         facts = runs.Facts(
             status="done",
             trials=dict(tournament.fields),
             finals=tournament.finals(),
-            images_seen=spent.images,
-            gpu_hours=round(spent.gpu_hours, 4),
+            **_spent(tournament),
         )
-        if spent.money is not None:
-            facts = facts.model_copy(update={"money": round(spent.money, 4)})
         if reason := tournament.exhausted():
             return facts.model_copy(update={"status": "paused", "paused": reason})
         tournament.require_a_trial()
@@ -313,6 +322,13 @@ class _Driver:
                 lost[name] = reason
                 self.tournament.start_again(name)
         return lost
+
+
+def _spent(tournament: Tournament) -> dict[str, Any]:
+    """Facts of the manifest."""
+    spent = tournament.spent()
+    money = {} if spent.money is None else {"money": round(spent.money, 4)}
+    return {"images_seen": spent.images, "gpu_hours": round(spent.gpu_hours, 4), **money}
 
 
 def ending(error: BaseException) -> tuple[str, bool]:
@@ -521,8 +537,8 @@ def _pools(
 
 
 def _slots(experiments: dict[str, config.Experiment], sweep: config.Sweep) -> int:
-    """Trials that fit at once beside the pools: more would take each other's resources and none
-    would start.
+    """Trials that fit at once beside the pools and the late verdicts: more would take each other's
+    resources and none would start.
     """
     kept = {
         service.app_name(teacher): client.of_pool(e.pool)
@@ -530,7 +546,15 @@ def _slots(experiments: dict[str, config.Experiment], sweep: config.Sweep) -> in
         for teacher in e.teachers
         if e.pool.kind == "pool"
     }
+    pooled, late = set(kept), sweep.fidelity
+    if late.is_on:
+        cluster.require(1, 1.0, late.gpus_per_worker, "a late verdict")
+        if late.apgd_from is not None:  # beside the training; AutoAttack comes after it
+            kept["late verdicts"] = (late.workers * 1.0, late.workers * late.gpus_per_worker)
     beside = (sum(cpus for cpus, _ in kept.values()), sum(gpus for _, gpus in kept.values()))
+    others = " and ".join(
+        ["the teacher pool"] * bool(pooled) + ["the late verdicts"] * (len(kept) > len(pooled))
+    )
     needs = [
         (
             e.resources.workers,
@@ -539,5 +563,5 @@ def _slots(experiments: dict[str, config.Experiment], sweep: config.Sweep) -> in
         )
         for e in experiments.values()
     ]
-    fitting = (cluster.require(*need, "a trial", beside) for need in needs)
+    fitting = (cluster.require(*need, "a trial", beside, others) for need in needs)
     return min([sweep.asha.max_concurrent, *(n for n in fitting if n is not None)])

@@ -46,6 +46,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"space": {"seed": [1, 2]}, "search": {"method": "tpe"}}, "trials is not set"),
     "money without prices": (
         {"space": {"seed": [1]}, "budget": {"money": 5}}, "budget.money=5, but prices is not set"),
+    "more images than there are": (
+        {"space": {"seed": [1]}, "fidelity": {"apgd_from": 0.5, "apgd_images": 5000}},
+        "fidelity.apgd_images=5,000, but base.data.validation_images=",
+    ),
+    "a share above 1": (
+        {"space": {"seed": [1]}, "fidelity": {"apgd_from": 1.5}}, "fidelity.apgd_from=1.5"),
     "warm start of a grid": (
         {"space": {"seed": [1]}, "search": {"warm_start": "x"}}, "learns nothing"),
     "point outside": (
