@@ -30,6 +30,21 @@ def _plain(value: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
+class LateVerdict:
+    """A stronger attack's robust accuracy beside that of the validation's PGD, fractions; None
+    where there is no verdict, for a `reason`.
+    """
+
+    trial: str
+    epoch: int
+    attack: str
+    images: int | None
+    robust_accuracy: float | None
+    by_pgd: float | None
+    reason: str | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Findings:
     """Everything that is found, or a refusal in its place."""
 
@@ -39,6 +54,7 @@ class Findings:
     front: pareto.Front | Refused
     fits: Sequence[fits.Fit | Refused]
     health: health.Health | None = None  # None where the config is of another version
+    late: Sequence[LateVerdict] = ()
 
     def tree(self) -> dict[str, Any]:
         """Plain JSON values, with the answer in words as `paragraph`."""
@@ -48,11 +64,13 @@ class Findings:
             for field, found in self.effects.items()
         }
         fitted = [dataclasses.asdict(fit) for fit in self.fits]
-        return values | {
-            "effects": curves,
-            "fits": fitted,
-            "paragraph": paragraph(self.answer),
-        }
+        late = [dataclasses.asdict(verdict) for verdict in self.late]
+        del values["late"]
+        return (
+            values
+            | {"effects": curves, "fits": fitted, "paragraph": paragraph(self.answer)}
+            | ({"late": late} if late else {})  # of sweeps with stronger attacks alone
+        )
 
 
 def find(manifest: Manifest, rows: Sequence[RungRow], late: Sequence[FidelityRow] = ()) -> Findings:
@@ -72,7 +90,25 @@ def find(manifest: Manifest, rows: Sequence[RungRow], late: Sequence[FidelityRow
         pareto.front(trials, rows, images),
         fitted,
         early_stopping(manifest, rows),
+        _late(rows, late),
     )
+
+
+def _late(rows: Sequence[RungRow], late: Sequence[FidelityRow]) -> list[LateVerdict]:
+    """By trial and epoch, each beside its validation."""
+    by_pgd = {(row.trial, row.images_seen): row.robust_accuracy for row in rows}
+    return [
+        LateVerdict(
+            row.trial,
+            row.epoch,
+            row.attack,
+            row.images,
+            row.robust_accuracy,
+            by_pgd.get((row.trial, row.images_seen)),
+            row.reason,
+        )
+        for row in sorted(late, key=lambda row: (row.trial, row.epoch, row.attack))
+    ]
 
 
 def early_stopping(manifest: Manifest, rows: Sequence[RungRow]) -> health.Health | None:

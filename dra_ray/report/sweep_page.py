@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dra_ray.report import html, planned, sweep_plots, words
-from dra_ray.report.answers import paragraph
+from dra_ray.report.answers import attack_label, paragraph
 from dra_ray.report.findings import Findings
 from dra_ray.report.plots import swept
 from dra_ray.report.summary import Summary
@@ -21,6 +21,7 @@ def sections(summary: Summary, found: Findings | None) -> list[html.Section | No
         return []
     return [
         _answer(found),
+        _late(found),
         _axes(summary, found),
         _front(found),
         _more(found),
@@ -49,6 +50,32 @@ def _answer(found: Findings) -> html.Section | None:
         )
         if ties
         else None,
+    )
+
+
+def _late(found: Findings) -> html.Section | None:
+    """Verdicts of stronger attacks beside PGD's; nothing of a sweep without them."""
+    if not found.late:
+        return None
+    rows = [
+        [
+            late.trial,
+            late.epoch,
+            words.in_percent(late.by_pgd),
+            attack_label(late.attack),
+            words.in_percent(late.robust_accuracy),
+            late.images,
+            late.reason or "",
+        ]
+        for late in found.late
+    ]
+    named = ["trial", "epoch", "by PGD %", "attack", "by it %", "images", "why there is no verdict"]
+    return html.section(
+        "late",
+        "Stronger attacks",
+        "PGD decides what is stopped; these verdicts on the same checkpoints came beside the "
+        "training and at its end.",
+        fold("Verdicts of stronger attacks", html.Table(named, rows, True)),
     )
 
 

@@ -133,6 +133,31 @@ def test_a_plan_stands_beside_what_was_spent(tmp_path: Path) -> None:
     assert "1 min 0 s (50 s to 1 min 20 s) and 45 s, 75% of the plan" in said
 
 
+def test_verdicts_of_stronger_attacks_stand_beside_pgds(tmp_path: Path) -> None:
+    run = write_large(Store(str(tmp_path)) / "late", 20)
+    plain = Page(write(run).read_text())
+    assert "late" not in plain.ids
+    rows = (run / "rungs.jsonl").read_jsonl()
+    done = [row for row in rows if row["decision"] == "done"]
+    late = [
+        {key: row[key] for key in ("trial", "epoch", "images_seen", "images", "clean_accuracy")}
+        | {"step": 1, "attack": "apgd", "robust_accuracy": 0.125, "verdicts": None}
+        for row in done
+    ]
+    late[-1] |= {"robust_accuracy": None, "reason": "its checkpoint is gone"}
+    (run / "fidelity.jsonl").write_jsonl(late)
+    found = findings_of(run)
+    assert found is not None
+    assert len(found.late) == len(done)
+    assert {verdict.by_pgd for verdict in found.late} == {row["robust_accuracy"] for row in done}
+    page = Page(write(run).read_text())
+    assert "late" in page.ids
+    assert "12.5" in page.text
+    assert "its checkpoint is gone" in page.text
+    tree = (run / "summary.json").read_json()["findings"]
+    assert len(tree["late"]) == len(done)
+
+
 def test_few_trials_are_told_why_there_is_no_more(tmp_path: Path) -> None:
     run = write_large(Store(str(tmp_path)) / "few", 5)
     text = Page(write(run).read_text()).text
