@@ -700,9 +700,8 @@ def _sweep(config: Sweep, known: Known) -> SweepPlan:
     notes = {note for trial in trials.values() for note in trial.notes}
     shared = _shared(config, largest.resources, concurrent, notes)
     teacher_gpus = (shared.min_replicas or 0) * config.base.pool.gpus_per_replica
-    hours, cost = _hours_of_sweep(config, course, concurrent, known), None
-    if known.prices and hours:
-        cost = _cost_of_sweep(course, known.prices, hours)
+    hours = _hours_of_sweep(config, course, concurrent, known)
+    cost = _cost_of_sweep(course, known.prices, hours) if known.prices and hours else None
     return SweepPlan(
         kind=config.kind,
         trials=len(trials),

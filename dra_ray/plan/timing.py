@@ -124,7 +124,7 @@ def _teacher_of(experiment: Experiment) -> str | None:
 
 def _sample(experiment: Experiment) -> Experiment:
     """Of a run as it is when all that costs time has set in, by one worker, from random weights."""
-    changes = {
+    changes: dict[str, dict[str, object]] = {
         "model": {"weights": None},
         "compute": {"compile": False},
         "loss": {"awp_from_epoch": 0},
