@@ -138,9 +138,9 @@ def test_a_sweep_is_its_slots_then_its_trials() -> None:
     )
     assert made.hours.validation == pytest.approx(3 * (each.validation or 0))
     prices = planning.Prices(1.0, 1.0, "EUR")
-    cost = planning.plan(config, pace=PACE, prices=prices).cost  # type: ignore[union-attr]
+    cost = planning.plan(config, pace=PACE, prices=prices).cost
     assert cost.money == pytest.approx(made.hours.student)
-    assert planning.plan(config, pace=PACE, slots=1).concurrent == 1  # type: ignore[union-attr]
+    assert planning.plan(config, pace=PACE, slots=1).concurrent == 1
 
 
 def test_parts_of_the_hours_are_printed() -> None:
