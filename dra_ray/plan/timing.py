@@ -26,6 +26,7 @@ from torch import Tensor
 
 from dra_ray import config, data, plan
 from dra_ray.config import Experiment
+from dra_ray.data import Shape
 from dra_ray.data.batches import part_of
 from dra_ray.errors import DraError, RunError
 from dra_ray.plan import speed
@@ -187,10 +188,11 @@ def _timed(
     trained = limits.images(batch, student, "a step")
     checked = limits.images(validation.CHUNK, _checking_gflop(sample, planned), "validation")
     encoded = limits.images(batch, teacher, "encoding") if teacher else 0
+    shape = data.outline(sample.data).shape
     sources = _teachers(sample, encoded, device) if encoded else []
-    features, encoding_s = _encoding(sample, sources, encoded) if encoded else ([], 0.0)
-    state, step_s = _training(_of_batch(sample, trained), sources, features, device)
-    checking_s = _checking(state, sample, checked, device)
+    features, encoding_s = _encoding(sample, shape, sources, encoded) if encoded else ([], 0.0)
+    state, step_s = _training(_of_batch(sample, trained), shape, sources, features, device)
+    checking_s = _checking(state, sample, shape, checked, device)
     process_s = process_start_s(worker)
     said = [
         f"{step_s:.3g} s a step of {trained} images",
@@ -228,10 +230,10 @@ def _teachers(sample: Experiment, images: int, device: torch.device) -> list[Loc
 
 
 def _encoding(
-    sample: Experiment, sources: Sequence[LocalTeacher], images: int
+    sample: Experiment, shape: Shape, sources: Sequence[LocalTeacher], images: int
 ) -> tuple[list[Tensor], float]:
     """The features of each term for a request of `images`, and seconds for all of them."""
-    pixels, labels = _random(sample, images)
+    pixels, labels = _random(shape, images)
     sized = _of_batch(sample, images)
     requests = alignment.requests(sized, pixels, labels, 0, slice(0, images))
     pairs = list(zip(sources, requests, strict=True))
@@ -239,11 +241,13 @@ def _encoding(
     def encode() -> list[Tensor]:
         return [source.encode(request) for source, request in pairs]
 
-    return encode(), seconds(encode, torch.device(sources[0].device))
+    on, threads = torch.device(sources[0].device), sources[0].threads
+    return encode(), seconds(encode, on, threads)
 
 
 def _training(
     sample: Experiment,
+    shape: Shape,
     sources: Sequence[LocalTeacher],
     features: Sequence[Tensor],
     device: torch.device,
@@ -251,9 +255,9 @@ def _training(
     """A student after a few steps, and seconds of a step; features of fewer images are repeated."""
     size = sample.optim.batch
     mine = slice(0, size)
-    pixels, labels = (each.to(device) for each in _random(sample, size))
+    pixels, labels = (each.to(device) for each in _random(shape, size))
     ready = [Ready(each[torch.arange(size) % len(each)]) for each in features]
-    state, _ = step.initial_state(sample, data.outline(sample.data).shape, sources, device)
+    state, _ = step.initial_state(sample, shape, sources, device)
 
     def take() -> None:
         batch = step.prepare(sample, pixels, labels, state.step, mine, ())
@@ -262,30 +266,35 @@ def _training(
         if sample.optim.averaging == "step":
             averaging.update(state.average, state.student, sample.optim.averaging_decay)
 
-    return state, seconds(take, device)
+    return state, seconds(take, device, sample.resources.threads_per_worker)
 
 
-def _checking(state: State, sample: Experiment, images: int, device: torch.device) -> float:
+def _checking(
+    state: State, sample: Experiment, shape: Shape, images: int, device: torch.device
+) -> float:
     """Seconds of a validation."""
-    pixels, labels = _random(sample, images)
+    pixels, labels = _random(shape, images)
     state.average.eval()
-    return seconds(
-        lambda: validation.judge_chunk(state.average, sample, pixels, labels, 0, device), device
-    )
+
+    def check() -> None:
+        validation.judge_chunk(state.average, sample, pixels, labels, 0, device)
+
+    return seconds(check, device, sample.resources.threads_per_worker)
 
 
-def _random(sample: Experiment, images: int) -> tuple[Tensor, Tensor]:
+def _random(shape: Shape, images: int) -> tuple[Tensor, Tensor]:
     """Images uint8 [N,C,H,W] of the data's shape, and labels."""
-    shape = data.outline(sample.data).shape
     drawn = torch.Generator().manual_seed(0)
     size = (images, shape.channels, shape.resolution, shape.resolution)
     pixels = torch.randint(256, size, dtype=torch.uint8, generator=drawn)
     return pixels, torch.randint(shape.num_classes, (images,), generator=drawn)
 
 
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """The median of a few rounds, after one that only warms up."""
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
+def seconds(call: Callable[[], object], device: torch.device, threads: int) -> float:
+    """The median of a few rounds, after one that only warms up; of one CPU thread those that it
+    computes.
+    """
+    alone = device.type == "cpu" and threads == 1
     clock = time.thread_time if alone else time.perf_counter
     spent: list[float] = []
     call()
