@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 # Wall time of a start, in starts of a Python process that imports what a worker imports, which is
 # nearly all of it. A slot's first trial brings a process, its next ones find it warm; Ray Train has
 # a controller and then its workers, after Ray itself; a pool has Serve's controller, then replicas
-PROCESSES_OF_SLOT = 2.0
+PROCESSES_OF_SLOT = 1.5
 PROCESSES_OF_WARM_TRIAL = 0.5
 PROCESSES_OF_TRAIN = 4.0
-PROCESSES_OF_POOL = 3.0
+PROCESSES_OF_POOL = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
