@@ -24,7 +24,7 @@ from typing import Any
 
 from dra_ray import config, runs
 from dra_ray.config.catalogue import STANDARD, Effort
-from dra_ray.errors import DataError, LeaseError, StorageError
+from dra_ray.errors import DraError, StorageError
 from dra_ray.evaluation import subjects
 from dra_ray.evaluation.subjects import Subject
 from dra_ray.runs import FidelityRow, RungRow
@@ -62,7 +62,7 @@ class Late:
         self._jobs: queue.Queue[tuple[Key, RungRow, int]] = queue.Queue()
         self._changed = threading.Condition()
         self._open = 0  # verdicts that are due
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None  # that kept a verdict from being recorded
         self._ending = threading.Event()
         self._threads = [
             threading.Thread(target=self._work, name=f"late-verdicts-{number}", daemon=True)
@@ -113,22 +113,26 @@ class Late:
     def finish(self, rows: Sequence[RungRow], finals: bool) -> None:
         """Wait for the verdicts that are due and, where the sweep is over (`finals`), for those on
         its finalists.
+
+        Raises what kept one from being recorded, `StorageError` or `LeaseError`; the same sweep,
+        started again, makes those that are missing.
         """
         self._wait()
         if finals:
             keys = fidelity.due_of_finalists(self._settings, self._trials, rows)
-            self._judge_all(keys, rows)
+            # nothing else is under way: where finalists are few, each gets several tasks
+            at_once = max(1, self._settings.workers // max(1, len(keys)))
+            self._judge_all(keys, rows, at_once)
             self._wait()
         (self._folder / runs.JUDGING).remove()
 
-    def _judge_all(self, keys: Sequence[Key], rows: Sequence[RungRow]) -> None:
+    def _judge_all(self, keys: Sequence[Key], rows: Sequence[RungRow], at_once: int = 1) -> None:
         of = {(row.trial, row.images_seen): row for row in rows}
         missing = [k for k in fidelity.missing(keys, self.rows) if k not in self._known]
-        at_once = max(1, self._settings.workers // max(1, len(missing)))
         for key in missing:
             self._known.add(key)
             row = of[key[:2]]
-            with contextlib.suppress(StorageError, DataError):  # its turn tries again
+            with contextlib.suppress(DraError):  # its turn tries again
                 self._keep(key, row)
             with self._changed:
                 self._open += 1
@@ -136,7 +140,7 @@ class Late:
 
     def _wait(self) -> None:
         with self._changed:
-            while self._open and self._failure is None:
+            while self._open:
                 self._changed.wait(1.0)
         if self._failure is not None:
             raise self._failure
@@ -148,14 +152,12 @@ class Late:
                 key, row, at_once = self._jobs.get(timeout=0.2)
             except queue.Empty:
                 continue
-            failure: BaseException | None = None
+            failure: Exception | None = None
             try:
                 self._record(key, self._verdict(key, row, at_once))
             except _Ended:
                 return
-            except StorageError as error:  # the store is away: nothing is known of the verdict
-                log.warning("%s of %s: %s; the next start tries again", key[2], key[0], error)
-            except LeaseError as error:
+            except Exception as error:  # nothing is recorded, so the next start tries again
                 failure = error
             with self._changed:
                 self._open -= 1
@@ -175,7 +177,7 @@ class Late:
             if not self._is_kept(key, row):
                 return FidelityRow(**known, reason="its checkpoint is gone", at=time.time())
             return FidelityRow(**known, **self._evaluated(key, at_once), at=time.time())
-        except (_Ended, StorageError):
+        except (_Ended, StorageError):  # the store is away: nothing is known of the verdict
             raise
         except Exception as error:  # whatever it is, the sweep goes on without this verdict
             if self._ending.is_set():
