@@ -209,7 +209,7 @@ class Late:
         run = self._folder / runs.TRIALS / trial
         level = str(self._field(trial, "evaluation.level", self._sweep.base.evaluation.level))
         screen = attack == "apgd"
-        settings = {
+        settings: dict[str, Any] = {
             "evaluation.version": "standard" if screen else late.finalists,
             "evaluation.level": "screen" if screen else level.replace("screen", "reference"),
             "evaluation.curve_255": [],
