@@ -197,7 +197,9 @@ def test_tables_are_also_json(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "recipes.json").read_text())
     assert [row["recipe"] for row in rows] == config.recipe_names()
     assert all(row["recipe"] in done.stdout for row in rows)
-    done = in_process("plan", "digits-dm-at", "--json", "plan.json", cwd=tmp_path)
+    done = in_process(
+        "plan", "digits-dm-at", "--tflops", "0.1", "--json", "plan.json", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "plan.json").read_text())
 

@@ -181,7 +181,7 @@ def test_json_holds_numbers(tmp_path: Path) -> None:
 
 def test_what_is_waited_for_is_said_before_what_comes_of_it(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "dra_ray", "plan", "digits-dra"]
+    command = [sys.executable, "-m", "dra_ray", "plan", "digits-dra", "--tflops", "0.1"]
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path) as run:
         os.close(theirs)
         shown = b""
