@@ -54,10 +54,11 @@ class Late:
     """
 
     def __init__(self, sweep: config.Sweep, folder: Store, guard: Callable[[], None]) -> None:
-        self._sweep, self._settings, self._folder = sweep, sweep.fidelity, folder
+        self._settings, self._folder = sweep.fidelity, folder
         self._guard = guard
         self._log = runs.Log(folder / runs.FIDELITY, FidelityRow)
         self._trials: Mapping[str, Fields] = {}
+        self._experiment: Callable[[str], config.Experiment]  # of a trial, from `begin` on
         self._known: set[Key] = set()  # of this driver, whatever became of them
         self._jobs: queue.Queue[tuple[Key, RungRow, int]] = queue.Queue()
         self._changed = threading.Condition()
@@ -95,19 +96,25 @@ class Late:
         return seconds * self._settings.gpus_per_worker / 3600
 
     # -- what is due -------------------------------------------------------------------------------
-    def begin(self, trials: Mapping[str, Fields], rows: Iterable[RungRow]) -> None:
+    def begin(
+        self,
+        trials: Mapping[str, Fields],
+        experiment: Callable[[str], config.Experiment],
+        rows: Iterable[RungRow],
+    ) -> None:
         """Go on with the verdicts that an earlier driver left.
 
         Args:
             trials: name -> the fields that it changes; further ones may come.
+            experiment: of a trial's name.
         """
-        self._trials = trials
+        self._trials, self._experiment = trials, experiment
         for row in rows:
             self.after(row)
 
     def after(self, row: RungRow) -> None:
         """A row of rungs.jsonl: where APGD is to judge it, keep its weights and have it judged."""
-        epochs = int(str(self._field(row.trial, "optim.epochs", self._sweep.base.optim.epochs)))
+        epochs = self._experiment(row.trial).optim.epochs
         self._judge_all(fidelity.due(self._settings, [row], {row.trial: epochs}), [row])
 
     def finish(self, rows: Sequence[RungRow], finals: bool) -> None:
@@ -207,7 +214,7 @@ class Late:
         trial, _, attack = key
         place, late = self._place(key), self._settings
         run = self._folder / runs.TRIALS / trial
-        level = str(self._field(trial, "evaluation.level", self._sweep.base.evaluation.level))
+        level = self._experiment(trial).evaluation.level
         screen = attack == "apgd"
         settings: dict[str, Any] = {
             "evaluation.version": "standard" if screen else late.finalists,
@@ -281,10 +288,4 @@ class Late:
 
     def _step(self, key: Key) -> int:
         trial, images_seen, _ = key
-        return images_seen // int(
-            str(self._field(trial, "optim.batch", self._sweep.base.optim.batch))
-        )
-
-    def _field(self, trial: str, field: str, otherwise: object) -> object:
-        """Of a trial, or of its base."""
-        return self._trials.get(trial, {}).get(field, otherwise)
+        return images_seen // self._experiment(trial).optim.batch

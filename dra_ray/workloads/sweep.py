@@ -139,7 +139,7 @@ def run(
 
         tournament.on_row = on_row
         if late:
-            late.begin(tournament.fields, tournament.rows)
+            late.begin(tournament.fields, tournament.experiment, tournament.rows)
         log.info("waiting for the first validation of %d trials", len(planned))
         facts = _Driver(sweep, store, tournament, slots, trainer).run()
         if late:

@@ -24,6 +24,10 @@ SWEEP = config.Sweep(
 TRIALS: dict[str, dict[str, object]] = {"trial-000": {"optim.lr": 0.1}}
 
 
+def experiment(trial: str) -> config.Experiment:
+    return config.override(SWEEP.base, TRIALS[trial])
+
+
 def row(epoch: int, weights: runs.Weights) -> RungRow:
     """Of a trial of 2 steps an epoch."""
     return RungRow(
@@ -57,7 +61,7 @@ def test_the_weights_that_were_judged_are_kept_before_the_checkpoint_goes(
     """Nothing is kept of a validation before the share of a trial that APGD judges."""
     folder = Store(str(tmp_path))
     checkpointed(folder, [1, 3])
-    Late(SWEEP, folder, lambda: None).begin(TRIALS, [row(1, weights), row(3, weights)])
+    Late(SWEEP, folder, lambda: None).begin(TRIALS, experiment, [row(1, weights), row(3, weights)])
     (name,) = (folder / runs.JUDGING).names()
     kept = (folder / runs.JUDGING / name / runs.MODEL).read_tensors()
     assert kept["w"].tolist() == [value]
@@ -68,13 +72,13 @@ def test_a_verdict_without_its_checkpoint_says_so_and_is_not_tried_again(tmp_pat
     folder = Store(str(tmp_path))
     checkpointed(folder, [3, 4])
     with Late(SWEEP, folder, lambda: None) as late:
-        late.begin(TRIALS, [row(2, "average")])
+        late.begin(TRIALS, experiment, [row(2, "average")])
         late.finish([row(2, "average")], finals=False)
     (written,) = runs.read_rows(folder / runs.FIDELITY, FidelityRow)
     assert (written.step, written.attack, written.robust_accuracy) == (4, "apgd", None)
     assert written.reason == "its checkpoint is gone"
     with Late(SWEEP, folder, lambda: None) as late:
-        late.begin(TRIALS, [row(2, "average")])
+        late.begin(TRIALS, experiment, [row(2, "average")])
         late.finish([row(2, "average")], finals=False)
     assert len(runs.read_rows(folder / runs.FIDELITY, FidelityRow)) == 1
 
@@ -87,7 +91,7 @@ def test_a_driver_that_lost_the_sweep_records_nothing(tmp_path: Path) -> None:
         raise LeaseError("another driver has the sweep")
 
     with Late(SWEEP, folder, guard) as late:
-        late.begin(TRIALS, [row(2, "average")])
+        late.begin(TRIALS, experiment, [row(2, "average")])
         with pytest.raises(LeaseError, match="another driver"):
             late.finish([], finals=False)
     assert not (folder / runs.FIDELITY).exists()
