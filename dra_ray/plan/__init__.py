@@ -366,6 +366,13 @@ def step_units(loss: Loss, threat: Threat, perturbed: bool = False) -> int:
     return 2 * threat.steps + 3 * views * (2 if perturbed else 1) + target_apart
 
 
+def judging_units(config: Experiment) -> int:
+    """Forward passes that one validation of an image is worth: each step of its attack is a forward
+    and a gradient of the input; the clean and the final verdict are a forward each.
+    """
+    return 2 * config.selection.steps + 2
+
+
 def mean_step_units(config: Experiment) -> float:
     """`step_units` on average over the run: AWP starts at a later epoch."""
     epochs, loss = config.optim.epochs, config.loss
@@ -441,10 +448,8 @@ def _experiment(config: Experiment, known: Known) -> RunPlan:
     steps = config.optim.epochs * batches.steps_per_epoch
     seen = steps * config.optim.batch
     validations = math.ceil(config.optim.epochs / config.selection.every_epochs)
-    # an evaluation step is a forward and a gradient of the input; the clean and the final verdict
-    # are a forward each
     judged = 2 if config.selection.weights == "better" else 1
-    checking = judged * validations * images.validation * (2 * config.selection.steps + 2) * forward
+    checking = judged * validations * images.validation * judging_units(config) * forward
     run = Training(
         epochs=config.optim.epochs,
         steps=steps,
@@ -826,20 +831,23 @@ def _hours_of_sweep(config: Sweep, course: _Course, concurrent: int, known: Know
 
     if not (known.pace or known.tflops):
         return None
-    wall = total(lambda hours: (hours.wall or 0.0) / concurrent)
+    if known.pace:
+        wall = _wall_side_by_side(config, course, concurrent, known.pace)
+    else:
+        wall = total(lambda hours: (hours.wall or 0.0) / concurrent)
     hours = Hours(
         student=total(lambda hours: hours.student).expected,
         validation=total(lambda hours: hours.validation).expected,
         teacher=total(lambda hours: hours.teacher).expected,
+        worst=wall.worst,
+        expected=wall.expected,
+        expected_range=wall.range,
     )
-    if known.pace:
-        wall = _wall_side_by_side(config, course, concurrent, known.pace)
-        start = total(lambda hours: hours.start).expected
-        devices = concurrent * _units(config.base)[0] * config.base.resources.is_single
-        hours = _with_slots(hours, start, devices, known.pace)
-    return dataclasses.replace(
-        hours, worst=wall.worst, expected=wall.expected, expected_range=wall.range
-    )
+    if not known.pace:
+        return hours
+    start = total(lambda hours: hours.start).expected
+    devices = concurrent * _units(config.base)[0] * config.base.resources.is_single
+    return _with_slots(hours, start, devices, known.pace)
 
 
 def _with_slots(hours: Hours, start: float, devices: float, pace: Pace) -> Hours:

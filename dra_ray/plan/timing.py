@@ -213,8 +213,8 @@ def _timed(
 
 
 def _checking_gflop(sample: Experiment, planned: plan.RunPlan) -> float:
-    """Of one validation of an image: the evaluation's steps are two passes each."""
-    return 2 * (2 * sample.selection.steps + 2) * planned.student.forward_gmacs
+    """Of one validation of an image."""
+    return 2 * plan.judging_units(sample) * planned.student.forward_gmacs
 
 
 def _teachers(sample: Experiment, images: int, device: torch.device) -> list[LocalTeacher]:
