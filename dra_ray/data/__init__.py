@@ -126,13 +126,11 @@ def load(settings: config.Data) -> Images:
     """
     # the table of data sets lies below this room, so it names its reader's module
     reader = importlib.import_module(f"dra_ray.data.{settings.known.reader}")
-    parts: Parts = reader.read(settings)
-    if settings.known.split != "by_class":  # whose reader resizes
-        parts = _reduced(settings, parts)
-    return SPLITS[settings.known.split](settings, parts)
+    return SPLITS[settings.known.split](settings, _reduced(settings, reader.read(settings)))
 
 
 def _reduced(settings: config.Data, parts: Parts) -> Parts:
+    """At `data.resolution`, where the reader has not resized by it."""
     resolution, given = settings.resolution, parts.train.picture_shape[1]
     if resolution is None or resolution == given:
         return parts

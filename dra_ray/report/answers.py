@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dra_ray.evaluation.compare import SPELLED
 from dra_ray.report import words
 from dra_ray.sweeps.answer import Answer
 from dra_ray.sweeps.equal import Refused
@@ -22,7 +23,7 @@ def _parts(found: Answer) -> tuple[str, ...]:
 
 def attack_label(name: str) -> str:
     """An attack that judges trials, for people."""
-    return {"pgd": "PGD", "apgd": "APGD", "autoattack": "AutoAttack"}.get(name, name.upper())
+    return SPELLED.get(name, name.upper())
 
 
 def _best(found: Answer) -> str:

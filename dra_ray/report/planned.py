@@ -69,9 +69,8 @@ def _part(row: Against, plan: Planned) -> str:
     planned, least, most, used = (
         _shown(row.what, value) for value in (row.planned, low, high, row.spent)
     )
-    if (
-        row.what == "seconds" and not plan.measured
-    ):  # no share: arithmetic alone says little of a small run
+    # no share where it is of arithmetic, which alone says little of a small run
+    if row.what == "seconds" and not plan.measured:
         return f"{planned} of arithmetic and {used} in all"
     unit = {"images": " images", "money": f" {plan.currency}"}.get(row.what, "")
     return f"{planned} ({least} to {most}) and {used}{unit}, {row.share:.0%} of the plan"
