@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: install quickstart lint check test test-with-ray test-without-ray test-slow fashion-mnist
+.PHONY: install trackers quickstart lint check test test-with-ray test-without-ray test-slow fashion-mnist
 .DEFAULT_GOAL := install
 
 install: .venv/.installed
@@ -15,6 +15,14 @@ install: .venv/.installed
 	@echo "installing into .venv (several GB with torch, some minutes) ..."
 	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+# the optional trackers, which slow tests check against their real servers and readers
+trackers: .venv/.trackers
+
+.venv/.trackers: .venv/.installed
+	@echo "installing MLflow, Trackio, W&B and optuna-dashboard into .venv ..."
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,dashboard,mlflow,trackio,wandb]'
 	@touch $@
 
 quickstart: install
@@ -52,5 +60,5 @@ fashion-mnist:
 	then echo "installed Debian's package dataset-fashion-mnist"; \
 	else echo "the tests that need Fashion-MNIST are skipped: install Debian's package dataset-fashion-mnist, or put its four .gz files into $(FASHION)" >&2; fi
 
-test-slow: install fashion-mnist
+test-slow: install trackers fashion-mnist
 	$(BIN)/python -m pytest --durations=15 -m slow $(ARGS)
