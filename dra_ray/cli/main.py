@@ -37,6 +37,7 @@ from dra_ray.cli.options import (
     require_teachers,
     require_writable,
     run_folder,
+    warn_of_unread,
 )
 from dra_ray.cli.pool import pool_app
 from dra_ray.cli.sweep import sweep_app
@@ -154,6 +155,7 @@ def train(
 ) -> None:
     """Train one student with TRADES, and DRA where align.weight is above 0."""
     experiment = config.load(recipe, config.Experiment, set_).with_sources()
+    warn_of_unread(experiment, set_)
     run = run_folder(storage_uri, name, recipe)
     require_teachers([experiment])
     starts = announce(run, "train", experiment)
@@ -528,6 +530,7 @@ def plan(
     Starts nothing.
     """
     settings = config.load(recipe, None, set_)
+    warn_of_unread(settings, set_)
     with terminal.busy(f"planning {recipe}"):
         from dra_ray import plan as job
         from dra_ray.bench import nodes

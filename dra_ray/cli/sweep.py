@@ -20,6 +20,7 @@ from dra_ray.cli.options import (
     look_at_targets,
     require_teachers,
     run_folder,
+    warn_of_unread,
 )
 from dra_ray.config.reading import parse_settings
 from dra_ray.config.text import refusal
@@ -67,6 +68,7 @@ def run(
     full budget. `run` may be left out.
     """
     settings = config.load(file, config.Sweep, set_)
+    warn_of_unread(settings, set_)
     experiments = [e.with_sources() for e in spaces.experiments(settings).values()]
     require_teachers(experiments)
     folder = run_folder(storage_uri, name, file)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -19,21 +19,17 @@ from dra_ray.config.base import (
     PositiveFloat,
     PositiveInt,
     Probability,
+    flatten,
     shown_value,
 )
 from dra_ray.config.experiment import Experiment
 from dra_ray.config.fields import suggest, walk
+from dra_ray.config.readers import missing, readers
 from dra_ray.config.teacher import Synthesis, TeacherTraining
 from dra_ray.config.text import shown
 from dra_ray.errors import nearest
 
-WEIGHT = "align.weight"
 COMBINATIONS = 10_000  # each becomes an experiment, in memory and on every worker
-
-
-def alignment_alone(field: str) -> bool:
-    """Whether only the alignment term reads the field: without alignment it has no effect."""
-    return field != WEIGHT and field.startswith(("align.", "teacher.", "pool."))
 
 
 class Asha(Frozen):
@@ -203,6 +199,7 @@ class Sweep(Frozen):
         self._check_size()
         self._check_expressions()
         self._check_search()
+        self._check_readers()
         if self.asha.grace_epochs > self.base.optim.epochs:
             raise ValueError(
                 f"asha.grace_epochs={self.asha.grace_epochs} is beyond "
@@ -235,8 +232,16 @@ class Sweep(Frozen):
         """The axes that decide whether this one matters."""
         condition = self.axes[field].when
         named = expressions.of(condition).fields if condition else frozenset()
-        implied = {WEIGHT} & self.space.keys() if alignment_alone(field) else set()
-        return named | implied
+        return named | {one.field for one in readers(field)} & self.space.keys()
+
+    def possible(self, field: str) -> Sequence[Any]:
+        """The values that a field of the trials may have: those of its axis (the ends of a range),
+        or base's.
+        """
+        if field not in self.space:
+            return [dict(flatten(self.base.model_dump(mode="json"))).get(field)]
+        axis = as_axis(self.space[field])
+        return axis.choice if axis.choice is not None else axis.bounds or ()
 
     def _check_size(self) -> None:
         for field, axis in self.axes.items():
@@ -277,6 +282,15 @@ class Sweep(Frozen):
                 raise ValueError(
                     f"constraints.{number}={shown(text)} names no axis, so no trial can change it; "
                     "take it out"
+                )
+
+    def _check_readers(self) -> None:
+        for field in self.axes:
+            if (reader := missing(field, self.possible)) is not None:
+                values = ", ".join(shown_value(value) for value in self.possible(reader.field))
+                raise ValueError(
+                    f"space.{shown_value(field)} changes no trial: it is read where {reader.field} "
+                    f"is {reader.text}, and that is {values}; change it, or take the axis out"
                 )
 
     def _check_search(self) -> None:

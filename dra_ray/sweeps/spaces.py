@@ -1,9 +1,9 @@
 """The search space of a sweep as points: every combination, seeded draws, and the experiment that a
 point stands for.
 
-A point names the axes that matter in it. An axis whose condition is false, and without alignment
-(align.weight = 0) whatever alignment alone reads, is not in it: two draws that differ only there
-are one point, and one trial.
+A point names the axes that matter in it. An axis whose condition is false is not in it, nor is one
+that nothing reads there (config.readers): without alignment whatever alignment alone reads, IKL's
+alpha in TRADES. Two draws that differ only there are one point, and one trial.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 from dra_ray import config
 from dra_ray.config import expressions
 from dra_ray.config.axes import Axis
-from dra_ray.config.sweep import COMBINATIONS, WEIGHT, alignment_alone
+from dra_ray.config.readers import WEIGHT, readers
+from dra_ray.config.sweep import COMBINATIONS
 from dra_ray.config.text import refusal, shown
 from dra_ray.errors import ConfigError
 from dra_ray.sweeps import schedulers
@@ -88,17 +89,16 @@ class Space:
         """Whether an axis has an effect, given the point's values of the axes before it in
         `order`.
         """
-        if alignment_alone(field) and not self._aligns(point):
+        if any(not one.reads(self._value(one.field, point)) for one in readers(field)):
             return False
         condition = self.conditions.get(field)
         return condition is None or (condition.fields <= point.keys() and condition.holds(point))
 
+    def _value(self, field: str, point: Mapping[str, Any]) -> Any:
+        return point[field] if field in point else self._base.get(field)
+
     def _aligns(self, point: Mapping[str, Any]) -> bool:
-        weight = point.get(WEIGHT, self._base[WEIGHT])
-        try:
-            return float(weight) != 0
-        except (TypeError, ValueError):
-            return True  # not valid either, which its experiment says
+        return bool(self._value(WEIGHT, point))
 
     def point(self, values: Mapping[str, Any]) -> Point:
         """The point with these values of the axes, and base's where none is given."""
@@ -128,8 +128,8 @@ class Space:
     def changes(self, point: Point) -> dict[str, Any]:
         """What the point's experiment has different from base.
 
-        An axis that a condition switches off keeps base's value. One that is idle for want of
-        alignment has the first of its values.
+        An axis that a condition switches off keeps base's value. One that nothing reads there has
+        the first of its values.
         """
         idle = {
             field: axis.choice[0]

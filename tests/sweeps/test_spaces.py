@@ -26,7 +26,7 @@ LISTS = {
     "seeds": {"align.weight": [0, 1.0, 2], "align.sigma": [0.5, 0.1], "seed": [0, 1]},
     "no weight": {"align.sigma": [1, 2]},
     "no baseline": {"align.weight": [1, 2, 3], "optim.lr": [0.1, 0.2, 0.3]},
-    "lists as values": {"align.weight": [0.0, 1], "optim.betas": [[0.9, 0.99], [0.8, 0.9]]},
+    "lists as values": {"align.weight": [0.0, 1], "evaluation.curve_255": [[4.0], [2.0, 8.0]]},
     "twice the same": {"seed": [3, 1, 1, 2]},
 }
 MIXED = {
@@ -35,6 +35,9 @@ MIXED = {
     "loss.beta": {"integer": [1, 9], "step": 2},
     "optim.batch": [64, 128],
 }
+
+
+RANDOM = {"method": "random"}
 
 
 def sweep(space: dict[str, Any], **fields: Any) -> Sweep:
@@ -134,6 +137,54 @@ def test_every_option_of_alignment_leaves_one_baseline(field: str, values: list[
     weights = [experiment.align.weight for experiment in trials.values()]
     assert sorted(weights) == [0, 1, 1]
     assert len({experiment.digest() for experiment in trials.values()}) == 3
+
+
+def test_an_axis_that_nothing_reads_makes_no_trials_of_its_own() -> None:
+    """IKL's alpha in TRADES, the share of a set of which no image is used, the size of a whitening
+    that is off, and what alignment alone reads without alignment.
+    """
+    space = {
+        "loss.name": ["trades", "ikl"],
+        "loss.alpha": [1, 2],
+        "align.weight": [0, 1],
+        "align.transform": ["centre", "whiten"],
+        "align.whiten_dim": [8, 16],
+        "synthetic.images": [0, 1000],
+        "synthetic.fraction": [0.3, 0.7],
+    }
+    points = Space(sweep(space)).grid()
+    losses, aligned, synthetic = 1 + 2, 1 + 1 + 2, 1 + 2
+    assert len(points) == losses * aligned * synthetic
+    for point in points:
+        assert ("loss.alpha" in point) == (point["loss.name"] == "ikl")
+        assert ("align.whiten_dim" in point) == (point.get("align.transform") == "whiten")
+        assert ("align.transform" in point) == (point["align.weight"] > 0)
+        assert ("synthetic.fraction" in point) == (point["synthetic.images"] > 0)
+
+
+@pytest.mark.parametrize(
+    ("space", "base", "words"),
+    [
+        ({"loss.alpha": [1, 2]}, {}, "loss.alpha changes no trial: it is read where loss.name is "),
+        ({"align.sigma": [0.1, 1]}, {"align": {"weight": 0}}, "align.weight is above 0"),
+        ({"align.sigma": [0.1, 1], "align.weight": [0]}, {}, "align.weight is above 0"),
+        ({"optim.betas": [[0.9, 0.9], [0.9, 0.99]]}, {}, "optim.name is lion or adamw"),
+        ({"optim.momentum": [0.8, 0.9]}, {}, "optim.schedule is not one-cycle"),
+        ({"data.split_seed": [0, 1]}, {"data": {"name": "cifar10"}}, "data.name is digits"),
+        ({"synthetic.fraction": {"uniform": [0.1, 0.9]}}, {}, "synthetic.images is above 0"),
+    ],
+)
+def test_an_axis_that_no_trial_reads_is_refused(
+    space: dict[str, Any], base: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match="take the axis out") as refused:
+        sweep(space, base=base, trials=2, search=RANDOM)
+    assert words in str(refused.value)
+
+
+def test_an_axis_is_read_where_one_trial_reads_it() -> None:
+    sweep({"loss.name": ["trades", "ikl"], "loss.alpha": [1, 2]})
+    sweep({"align.weight": {"uniform": [0, 1]}, "align.sigma": [0.1, 1]}, trials=2, search=RANDOM)
 
 
 def test_a_condition_leaves_an_idle_axis_out_of_the_point_and_at_base_in_the_experiment() -> None:
@@ -236,12 +287,12 @@ def test_an_invalid_value_names_trial_field_and_value() -> None:
     excluded = {"loss.name": ["trades", "fgsm-rs"], "threat.steps": [10]}
     with pytest.raises(ConfigError, match=r"^trial-001: loss.name=fgsm-rs, threat.steps=10: "):
         spaces.experiments(sweep(excluded))
-    ranged = {"optim.momentum": {"uniform": [0.5, 1.5]}}
+    ranged = {"optim.averaging_decay": {"uniform": [0.5, 1.5]}}
     drawn = sweep(ranged, search={"method": "random"}, trials=20)
-    with pytest.raises(ConfigError, match=r"^trial-\d+: optim.momentum=1\.\d+"):
+    with pytest.raises(ConfigError, match=r"^trial-\d+: optim.averaging_decay=1\.\d+"):
         spaces.experiments(drawn)
     learnt = sweep(ranged, search={"method": "tpe"}, trials=3)
-    with pytest.raises(ConfigError, match=r"space.optim.momentum: .*optim.momentum=1.5"):
+    with pytest.raises(ConfigError, match=r"space.optim.averaging_decay: .*optim.averaging_decay=1.5"):
         spaces.experiments(learnt)
 
 
