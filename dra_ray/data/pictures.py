@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dra_ray.config.data_sets import DATA_SETS
 from dra_ray.errors import DataError
@@ -192,14 +191,30 @@ def in_memory(pictures: Pictures) -> Split:
 
 
 def reduced(pictures: Pictures, resolution: int) -> Split:
-    """All of `pictures` at fewer pixels a side: each is the mean over the area that it covers,
-    rounded.
+    """All of `pictures` at fewer pixels a side: each is the mean over the area that it covers, in
+    which a pixel on its edge counts by the part that lies inside, rounded.
     """
+    sides = [torch.arange(size + 1) for size in pictures.picture_shape[1:]]
+    # edges in units in which an old pixel is `resolution` long and a new one is `size` long: whole
+    # numbers, so that sums are exact and halves are halves
+    rows, columns = (
+        _overlaps(side[: resolution + 1] * (len(side) - 1), side * resolution) for side in sides
+    )
+    area = math.prod(pictures.picture_shape[1:])
     parts = [
-        F.interpolate(images.float(), size=(resolution, resolution), mode="area").round_().byte()
+        (rows @ images.double() @ columns.T / area).round_().byte()
         for images in in_memory(pictures).images.split(CHUNK)
     ]
     return Split(torch.cat(parts), pictures.labels)
+
+
+def _overlaps(new: Tensor, old: Tensor) -> Tensor:
+    """Length that every interval between neighbours of `new` shares with every one of `old`,
+    float64 [new - 1, old - 1].
+    """
+    begin = torch.maximum(new[:-1, None], old[None, :-1])
+    end = torch.minimum(new[1:, None], old[None, 1:])
+    return (end - begin).clamp_min(0).double()
 
 
 def picture_bytes(pictures: Pictures) -> int:

@@ -138,7 +138,9 @@ def course(run: Store) -> list[tuple[str, int, float | None, str]]:
 def test_a_driver_killed_three_times_ends_as_one_that_was_not(
     place: str, tmp_path: Path, s3_bucket: str
 ) -> None:
-    """Same suggestions, same rungs, same finals."""
+    """Same suggestions, same rungs, same finals. And a second driver beside a living one is refused
+    and does not disturb it.
+    """
     root = Store(str(tmp_path) if place == "disk" else f"{s3_bucket}/{tmp_path.name}")
     private = cluster.of_our_own()
     environment = {name: value for name, value in os.environ.items() if name not in private}
@@ -153,8 +155,13 @@ def test_a_driver_killed_three_times_ends_as_one_that_was_not(
         )
 
     quiet, disturbed = root / "quiet", root / "disturbed"
-    undisturbed = driver(quiet)
-    assert undisturbed.wait(400) == 0, undisturbed.stderr
+    first = driver(quiet)
+    assert cluster.wait_until(lambda: len(course(quiet)) >= 1, 200)
+    second = driver(quiet)
+    assert second.wait(200) != 0
+    assert second.stderr
+    assert "LeaseError" in second.stderr.read()
+    assert first.wait(400) == 0, first.stderr
     for rows in (2, 5, 8):
         process = driver(disturbed)
         assert cluster.wait_until(lambda rows=rows: len(course(disturbed)) >= rows, 200)

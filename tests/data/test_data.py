@@ -202,14 +202,19 @@ def test_files_that_are_gone_are_noticed(tmp_path) -> None:
 
 
 # -- fewer pixels ----------------------------------------------------------------------------------
-def test_images_are_reduced_to_means_over_areas() -> None:
-    whole, small = (data.load(config.Data(resolution=side)) for side in (8, 4))
+@pytest.mark.parametrize("side", [4, 3, 5, 7])
+def test_images_are_reduced_to_means_over_areas(side: int) -> None:
+    """Where sides do not divide, pixels on the edge of an area count in part: in numpy, cut every
+    pixel into side x side equal ones.
+    """
+    whole, small = (data.load(config.Data(resolution=pixels)) for pixels in (8, side))
     for part in ("train", "validation", "test"):
         images = getattr(whole, part).images.double().numpy()
-        means = images.reshape(len(images), 1, 4, 2, 4, 2).mean((3, 5))
+        cut = images.repeat(side, 2).repeat(side, 3)
+        means = cut.reshape(len(images), 1, side, 8, side, 8).mean((3, 5))
         assert np.array_equal(getattr(small, part).images.numpy(), np.rint(means))
         assert torch.equal(getattr(small, part).labels, getattr(whole, part).labels)
-    assert small.resolution == data.outline(config.Data(resolution=4)).shape.resolution == 4
+    assert small.resolution == data.outline(config.Data(resolution=side)).shape.resolution == side
     assert small.sha256 != whole.sha256 == data.load(config.Data()).sha256
 
 
