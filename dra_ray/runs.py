@@ -131,6 +131,7 @@ class Facts(Record):
     """What a workload adds to its manifest: when the run begins, while it runs, or at its end."""
 
     status: str = "unknown"
+    config: dict[str, JsonValue] = {}  # of the latest start: what is not in the digest may change
     seed: int | None = None
     data: dict[str, JsonValue] = {}  # `Images.facts`
     synthetic: dict[str, JsonValue] = {}  # facts of the synthetic images that it trains on
@@ -179,7 +180,6 @@ class Manifest(Facts):
     kind: str = ""
     name: str | None = None
     created: str | None = None  # ISO 8601
-    config: dict[str, JsonValue] = {}
     digest: str = ""
     versions: dict[str, str] = {}
 

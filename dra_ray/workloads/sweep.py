@@ -114,6 +114,7 @@ def run(
         before_s = _elapsed_s(manifest, tournament.rows)
         begun = runs.Facts(
             status="running",
+            config=sweep.model_dump(mode="json"),
             paused=None,
             plan=expected,
             started_at=started_at,

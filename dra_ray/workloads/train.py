@@ -103,7 +103,7 @@ def fit_in_process(
         return runs.read_rows(run / runs.METRICS, ValidationRow)[-1]
     with cluster.training(run.uri), _completing(run):
         cluster.end_if_stopped(run.uri)
-        runs.update_manifest(run, runs.Facts(started_at=None, stopped=None))
+        runs.update_manifest(run, _starting(experiment))
         try:
             train(experiment, run, InProcess(run, on_row))
         finally:
@@ -170,7 +170,7 @@ def _fit(
             **(run / runs.CHECKPOINTS).for_ray(),
         ),
     )
-    runs.update_manifest(run, runs.Facts(started_at=None, stopped=None))
+    runs.update_manifest(run, _starting(experiment))
     with (
         # of a trial its sweep's driver tells
         contextlib.nullcontext(progress)
@@ -270,6 +270,10 @@ class Rows:
         if count > self._written:
             runs.write_rows(self._run / runs.METRICS, self._rows[:count])
             self._written = count
+
+
+def _starting(experiment: config.Experiment) -> runs.Facts:
+    return runs.Facts(config=experiment.model_dump(mode="json"), started_at=None, stopped=None)
 
 
 def _manifest(run: Store) -> runs.Manifest:

@@ -341,7 +341,7 @@ def _train(config: TeacherTraining, store: Store) -> None:
             failure_config=cluster.failures(resources),
         ),
     )
-    runs.update_manifest(store, runs.Facts(started_at=None))
+    runs.update_manifest(store, runs.Facts(config=config.model_dump(mode="json"), started_at=None))
     cluster.fit(
         trainer,
         store.uri,

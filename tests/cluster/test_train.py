@@ -116,8 +116,12 @@ def test_a_run_moves_between_ray_train_and_a_single_process(
         train.fit_in_process(wanted, root / "local", killed)
     assert [row["epoch"] for row in rows(root / "local")] == [1]
     seen: list[Any] = []
-    train.fit_in_process(wanted, root / "local", seen.append)
+    resumed = config.override(wanted, {"resources.max_failures": 5})  # not in the digest
+    train.fit_in_process(resumed, root / "local", seen.append)
     assert [row["epoch"] for row in seen] == [2]
+    manifest = run_folder.read_manifest(root / "local")
+    assert manifest
+    assert manifest.config == resumed.with_sources().model_dump(mode="json")
     _equal(root / "local", runs["local"])
 
     begun = root / "begun" / "local"

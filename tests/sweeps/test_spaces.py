@@ -292,9 +292,7 @@ def test_an_invalid_value_names_trial_field_and_value() -> None:
     with pytest.raises(ConfigError, match=r"^trial-\d+: optim.averaging_decay=1\.\d+"):
         spaces.experiments(drawn)
     learnt = sweep(ranged, search={"method": "tpe"}, trials=3)
-    with pytest.raises(
-        ConfigError, match=r"space.optim.averaging_decay: .*averaging_decay=1.5"
-    ):
+    with pytest.raises(ConfigError, match=r"space.optim.averaging_decay: .*averaging_decay=1.5"):
         spaces.experiments(learnt)
 
 
