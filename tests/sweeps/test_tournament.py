@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import tracemalloc
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
 
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from dra_ray import config, runs
 from dra_ray.errors import ConfigError, LastingError
@@ -475,6 +478,54 @@ def test_five_hundred_trials_with_chaos() -> None:
     stopped = {row["trial"] for row in rungs if row["decision"] == "stop"}
     finals = set(Tournament(settings, folder, around()).finals().values())
     assert stopped == decided - finals
+
+
+class Counted(MemoryFileSystem):
+    """A storage that counts what a real one would charge for."""
+
+    protocol = "counted"
+    requests: ClassVar[Counter[str]] = Counter()
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.replace("counted://", "memory://", 1))
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        self.requests["read" if "r" in mode else "write"] += 1
+        return super()._open(path, mode, **options)
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        self.requests["list"] += 1
+        return super().ls(path, detail, **options)
+
+    def info(self, path: str, **options: Any) -> Any:
+        self.requests["info"] += 1
+        return super().info(path, **options)
+
+
+@pytest.mark.slow
+def test_requests_and_memory_of_a_driver_grow_no_faster_than_the_trials() -> None:
+    fsspec.register_implementation("counted", Counted, clobber=True)
+    requests, held = {}, {}
+    for trials in (125, 250, 500):
+        Counted.requests.clear()
+        settings = sweep(space=RANGES, search={"method": "random"}, trials=trials)
+        tracemalloc.start()
+        tournament = Tournament(settings, Store(f"counted://driver-{trials}"), around())
+        whole(tournament, slots=50)
+        ours = tracemalloc.take_snapshot().filter_traces(
+            [tracemalloc.Filter(False, "*memory.py"), tracemalloc.Filter(False, "*/io.py")]
+        )
+        tracemalloc.stop()
+        held[trials] = sum(trace.size for trace in ours.traces)
+        requests[trials] = dict(Counted.requests)
+        reports = len(course(Store(f"counted://driver-{trials}"))[1])
+        print(
+            f"{trials} trials, {reports} reports: {requests[trials]}, {held[trials] / 1e6:.1f} MB"
+        )
+    for few, many in ((125, 250), (250, 500)):
+        assert held[many] < 2.2 * held[few]
+        assert sum(requests[many].values()) < 2.2 * sum(requests[few].values())
 
 
 def test_a_rung_says_which_weights_its_verdicts_are_of() -> None:
