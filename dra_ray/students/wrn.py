@@ -30,7 +30,8 @@ class SqueezeExcitation(nn.Module):
 
 class Block(nn.Module):
     """BN, SiLU, 3x3, BN, SiLU, 3x3, squeeze-and-excitation where wanted, add. A stride of 2 pads
-    right and bottom only.
+    right and bottom only where a side is even, which is all that DM-AT has, and evenly where it is
+    odd: the output then fits the shortcut's, as with TensorFlow's "SAME".
     """
 
     def __init__(self, wide_in: int, wide_out: int, stride: int, squeeze: float) -> None:
@@ -43,11 +44,13 @@ class Block(nn.Module):
             nn.Conv2d(wide_in, wide_out, 1, stride, bias=False) if wide_in != wide_out else None
         )
         self.se = SqueezeExcitation(wide_out, round(squeeze * wide_out)) if squeeze else None
-        self.padding = (1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1)
+        self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.silu(self.batchnorm_0(x))
-        out = self.conv_0(F.pad(active, self.padding))
+        height, width = active.shape[2:]
+        top, left = (int(self.stride == 1 or side % 2) for side in (height, width))
+        out = self.conv_0(F.pad(active, (left, 1, top, 1)))
         out = self.conv_1(F.silu(self.batchnorm_1(out)))
         if self.se is not None:
             out = self.se(out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -127,6 +129,17 @@ def test_every_student_has_features_and_an_input_gradient(name: str, shape: Shap
     torch.testing.assert_close(last(features), logits)
     (gradient,) = torch.autograd.grad(logits.sum(), x)
     assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["wrn-10-1", "relu-wrn-10-1", "resnet-18"])
+@pytest.mark.parametrize("side", [1, 7, 14, 30])
+def test_a_side_that_does_not_halve_evenly_is_no_obstacle(name: str, side: int) -> None:
+    student = students.build(
+        config.Model(name=name), dataclasses.replace(GREY, resolution=side)
+    ).eval()
+    logits, features = student.with_features(torch.rand(2, 1, side, side))
+    assert logits.shape == (2, 7)
+    assert features.shape == (2, student.feature_dim)
 
 
 @pytest.mark.seconds
