@@ -54,4 +54,6 @@ def test_the_block_runs_from_a_clone(tmp_path: Path) -> None:
     for run in ("digits-edm", "digits-synthesis", "digits-dm-at", "digits-dra", "digits-sweep"):
         assert (clone / "runs" / run / "manifest.json").exists(), run
     assert "points" in done.stdout  # of the comparison
-    assert done.stdout.splitlines()[-1].endswith("report.html")
+    assert "runs/digits-sweep/report.html" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith(".tar")  # of the bundle
+    assert (clone / "digits-dra.tar").exists()
