@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: install trackers quickstart lint check test test-with-ray test-without-ray test-slow fashion-mnist
+.PHONY: install trackers quickstart lint check quick test test-with-ray test-without-ray test-slow fashion-mnist
 .DEFAULT_GOAL := install
 
 install: .venv/.installed
@@ -36,7 +36,10 @@ lint: install
 # lint, and the quick ones of the tests without Ray: no training, no attacks, no servers, nothing that takes seconds
 QUICK := -m "not slow and not seconds" --ignore=tests/cluster --ignore=tests/training --ignore=tests/attacks --ignore=tests/parity \
   --ignore=tests/storage/test_faults.py --ignore=tests/storage/test_uris.py --ignore=tests/config/test_bounds.py --ignore=tests/data/test_sizes.py
-check: lint
+check: install
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target lint quick
+
+quick: install
 	$(BIN)/python -m pytest -q -n auto $(QUICK) $(ARGS)
 
 # The tests that share one Ray mostly wait for it, so the others run at the same time, on every core; Ray's own workers have
