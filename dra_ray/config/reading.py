@@ -79,6 +79,11 @@ class _Files:
         if not isinstance(tree, dict):
             kind = "nothing" if tree is None else type(tree).__name__
             raise refusal(f"{source}: expected fields such as 'kind: experiment', found {kind}")
+        return self._on_top(document, (*chain, name))
+
+    def _on_top(self, document: Document, chain: tuple[str, ...]) -> Document:
+        """Fields on top of what their `extends` names, if they have one."""
+        tree = dict(document.value)
         parent = tree.pop("extends", None)
         if parent is None:
             return document
@@ -87,14 +92,14 @@ class _Files:
                 f"{document.places['extends',]}: extends={shown(parent)} is not the name of a "
                 "recipe or a file; write one name"
             )
-        base = self.read(parent, (*chain, name))
+        base = self.read(parent, chain)
         return Document(_merged(base.value, tree), base.places | document.places)
 
     def with_parts(
         self, kind: type[BaseModel], document: Document, chain: tuple[str, ...]
     ) -> Document:
-        """A part of a sweep or quickstart may name a recipe instead of spelling it out: the same
-        with that recipe in its place.
+        """A part of a sweep or quickstart may name a recipe instead of spelling it out, or extend
+        one: the same with that recipe in its place.
         """
         tree, places = dict(document.value), dict(document.places)
         for field, info in kind.model_fields.items():
@@ -105,6 +110,7 @@ class _Files:
             if isinstance(part, str):
                 below, links = self.read(part, chain), (*chain, _identity(part))
             if isinstance(below.value, dict):
+                below = self._on_top(below, links)
                 below = self.with_parts(inner, below, links)
                 tree[field] = below.value
                 places |= {(field, *path): place for path, place in below.places.items()}
@@ -151,10 +157,22 @@ def _text(source: str) -> str:
         ) from None
 
 
+def _parts() -> set[str]:
+    """Fields of configs that are configs themselves, and may be named by a recipe."""
+    return {
+        field
+        for kind in KINDS.values()
+        for field, info in kind.model_fields.items()
+        if nested(info) in KINDS.values()
+    }
+
+
 def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
         below = merged.get(key)
+        if isinstance(below, str) and isinstance(value, Mapping) and key in _parts():
+            value = {"extends": below, **value}  # what the parent names, with these changes
         merged[key] = (
             _merged(below, value)
             if isinstance(below, dict) and isinstance(value, Mapping) and key != "space"

@@ -703,6 +703,7 @@ def _sweep(config: Sweep, known: Known) -> SweepPlan:
     )
     concurrent = _at_once(config, known, largest.resources, len(trials))
     notes = {note for trial in trials.values() for note in trial.notes}
+    notes |= _first_rung_note(config, course.images_per_epoch)
     shared = _shared(config, largest.resources, concurrent, notes)
     teacher_gpus = (shared.min_replicas or 0) * config.base.pool.gpus_per_replica
     hours = _hours_of_sweep(config, course, concurrent, known)
@@ -728,6 +729,28 @@ def _sweep(config: Sweep, known: Known) -> SweepPlan:
         largest_trial=largest,
         notes=tuple(sorted(notes)),
     )
+
+
+def _first_rung_note(config: Sweep, images_per_epoch: int) -> set[str]:
+    """Whether the first rung comes before BatchNorm's running statistics, by which it judges."""
+    optim, epochs = config.base.optim, rungs.of_sweep(config, images_per_epoch)
+    if config.scheduler == "none" or not epochs:
+        return set()
+    steps = epochs[0] * images_per_epoch // optim.batch
+    first = (1 - optim.norm_momentum) ** steps
+    if first <= 0.5 or not _has_batchnorm(config.base):
+        return set()
+    return {
+        f"the first rung comes after {steps} steps, when {first:.0%} of BatchNorm's running "
+        f"statistics are still those of the first batches (optim.norm_momentum="
+        f"{optim.norm_momentum:g}): trials may be at chance there; set optim.norm_momentum to 0.1 "
+        "or raise asha.grace_epochs"
+    }
+
+
+def _has_batchnorm(config: Experiment) -> bool:
+    student = students.check(config.model, data.outline(config.data).shape)
+    return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in student.modules())
 
 
 @dataclasses.dataclass(frozen=True)

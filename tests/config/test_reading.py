@@ -175,3 +175,35 @@ def test_a_part_that_is_null_begins_anew_and_a_tables_keys_have_dots() -> None:
     sweep = config.load("digits-sweep", config.Sweep, ["space.align.weight=[0, 1]"])
     assert sweep.space["align.weight"] == [0, 1]
     assert len(sweep.space) == 3
+
+
+def test_a_part_extends_a_recipe(tmp_path: Path) -> None:
+    """Spelt out, by a child of a file that names it, and two levels deep: the recipe with the
+    changes.
+    """
+    files = {
+        "spelt": "kind: sweep\nbase: {extends: digits-dra, seed: 3}\nspace: {seed: [1]}",
+        "named": "kind: sweep\nbase: digits-dra\nspace: {seed: [1]}",
+        "child": f"extends: {tmp_path}/named.yaml\nbase: {{seed: 3}}",
+        "twice": f"extends: {tmp_path}/child.yaml\nbase: {{optim: {{epochs: 5}}}}",
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    plain = config.load("digits-dra", config.Experiment)
+    spelt, child, twice = (
+        config.load(f"{tmp_path}/{name}.yaml", config.Sweep).base
+        for name in ("spelt", "child", "twice")
+    )
+    assert spelt == child == config.override(plain, {"seed": 3})
+    assert twice == config.override(plain, {"seed": 3, "optim.epochs": 5})
+
+
+def test_a_part_that_extends_nothing_is_named_with_its_line(tmp_path: Path) -> None:
+    for value, words in (
+        ("5", "line 3, column 3: extends=5 is not the name"),
+        ("none-such", "unknown recipe 'none-such'"),
+    ):
+        file = tmp_path / "sweep.yaml"
+        file.write_text(f"kind: sweep\nbase:\n  extends: {value}\nspace: {{seed: [1]}}\n")
+        with pytest.raises(ConfigError, match=words):
+            config.load(str(file))

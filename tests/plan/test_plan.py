@@ -326,8 +326,26 @@ def none_of(sweep):
     return override(sweep, {"scheduler": "none"})
 
 
+def test_a_first_rung_before_batchnorm_has_settled_is_noted():
+    """After n steps of momentum m, (1-m)^n of the running statistics are the first batch's."""
+    known = load("digits-sweep", Sweep)
+    slow = override(known, {"base.optim.norm_momentum": 0.01})
+
+    def noted(sweep):
+        return [note for note in planning.plan(sweep, 0.05).notes if "BatchNorm" in note]
+
+    assert noted(known) == []
+    (note,) = noted(slow)
+    assert f"after 40 steps, when {0.99**40:.0%} of" in note
+    assert noted(override(slow, {"asha.grace_epochs": 8})) == []  # 80 steps
+    assert noted(none_of(slow)) == []
+    assert noted(override(slow, {"base.model.name": "vit-t-2"})) == []
+
+
 def test_trials_at_the_same_time_share_the_pool(teacher):
-    base = override(SWEEP.base, {"teacher.uri": teacher, "pool.max_replicas": 1})
+    base = override(
+        SWEEP.base, {"teacher.uri": teacher, "pool.max_replicas": 1, "optim.norm_momentum": 0.1}
+    )
     busy = Sweep(space={"align.weight": [1, 2, 3]}, asha=Asha(max_concurrent=3), base=base)
     needed = planning.plan(busy).resources.replicas_needed
     assert needed == pytest.approx(3 * planning.plan(base).resources.replicas_needed)
