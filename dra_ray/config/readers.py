@@ -4,7 +4,7 @@ changes nothing, and as an axis of a sweep of TRADES it makes equal trials.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,3 +104,10 @@ def missing(field: str, possible: Callable[[str], Sequence[Any]]) -> Reader | No
     return next(
         (one for one in readers(field) if not any(map(one.reads, possible(one.field)))), None
     )
+
+
+def is_read(field: str, fields: Mapping[str, Any]) -> bool:
+    """Whether the field has an effect beside these others; what is not among them does not decide
+    it.
+    """
+    return all(one.field not in fields or one.reads(fields[one.field]) for one in readers(field))

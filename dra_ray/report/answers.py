@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dra_ray.config.readers import is_read
 from dra_ray.evaluation.compare import SPELLED
 from dra_ray.report import words
 from dra_ray.sweeps.answer import Answer
@@ -33,7 +34,8 @@ def _best(found: Answer) -> str:
         if found.clean_accuracy is None
         else f"; {words.percent(found.clean_accuracy)} are right without an attack"
     )
-    fields = words.fields(found.fields) if found.fields else "the base as it is"
+    changes = {field: v for field, v in found.fields.items() if is_read(field, found.fields)}
+    fields = words.fields(changes) if changes else "the base as it is"
     attack = "the attack" if found.attack == "pgd" else attack_label(found.attack)
     return (
         f"Of {words.number(found.trials, 'trial')}, {words.count(found.competitors)} "

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dra_ray.config import catalogue
-from dra_ray.config.readers import readers
+from dra_ray.config.readers import is_read
 from dra_ray.evaluation import intervals
 from dra_ray.pool.records import LogRow
 from dra_ray.report import words
@@ -123,14 +123,7 @@ def _best_of_each(trials: Sequence[Trial], field: str, order: Sequence[str]) -> 
 
 def effects(summary: Summary, field: str, history: Rungs) -> list[equal.Effect]:
     """What `against` shows of a field."""
-    trials = {
-        trial.trial: trial.fields
-        for trial in summary.sweep
-        if all(
-            one.field not in trial.fields or one.reads(trial.fields[one.field])
-            for one in readers(field)
-        )
-    }
+    trials = {trial.trial: trial.fields for trial in summary.sweep if is_read(field, trial.fields)}
     return equal.effects(field, trials, equal.scores(history))
 
 

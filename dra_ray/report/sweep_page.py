@@ -232,8 +232,13 @@ def _plan(summary: Summary) -> html.Section | None:
         html.Table(["what", "planned", "at least", "at most", "spent", "% of the plan"], rows),
         html.caption(
             "The plan was made before the first trial. Its bounds hold 95 % of simulated sweeps by "
-            "the same scheduler, on learning curves that are made up. Seconds are arithmetic at "
-            "the speed of a matrix product: start-up, and whatever is slower, comes on top."
+            "the same scheduler, on learning curves that are made up. "
+            + (
+                "Seconds go by steps, a validation and a start that were timed on the machine."
+                if plan.measured
+                else "Seconds are arithmetic at the speed of a matrix product: start-up, and "
+                "whatever is slower, comes on top."
+            )
         ),
     )
 

@@ -8,7 +8,7 @@ import pytest
 
 from dra_ray import config
 from dra_ray.config.fields import walk
-from dra_ray.config.readers import READERS, missing, readers
+from dra_ray.config.readers import READERS, is_read, missing, readers
 from dra_ray.sweeps.schedulers import BUILDERS
 
 FIELDS = {**dict(walk(config.Experiment)), **dict(walk(config.Sweep))}
@@ -38,3 +38,9 @@ def test_the_first_setting_that_is_in_the_way_is_named() -> None:
     values["align.weight"] = [0, 0.5]
     assert missing("align.temperature", lambda field: values[field]) is None
     assert missing("optim.lr", lambda field: values[field]) is None
+
+
+def test_a_field_is_read_beside_others() -> None:
+    assert is_read("align.sigma", {"align.weight": 0.5})
+    assert not is_read("align.sigma", {"align.weight": 0})
+    assert is_read("align.sigma", {"optim.lr": 0.1})  # the weight is base's, which is not told

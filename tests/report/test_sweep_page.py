@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import pytest
 from plotly.offline import get_plotlyjs
 
-from dra_ray import config
+from dra_ray import config, runs
 from dra_ray.errors import DataError
 from dra_ray.report import answered, collect, planned, versus, write
 from dra_ray.report.findings import find
@@ -131,6 +131,11 @@ def test_a_plan_stands_beside_what_was_spent(tmp_path: Path) -> None:
     measured = Planned.model_validate(plan | {"measured": True})
     said = planned.sentence(measured, planned.compare(measured, spent))
     assert "1 min 0 s (50 s to 1 min 20 s) and 45 s, 75% of the plan" in said
+    assert "arithmetic at the speed" in page.text
+    runs.update_manifest(run, runs.Facts(plan=measured))
+    page = Page(write(run).read_text())
+    assert "timed on the machine" in page.text
+    assert "arithmetic" not in page.text
 
 
 def test_verdicts_of_stronger_attacks_stand_beside_pgds(tmp_path: Path) -> None:
