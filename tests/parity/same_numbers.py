@@ -104,7 +104,8 @@ def settings(changes: dict[str, object], prefix: str = "") -> list[str]:
 def commands() -> list[list[str]]:
     """Arguments of `dra`, one command after the other; their runs lie below ./runs."""
     aligned = settings(SMALL | SOURCES)
-    base = settings(SMALL | SOURCES | {"loss.name": "pgd-at", "pool.kind": "local"}, "base.")
+    recorded = {"loss.name": "pgd-at", "pool.kind": "local", "optim.norm_momentum": 0.01}
+    base = settings(SMALL | SOURCES | recorded, "base.")
     axes = ["--set", "space={align.weight: [0.0, 1.0]}", "--set", "asha.grace_epochs=2"]
     one_at_a_time = ["--set", "asha.max_concurrent=1"]  # the order decides what ASHA compares
     trials = [f"runs/sweep/trials/trial-00{number}" for number in (0, 1)]

@@ -390,7 +390,8 @@ def test_hours_follow_the_devices_and_their_speed(teacher):
 
 
 def test_a_quickstart_counts_the_teacher_that_it_will_train():
-    config = Quickstart(teacher=TeacherTraining(net=TINY), sweep=SWEEP)
+    sweep = override(SWEEP, {"base.optim.norm_momentum": 0.1})
+    config = Quickstart(teacher=TeacherTraining(net=TINY), sweep=sweep)
     made = planning.plan(config, tflops=0.01)
     assert made.notes == ()
     assert (
