@@ -703,15 +703,17 @@ def main() -> None:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("stopped; the same command resumes it", _CTRL_C)
-    except Exception as error:
+    except Exception as caught:
+        # typer makes an Abort of an EOFError
+        cause = caught.__cause__ or caught if isinstance(caught, typer.Abort) else caught
         # click's own errors: a wrong option and the like
-        usage = getattr(error, "format_message", None)
+        usage = getattr(cause, "format_message", None)
         if debug:
             raise
         if usage:
             _fail(usage(), 2)
         _fail(
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (run it "
+            f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''} (run it "
             "with --debug for the traceback)",
             1,
         )

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -203,6 +204,10 @@ def _elapsed_s(manifest: runs.Manifest, rows: list[RungRow]) -> float:
     return (manifest.elapsed_s or 0.0) + max(0.0, killed_s)
 
 
+# what reading a pickle of Ray Tune raises that a full disk has left empty or cut
+_UNREADABLE = (OSError, EOFError, pickle.UnpicklingError)
+
+
 class _Driver:
     """Lets Ray Tune train what the tournament says."""
 
@@ -305,9 +310,18 @@ class _Driver:
             ),
         )
         # trials that wait would only find that they are not to begin
-        cluster.stoppable(
-            tuner.fit, queue.folders, lambda: not any(map(cluster.is_training, queue.folders))
-        )
+        try:
+            cluster.stoppable(
+                tuner.fit, queue.folders, lambda: not any(map(cluster.is_training, queue.folders))
+            )
+        except _UNREADABLE as error:
+            # at its end Ray Tune reads its own files back; how the trials ended, decisions know
+            if not decisions.errors():
+                raise StorageError(
+                    f"Ray Tune's files in '{self.store / 'tune'}' cannot be written or read "
+                    f"({type(error).__name__}: {error}); free space there, then start the same "
+                    "command again"
+                ) from error
         for name in queue.started:
             train.complete_rows(folder / name)
         return self._settled(decisions.errors())
@@ -340,6 +354,15 @@ def ending(error: BaseException) -> tuple[str, bool]:
     text = str(cause).strip()
     reason = text.splitlines()[-1] if text else type(cause).__name__
     return reason, is_lasting(cause) and not isinstance(cause, RayError)
+
+
+def _error(trial: Any) -> BaseException:
+    """What ended a trial, from the files that Ray Tune keeps of it."""
+    try:
+        kept: BaseException | None = trial.get_pickled_error()
+        return kept or RunError(str(trial.get_error()))
+    except _UNREADABLE:
+        return StorageError("and Ray could not write down why; is there space left on its disk?")
 
 
 def _propagate_no_keys() -> None:
@@ -467,10 +490,7 @@ class _Decisions(_Stateless, FIFOScheduler):
 
     def errors(self) -> dict[str, BaseException]:
         """By trial; only once Ray Tune has ended."""
-        return {
-            trial.config["trial"]: trial.get_pickled_error() or RunError(str(trial.get_error()))
-            for trial in self._errored
-        }
+        return {trial.config["trial"]: _error(trial) for trial in self._errored}
 
 
 # -- before the first trial ------------------------------------------------------------------------

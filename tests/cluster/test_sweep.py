@@ -105,6 +105,33 @@ def test_a_sweep_without_room_says_what_is_missing(
     assert time.monotonic() - start < 60
 
 
+@pytest.mark.slow
+def test_a_sweep_on_a_full_disk_says_so_and_goes_on_once_there_is_room(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk needs the right to mount one")
+    changes = {"align.weight": 0, "optim.epochs": 6, "threat.steps": 2, "selection.steps": 2}
+    sets = [part for key, value in changes.items() for part in ("--set", f"base.{key}={value}")]
+    command = [sys.executable, "-m", "dra_ray", "sweep", "digits-sweep", "--no-check", *sets]
+    command += ["--set", "space={optim.lr: [0.1, 0.2, 0.05]}", "--storage", str(small)]
+    private = cluster.of_our_own()
+    environment = {name: value for name, value in os.environ.items() if name not in private}
+    try:
+        full = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+        assert full.returncode == 1
+        assert "No space left on device" in full.stderr
+        assert full.stderr.splitlines()[-1].startswith("error: 3 of 3 trials of ")
+        assert "start the same command again" in full.stderr.splitlines()[-1]
+        larger = ["mount", "-o", "remount,size=100m", str(small)]
+        subprocess.run(larger, check=True)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
 DRIVER = """
 import sys
 from dra_ray import cluster, config
