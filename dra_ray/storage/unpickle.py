@@ -13,6 +13,9 @@ from typing import Any, ClassVar
 
 from dra_ray.errors import DataError
 
+# what a reader of a pickle raises, such as Ray, where the file is empty or was cut
+CUT_SHORT = (OSError, EOFError, pickle.UnpicklingError)
+
 
 def torch_from_bytes(data: bytes, source: str) -> Any:
     """What `torch.save` wrote: tensors and plain containers; `DataError` naming `source` for

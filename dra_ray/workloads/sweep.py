@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import pickle
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,6 +30,7 @@ from dra_ray.pool import client, service
 from dra_ray.pool.records import LogRow
 from dra_ray.runs import RungRow
 from dra_ray.storage import Lease, Store
+from dra_ray.storage.unpickle import CUT_SHORT
 from dra_ray.sweeps import orders, spaces, study
 from dra_ray.sweeps.tournament import Circumstances, Scores, Tournament
 from dra_ray.training import tracking
@@ -204,10 +204,6 @@ def _elapsed_s(manifest: runs.Manifest, rows: list[RungRow]) -> float:
     return (manifest.elapsed_s or 0.0) + max(0.0, killed_s)
 
 
-# what reading a pickle of Ray Tune raises that a full disk has left empty or cut
-_UNREADABLE = (OSError, EOFError, pickle.UnpicklingError)
-
-
 class _Driver:
     """Lets Ray Tune train what the tournament says."""
 
@@ -314,7 +310,7 @@ class _Driver:
             cluster.stoppable(
                 tuner.fit, queue.folders, lambda: not any(map(cluster.is_training, queue.folders))
             )
-        except _UNREADABLE as error:
+        except CUT_SHORT as error:
             # at its end Ray Tune reads its own files back; how the trials ended, decisions know
             if not decisions.errors():
                 raise StorageError(
@@ -361,7 +357,7 @@ def _error(trial: Any) -> BaseException:
     try:
         kept: BaseException | None = trial.get_pickled_error()
         return kept or RunError(str(trial.get_error()))
-    except _UNREADABLE:
+    except CUT_SHORT:
         return StorageError("and Ray could not write down why; is there space left on its disk?")
 
 
