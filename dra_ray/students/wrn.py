@@ -48,9 +48,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.silu(self.batchnorm_0(x))
-        height, width = active.shape[2:]
-        top, left = (int(self.stride == 1 or side % 2) for side in (height, width))
-        out = self.conv_0(F.pad(active, (left, 1, top, 1)))
+        if self.stride == 1:
+            padding = (1, 1, 1, 1)
+        else:  # in plain arithmetic, which torch.fx can follow
+            padding = (active.shape[3] % 2, 1, active.shape[2] % 2, 1)
+        out = self.conv_0(F.pad(active, padding))
         out = self.conv_1(F.silu(self.batchnorm_1(out)))
         if self.se is not None:
             out = self.se(out)
