@@ -461,10 +461,11 @@ class UNetEncoder(Network):
         """Output of `layer` for a noisy `x` [B,C,H,W], averaged over space [B,D] or, not `pooled`,
         whole [B,D,h,w].
 
-        Computes nothing after that layer. The default is the block before the decoder's first
-        up-sampling (arXiv 2602.19931, appendix D). `sigma` [B]; `labels` one-hot [B,K], None for no
-        class. Raises `ConfigError` for an unknown layer, `DataError` for labels of another number
-        of classes.
+        Computes nothing after that layer. The default is the decoder block after the bottleneck,
+        `dec.<lowest>_in1`: one reading of "bottleneck block before the upsampling layers" (arXiv
+        2602.19931, appendix D; UNVERIFIED). `sigma` [B]; `labels` one-hot [B,K], None for no class.
+        Raises `ConfigError` for an unknown layer, `DataError` for labels of another number of
+        classes.
         """
         _, _, divisor, noise_level = self._scaling(sigma)
         output = self._run(x / divisor, noise_level, labels, None, self.check_layer(layer))
