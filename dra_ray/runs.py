@@ -40,6 +40,7 @@ from dra_ray.storage.plain_json import strict_json
 from dra_ray.storage.segments import Lines, segments
 
 MANIFEST = "manifest.json"
+MANIFEST_BYTES = 2**23  # one of a sweep of 10,000 trials has 3 MB
 METRICS = "metrics.jsonl"  # ValidationRow of a student's training, TeacherRow of a teacher's
 STEPS = "steps.jsonl"  # StepRow
 RUNGS = "rungs.jsonl"  # RungRow, of a sweep
@@ -557,6 +558,16 @@ def check_run(run: Store, kind: Kind, config: Mapping[str, Any], digest: str) ->
 
 
 def require_folder(run: Store) -> None:
+    """`DataError` where nothing is at a run's place, or a file, and for a manifest that cannot be
+    read: before anything slow is imported.
+    """
+    require_there(run)
+    if run.is_file():
+        raise DataError(f"'{run}' is a file; give the folder of a run")
+    read_manifest(run)
+
+
+def require_there(run: Store) -> None:
     """`DataError` where nothing is at a run's place, with the nearest of the names beside it."""
     if run.exists():
         return
@@ -585,7 +596,7 @@ def read_manifest(run: Store) -> Manifest | None:
 
 
 def _masked(file: Store) -> dict[str, Any]:
-    value = file.read_json()
+    value = file.read_json(at_most=MANIFEST_BYTES)
     parse(Manifest, value, f"'{file}'")  # a stranger's file is refused before its values are walked
     masked: dict[str, Any] = masked_tree(value)
     return masked

@@ -7,7 +7,6 @@ were found good.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import sys
 from collections.abc import Mapping
@@ -42,6 +41,7 @@ from dra_ray.cli.options import (
 from dra_ray.cli.pool import pool_app
 from dra_ray.cli.sweep import sweep_app
 from dra_ray.cli.teacher import teacher_app
+from dra_ray.config import networks
 from dra_ray.errors import ConfigError, DraError
 from dra_ray.storage import Store, masked
 from dra_ray.sweeps import schedulers, spaces
@@ -159,7 +159,7 @@ def train(
     run = run_folder(storage_uri, name, recipe)
     require_teachers([experiment])
     starts = announce(run, "train", experiment)
-    if experiment.model.name.startswith("timm/") and not experiment.model.weights:
+    if experiment.model.name.startswith(networks.TIMM) and not experiment.model.weights:
         terminal.err.print(
             f"note: '{experiment.model.name}' starts from random weights; give pretrained ones "
             "with --set model.weights=URI"
@@ -304,8 +304,10 @@ def _is_folder_of_run(what: str) -> bool:
     """
     if what.startswith(("timm/", "robustbench:")) or (":" in what and "://" not in what):
         return False
-    runs.require_folder(Store(what))  # before torch is imported
-    return (Store(what) / runs.MANIFEST).exists()
+    runs.require_there(Store(what))  # before torch is imported
+    if Store(what).is_file():
+        return False
+    return runs.read_manifest(Store(what)) is not None
 
 
 def _evaluate_finalists(
@@ -505,7 +507,6 @@ def plan(
     tflops: Annotated[
         float | None,
         typer.Option(
-            min=0,
             help="Sustained TFLOP/s of one GPU (or CPU thread), for arithmetic; default: a few "
             "steps are timed here.",
         ),
@@ -579,9 +580,10 @@ def _basis(
     from dra_ray.plan import speed, timing
 
     if tflops is not None:
-        if not 0 < tflops < math.inf:
+        if not _SLOWEST <= tflops <= _FASTEST:
             raise ConfigError(
-                f"--tflops {tflops:g}: a speed must be above 0 and finite, such as 50"
+                f"--tflops {tflops:g}: a device's speed must lie between {_SLOWEST:g} and "
+                f"{_FASTEST:g}, such as 50"
             )
         return timing.by_arithmetic(speed.Speed(tflops, "as given by --tflops"))
     if gpu:
@@ -605,6 +607,7 @@ def _basis(
 
 
 _WORKER = "dra_ray.workloads.train"  # what a training process imports
+_SLOWEST, _FASTEST = 1e-6, 1e6  # TFLOP/s of a device, with room: a microcontroller, a rack
 
 
 def _prices(settings: config.Config, gpu: str | None, known: speed.Table) -> job.Prices | None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from dra_ray.config import networks
 from dra_ray.config.base import (
     Batch,
     Count,
@@ -150,6 +151,12 @@ class Model(Frozen):
     weights: str | None = Field(
         None, description="URI of pretrained weights to start from; default: random"
     )
+
+    @model_validator(mode="after")
+    def _is_known(self) -> Model:
+        if problem := networks.problem(self.name):
+            raise ValueError(f"name={shown(self.name)}: {problem}")
+        return self
 
 
 class Compute(Frozen):

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from dra_ray import config, data, runs, students
+from dra_ray.config import networks
 from dra_ray.data import Shape
 from dra_ray.errors import CheckpointError, ConfigError, DataError, nearest
 from dra_ray.storage import Store, sha256
@@ -313,7 +314,7 @@ def _given(what: str, options: Options) -> config.Experiment:
             node = node.setdefault(folder, {})
         node[leaf] = value
     model = tree.setdefault("model", {})
-    if what.startswith("timm/"):
+    if what.startswith(networks.TIMM):
         model["name"] = what
     if options.architecture:
         model["name"] = options.architecture
@@ -428,7 +429,7 @@ def _student(what: str, experiment: config.Experiment, options: Options, shape: 
             Store(what.removeprefix("robustbench:")), experiment.model, shape
         )
         return student, {"kind": "robustbench", "architecture": options.architecture}, ()
-    if what.startswith("timm/"):
+    if what.startswith(networks.TIMM):
         if not options.weights:
             raise ConfigError(
                 f"--weights is not set, but '{what}' is a network without weights; give --weights "

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dra_ray import data, runs, students
 from dra_ray.config import (
     Config,
+    Data,
     Experiment,
     Loss,
     Model,
@@ -33,6 +34,7 @@ from dra_ray.config import (
     TeacherTraining,
     Threat,
     catalogue,
+    networks,
 )
 from dra_ray.config.sweep import Budget
 from dra_ray.data import Shape
@@ -280,7 +282,7 @@ Plan = RunPlan | SweepPlan | TeacherPlan | SynthesisPlan | QuickstartPlan
 class Known:
     """What planning may look at besides the config; `tflops` sustained by one GPU, or by one CPU
     thread where no GPU is asked for; `pace` goes before it; `slots` of trials at the same time,
-    where they are known.
+    where they are known. `outlines` are those of the data that was looked at.
     """
 
     tflops: float | None = None
@@ -290,6 +292,13 @@ class Known:
     teacher: Network | None = None
     prices: Prices | None = None
     raised: int | None = None
+    outlines: dict[Data, data.Outline] = dataclasses.field(default_factory=dict)
+
+    def outline(self, settings: Data) -> data.Outline:
+        """Digits and folders are read or listed for it: once, and not for each trial."""
+        if settings not in self.outlines:
+            self.outlines[settings] = data.outline(settings)
+        return self.outlines[settings]
 
 
 def plan(
@@ -337,12 +346,18 @@ def parameters(net: torch.nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
+@functools.lru_cache(maxsize=16)
+def _student(settings: Model, shape: Shape) -> students.Student:
+    """Its shapes; the errors of `students.check`."""
+    return students.check(settings, shape).eval()
+
+
 @functools.cache
 def student_cost(settings: Model, shape: Shape) -> tuple[int, float, int]:
     """(parameters, MACs of one image's forward pass, width of the feature) of a student; the errors
-    of `models.check`.
+    of `students.check`.
     """
-    student = students.check(settings, shape).eval()
+    student = _student(settings, shape)
     forward = macs(
         lambda: student(
             torch.empty(1, shape.channels, shape.resolution, shape.resolution, device="meta")
@@ -432,7 +447,7 @@ def _noisy_input(net: Network) -> tuple[Tensor, Tensor, Tensor | None]:
 
 # -- one plan per kind of config -------------------------------------------------------------------
 def _experiment(config: Experiment, known: Known) -> RunPlan:
-    images = data.outline(config.data)
+    images = known.outline(config.data)
     shape = images.shape
     student_params, forward, feature_dim = student_cost(config.model, shape)
     notes = _weights_note(config)
@@ -495,17 +510,18 @@ def activations(settings: Model, shape: Shape) -> int:
     """Elements of all outputs of a student's layers for one image: what a backward pass keeps, up
     to what is recomputed or shared.
     """
-    student, kept = students.check(settings, shape).eval(), 0
+    student, kept = _student(settings, shape), 0
 
     def count(module: torch.nn.Module, given: object, output: object) -> None:
         nonlocal kept
         kept += output.numel() if isinstance(output, Tensor) else 0
 
-    for module in student.modules():
-        if not list(module.children()):
-            module.register_forward_hook(count)
+    leaves = [module for module in student.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(count) for module in leaves]
     with torch.no_grad():
         student(torch.empty(1, shape.channels, shape.resolution, shape.resolution, device="meta"))
+    for hook in hooks:
+        hook.remove()
     return kept
 
 
@@ -534,7 +550,7 @@ def _needs(config: Experiment, images: data.Outline, run: Training, forward: flo
 
 
 def _weights_note(config: Experiment) -> set[str]:
-    if config.model.weights or not config.model.name.startswith("timm/"):
+    if config.model.weights or not config.model.name.startswith(networks.TIMM):
         return set()
     return {f"model.weights is not set, so {config.model.name} starts from random weights"}
 
@@ -703,7 +719,7 @@ def _sweep(config: Sweep, known: Known) -> SweepPlan:
     )
     concurrent = _at_once(config, known, largest.resources, len(trials))
     notes = {note for trial in trials.values() for note in trial.notes}
-    notes |= _first_rung_note(config, course.images_per_epoch)
+    notes |= _first_rung_note(config, known, course.images_per_epoch)
     shared = _shared(config, largest.resources, concurrent, notes)
     teacher_gpus = (shared.min_replicas or 0) * config.base.pool.gpus_per_replica
     hours = _hours_of_sweep(config, course, concurrent, known)
@@ -731,14 +747,15 @@ def _sweep(config: Sweep, known: Known) -> SweepPlan:
     )
 
 
-def _first_rung_note(config: Sweep, images_per_epoch: int) -> set[str]:
+def _first_rung_note(config: Sweep, known: Known, images_per_epoch: int) -> set[str]:
     """Whether the first rung comes before BatchNorm's running statistics, by which it judges."""
     optim, epochs = config.base.optim, rungs.of_sweep(config, images_per_epoch)
     if config.scheduler == "none" or not epochs:
         return set()
     steps = epochs[0] * images_per_epoch // optim.batch
     first = (1 - optim.norm_momentum) ** steps
-    if first <= 0.5 or not _has_batchnorm(config.base):
+    student = _student(config.base.model, known.outline(config.base.data).shape)
+    if first <= 0.5 or not _has_batchnorm(student):
         return set()
     return {
         f"the first rung comes after {steps} steps, when {first:.0%} of BatchNorm's running "
@@ -748,8 +765,7 @@ def _first_rung_note(config: Sweep, images_per_epoch: int) -> set[str]:
     }
 
 
-def _has_batchnorm(config: Experiment) -> bool:
-    student = students.check(config.model, data.outline(config.data).shape)
+def _has_batchnorm(student: students.Student) -> bool:
     return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in student.modules())
 
 

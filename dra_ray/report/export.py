@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dra_ray import config, data, students
+from dra_ray.config import networks
 from dra_ray.errors import CheckpointError, ConfigError, nearest
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint
@@ -117,7 +118,7 @@ model.load_state_dict(load_file("model.safetensors"))
 # -- timm ------------------------------------------------------------------------------------------
 def _timm(run: _Run) -> _Loaded:
     name = run.experiment.model.name
-    if not name.startswith("timm/"):
+    if not name.startswith(networks.TIMM):
         raise ConfigError(
             f"--to timm: model.name='{name}' is not a network of timm's; use --to safetensors"
         )

@@ -46,6 +46,17 @@ def require_plausible(source: str, declared_bytes: int, stored_bytes: int) -> No
         )
 
 
+def require_readable(source: str, size_bytes: int, at_most: int | None) -> None:
+    """`DataError` naming `source` where a whole file has more bytes than `at_most`, or than this
+    machine's memory."""
+    if at_most is not None and size_bytes > at_most:
+        raise DataError(
+            f"'{source}' has {size_bytes:,} bytes, and at most {at_most:,} are read of such a "
+            "file; restore or delete it"
+        )
+    require_plausible(source, size_bytes, size_bytes)
+
+
 def _free_memory_bytes() -> int:
     """What Linux can give without swapping; elsewhere all memory there is."""
     try:

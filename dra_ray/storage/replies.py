@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from dra_ray.errors import StorageError
-from dra_ray.storage.archives import require_plausible
+from dra_ray.storage.archives import require_readable
 from dra_ray.storage.failures import first_line
 
 ATTEMPTS, WAITS_S = 4, (0.0, 0.1, 0.5)
@@ -43,9 +43,11 @@ def repeated(uri: str, read: Callable[[], T]) -> T:
     raise AssertionError("the last attempt returns or raises")
 
 
-def whole(fs: fsspec.AbstractFileSystem, path: str, uri: str, digest: str | None) -> bytes:
+def whole(
+    fs: fsspec.AbstractFileSystem, path: str, uri: str, digest: str | None, at_most: int | None
+) -> bytes:
     info = fs.info(path)
-    require_plausible(uri, int(info["size"] or 0), int(info["size"] or 0))
+    require_readable(uri, int(info["size"] or 0), at_most)
     data: bytes = fs.cat_file(path)
     check_reply(fs, path, info, len(data), lambda kind: hashlib.new(kind, data).hexdigest(), digest)
     return data

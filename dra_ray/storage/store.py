@@ -39,6 +39,7 @@ from dra_ray.storage.archives import (
     read_header,
     read_member,
     require_plausible,
+    require_readable,
     stored_array,
     tar_member,
 )
@@ -47,6 +48,8 @@ from dra_ray.storage.plain_json import read_json, strict_json
 from dra_ray.storage.replies import ATTEMPTS, byte_range, check_reply, repeated, whole
 from dra_ray.storage.unpickle import torch_from_bytes, what_it_is
 from dra_ray.storage.uris import require_named, require_no_credentials, require_plain
+
+TEXT_BYTES = 2**26  # of a log's segment or a summary; those that we write are far smaller
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +111,13 @@ class Store:
         fs.invalidate_cache()
         return bool(fs.exists(path))
 
+    @explained("reach")
+    def is_file(self) -> bool:
+        """Whether a file, and no folder, is here."""
+        fs, path = self._open_fs()
+        fs.invalidate_cache()
+        return bool(fs.isfile(path))
+
     @explained("list")
     def names(self) -> list[str]:
         """Sorted names directly below this folder; empty when it does not exist."""
@@ -150,7 +160,11 @@ class Store:
 
     @explained("read")
     def read_bytes(
-        self, start: int = 0, length: int | None = None, digest: str | None = None
+        self,
+        start: int = 0,
+        length: int | None = None,
+        digest: str | None = None,
+        at_most: int | None = None,
     ) -> bytes:
         """The whole file, or `length` bytes of it from `start` (fewer only where it ends).
 
@@ -159,7 +173,8 @@ class Store:
         is requested again, ATTEMPTS times in all.
 
         Raises `StorageError` when the file is not there, cannot be reached or stays wrong, and
-        `DataError` when the whole file is larger than this machine's free memory.
+        `DataError` when the whole file is larger than this machine's free memory, or than `at_most`
+        bytes.
         """
         fs, path = self._open_fs()
         if self.is_local:
@@ -167,13 +182,12 @@ class Store:
             if length is not None:
                 part: bytes = fs.cat_file(path, start=start, end=start + length)
                 return part
-            file_bytes = os.stat(path).st_size
-            require_plausible(self.uri, file_bytes, file_bytes)
+            require_readable(self.uri, os.stat(path).st_size, at_most)
             content: bytes = fs.cat_file(path)
             return content
         if length is not None:
             return repeated(self.uri, lambda: byte_range(fs, path, start, length))
-        return repeated(self.uri, lambda: whole(fs, path, self.uri, digest))
+        return repeated(self.uri, lambda: whole(fs, path, self.uri, digest, at_most))
 
     def _require_file(self, path: str) -> None:
         """`StorageError` for what a read would wait for, or never come to the end of."""
@@ -369,17 +383,18 @@ class Store:
 
     # -- text, JSON, arrays, tensors ---------------------------------------------------------------
     def read_text(self) -> str:
-        """Raises `DataError` where the bytes are no UTF-8."""
+        """Raises `DataError` where the bytes are no UTF-8, or more than TEXT_BYTES."""
         try:
-            return self.read_bytes().decode()
+            return self.read_bytes(at_most=TEXT_BYTES).decode()
         except UnicodeDecodeError:
             raise DataError(f"'{self.uri}' is not text; restore or delete it") from None
 
     def write_text(self, text: str) -> None:
         self.write_bytes(text.encode())
 
-    def read_json(self) -> Any:
-        content = self.read_bytes()
+    def read_json(self, at_most: int | None = TEXT_BYTES) -> Any:
+        """Raises `DataError` where the bytes are no JSON, or more than `at_most`."""
+        content = self.read_bytes(at_most=at_most)
         try:
             return read_json(content)
         except (ValueError, RecursionError) as error:  # also no text, or nested too deeply
@@ -496,7 +511,7 @@ class Store:
             )
             kept = cache() / f"{key[:16]}-{self.name}.json"
             if kept.exists():
-                return [TarMember(*row) for row in kept.read_json()]
+                return [TarMember(*row) for row in kept.read_json(at_most=None)]
             with open(path, "rb") as file, open_tar(file) as archive:
                 members = [
                     tar_member(archive, member, text)

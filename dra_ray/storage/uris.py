@@ -17,9 +17,10 @@ NAME_BYTES = 200  # file systems allow 255, and a run's name gets endings
 _LOGIN = re.compile(r"(?<=:/)(/*)[^\s/@:]*:(?!\d{1,5}(?:/|$))\S*@")
 # A user alone is a token to these; to abfs:// and sftp:// it is a container or a person.
 _USER = re.compile(r"\b((?:https?|s3a?|gs|gcs):/+)[^\s/@]+@")
-# the signs may be written as %3F, %26, %3D
+# The signs may be written as %3F, %26, %3D. No name reaches beyond the next sign: it would be read
+# again from each, in a time that grows with the square of a text's length.
 _FIELD = re.compile(
-    r"(?:(?<=[?&;#])|(?<=%3F)|(?<=%26))((?:(?!%3D|%26)[^\s=&;#?'\"])+)(?:=|%3D)", re.IGNORECASE
+    r"(?:(?<=[?&;#])|(?<=%3F)|(?<=%26))((?:(?!%3[DF]|%26)[^\s=&;#?'\"])+)(?:=|%3D)", re.IGNORECASE
 )
 _VALUE = re.compile(r"[^\s&;#'\"]+")
 _SECRET = re.compile(
@@ -27,21 +28,34 @@ _SECRET = re.compile(
     r"passw|pwd|credential|signature|apikey|accesskey|authorization|session",
     re.IGNORECASE,
 )
-_AS_URI = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
+_AS_URI = re.compile(r"[a-z0-9+.-]:/", re.IGNORECASE)
+_SHOWN = 20  # characters of a scheme
 
 
 def masked(text: str) -> str:
     """The same URI, or text with URIs in it, with `***` for logins before '@' and for secrets in
-    queries."""
+    queries; in a time that grows with its length."""
     if not _AS_URI.search(text):
         return text
-    text = _USER.sub(rf"\1{MASK}@", _LOGIN.sub(rf"\1{MASK}@", text))
-    shown, after = "", 0
+    text = _USER.sub(rf"\1{MASK}@", _without_logins(text))
+    shown, after = [], 0
     for field in _FIELD.finditer(text):
-        value = _VALUE.match(text, field.end())
-        if value and field.start() >= after and _is_secret(field[1]):
-            shown, after = f"{shown}{text[after : field.end()]}{MASK}", value.end()
-    return shown + text[after:]
+        if field.start() < after or not _is_secret(field[1]):
+            continue
+        if value := _VALUE.match(text, field.end()):
+            shown += [text[after : field.end()], MASK]
+            after = value.end()
+    return "".join([*shown, text[after:]])
+
+
+def _without_logins(text: str) -> str:
+    """A login is looked for up to a word's last '@' alone: each ':' before that may begin one."""
+    words = re.split(r"(\s+)", text)
+    for number, word in enumerate(words):
+        head, sign, tail = word.rpartition("@")
+        if sign:
+            words[number] = _LOGIN.sub(rf"\1{MASK}@", f"{head}@") + tail
+    return "".join(words)
 
 
 def masked_tree(value: Any) -> Any:
@@ -73,7 +87,7 @@ def credentials_problem(uri: str) -> str | None:
     joined = "".join(uri.split())  # a login may hold spaces, which end a URI inside a text
     if masked(joined) == joined:
         return None
-    scheme = joined.partition(":")[0]
+    scheme = joined.partition(":")[0][:_SHOWN]
     return (
         f"the URI '{scheme}://{MASK}' holds credentials, which manifests and reports would keep; "
         "leave them out, credentials come from the environment (such as AWS_ACCESS_KEY_ID)"

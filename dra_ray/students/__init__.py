@@ -13,11 +13,10 @@ feature).
 
 from __future__ import annotations
 
-import re
-
 import torch
 
 from dra_ray import config
+from dra_ray.config import networks
 from dra_ray.data import Shape
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
@@ -29,10 +28,6 @@ from dra_ray.students.wrn import RaWRN, WideResNet
 
 __all__ = ["Student", "build", "check", "initialise"]
 
-# the deepest residual network and the largest classifier of images that were ever published have
-# 1001 layers and 7e9 parameters (arXiv 1603.05027; DINOv3, arXiv 2508.10104)
-MOST_LAYERS, MOST_PARAMETERS = 1001, 10**10
-
 
 def build(settings: config.Model, shape: Shape) -> Student:
     """The student that `settings.name` names, for images of `shape`; its initial weights come from
@@ -41,39 +36,18 @@ def build(settings: config.Model, shape: Shape) -> Student:
     Raises `ConfigError`. Under `torch.device("meta")` it has shapes only.
     """
     name, mean, std = settings.name, *_normalisation(settings, shape)
-    if match := re.fullmatch(r"(relu-)?wrn-(\d{1,9})-(\d{1,9})", name):
-        depth, width = int(match[2]), int(match[3])
-        if depth < 10 or (depth - 4) % 6 or width < 1:
-            raise ConfigError(
-                f"model.name='{name}': depth must be 6n+4, such as 10, 16, 28 or 34, and width at "
-                "least 1"
-            )
-        if depth > MOST_LAYERS:
-            raise ConfigError(
-                f"model.name='{name}': depth {depth} is above {MOST_LAYERS}; choose less, such as "
-                "wrn-28-10"
-            )
-        _bound(name, _wide_parameters((depth - 4) // 6, width, shape.num_classes))
-        return (ReluWideResNet if match[1] else WideResNet)(
-            depth, width, shape.num_classes, mean, std
-        )
+    if size := networks.wide(name):
+        kind = ReluWideResNet if name.startswith("relu-") else WideResNet
+        return kind(*size, shape.num_classes, mean, std)
     if name == "rawrn-70-16":
         return RaWRN(shape.num_classes, mean, std)
     if name == "resnet-18":
         return ResNet18(shape.num_classes, mean, std)
-    if match := re.fullmatch(r"vit-([tsb])-([1-9]\d{0,8})", name):
-        from dra_ray.students import backbone
+    from dra_ray.students import backbone
 
-        return backbone.vit(match[1], int(match[2]), settings.pooling, shape, mean, std)
-    if name.startswith("timm/"):
-        from dra_ray.students import backbone
-
-        return backbone.named(name.removeprefix("timm/"), shape, mean, std)
-    known = (
-        "wrn-DEPTH-WIDTH, such as wrn-28-10, relu-wrn-DEPTH-WIDTH, rawrn-70-16, vit-b-2, resnet-18 "
-        "or timm/NAME"
-    )
-    raise ConfigError(f"model.name='{name}' is not known; write {known}")
+    if tokens := networks.vit(name):
+        return backbone.vit(*tokens, settings.pooling, shape, mean, std)
+    return backbone.named(name.removeprefix(networks.TIMM), shape, mean, std)
 
 
 def check(settings: config.Model, shape: Shape) -> Student:
@@ -82,7 +56,8 @@ def check(settings: config.Model, shape: Shape) -> Student:
     """
     with torch.device("meta"):
         student = build(settings, shape)
-    _bound(settings.name, sum(parameter.numel() for parameter in student.parameters()))
+    if problem := networks.too_large(sum(p.numel() for p in student.parameters())):
+        raise ConfigError(f"model.name='{settings.name}': {problem}")
     if settings.weights is not None:
         weights = read_weights(Store(settings.weights))
         fitted(
@@ -90,26 +65,9 @@ def check(settings: config.Model, shape: Shape) -> Student:
             weights,
             settings.name,
             settings.weights,
-            new_classifier=settings.name.startswith("timm/"),
+            new_classifier=settings.name.startswith(networks.TIMM),
         )
     return student
-
-
-def _wide_parameters(blocks: int, width: int, num_classes: int) -> int:
-    """Of a Wide ResNet, without its norms: two 3x3 convolutions a block."""
-    convolutions, before = 0, 16
-    for channels in (16 * width, 32 * width, 64 * width):
-        convolutions += 9 * channels * (before + (2 * blocks - 1) * channels)
-        before = channels
-    return convolutions + before * num_classes
-
-
-def _bound(name: str, parameters: int) -> None:
-    if parameters > MOST_PARAMETERS:
-        raise ConfigError(
-            f"model.name='{name}' has {parameters:.2g} parameters, and at most "
-            f"{MOST_PARAMETERS:.0e} are allowed; choose a smaller network"
-        )
 
 
 def _normalisation(
@@ -142,5 +100,5 @@ def initialise(student: Student, settings: config.Model) -> str:
         weights,
         settings.name,
         settings.weights,
-        new_classifier=settings.name.startswith("timm/"),
+        new_classifier=settings.name.startswith(networks.TIMM),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ def dra(*arguments: str) -> Ended:
     ended = subprocess.run(
         [sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, timeout=120
     )
-    code, cpu_s, megabytes = ended.stdout.split()
+    code, cpu_s, megabytes = ended.stdout.splitlines()[-1].split()
     return Ended(int(code), ended.stderr, float(cpu_s), float(megabytes))
 
 
@@ -103,6 +104,11 @@ TEXTS: dict[str, tuple[str, str]] = {
     "replicas": ("pool: {max_replicas: 1000000000000}", "pool.max_replicas"),
     "seconds": ("pool: {timeout_s: 1.0e+300}", "pool.timeout_s=1e+300"),
     "seed": ("seed: 100000000000000000000000", "seed=1000"),
+    "network": ("model: {name: wrn-100000-1}", "model.name='wrn-100000-1': depth 100000 is above"),
+    "wide network": ("model: {name: wrn-28-100000}", "model.name='wrn-28-100000': has 3.6e+15"),
+    "both": ("model: {name: relu-wrn-1000-9999}", "parameters, and at most 1e+10"),
+    "wider network": ("model: {name: wrn-10-999999999}", "parameters, and at most 1e+10"),
+    "name of a network": (f"model: {{name: {'w' * 90_000}}}", "is not known; write wrn-DEPTH"),
     "files": ("kind: synthesis\nimages: 10000000000\n", "10,000,000 files"),
 }
 
@@ -121,7 +127,16 @@ def test_text_that_would_not_end_is_refused(what: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "what", ["laughs", "long text, often", "large", "deep lists", "long integer", "large space"]
+    "what",
+    [
+        "laughs",
+        "long text, often",
+        "large",
+        "deep lists",
+        "long integer",
+        "large space",
+        "network",
+    ],
 )
 def test_a_command_refuses_it_in_seconds_and_megabytes(what: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
@@ -189,3 +204,38 @@ def test_large_spaces_that_fit_are_expanded() -> None:
         config.Sweep, {"space": {"seed": list(range(1000))}, "trials": 3}, "test"
     )
     assert len(spaces.experiments(sweep)) == 3
+
+
+def test_text_of_any_length_is_shown_without_its_secrets_at_once(tmp_path: Path) -> None:
+    """Texts that a search would begin again at every letter, in a config and in a manifest."""
+    letters, signs = "a" * 45_000, "s3://b?" + "%3F" * 15_000
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"description: '{letters}'\nmodel: {{weights: '{signs}'}}\n")
+    ended = dra("config", str(file))
+    assert ended.code == 0, ended.said[:500]
+    assert ended.cpu_s < SECONDS
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "manifest.json").write_text(
+        json.dumps({"kind": "train", "status": "done", "name": letters * 9, "stopped": signs * 9})
+    )
+    ended = dra("status", str(run))
+    assert ended.code == 0, ended.said[:500]
+    assert ended.cpu_s < SECONDS
+    assert ended.megabytes < MEGABYTES
+
+
+@pytest.mark.parametrize("size", [2**24, 2**34])
+@pytest.mark.parametrize("command", ["status", "report", "train"])
+def test_a_manifest_of_any_size_is_refused_at_once(command: str, size: int, tmp_path: Path) -> None:
+    run = tmp_path / "digits-dm-at"
+    run.mkdir()
+    with open(run / "manifest.json", "wb") as file:
+        file.truncate(size)  # takes no room on the disk
+    where = ["digits-dm-at", "--storage", str(tmp_path)] if command == "train" else [str(run)]
+    ended = dra(command, *where)
+    assert ended.code == 2, ended
+    assert ended.said.count("\n") == 1, ended
+    assert f"has {size:,} bytes, and at most 8,388,608 are read" in ended.said
+    assert ended.cpu_s < SECONDS
+    assert ended.megabytes < MEGABYTES
