@@ -12,8 +12,10 @@ from rich.live import Live
 from rich.text import Text
 
 from dra_ray import config
+from dra_ray import runs as files
 from dra_ray.cli import terminal
 from dra_ray.cli.options import RunArgument
+from dra_ray.errors import DataError
 from dra_ray.inspection import listing, overview
 from dra_ray.inspection.overview import Overview
 from dra_ray.storage import Store, masked
@@ -66,7 +68,11 @@ def runs(
         older_s=listing.read_age("--older", older) if older else None,
         newer_s=listing.read_age("--newer", newer) if newer else None,
     )
-    found = listing.runs_below(Store(storage_uri), chosen, time.time())
+    storage = Store(storage_uri)
+    files.require_there(storage)
+    if storage.is_file():
+        raise DataError(f"'{storage}' is a file; give a folder of runs")
+    found = listing.runs_below(storage, chosen, time.time())
     if _write(json, [dataclasses.asdict(run) for run in found]):
         return
     rows = [
@@ -97,6 +103,7 @@ def status(
 ) -> None:
     """Where a run, sweep, teacher or evaluation is, on one screen."""
     store = Store(run).resolved()
+    files.require_folder(store)
 
     def look() -> Overview:
         return overview.read(store, time.time())

@@ -31,18 +31,24 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column
+from rich.text import Text
 
 from dra_ray import config, runs
 from dra_ray.config.catalogue import STAGES
 from dra_ray.storage import Store
 from dra_ray.sweeps import spaces
 
-# neither markup nor wrapping: what is printed may be a path, and goes into logs and pipes
-err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-alert = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)  # also with --quiet
-out = Console(
-    highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 80
-)
+
+def _console(**where: Any) -> Console:
+    """Neither markup, emoji codes nor wrapping: what is printed may be a path, and goes into logs
+    and pipes.
+    """
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, **where)
+
+
+err = _console(stderr=True)
+alert = _console(stderr=True)  # also with --quiet
+out = _console(width=None if sys.stdout.isatty() else 80)
 
 BAR_WIDTH = 12
 _BESIDE = BAR_WIDTH + 29  # what a bar's line has besides its text: spinner, share, times, gaps
@@ -62,7 +68,7 @@ class Bars:
         text = Column(width=max(20, err.width - _BESIDE), no_wrap=True, overflow="ellipsis")
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}", table_column=text),
+            TextColumn("{task.description}", markup=False, table_column=text),
             BarColumn(BAR_WIDTH),
             TaskProgressColumn(),
             TimeElapsedColumn(),
@@ -155,7 +161,8 @@ def busy(text: str) -> Iterator[None]:
     """On a terminal, a line that says what is waited for, until the block ends: importing torch
     takes seconds.
     """
-    with err.status(text) if err.is_terminal and not err.quiet else contextlib.nullcontext():
+    shown = err.is_terminal and not err.quiet
+    with err.status(Text(text)) if shown else contextlib.nullcontext():
         yield
 
 

@@ -14,6 +14,52 @@ _NAME_CHARACTERS = 64  # difflib is quadratic, and no field's name is longer
 # likeness of two names: of those beside, of those elsewhere, and of a slip of the hand
 _CLOSE, _CLOSE_ELSEWHERE, _SLIP = 0.6, 0.75, 0.8
 
+# what others call a field, whose name is not like theirs
+_USUAL = {
+    "model.name": "arch architecture backbone net network model_name",
+    "model.weights": "pretrained ckpt init_weights",
+    "data.name": "dataset data_name",
+    "data.uri": "data_dir data_path dataset_path data_root root",
+    "data.resolution": "image_size img_size input_size imsize",
+    "data.validation_images": "val_size validation_size val_images val_split",
+    "data.test_images": "test_size test_split",
+    "synthetic.images": "synthetic_scale num_synthetic",
+    "synthetic.fraction": "synthetic_ratio",
+    "optim.name": "optimizer optimiser",
+    "optim.batch": "bs",
+    "optim.weight_decay": "wd",
+    "optim.schedule": "lr_schedule lr_scheduler",
+    "optim.averaging_decay": "ema_decay",
+    "align.weight": "lam lambda_ lmbda dra_weight repa_weight",
+    "align.sigma": "t timestep timesteps noise_level",
+    "teacher.uri": "encoder",
+    "compute.precision": "amp fp16 dtype",
+    "resources.gpus_per_worker": "device cuda gpu gpus num_gpus n_gpus",
+    "tracking": "logging logger",
+    # of sweeps, in Ray Tune's, Optuna's and Hyperband's words
+    "trials": "num_samples n_trials",
+    "search.method": "sampler algorithm search_alg",
+    "scheduler": "pruner",
+    "asha.grace_epochs": "grace_period min_resource",
+    "asha.reduction_factor": "eta",
+    "asha.max_concurrent": "concurrency max_concurrent_trials n_jobs",
+    "base.optim.epochs": "max_t max_resource",
+}
+_BY_WORD = {word: field for field, words in _USUAL.items() for word in words.split()}
+# and what they call one beside which they look
+_BESIDE = {
+    "uri": "path dir folder file root checkpoint model",
+    "images": "num count number size scale",
+    "name": "type kind",
+}
+_BESIDE_BY_WORD = {word: leaf for leaf, words in _BESIDE.items() for word in words.split()}
+# what is no field, but an option of the command
+_OPTIONS = {
+    "--storage": "output_dir out_dir save_dir storage results_dir log_dir",
+    "--name": "run_name exp_name experiment_name",
+}
+_OPTION_BY_WORD = {word: option for option, words in _OPTIONS.items() for word in words.split()}
+
 
 def nested(field: FieldInfo) -> type[BaseModel] | None:
     """The config inside a field, also where it may be null; None for plain values."""
@@ -56,6 +102,8 @@ def suggest(kind: type[BaseModel], path: Sequence[str]) -> str:
     """
     home = kind_at(kind, path)[0]
     unknown = [part[:_NAME_CHARACTERS] for part in path]
+    if usual := _usual(kind, unknown):
+        return usual
     scores = {name: _likeness(unknown, name, field) for name, field in walk(kind)}
     best = max(scores.values())
     if best < _CLOSE:
@@ -71,6 +119,23 @@ def suggest(kind: type[BaseModel], path: Sequence[str]) -> str:
         for name in equals
     ]
     return f"did you mean {' or '.join(words)}?"
+
+
+def _usual(kind: type[BaseModel], unknown: Sequence[str]) -> str | None:
+    """A remedy by what others call a field; None where nobody does."""
+    *asked, last = unknown
+    last = last.lower().replace("-", "_")
+    names = [name for name, _ in walk(kind)]
+    beside = ".".join([*asked, _BESIDE_BY_WORD.get(last, "")])
+    if asked and beside in names:
+        return f"did you mean '{beside}'?"
+    if last in {name.rpartition(".")[2] for name in names}:
+        return None
+    if option := _OPTION_BY_WORD.get(last):
+        return f"give it with the option {option}"
+    field = _BY_WORD.get(last, "")
+    found = [name for name in names if name == field or name.endswith(f".{field}")]
+    return f"did you mean '{min(found, key=len)}'?" if field and found else None
 
 
 def _likeness(unknown: Sequence[str], name: str, field: FieldInfo) -> float:

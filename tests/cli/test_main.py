@@ -96,11 +96,22 @@ def _after_usage(text: str) -> str:
         ),
         (["evaluate", "nowhere"], ["'nowhere' does not exist", "--storage"]),
         (["evaluate", "runs/nowhere/"], ["'runs/nowhere/' does not exist"]),
+        (["runs", "nowhere"], ["'nowhere' does not exist"]),
+        # neither an emoji nor markup is made of a name
+        *(
+            ([command, code], [code])
+            for command in ("plan", "report", "status", "runs")
+            for code in (":two:", "x:+1:y", "[red]z", "[/]")
+        ),
+        (["compare", ":smile:", ":two:"], ["':smile:' does not exist"]),
         (["compare", "nowhere", "neither"], ["'nowhere' does not exist", "--storage"]),
         (["report", "nowhere"], ["'nowhere' does not exist", "--storage"]),
         (["bench", "evaluate", "nowhere"], ["'nowhere' does not exist"]),
         (["plan", "runs/nowhere"], ["'runs/nowhere' is no recipe", "dra recipes"]),
-        (["plan", "digits-dm-at", "--tflops", "0"], ["--tflops 0", "above 0"]),
+        *(
+            (["plan", "digits-dm-at", "--tflops", speed], [f"--tflops {speed}", "between 1e-06"])
+            for speed in ("0", "-1", "nan", "inf", "1e-300", "1e+300")
+        ),
         (["train", "digits-dm-at", "--storage", ""], ["storage URI is empty"]),
         (["plan", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
         (
@@ -139,6 +150,15 @@ def test_bad_input_is_one_line_and_exit_code_2(
     for word in words:
         assert word in done.stderr
     assert list(tmp_path.iterdir()) == [], "something was written"
+
+
+@pytest.mark.parametrize("command", ["runs", "status", "report", "export", "compare", "evaluate"])
+def test_a_file_is_no_folder_of_a_run(command: str, tmp_path: Path) -> None:
+    (tmp_path / "some.txt").write_text("mine")
+    files = ["some.txt"] * (2 if command == "compare" else 1)
+    done = in_process(command, *files, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "some.txt' is a file; give " in done.stderr
 
 
 def test_a_name_that_is_taken_by_another_config_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dra_ray import config
-from dra_ray.config.fields import nested, suggest, walk
+from dra_ray.config.fields import _USUAL, nested, suggest, walk
 from dra_ray.config.reference import reference
 from dra_ray.errors import ConfigError
 from dra_ray.sweeps import spaces
@@ -35,6 +35,19 @@ DOCS = Path(__file__).parents[2] / "docs"
         ("experiment", "batch_size", "did you mean 'optim.batch' or 'evaluation.batch'?"),
         ("experiment", "lambda", "did you mean 'align.weight' (lambda"),
         ("experiment", "trades.beta", "did you mean 'loss.beta'?"),
+        ("experiment", "dataset", "did you mean 'data.name'?"),
+        ("experiment", "data.dataset", "did you mean 'data.name'?"),
+        ("experiment", "data.path", "did you mean 'data.uri'?"),
+        ("experiment", "teacher.model", "did you mean 'teacher.uri'?"),
+        ("experiment", "model.arch", "did you mean 'model.name'?"),
+        ("experiment", "Backbone", "did you mean 'model.name'?"),
+        ("experiment", "weight-decay", "did you mean 'optim.weight_decay'?"),
+        ("experiment", "align.timestep", "did you mean 'align.sigma'?"),
+        ("experiment", "output_dir", "give it with the option --storage"),
+        ("sweep", "num_samples", "did you mean 'trials'?"),
+        ("sweep", "base.dataset", "did you mean 'base.data.name'?"),
+        ("sweep", "asha.eta", "did you mean 'asha.reduction_factor'?"),
+        ("quickstart", "grace_period", "did you mean 'sweep.asha.grace_epochs'?"),
         ("experiment", "model.nonsense", "known: mean, name, normalise"),
         ("experiment", "optim.lr.x", "known: "),
         ("experiment", "x" * 10_000, "known: "),
@@ -69,6 +82,12 @@ def test_a_field_without_its_last_letter_is_recognised(field: str) -> None:
         remedy = suggest(config.Experiment, field[:-1].split("."))
         assert remedy.startswith("did you mean")
         assert field.rpartition(".")[2] in remedy
+
+
+def test_what_others_call_a_field_leads_to_one() -> None:
+    known = {name for kind in config.KINDS.values() for name, _ in walk(kind)}
+    for field in _USUAL:
+        assert any(name == field or name.endswith(f".{field}") for name in known), field
 
 
 def test_every_field_says_what_it_is() -> None:
