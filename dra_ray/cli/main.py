@@ -139,6 +139,7 @@ def quickstart(
             sweep=terminal.sweep_rows(bars, sweep),
             autoattack=terminal.evaluate_rows(bars, 2),
         )
+        job.check(settings)  # before Ray is started
         with cluster.connect():
             report = job.run(settings, run, progress)
     terminal.out.print(str(report))
@@ -165,13 +166,15 @@ def train(
             "with --set model.weights=URI"
         )
     with terminal.Bars() as bars:
-        if check and starts:
-            look_at_targets(bars, [experiment])
         from dra_ray import cluster
+        from dra_ray.plan import ready
         from dra_ray.workloads import train as job
 
+        facts = ready.of_experiment(experiment)  # before Ray is started
+        if check and starts:
+            look_at_targets(bars, [experiment])
         with cluster.connect():
-            row = job.fit(experiment, run, terminal.train_rows(bars, experiment))
+            row = job.fit(experiment, run, terminal.train_rows(bars, experiment), facts=facts)
     terminal.table([terminal.row(row)], f"last epoch of {run}", json, hidden=("verdicts",))
 
 
@@ -393,6 +396,7 @@ def synthesize(
         from dra_ray import cluster
         from dra_ray.workloads import synthesize as job
 
+        job.check(settings)  # before Ray is started
         with cluster.connect():
             manifest = job.run(settings, run, terminal.synthetic_rows(bars))
     terminal.table(

@@ -74,20 +74,22 @@ def run(
     folder = run_folder(storage_uri, name, file)
     starts = announce(folder, "sweep", settings)
     with terminal.Bars() as bars:
-        if check and starts:
-            look_at_targets(bars, experiments)
         from dra_ray import cluster, report
         from dra_ray.report import planned
         from dra_ray.workloads import sweep as job
 
+        trials = job.looked_at(settings, folder.resolved())  # before Ray is started
+        if check and starts:
+            look_at_targets(bars, experiments)
         with cluster.connect():
-            manifest = job.run(settings, folder, terminal.sweep_rows(bars, settings))
+            show = terminal.sweep_rows(bars, settings)
+            manifest = job.run(settings, folder, show, trials=trials)
             if evaluate and manifest.is_done:
                 from dra_ray.workloads import evaluate as evaluation
 
                 finalists = runs.finalists(folder.resolved())
-                show = terminal.evaluate_rows(bars, len(finalists))
-                evaluation.evaluate_many(list(finalists.values()), progress=show)
+                judged = terminal.evaluate_rows(bars, len(finalists))
+                evaluation.evaluate_many(list(finalists.values()), progress=judged)
     terminal.table(report.rows(folder.resolved()), f"trials of {folder}", json)
     text, recipe = report.answered(folder.resolved(), settings)
     terminal.out.print(text)

@@ -45,6 +45,7 @@ def teacher_train(
         from dra_ray import cluster
         from dra_ray.workloads import train_teacher as job
 
+        job.check(settings)  # before Ray is started
         with cluster.connect():
             manifest = job.fit(settings, run, terminal.teacher_rows(bars, settings))
     terminal.table(

@@ -146,8 +146,9 @@ def one_line(kind: type[Frozen], first: ErrorDetails) -> str:
     if first["type"] == "credentials":
         return f"{field}: {first['msg']}"
     if first["type"] == "value_error":
-        where = f"{field}." if parts else ""
-        return where + first["msg"].removeprefix("Value error, ")
+        said = first["msg"].removeprefix("Value error, ")
+        joint = "=" if said.startswith(("'", '"')) else "."
+        return f"{field}{joint}{said}" if parts else said
     if first["type"] == "missing":
         return f"{field} is not set; this part needs it"
     message = f"{first['msg'][0].lower()}{first['msg'][1:]}"

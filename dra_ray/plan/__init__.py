@@ -38,12 +38,10 @@ from dra_ray.config import (
 )
 from dra_ray.config.sweep import Budget
 from dra_ray.data import Shape
-from dra_ray.errors import ConfigError
 from dra_ray.plan import pace as pacing
 from dra_ray.plan.pace import Pace
-from dra_ray.storage import Store
 from dra_ray.sweeps import forecast, rungs, spaces
-from dra_ray.teachers import checkpoint
+from dra_ray.teachers import checkpoint, fitting
 from dra_ray.teachers.network import Classifier, ImageSampler, Network, image_sampler
 from dra_ray.teachers.sampling import heun_calls
 from dra_ray.training import objective
@@ -282,23 +280,31 @@ Plan = RunPlan | SweepPlan | TeacherPlan | SynthesisPlan | QuickstartPlan
 class Known:
     """What planning may look at besides the config; `tflops` sustained by one GPU, or by one CPU
     thread where no GPU is asked for; `pace` goes before it; `slots` of trials at the same time,
-    where they are known. `outlines` are those of the data that was looked at.
+    where they are known. `outlines` are those of the data that was looked at, `teachers` those at
+    the URIs that were; `teacher` is one that no folder holds yet.
     """
 
     tflops: float | None = None
     pace: Pace | None = None
     slots: int | None = None
     in_sweep: bool = False
-    teacher: Network | None = None
+    teacher: fitting.Known | None = None
     prices: Prices | None = None
     raised: int | None = None
     outlines: dict[Data, data.Outline] = dataclasses.field(default_factory=dict)
+    teachers: dict[str, fitting.Known] = dataclasses.field(default_factory=dict)
 
     def outline(self, settings: Data) -> data.Outline:
         """Digits and folders are read or listed for it: once, and not for each trial."""
         if settings not in self.outlines:
             self.outlines[settings] = data.outline(settings)
         return self.outlines[settings]
+
+    def teacher_at(self, uri: str | None) -> fitting.Known | None:
+        """The same for trials that share it."""
+        if uri is not None and uri not in self.teachers:
+            self.teachers[uri] = fitting.known(uri)
+        return None if uri is None else self.teachers[uri]
 
 
 def plan(
@@ -347,7 +353,7 @@ def parameters(net: torch.nn.Module) -> int:
 
 
 @functools.lru_cache(maxsize=16)
-def _student(settings: Model, shape: Shape) -> students.Student:
+def student(settings: Model, shape: Shape) -> students.Student:
     """Its shapes; the errors of `students.check`."""
     return students.check(settings, shape).eval()
 
@@ -357,13 +363,13 @@ def student_cost(settings: Model, shape: Shape) -> tuple[int, float, int]:
     """(parameters, MACs of one image's forward pass, width of the feature) of a student; the errors
     of `students.check`.
     """
-    student = _student(settings, shape)
+    net = student(settings, shape)
     forward = macs(
-        lambda: student(
+        lambda: net(
             torch.empty(1, shape.channels, shape.resolution, shape.resolution, device="meta")
         )
     )
-    return parameters(student), forward, student.feature_dim
+    return parameters(net), forward, net.feature_dim
 
 
 def step_units(loss: Loss, threat: Threat, perturbed: bool = False) -> int:
@@ -404,13 +410,6 @@ def _trained(config: TeacherTraining, shape: Shape) -> Network:
         return kind(
             config.net, shape.resolution, shape.channels, shape.num_classes, style=config.style
         )
-
-
-def _teacher_at(uri: str | None) -> Network | None:
-    if uri is None:
-        return None
-    with torch.device("meta"):
-        return checkpoint.build(checkpoint.read_card(Store(uri)), uri)
 
 
 def _forward_macs(net: Network) -> float:
@@ -510,16 +509,16 @@ def activations(settings: Model, shape: Shape) -> int:
     """Elements of all outputs of a student's layers for one image: what a backward pass keeps, up
     to what is recomputed or shared.
     """
-    student, kept = _student(settings, shape), 0
+    net, kept = student(settings, shape), 0
 
     def count(module: torch.nn.Module, given: object, output: object) -> None:
         nonlocal kept
         kept += output.numel() if isinstance(output, Tensor) else 0
 
-    leaves = [module for module in student.modules() if not list(module.children())]
+    leaves = [module for module in net.modules() if not list(module.children())]
     hooks = [module.register_forward_hook(count) for module in leaves]
     with torch.no_grad():
-        student(torch.empty(1, shape.channels, shape.resolution, shape.resolution, device="meta"))
+        net(torch.empty(1, shape.channels, shape.resolution, shape.resolution, device="meta"))
     for hook in hooks:
         hook.remove()
     return kept
@@ -560,25 +559,12 @@ def _aligned_teacher(
 ) -> Network | None:
     if not config.align.weight:
         return None
-    teacher = known.teacher or _teacher_at(config.teacher.uri)
+    teacher = known.teacher or known.teacher_at(config.teacher.uri)
     if teacher is None:
         notes.add("teacher.uri is not set, so the teacher's work is not counted")
-    else:
-        _check_fits(config, teacher, shape)
-    return teacher
-
-
-def _check_fits(config: Experiment, teacher: Network, shape: Shape) -> None:
-    """`ConfigError` for a teacher of other images or classes than the data has."""
-    theirs, ours = ((net.channels, net.resolution, net.resolution) for net in (teacher, shape))
-    if theirs != ours:
-        raise ConfigError(
-            f"teacher.uri='{config.teacher.uri}' takes images of {theirs}, but data.name="
-            f"'{config.data.name}' has {ours} (channels, height, width); give a teacher of this "
-            "data"
-        )
-    if config.teacher.label == "true":
-        teacher.check_classes(shape.num_classes)
+        return None
+    fitting.check(config, teacher, shape)
+    return teacher.net
 
 
 def _aligning_macs(
@@ -707,8 +693,6 @@ def _busy(trials: Iterable[Hours]) -> float:
 
 def _sweep(config: Sweep, known: Known) -> SweepPlan:
     experiments = spaces.experiments(config, known.raised)
-    if "teacher.uri" not in config.space and known.teacher is None:
-        known = dataclasses.replace(known, teacher=_teacher_at(config.base.teacher.uri))
     known = dataclasses.replace(known, in_sweep=True)
     trials = {name: _experiment(experiment, known) for name, experiment in experiments.items()}
     course = _course(config, known, trials, experiments)
@@ -754,8 +738,8 @@ def _first_rung_note(config: Sweep, known: Known, images_per_epoch: int) -> set[
         return set()
     steps = epochs[0] * images_per_epoch // optim.batch
     first = (1 - optim.norm_momentum) ** steps
-    student = _student(config.base.model, known.outline(config.base.data).shape)
-    if first <= 0.5 or not _has_batchnorm(student):
+    net = student(config.base.model, known.outline(config.base.data).shape)
+    if first <= 0.5 or not _has_batchnorm(net):
         return set()
     return {
         f"the first rung comes after {steps} steps, when {first:.0%} of BatchNorm's running "
@@ -765,8 +749,8 @@ def _first_rung_note(config: Sweep, known: Known, images_per_epoch: int) -> set[
     }
 
 
-def _has_batchnorm(student: students.Student) -> bool:
-    return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in student.modules())
+def _has_batchnorm(net: torch.nn.Module) -> bool:
+    return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in net.modules())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -987,7 +971,7 @@ def _too_few(who_needs: str, needed: float, most: int) -> set[str]:
 
 
 def _teacher(config: TeacherTraining, known: Known) -> TeacherPlan:
-    net = _trained(config, data.outline(config.data).shape)
+    net = _trained(config, known.outline(config.data).shape)
     forward, layer = _forward_macs(net), net.check_layer(None)
     steps = math.ceil(config.images_seen / config.batch)
     pflop = 3 * 2 * forward * steps * config.batch / 1e15  # a forward and a full backward pass
@@ -1018,7 +1002,8 @@ def _teacher(config: TeacherTraining, known: Known) -> TeacherPlan:
 
 
 def _synthesis(config: Synthesis, known: Known) -> SynthesisPlan:
-    net = known.teacher or _teacher_at(config.teacher)
+    found = known.teacher or known.teacher_at(config.teacher)
+    net = found.net if found else None
     sampler = None if net is None else image_sampler(net, str(config.teacher))
     candidates = config.images / (config.select.keep if config.select else 1)
     shards = math.ceil(candidates / config.shard_images)
@@ -1058,9 +1043,8 @@ def _decode_macs(net: Network, sampler: ImageSampler) -> float:
 
 def _quickstart(config: Quickstart, known: Known) -> QuickstartPlan:
     """Its three stages; the later ones use the teacher that the first one would train."""
-    known = dataclasses.replace(
-        known, teacher=_trained(config.teacher, data.outline(config.teacher.data).shape)
-    )
+    net = _trained(config.teacher, known.outline(config.teacher.data).shape)
+    known = dataclasses.replace(known, teacher=fitting.Known(net, {}))
     teacher = _teacher(config.teacher, known)
     synthesis = _synthesis(config.synthesis, known)
     sweep = _sweep(config.sweep, known)

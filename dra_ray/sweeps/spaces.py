@@ -51,7 +51,7 @@ def experiments(sweep: config.Sweep, raised: int | None = None) -> dict[str, con
     """
     schedulers.require_known(sweep.scheduler)
     space = Space(sweep)
-    space.check()
+    space.ends()
     valid = {}
     for name, point in space.trials(raised).items():
         try:
@@ -59,6 +59,11 @@ def experiments(sweep: config.Sweep, raised: int | None = None) -> dict[str, con
         except ConfigError as error:
             raise refusal(f"{name}: {error}") from None
     return valid
+
+
+def ends(sweep: config.Sweep) -> dict[str, config.Experiment]:
+    """`Space.ends` of a sweep."""
+    return Space(sweep).ends()
 
 
 class Space:
@@ -300,23 +305,24 @@ class Space:
             picked.sort(key=lambda point: json.dumps(self._filled(point), sort_keys=True))
         return (opening + picked)[: self.sweep.trials]
 
-    def check(self) -> None:
-        """Refuse an axis of which a value would be no config. Raises `ConfigError`.
-
-        A search that learns may come to any value, so both ends of its ranges and every listed
-        value are tried, one at a time on the first trial; otherwise the trials themselves are.
+    def ends(self) -> dict[str, config.Experiment]:
+        """Both ends of the ranges of a search that learns, which may come to any value, and every
+        listed value: by what they are, one at a time on the first trial. None of another search,
+        whose trials are known. Raises `ConfigError` for a value that would be no config.
         """
+        found: dict[str, config.Experiment] = {}
         if not self.is_adaptive:
-            return
+            return found
         first = next(iter(self.trials().values()))
         for field, axis in self.axes.items():
             for value in axis.choice if axis.choice is not None else axis.bounds or ():
                 point = self.point(self._filled(first) | {field: value})
                 if self.problem(point) is None:
                     try:
-                        self.experiment(point)
+                        found[f"space.{field}={shown(value)}"] = self.experiment(point)
                     except ConfigError as error:
                         raise refusal(f"space.{field}: a trial with {error}") from None
+        return found
 
 
 def _drawn(axis: Axis, draws: Random) -> Any:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from pydantic import JsonValue
 
-from dra_ray import cluster, config, report, runs
+from dra_ray import cluster, config, plan, report, runs
 from dra_ray.pool import service
 from dra_ray.runs import RungRow, SyntheticProgress, TeacherRow
 from dra_ray.storage import Store
@@ -31,11 +31,18 @@ class Progress:
     autoattack: Callable[[runs.EvaluationProgress], None] | None = None
 
 
+def check(settings: config.Quickstart) -> None:
+    """Raise what its stages can be refused for before the first has begun; needs no Ray."""
+    train_teacher.check(settings.teacher)
+    plan.plan(settings)
+
+
 def run(settings: config.Quickstart, store: Store, progress: Progress | None = None) -> Store:
     """Run every stage that is not done yet below `store`; returns the report's place. Ray must be
     initialised.
     """
     store = store.resolved()
+    check(settings)
     manifest = runs.begin_run(
         store,
         "quickstart",

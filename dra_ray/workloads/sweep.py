@@ -22,10 +22,10 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from dra_ray import cluster, config, data, plan, runs, students
+from dra_ray import cluster, config, data, plan, runs
 from dra_ray.errors import ConfigError, DraError, RunError, StorageError, is_lasting
 from dra_ray.inspection import listing
-from dra_ray.plan import speed, timing
+from dra_ray.plan import ready, speed, timing
 from dra_ray.pool import client, service
 from dra_ray.pool.records import LogRow
 from dra_ray.runs import RungRow
@@ -58,6 +58,7 @@ def run(
     store: Store,
     progress: Progress | None = None,
     trainer: Trainer = trained,
+    trials: Mapping[str, config.Experiment] | None = None,
 ) -> runs.Manifest:
     """Run the trials of a sweep, then bring the best with and without alignment to the full budget,
     with all training seeds.
@@ -67,20 +68,16 @@ def run(
     budget is spent, trials keep their checkpoints, the manifest says so in `paused`, and the same
     call with a larger budget goes on.
 
-    `trainer` trains a trial: it reports rows with the keys of `ValidationRow` to Ray Tune.
+    Args:
+        trainer: trains a trial: it reports rows with the keys of `ValidationRow` to Ray Tune.
+        trials: what `looked_at` gave, where it was asked before.
 
     Raises `ConfigError` before anything starts, `LeaseError` while another driver has the sweep,
     `LastingError` when every trial failed for good, `RunError` when trials were lost with what they
     ran on; the same call resumes those.
     """
     store = store.resolved()
-    sweep.base.tracking.require_installed()
-    raised = orders.raised(store, runs.read_manifest(store))
-    planned = {
-        name: experiment.with_sources()
-        for name, experiment in spaces.experiments(sweep, raised).items()
-    }
-    _check(planned)
+    planned = trials or looked_at(sweep, store)
     table = speed.table(sweep.prices) if sweep.prices else None
     manifest = runs.begin_run(
         store,
@@ -96,6 +93,7 @@ def run(
         lease = stack.enter_context(Lease(store))
         slots = _slots(planned, sweep)
         basis = functools.partial(_basis, sweep, planned, table or speed.table())
+        raised = orders.raised(store, manifest)
         expected = _planned(sweep, manifest.plan, raised, _Expecting(table, slots, basis))
         started, started_at = time.monotonic(), runs.utc_now()
         pools = _pools(stack, planned, store)
@@ -150,6 +148,13 @@ def run(
         lease.require()
         elapsed_s = round(before_s + time.monotonic() - started, 3)
         return runs.update_manifest(store, facts.model_copy(update={"elapsed_s": elapsed_s}))
+
+
+def looked_at(sweep: config.Sweep, store: Store) -> dict[str, config.Experiment]:
+    """The trials of a sweep in its folder, by name; what would fail in one of them fails here.
+    Needs no Ray.
+    """
+    return ready.of_sweep(sweep, orders.raised(store, runs.read_manifest(store)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -490,18 +495,6 @@ class _Decisions(_Stateless, FIFOScheduler):
 
 
 # -- before the first trial ------------------------------------------------------------------------
-def _check(experiments: dict[str, config.Experiment]) -> None:
-    """What would fail in every trial fails here, in one line."""
-    largest = max(experiments.values(), key=lambda e: e.synthetic.images)
-    log.info("loading the data '%s'", largest.data.name)
-    images = data.load(largest.data)
-    train.load_synthetic(largest, images)
-    for experiment in experiments.values():
-        train.check_teacher(experiment, images.num_classes)
-    for model in dict.fromkeys(experiment.model for experiment in experiments.values()):
-        students.check(model, images.shape)
-
-
 def _price(table: speed.Table) -> float:
     """Of an hour of a device of this cluster: a GPU as its nodes call it, or a CPU."""
     name = _known_gpu(table)
@@ -536,7 +529,7 @@ class _PoolHours:
 
 
 def _pools(
-    stack: contextlib.ExitStack, experiments: dict[str, config.Experiment], store: Store
+    stack: contextlib.ExitStack, experiments: Mapping[str, config.Experiment], store: Store
 ) -> list[_PoolHours]:
     """One pool per different teacher, up before the first trial and shared by all."""
     pooled = {
@@ -553,7 +546,7 @@ def _pools(
     return hours
 
 
-def _slots(experiments: dict[str, config.Experiment], sweep: config.Sweep) -> int:
+def _slots(experiments: Mapping[str, config.Experiment], sweep: config.Sweep) -> int:
     """Trials that fit at once beside the pools and the late verdicts: more would take each other's
     resources and none would start.
     """

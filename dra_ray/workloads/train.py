@@ -26,18 +26,16 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util import metrics
 from torch import nn
 
-from dra_ray import cluster, config, data, runs, students
-from dra_ray.data import Images, Pictures, synthetic
+from dra_ray import cluster, config, data, runs
+from dra_ray.data import Pictures
 from dra_ray.data import batches as batch_plan
 from dra_ray.data.loader import Batches
 from dra_ray.errors import ConfigError, LastingError, StorageError
+from dra_ray.plan import ready
 from dra_ray.pool import client, service
 from dra_ray.runs import StepRow, ValidationRow
 from dra_ray.storage import Lease, Store
 from dra_ray.students import checkpoint
-from dra_ray.teachers import checkpoint as teacher_checkpoint
-from dra_ray.teachers import targets
-from dra_ray.teachers.network import Network
 from dra_ray.training import arithmetic, averaging, optimisers, schedule, tracking, workers
 from dra_ray.training.step import Feed, State, _mean, initial_state, step
 from dra_ray.training.validation import CHUNK, judge_chunk
@@ -56,6 +54,7 @@ def fit(
     run: Store,
     progress: Callable[[Row], None] | None = None,
     callbacks: list[UserCallback] | None = None,
+    facts: runs.Facts | None = None,
 ) -> ValidationRow:
     """Train `experiment` into the run directory, or go on where it stopped; returns the last row of
     its metrics.
@@ -63,6 +62,7 @@ def fit(
     Args:
         progress: receives every new row of metrics.jsonl and of steps.jsonl.
         callbacks: of Ray Train, such as Tune's.
+        facts: what `ready.of_experiment` found, where it was asked before.
 
     Raises:
         ConfigError: the directory holds another config, or the experiment lacks a teacher or
@@ -72,7 +72,8 @@ def fit(
         RunError: training failed by what it runs on; the run can be resumed by the same call.
     """
     experiment, run = experiment.with_sources(), run.resolved()
-    manifest = _begin(experiment, run, lambda: _require_room(experiment, run))
+    facts = facts or ready.of_experiment(experiment)
+    manifest = _begin(experiment, run, facts, lambda: _require_room(experiment, run))
     if manifest.is_done:
         return runs.read_rows(run / runs.METRICS, ValidationRow)[-1]
     with contextlib.ExitStack() as stack:
@@ -98,7 +99,7 @@ def fit_in_process(
     Raises what `fit` raises; errors of the training itself as they are.
     """
     experiment, run = experiment.with_sources(), run.resolved()
-    manifest = _begin(experiment, run, lambda: None)
+    manifest = _begin(experiment, run, ready.facts(experiment))
     if manifest.is_done:
         return runs.read_rows(run / runs.METRICS, ValidationRow)[-1]
     with cluster.training(run.uri), _completing(run):
@@ -113,28 +114,12 @@ def fit_in_process(
 
 
 def _begin(
-    experiment: config.Experiment, run: Store, require: Callable[[], object]
+    experiment: config.Experiment,
+    run: Store,
+    facts: runs.Facts,
+    require: Callable[[], object] = lambda: None,
 ) -> runs.Manifest:
-    """The manifest of a run that is free, or its own; what would fail in a worker fails here, and
-    what `require` raises.
-    """
-    logger.info("loading the data '%s'", experiment.data.name)
-    images = data.load(experiment.data)
-    # a missing or wrong set is found here, before Ray Train starts
-    generated = load_synthetic(experiment, images)
-    facts = runs.Facts(data=images.facts(), seed=experiment.seed)
-    if generated is not None:
-        facts = runs.Facts(
-            data=facts.data, seed=facts.seed, synthetic=data.picture_facts(generated)
-        )
-    del generated
-    check_teacher(experiment, images.num_classes)
-    # in the worker its errors would come after the run's name is taken
-    student = students.check(experiment.model, images.shape)
-    if experiment.align.weight and experiment.teacher.tokens:
-        shape = images.shape
-        size = (2, shape.channels, shape.resolution, shape.resolution)
-        student.with_map(torch.zeros(size, device="meta"))
+    """The manifest of a run that is free, or its own; raises what `require` raises."""
     tree = experiment.model_dump(mode="json")
     return runs.begin_run(run, "train", tree, experiment.digest(), facts, require)
 
@@ -283,62 +268,6 @@ def _manifest(run: Store) -> runs.Manifest:
     return manifest
 
 
-def check_teacher(experiment: config.Experiment, num_classes: int | None = None) -> None:
-    """Raise `CheckpointError` where there is no teacher, `ConfigError` where it does not fit the
-    experiment, or its data's `num_classes` if given.
-
-    It must know the noise levels and, unless it goes without them, the classes. One that was
-    trained on another split of the same data may have seen our validation images; where the data
-    has no official test images, also those.
-    """
-    if not experiment.align.weight:
-        return
-    assert experiment.teacher.uri
-    card = teacher_checkpoint.read_card(Store(experiment.teacher.uri))
-    with torch.device("meta"):
-        net = teacher_checkpoint.build(card, experiment.teacher.uri)
-    if num_classes and experiment.teacher.label == "true":
-        net.check_classes(num_classes)
-    for term, teacher in zip(experiment.align.targets, experiment.teachers, strict=True):
-        _check_term(experiment.align, term, net, teacher.layer)
-    theirs = card.get("data", {})
-    if theirs.get("name") != experiment.data.name:
-        return
-    for field in (
-        ("split_seed", "test_images", "validation_images")
-        if not experiment.data.known.official_test
-        else ("split_seed", "validation_images")
-    ):
-        ours = getattr(experiment.data, field)
-        if theirs.get(field) != ours:
-            raise ConfigError(
-                f"data.{field}={ours}, but the teacher '{experiment.teacher.uri}' was trained with "
-                f"{theirs.get(field)}, so it may have seen your "
-                f"held-out images; set data.{field}={theirs.get(field)} or train another teacher"
-            )
-
-
-def _check_term(align: config.Align, term: config.Term, net: Network, layer: str | None) -> None:
-    """Raise `ConfigError` unless the teacher knows the term's layer and noise levels."""
-    targets.transform(align, net.feature_dim(layer))
-    if term.sigma is not None:
-        net.check_sigma(torch.tensor([term.sigma]))
-    elif net.sigma_range != (0.0, math.inf):
-        field = "align.terms" if align.terms else f"align.extra_weight={align.extra_weight:g}"
-        remedy = "give each a sigma" if align.terms else "set it to 0"
-        raise ConfigError(
-            f"{field} draws noise levels of any size, but the teacher knows only "
-            f"{net.sigma_range[0]:.4g} to {net.sigma_range[1]:.4g}; {remedy} or use another teacher"
-        )
-
-
-def load_synthetic(experiment: config.Experiment, images: Images) -> Pictures | None:
-    if not experiment.synthetic.images:
-        return None
-    assert experiment.synthetic.uri
-    return synthetic.read(Store(experiment.synthetic.uri), experiment.synthetic.images, images)
-
-
 def train_worker(job: dict[str, Any]) -> None:
     """What every Ray Train worker runs."""
     experiment = config.Experiment.model_validate(job["experiment"])
@@ -353,7 +282,7 @@ def train(experiment: config.Experiment, run: Store, session: Session) -> None:
     place = Place(rank, world, batch_plan.part_of(experiment.optim.batch, rank, world), device)
     arithmetic.prepare(experiment.compute, experiment.resources.threads_per_worker)
     images = data.load(experiment.data)
-    extra = load_synthetic(experiment, images)
+    extra = ready.load_synthetic(experiment, images)
     batches = data.batch_plan(experiment, len(images.train), len(extra) if extra else 0)
     sources = client.sources(experiment, str(device), run.name)
     state, origin = initial_state(experiment, images.shape, sources, device)

@@ -21,7 +21,7 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from torch import Tensor, nn
 
-from dra_ray import cluster, data, runs
+from dra_ray import cluster, data, plan, runs
 from dra_ray.config import Synthesis, TeacherTraining
 from dra_ray.data import augment
 from dra_ray.data.batches import BatchPlan, part_of
@@ -258,7 +258,7 @@ def fit(
     """
     store = store.resolved()
     resources = config.resources
-    _check(config)
+    check(config)
     log.info("loading the data '%s'", config.data.name)
     images = data.load(config.data)
 
@@ -298,7 +298,15 @@ def fit(
         )
 
 
-def _check(config: TeacherTraining) -> None:
+def check(config: TeacherTraining) -> None:
+    """Raise what the config alone can be refused for, its network's sizes included; needs no
+    Ray.
+    """
+    _check_numbers(config)
+    plan.plan(config)
+
+
+def _check_numbers(config: TeacherTraining) -> None:
     if config.batch % config.resources.workers:
         raise ConfigError(
             f"batch={config.batch} is not divisible by "

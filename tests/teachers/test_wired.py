@@ -5,7 +5,7 @@ import torch
 from dra_ray import plan
 from dra_ray.config import Teacher
 from dra_ray.storage import Store
-from dra_ray.teachers import checkpoint
+from dra_ray.teachers import checkpoint, fitting
 from dra_ray.teachers.dit import LatentDiT, LightningDiT
 from dra_ray.teachers.source import LocalTeacher, Request, noise_of
 from tests.teachers.test_dit import TINY, latent_dit
@@ -30,7 +30,7 @@ def test_images_through_the_autoencoder(tmp_path):
 def test_the_plan_counts_the_autoencoder(tmp_path):
     store = Store(str(tmp_path))
     checkpoint.save(store, latent_dit(resolution=6), {})
-    net = plan._teacher_at(store.uri)
+    net = fitting.known(store.uri).net
     assert net is not None
     assert next(net.parameters()).is_meta
     with torch.device("meta"):

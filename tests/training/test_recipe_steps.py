@@ -13,13 +13,13 @@ from PIL import Image
 
 from dra_ray import config, data
 from dra_ray.data.loader import Batches
+from dra_ray.plan import ready
 from dra_ray.pool import client
 from dra_ray.storage import Store
 from dra_ray.sweeps import spaces
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.edm import EDM
 from dra_ray.training import optimisers, schedule, step
-from dra_ray.workloads import train
 
 # the smallest of each family of students; those without a small one keep their size and are tested
 # as `slow`
@@ -146,7 +146,7 @@ def _shrunk(name: str, root: Store) -> config.Experiment:
 
 def _two_steps(experiment: config.Experiment) -> None:
     images, device = data.load(experiment.data), torch.device("cpu")
-    extra = train.load_synthetic(experiment, images)
+    extra = ready.load_synthetic(experiment, images)
     batches = data.batch_plan(experiment, len(images.train), len(extra) if extra else 0)
     everything = slice(0, experiment.optim.batch)
     loader = Batches(images.train, extra, batches, device, everything)

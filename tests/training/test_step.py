@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dra_ray import config, data, students
 from dra_ray.data import batches
 from dra_ray.errors import ConfigError
+from dra_ray.plan import ready
 from dra_ray.storage import Store
 from dra_ray.students.backbone import Backbone
 from dra_ray.students.student import Normalise
@@ -222,8 +223,8 @@ def test_a_teacher_that_does_not_fit_is_refused(
 @pytest.mark.parametrize(("classes", "label"), [(10, "true"), (7, "null"), (0, "true")])
 def test_a_teacher_that_fits_is_not(tmp_path, classes: int, label: str) -> None:
     net = EDM(config.UNet(model_channels=16), 8, 1, classes)
-    train.check_teacher(
-        aligned(Store(str(tmp_path)), net, teacher__label=label, align__extra_weight=1.0), 10
+    ready.of_experiment(
+        aligned(Store(str(tmp_path)), net, teacher__label=label, align__extra_weight=1.0)
     )
 
 
