@@ -14,7 +14,7 @@ from dra_ray.config.experiment import Experiment
 from dra_ray.config.fields import nested
 from dra_ray.config.sweep import Quickstart, Sweep
 from dra_ray.config.teacher import Synthesis, TeacherTraining
-from dra_ray.config.text import TEXT_BYTES, Document, Path, parse, refusal, shown
+from dra_ray.config.text import Document, Path, parse, refusal, require_short, shown
 from dra_ray.errors import ConfigError, DraError, nearest
 from dra_ray.storage import Store
 
@@ -139,7 +139,8 @@ def _text(source: str) -> str:
             "end in .yaml or .json)"
         )
     try:
-        raw = Store(source).read_bytes(0, TEXT_BYTES + 1)
+        require_short(Store(source).size(), source)
+        raw = Store(source).read_bytes()
     except DraError:
         raise
     except Exception as error:  # a scheme's driver raises its own kinds
@@ -148,8 +149,6 @@ def _text(source: str) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        if len(raw) > TEXT_BYTES:
-            return raw.decode("latin-1")  # refused for its length
         line = raw.count(b"\n", 0, error.start) + 1
         raise refusal(
             f"{source}, line {line}: byte 0x{raw[error.start]:02x} is not UTF-8; save the file as "

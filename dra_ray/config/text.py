@@ -80,11 +80,16 @@ def parse(text: str, source: str) -> Document:
     """The one document in `text`, None where there is none. Raises `ConfigError` with the line and
     the column of what cannot be read.
     """
-    if len(text) > TEXT_BYTES:
+    require_short(len(text), source)
+    return _Parser(text, source).document()
+
+
+def require_short(length: int, source: str) -> None:
+    """`ConfigError` for a text of more than TEXT_BYTES."""
+    if length > TEXT_BYTES:
         raise refusal(
             f"{source}: has more than {TEXT_BYTES:,} bytes, so it is no config; check the name"
         )
-    return _Parser(text, source).document()
 
 
 class _Parser:

@@ -53,16 +53,6 @@ def whole(
     return data
 
 
-def byte_range(fs: fsspec.AbstractFileSystem, path: str, start: int, length: int) -> bytes:
-    data: bytes = fs.cat_file(path, start=start, end=start + length)
-    if len(data) != length:
-        fs.invalidate_cache()
-        expected = max(0, min(length, int(fs.info(path)["size"] or 0) - start))
-        if len(data) != expected:
-            raise _WrongReply(f"{len(data):,} bytes instead of {expected:,}")
-    return data
-
-
 def check_reply(
     fs: fsspec.AbstractFileSystem,
     path: str,

@@ -45,7 +45,7 @@ from dra_ray.storage.archives import (
 )
 from dra_ray.storage.failures import explained, first_line, unreachable
 from dra_ray.storage.plain_json import read_json, strict_json
-from dra_ray.storage.replies import ATTEMPTS, byte_range, check_reply, repeated, whole
+from dra_ray.storage.replies import ATTEMPTS, check_reply, repeated, whole
 from dra_ray.storage.unpickle import torch_from_bytes, what_it_is
 from dra_ray.storage.uris import require_named, require_no_credentials, require_plain
 
@@ -168,9 +168,10 @@ class Store:
     ) -> bytes:
         """The whole file, or `length` bytes of it from `start` (fewer only where it ends).
 
-        A remote store's reply is checked: its length, and of a whole file the content, by its
-        SHA-256 `digest` or the MD5 that the store gives (see `_stored_md5`). A reply that is wrong
-        is requested again, ATTEMPTS times in all.
+        A remote store's reply is checked: its length and its content, by the file's SHA-256
+        `digest` or the MD5 that the store gives (see `_stored_md5`). A reply that is wrong is
+        requested again, ATTEMPTS times in all. No store has a checksum of a part: that is taken
+        from the `local_copy`, which was checked whole.
 
         Raises `StorageError` when the file is not there, cannot be reached or stays wrong, and
         `DataError` when the whole file is larger than this machine's free memory, or than `at_most`
@@ -186,7 +187,7 @@ class Store:
             content: bytes = fs.cat_file(path)
             return content
         if length is not None:
-            return repeated(self.uri, lambda: byte_range(fs, path, start, length))
+            return self.local_copy(digest).read_bytes(start, length)
         return repeated(self.uri, lambda: whole(fs, path, self.uri, digest, at_most))
 
     def _require_file(self, path: str) -> None:
