@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import os
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,7 @@ from torch import Tensor
 from dra_ray.errors import DataError
 from dra_ray.storage import require_plausible
 
+log = logging.getLogger("dra_ray")
 THREADS = min(8, os.cpu_count() or 1)
 # those that Pillow decodes by itself and knows by their first bytes; EPS and the like start other
 # programs
@@ -93,6 +96,16 @@ PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
+# what files of these begin with, whether or not they can be read
+_STARTS = {
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "JPEG": (b"\xff\xd8\xff",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "BMP": (b"BM",),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+}
+
+
 @functools.cache
 def _formats() -> tuple[str, ...]:
     """Those of FORMATS that this Pillow was built with."""
@@ -119,9 +132,15 @@ def picture(data: bytes, name: str) -> Image.Image:
     except DataError:
         raise
     except UnidentifiedImageError:
+        format_ = next((of for of, start in _STARTS.items() if data.startswith(start)), None)
+        why = (
+            f"it begins as {format_}, but is damaged or of a kind that is not read, such as "
+            "16-bit floating point"
+            if format_
+            else f"its first bytes are of no format that is read: {', '.join(_formats())}"
+        )
         raise DataError(
-            f"'{name}' cannot be decoded as an image (its first bytes are of no format that is "
-            f"read: {', '.join(_formats())}); save it as PNG or JPEG, or remove it"
+            f"'{name}' cannot be decoded as an image ({why}); save it as PNG or JPEG, or remove it"
         ) from None
     # Pillow's decoders raise SyntaxError, struct.error and their own kinds, beside OSError
     except Exception as error:
@@ -140,7 +159,7 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I;16") or (
         image.mode == "I" and image.format in ("PNG", "PPM")
     ):  # whose range is 16 bits
-        return _scaled(image).convert("RGB")
+        return _scaled(image, name).convert("RGB")
     what = (
         "signed integers"
         if signed
@@ -154,16 +173,34 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
     )
 
 
-def _scaled(image: Image.Image) -> Image.Image:
+def _scaled(image: Image.Image, name: str) -> Image.Image:
     """8-bit grey of 16-bit grey, or of the bits that a TIFF says it uses."""
     tags = getattr(image, "tag_v2", {})
     largest = 2 ** int(tags.get(_BITS_PER_SAMPLE, (16,))[0]) - 1
     grey = np.asarray(image).astype(np.int64)
+    if 0 < grey.max() < largest >> 4 and image.size > (1, 1):
+        _warn_of_dark(name, int(grey.max()), largest)
     grey = (grey.clip(0, largest) * 255 + largest // 2) // largest
     return Image.fromarray(
         (255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey).astype(np.uint8)
     )
 
+
+def _warn_of_dark(name: str, brightest: int, largest: int) -> None:
+    """Once a process: which range a file was written with, it does not say."""
+    if _warned.is_set():
+        return
+    _warned.set()
+    log.warning(
+        "'%s' uses grey levels up to %s of %s and is read as dark as that; if it was written "
+        "with fewer bits, as 12-bit cameras do, scale its levels to the whole range",
+        name,
+        f"{brightest:,}",
+        f"{largest:,}",
+    )
+
+
+_warned = threading.Event()
 
 # of TIFF 6.0
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -144,14 +144,41 @@ def _unwrapped(value: Any, deep: int, known: Known) -> Weights:
 def _chosen(value: Mapping[Any, Any], deep: int, known: Known) -> Weights:
     """Of what one mapping holds, the averaged weights or else the raw ones."""
     raw = _raw(value, deep, known)
+    found: dict[str, dict[str, Tensor]] = {}
+    seen: set[int] = set()
     for name, inner in _averages(value):
         average = _unwrapped(inner, deep - 1, known)
         if in_order := _in_order(inner, raw.tensors):
             average = Weights(in_order)
-        if average.tensors:
+        if average.tensors and id(inner) not in seen:
+            seen.add(id(inner))
             path = f"{name}.{average.averaged}" if average.averaged else name
-            return Weights(_with_statistics(average.tensors, raw.tensors), path)
-    return raw
+            found[path] = average.tensors
+    if not found:
+        return raw
+    path, said = _slowest(list(found))
+    return Weights(_with_statistics(_dotted(found[path], raw.tensors), raw.tensors), said)
+
+
+def _slowest(names: Sequence[str]) -> tuple[str, str]:
+    """Of several averages the one of the largest decay, if their names say decays, or else the
+    first; its name, and what is said of it.
+    """
+    decays = [_decay(name) for name in names]
+    if len(names) == 1:
+        return names[0], names[0]
+    if None in decays or len(set(decays)) < len(decays):
+        return names[0], f"{names[0]}, the first of {', '.join(names)}"
+    slowest = max(names, key=lambda name: _decay(name) or 0.0)
+    return slowest, f"{slowest}, the slowest of {', '.join(names)}"
+
+
+def _decay(name: str) -> float | None:
+    """The last number of a name, such as 0.9999 of ema_0.9999 and of ema_9999."""
+    digits = re.findall(r"\d+(?:\.\d+)?", name)
+    if not digits:
+        return None
+    return float(digits[-1]) if "." in digits[-1] else float(f"0.{digits[-1]}")
 
 
 def _averages(value: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
@@ -284,20 +311,26 @@ def _of_state_dict(tensors: Mapping[str, Tensor]) -> Weights:
             groups.setdefault(f"{match[1]}{match[2]}", {})[match[3]] = tensor
     raw = {key: tensor for key, tensor in tensors.items() if not _IN_KEY.fullmatch(key)}
     if groups:
-        name, average = max(groups.items(), key=lambda group: len(group[1]))
-        return Weights(_with_statistics(_dotted(average, raw), raw), name)
+        most = max(map(len, groups.values()))
+        name, said = _slowest([name for name, group in groups.items() if len(group) == most])
+        return Weights(_with_statistics(_dotted(groups[name], raw), raw), said)
     if any(key.rpartition(".")[2] == "n_averaged" for key in tensors):
         return Weights(dict(tensors), "n_averaged")
     return Weights(dict(tensors))
 
 
 def _dotted(average: dict[str, Tensor], raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The averages under the raw weights' names, where theirs are those without dots."""
+    """The averages under the raw weights' names, where theirs are those without dots, or with "_"
+    in their place.
+    """
     if any("." in key for key in average):
         return average
-    plain = {bare.replace(".", ""): bare for bare in _bare(raw)}
+    plain: dict[str, str] = {}
+    for bare in _bare(raw):
+        for sign in ("", "_"):
+            plain.setdefault(bare.replace(".", sign), bare)
     known = {plain[key]: tensor for key, tensor in average.items() if key in plain}
-    return known or average
+    return known if len(known) == len(average.keys() - COUNTERS) else average
 
 
 def _with_statistics(average: dict[str, Tensor], raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -500,6 +533,7 @@ def _best_fit(student: Student, tensors: Mapping[str, Tensor]) -> tuple[Fit, boo
     them.
     """
     wanted = student.state_dict()
+    tensors = _dotted(dict(tensors), wanted)
     fit = fit_keys(tensors, wanted, student.unused)
     convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = getattr(
         student, "converted", None

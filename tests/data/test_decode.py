@@ -130,6 +130,31 @@ def test_signed_pixels_are_refused() -> None:
         decode.picture(content, "a")
 
 
+def test_a_kind_of_a_known_format_that_is_not_read_is_called_that() -> None:
+    """16-bit floating point, as scientific cameras write it."""
+    entries = ((256, 3, 64), (257, 3, 64), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 138))
+    entries += ((277, 3, 1), (278, 3, 64), (279, 4, 2 * 64 * 64), (339, 3, 3))
+    tags = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + tags + bytes(4)
+    with pytest.raises(DataError, match="begins as TIFF, but is damaged or of a kind that is not"):
+        decode.picture(head.ljust(138, b"\0") + RAMP.astype("<f2").tobytes(), "a")
+
+
+def test_levels_that_leave_most_of_their_range_are_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """12 bits in files of 16, which do not say it."""
+    decode._warned.clear()
+    dark = Image.fromarray((RAMP * 4094).round().astype(np.uint16))
+    for name in ("a", "b"):
+        decode.picture(saved(dark, "PNG"), name)
+    assert [record.getMessage()[:40] for record in caplog.records] == [
+        "'a' uses grey levels up to 4,094 of 65,5"
+    ]
+    decode.picture(saved(GREY_16, "PNG"), "c")
+    assert len(caplog.records) == 1
+
+
 def test_what_is_no_image_says_what_is_read() -> None:
     with pytest.raises(DataError, match=r"'a' cannot be decoded.*JPEG, PNG.*save it as") as caught:
         decode.picture(b"P7\nWIDTH 8\n", "a")

@@ -88,7 +88,7 @@ def test_logits_come_from_the_features_of_normalised_images() -> None:
 )
 def test_an_unknown_student_is_named(name: str) -> None:
     with pytest.raises(ConfigError, match=f"model.name='{name}'"):
-        students.build(config.Model(name=name), SHAPE)
+        students.build(config.override(config.Experiment(), {"model.name": name}).model, SHAPE)
 
 
 def test_normalisation_needs_a_value_for_every_channel() -> None:

@@ -204,6 +204,7 @@ def files_with_averages() -> dict[str, object]:
     raw, average = raw_and_average()
     parameters = {key: tensor for key, tensor in average.items() if key.endswith(PARTS)}
     flat = {key.replace(".", ""): tensor for key, tensor in parameters.items()}
+    underscored = {key.replace(".", "_"): tensor for key, tensor in average.items()}
     one = torch.tensor(1)
     return {
         "timm": {"state_dict": raw, "state_dict_ema": average, "epoch": 3},
@@ -256,13 +257,29 @@ def files_with_averages() -> dict[str, object]:
         "ema state": {"model": raw, "ema_state": {"shadow": average, "decay": 0.9}},
         "capitals": {"model": raw, "model_EMA": average},
         "of a rate": {"model": raw, "ema_0.9999": average},
+        "of two rates": {"model": raw, "ema_0.999": raw, "ema_0.9999": average},
+        "of rates": {"model": raw, "ema": {"ema_9999": average, "ema_999": raw, "ema_99": raw}},
         "generator": {"g": raw, "g_ema": average},
+        "underscored": {"model": under("module.", raw), "shadow": underscored},
+        "underscored alone": {"ema": underscored},
         "swag": {"state_dict": raw, "swag_model": average},
         "torch_ema": {"model": raw, "ema": {"shadow_params": list(parameters.values())}},
         "nemo": {"state_dict": raw, "optimizer_states": [{"ema": tuple(parameters.values())}]},
         "ours": {"student": raw, "average": average, "sums": torch.zeros(4)},
         "nothing averaged yet": {"state_dict": average, "state_dict_ema": None, "model_ema": {}},
     }
+
+
+def test_a_choice_among_averages_is_said(tmp_path) -> None:
+    raw, average = raw_and_average()
+    store = Store(str(tmp_path)) / "some.pt"
+    settings = config.Model(name="resnet-18", weights=store.uri)
+    for first, second, words in (
+        ("ema_0.999", "ema_0.9999", "ema_0.9999, the slowest of ema_0.999, ema_0.9999"),
+        ("ema", "swa_model", "ema, the first of ema, swa_model"),
+    ):
+        store.write_torch({"model": raw, first: raw, second: average})
+        assert f"({words})" in students.initialise(student("resnet-18", 2), settings)
 
 
 @pytest.mark.seconds
