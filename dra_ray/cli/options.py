@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from dra_ray import config, runs
 from dra_ray.cli import terminal
-from dra_ray.config.readers import missing
+from dra_ray.config.readers import unread
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store, folder_name
 from dra_ray.teachers import cards
@@ -125,21 +125,15 @@ def warn_of_unread(settings: config.Config, given: list[str] | None) -> None:
     """A note for each field of `--set` that nothing reads, such as loss.alpha beside TRADES. Fields
     of recipes are not named: they are there for another choice.
     """
-    sweep = settings if isinstance(settings, config.Sweep) else None
     flat = dict(config.flatten(settings.model_dump(mode="json")))
+    of_trials = settings.possible() if isinstance(settings, config.Sweep) else None
     for field in config.parse_settings(given or []):
-        prefix = "base." if sweep and field.startswith("base.") else ""
-
-        def possible(other: str, prefix: str = prefix) -> Sequence[Any]:
-            return sweep.possible(other) if sweep and prefix else [flat.get(other)]
-
-        reader = missing(field.removeprefix(prefix), possible)
-        if reader is not None:
-            values = ", ".join(map(str, possible(reader.field)))
-            terminal.err.print(
-                f"note: {field} changes nothing: it is read where {prefix}{reader.field} is "
-                f"{reader.text}, and that is {values}"
-            )
+        if of_trials and field.startswith("base."):
+            why = unread(field.removeprefix("base."), of_trials, "base.")
+        else:
+            why = unread(field, lambda other: [flat.get(other)])
+        if why:
+            terminal.err.print(f"note: {field} changes nothing: {why}")
 
 
 def data_settings(settings: list[str]) -> config.Data:

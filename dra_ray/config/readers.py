@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dra_ray.config.base import shown_value
 from dra_ray.config.data_sets import DATA_SETS
 
 WEIGHT = "align.weight"
@@ -87,14 +88,14 @@ READERS: dict[str, tuple[Reader, ...]] = {
 }
 
 
-def is_of_alignment(field: str) -> bool:
+def _is_of_alignment(field: str) -> bool:
     """Whether only the alignment term reads the field: without alignment it has no effect."""
     return field != WEIGHT and field.startswith(("align.", "teacher.", "pool."))
 
 
 def readers(field: str) -> tuple[Reader, ...]:
     """What must hold for the field to be read; () for one that every run reads."""
-    return (_ALIGNED if is_of_alignment(field) else ()) + READERS.get(field, ())
+    return (_ALIGNED if _is_of_alignment(field) else ()) + READERS.get(field, ())
 
 
 def missing(field: str, possible: Callable[[str], Sequence[Any]]) -> Reader | None:
@@ -104,6 +105,17 @@ def missing(field: str, possible: Callable[[str], Sequence[Any]]) -> Reader | No
     return next(
         (one for one in readers(field) if not any(map(one.reads, possible(one.field)))), None
     )
+
+
+def unread(field: str, possible: Callable[[str], Sequence[Any]], prefix: str = "") -> str | None:
+    """Why nothing reads the field, as the end of a sentence about it; None where it may be read.
+    `prefix` is where the fields lie, such as "base.".
+    """
+    reader = missing(field, possible)
+    if reader is None:
+        return None
+    values = ", ".join(shown_value(value) for value in possible(reader.field))
+    return f"it is read where {prefix}{reader.field} is {reader.text}, and that is {values}"
 
 
 def is_read(field: str, fields: Mapping[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -24,7 +24,7 @@ from dra_ray.config.base import (
 )
 from dra_ray.config.experiment import Experiment
 from dra_ray.config.fields import suggest, walk
-from dra_ray.config.readers import missing, readers
+from dra_ray.config.readers import readers, unread
 from dra_ray.config.teacher import Synthesis, TeacherTraining
 from dra_ray.config.text import shown
 from dra_ray.errors import nearest
@@ -234,14 +234,19 @@ class Sweep(Frozen):
         named = expressions.of(condition).fields if condition else frozenset()
         return named | {one.field for one in readers(field)} & self.space.keys()
 
-    def possible(self, field: str) -> Sequence[Any]:
-        """The values that a field of the trials may have: those of its axis (the ends of a range),
-        or base's.
+    def possible(self) -> Callable[[str], Sequence[Any]]:
+        """What gives the values that a field of the trials may have: those of its axis (the ends of
+        a range), or base's.
         """
-        if field not in self.space:
-            return [dict(flatten(self.base.model_dump(mode="json"))).get(field)]
-        axis = as_axis(self.space[field])
-        return axis.choice if axis.choice is not None else axis.bounds or ()
+        base, axes = dict(flatten(self.base.model_dump(mode="json"))), self.axes
+
+        def values(field: str) -> Sequence[Any]:
+            if field not in axes:
+                return [base.get(field)]
+            axis = axes[field]
+            return axis.choice if axis.choice is not None else axis.bounds or ()
+
+        return values
 
     def _check_size(self) -> None:
         for field, axis in self.axes.items():
@@ -285,12 +290,12 @@ class Sweep(Frozen):
                 )
 
     def _check_readers(self) -> None:
+        possible = self.possible()
         for field in self.axes:
-            if (reader := missing(field, self.possible)) is not None:
-                values = ", ".join(shown_value(value) for value in self.possible(reader.field))
+            if why := unread(field, possible):
                 raise ValueError(
-                    f"space.{shown_value(field)} changes no trial: it is read where {reader.field} "
-                    f"is {reader.text}, and that is {values}; change it, or take the axis out"
+                    f"space.{shown_value(field)} changes no trial: {why}; change it, or take the "
+                    "axis out"
                 )
 
     def _check_search(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
 from random import Random
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from dra_ray import config
 from dra_ray.config import expressions
 from dra_ray.config.axes import Axis
-from dra_ray.config.readers import WEIGHT, readers
+from dra_ray.config.readers import WEIGHT, is_read
 from dra_ray.config.sweep import COMBINATIONS
 from dra_ray.config.text import refusal, shown
 from dra_ray.errors import ConfigError
@@ -94,16 +95,17 @@ class Space:
         """Whether an axis has an effect, given the point's values of the axes before it in
         `order`.
         """
-        if any(not one.reads(self._value(one.field, point)) for one in readers(field)):
+        if not is_read(field, self._beside(point)):
             return False
         condition = self.conditions.get(field)
         return condition is None or (condition.fields <= point.keys() and condition.holds(point))
 
-    def _value(self, field: str, point: Mapping[str, Any]) -> Any:
-        return point[field] if field in point else self._base.get(field)
+    def _beside(self, point: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The point's values, and base's of other fields."""
+        return ChainMap(dict(point), self._base)
 
     def _aligns(self, point: Mapping[str, Any]) -> bool:
-        return bool(self._value(WEIGHT, point))
+        return bool(self._beside(point).get(WEIGHT))
 
     def point(self, values: Mapping[str, Any]) -> Point:
         """The point with these values of the axes, and base's where none is given."""

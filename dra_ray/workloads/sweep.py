@@ -310,22 +310,25 @@ class _Driver:
                 **self.store.for_ray(),
             ),
         )
+        unreadable = None
         # trials that wait would only find that they are not to begin
         try:
             cluster.stoppable(
                 tuner.fit, queue.folders, lambda: not any(map(cluster.is_training, queue.folders))
             )
         except CUT_SHORT as error:
-            # at its end Ray Tune reads its own files back; how the trials ended, decisions know
-            if not decisions.errors():
-                raise StorageError(
-                    f"Ray Tune's files in '{self.store / 'tune'}' cannot be written or read "
-                    f"({type(error).__name__}: {error}); free space there, then start the same "
-                    "command again"
-                ) from error
+            unreadable = error
+        # at its end Ray Tune reads its own files back; how the trials ended, decisions know
+        errors = decisions.errors()
+        if unreadable and not errors:
+            raise StorageError(
+                f"Ray Tune's files in '{self.store / 'tune'}' cannot be written or read "
+                f"({type(unreadable).__name__}: {unreadable}); free space there, then start the "
+                "same command again"
+            ) from unreadable
         for name in queue.started:
             train.complete_rows(folder / name)
-        return self._settled(decisions.errors())
+        return self._settled(errors)
 
     def _settled(self, errors: Mapping[str, BaseException]) -> dict[str, str]:
         """Record trials that failed for good; those that may be tried again, and why they ended."""
