@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: install trackers quickstart lint check quick test test-with-ray test-without-ray test-slow fashion-mnist
+.PHONY: install trackers quickstart lint check quick test test-with-ray test-without-ray test-slow fashion-mnist chromium
 .DEFAULT_GOAL := install
 
 install: .venv/.installed
@@ -64,5 +64,14 @@ fashion-mnist:
 	then echo "installed Debian's package dataset-fashion-mnist"; \
 	else echo "the tests that need Fashion-MNIST are skipped: install Debian's package dataset-fashion-mnist, or put its four .gz files into $(FASHION)" >&2; fi
 
-test-slow: install trackers fashion-mnist
+# a browser, which looks whether pages fit a telephone
+chromium:
+	@if command -v chromium google-chrome >/dev/null; then exit 0; fi; \
+	as=; [ "$$(id -u)" = 0 ] || as="sudo -n"; \
+	if $$as apt-get install -y -qq chromium >/dev/null 2>&1 || \
+	  { $$as apt-get update -qq && $$as apt-get install -y -qq chromium; } >/dev/null 2>&1; \
+	then echo "installed Debian's package chromium"; \
+	else echo "the tests of narrow pages are skipped: install Debian's package chromium" >&2; fi
+
+test-slow: install trackers fashion-mnist chromium
 	$(BIN)/python -m pytest --durations=15 -m slow $(ARGS)

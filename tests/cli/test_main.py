@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from typer.core import TyperGroup
 
 from dra_ray import config
 from dra_ray.cli.main import app, main
+from dra_ray.errors import StorageError
 
 
 def dra(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -46,6 +48,37 @@ def in_process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     finally:
         sys.argv = before
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_commands_complete_in_a_shell(shell: str, tmp_path: Path) -> None:
+    asked = os.environ | {
+        "_DRA_COMPLETE": f"complete_{shell}",
+        "_TYPER_COMPLETE_ARGS": "dra sw",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "COMP_WORDS": "dra sw",
+        "COMP_CWORD": "1",
+    }
+    program = "import sys; sys.argv[0] = 'dra'; from dra_ray.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=asked,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "sweep" in done.stdout
+    assert "train" not in done.stdout.replace("Train many", "")
+
+
+def test_help_says_what_debug_does_and_debug_does_it(tmp_path: Path) -> None:
+    assert "--debug" in in_process("--help", cwd=tmp_path).stdout
+    assert "traceback" in in_process("--help", cwd=tmp_path).stdout
+    for arguments in (["--debug", "plan", "nowhere.yaml"], ["plan", "--debug", "nowhere.yaml"]):
+        with pytest.raises(StorageError, match=r"nowhere\.yaml"):
+            in_process(*arguments, cwd=tmp_path)
 
 
 @pytest.mark.seconds

@@ -18,10 +18,10 @@ import pytest
 import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from dra_ray import cluster, config, runs
+from dra_ray import cluster, config, report, runs
 from dra_ray.config.catalogue import Effort
 from dra_ray.storage import Store
-from dra_ray.workloads import evaluate, sweep, synthesize
+from dra_ray.workloads import evaluate, sweep, synthesize, train
 from tests.cluster.small import experiment, processes, submitted
 
 SECRETS = {
@@ -29,6 +29,13 @@ SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "planted-secret-" + "0123456789",
     "AWS_SESSION_TOKEN": "planted-session-" + "0123456789",
     "AWS_SECURITY_TOKEN": "planted-security-" + "0123456789",
+    "HF_TOKEN": "hf_planted" + "0123456789",
+    "WANDB_API_KEY": "planted-wandb-" + "0123456789",
+    "MLFLOW_TRACKING_PASSWORD": "planted-mlflow-" + "0123456789",
+    "GOOGLE_APPLICATION_CREDENTIALS_JSON": "planted-google-" + "0123456789",
+    "AZURE_STORAGE_CONNECTION_STRING": "AccountKey=planted" + "0123456789",
+    "RAY_STRANGERS_SECRET": "planted-ray-" + "0123456789",
+    "DATABASE_PASSWORD": "planted-database-" + "0123456789",
 }
 STRANGER = """
 import sys, ray
@@ -205,13 +212,25 @@ def swept(keys: None, teacher: Store, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
+def trained(keys: None, teacher: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A run of its own with a pool, whose driver and workers Ray Train starts, and its report."""
+    small = {"optim__epochs": 1, "data__test_images": 40}
+    settings = experiment(teacher, threat__steps=1, selection__steps=1, **small)
+    run = Store(str(tmp_path_factory.mktemp("trained"))) / "run"
+    train.fit(settings, run)
+    report.write(run)
+    return run
+
+
+@pytest.fixture(scope="module")
 def evaluated(swept: Store) -> Store:
-    """An evaluation of the trial that has weights."""
+    """An evaluation of the trial that has weights, and the sweep's report."""
     manifest = runs.read_manifest(swept)
     assert manifest
     run = swept / "trials" / manifest.finals["baseline"]
     evaluate.evaluate(run, effort=Effort(apgd_steps=1, fab_steps=1, square_queries=2))
-    return run
+    report.write(swept)
+    return swept
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +264,7 @@ def jobs_run(ray_cluster: Any, teacher: Store, tmp_path_factory: pytest.TempPath
     return run
 
 
-@pytest.mark.parametrize("work", ["swept", "evaluated", "synthesized", "jobs_run"])
+@pytest.mark.parametrize("work", ["trained", "swept", "evaluated", "synthesized", "jobs_run"])
 def test_no_key_of_the_environment_is_in_a_file_or_on_the_dashboard(
     ray_cluster: Any, work: str, request: pytest.FixtureRequest
 ) -> None:
