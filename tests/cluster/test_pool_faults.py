@@ -22,6 +22,8 @@ from dra_ray import cluster, config
 from dra_ray.errors import PoolError
 from dra_ray.pool import client as pool_client
 from dra_ray.pool import service
+from dra_ray.pool.ledger import Ledger
+from dra_ray.storage import Store
 from tests.cluster.small import replica_pids
 from tests.support import teachers
 from tests.support.requests import request
@@ -74,6 +76,21 @@ def test_all_replicas_at_once(ray_cluster: Any) -> None:
     assert totals.requests == 12
     assert totals.images == 1200
     assert totals.retries > 0
+
+
+@pytest.mark.slow
+def test_a_pool_whose_log_cannot_be_written_stays_up(ray_cluster: Any, tmp_path: Any) -> None:
+    """Far longer than a silent driver is waited for."""
+    (tmp_path / "run").write_text("a file where the folder should be")
+    log = Store(str(tmp_path)) / "run" / "pool.jsonl"
+    app, pool = f"{service.PREFIX}unlogged", config.Pool(**USUAL)
+    service.deploy(app, functools.partial(Sums), pool, config.Teacher(uri="unlogged"))
+    with service.held(app, log):
+        time.sleep(2 * Ledger.DRIVER_S)
+        assert app in service.applications()
+        with contextlib.closing(pool_client.PoolClient(app, pool)) as client:
+            assert torch.equal(client.submit(request(0, 4)).result(), expected(0, 4))
+    assert cluster.wait_until(lambda: app not in service.applications(), 30)
 
 
 @pytest.mark.slow

@@ -159,6 +159,25 @@ def test_a_driver_that_was_suspended_stops_writing_once_another_has_taken_over(t
     process.wait(timeout=30)
 
 
+@pytest.mark.seconds
+def test_a_store_that_was_away_ends_no_lease(tmp_path) -> None:
+    """A file stands in the folder's place for twice the term; the thread that renews goes on."""
+    run, aside = tmp_path / "run", tmp_path / "aside"
+    with Lease(Store(str(run)), TERM_S) as lease:
+        run.rename(aside)
+        run.write_text("a file where the folder should be")
+        time.sleep(2 * TERM_S)
+        run.unlink()
+        aside.rename(run)
+        before = read(Store(str(run)))
+        time.sleep(TERM_S)
+        after = read(Store(str(run)))
+        assert before is not None
+        assert after is not None
+        assert after[0].beat > before[0].beat
+        lease.require()
+
+
 def test_who_has_lost_the_lease_is_refused_and_releases_nothing(run: Store) -> None:
     with Lease(run, TERM_S) as lease:
         held = read(run)
