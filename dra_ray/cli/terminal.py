@@ -404,6 +404,8 @@ def _number(column: str, value: float) -> str:
         return "not finite"
     if column.endswith("accuracy"):
         return f"{value:.2%}"
+    if column.endswith("share"):
+        return f"{value:.1%}"
     if (column in _MOMENTS or column.endswith("_at")) and value > 1e9:
         return datetime.datetime.fromtimestamp(value).strftime("%Y-%m-%d %H:%M:%S")
     if column.endswith("_s") and not column.endswith("per_s"):

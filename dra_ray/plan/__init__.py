@@ -153,12 +153,17 @@ class Hours:
     """`student` and `teacher` are hours of GPUs, or of CPU threads where no GPU is asked for; of a
     sweep, these and `expected` are with what is expected to be stopped. `validation` and `start`
     are parts of `student`; arithmetic knows no start. `wall` of a sweep's trial is of it alone.
+    `verdicts` are of a sweep's stronger attacks, and part of `worst` and `expected` as far as they
+    come after the training.
     """
 
     student: Annotated[float | None, Shown("student device hours", "{:.3g}")] = None
     validation: Annotated[float | None, Shown("of them validation", "{:.3g}")] = None
     start: Annotated[float | None, Shown("of them start-up", "{:.3g}")] = None
     teacher: Annotated[float | None, Shown("teacher device hours", "{:.3g}")] = None
+    verdicts: Annotated[float | None, Shown("device hours of late verdicts, at most", "{:.3g}")] = (
+        None
+    )
     worst: Annotated[float | None, Shown("hours if nothing is stopped", "{:.3g}")] = None
     expected: Annotated[float | None, Shown("hours expected", "{:.3g}")] = None
     expected_range: Annotated[Range | None, Shown("hours expected, 95 %", "{:.3g}")] = None
@@ -199,8 +204,9 @@ class Prices:
     currency: str
 
     def of(self, hours: Hours) -> Cost:
-        """Of the device hours of both."""
-        money = (hours.student or 0.0) * self.student + (hours.teacher or 0.0) * self.teacher
+        """Of the device hours of both; verdicts take devices as students do."""
+        student = (hours.student or 0.0) + (hours.verdicts or 0.0)
+        money = student * self.student + (hours.teacher or 0.0) * self.teacher
         return Cost(money, self.currency)
 
 
@@ -221,6 +227,18 @@ class RunPlan:
 
 
 @dataclasses.dataclass(frozen=True)
+class Verdicts:
+    """Of stronger attacks on the held-out images (`sweeps.fidelity`), as if every image withstood
+    all of them, which is the most that they take.
+    """
+
+    validations: Annotated[float, Shown("validations that APGD judges, expected", "{:.4g}")]
+    finalists: Annotated[int, Shown("runs that AutoAttack judges, at most")]
+    beside_pflop: Annotated[float, Shown("PFLOP of APGD beside the training, at most", "{:.4g}")]
+    after_pflop: Annotated[float, Shown("PFLOP of AutoAttack after it, at most", "{:.4g}")]
+
+
+@dataclasses.dataclass(frozen=True)
 class SweepPlan:
     kind: str
     trials: Annotated[int, Shown("trials")]
@@ -237,6 +255,7 @@ class SweepPlan:
     resources: Resources
     student_gpus: Annotated[float, Shown("GPUs of students", "{:g}")]
     teacher_gpus: Annotated[float, Shown("GPUs of the teacher, smallest pool", "{:g}")]
+    verdicts: Verdicts | None
     hours: Hours | None
     cost: Cost | None
     largest_trial: RunPlan
@@ -706,7 +725,8 @@ def _sweep(config: Sweep, known: Known) -> SweepPlan:
     notes |= _first_rung_note(config, known, course.images_per_epoch)
     shared = _shared(config, largest.resources, concurrent, notes)
     teacher_gpus = (shared.min_replicas or 0) * config.base.pool.gpus_per_replica
-    hours = _hours_of_sweep(config, course, concurrent, known)
+    verdicts = _verdicts(config, known, course, experiments) if config.fidelity.is_on else None
+    hours = _hours_of_sweep(config, course, concurrent, known, verdicts)
     cost = _cost_of_sweep(course, known.prices, hours) if known.prices and hours else None
     return SweepPlan(
         kind=config.kind,
@@ -724,6 +744,7 @@ def _sweep(config: Sweep, known: Known) -> SweepPlan:
         resources=shared,
         student_gpus=shared.gpus - teacher_gpus,
         teacher_gpus=teacher_gpus,
+        verdicts=verdicts,
         hours=hours,
         cost=cost,
         largest_trial=largest,
@@ -844,11 +865,71 @@ def _at_once(config: Sweep, known: Known, trial: Resources, trials: int) -> int:
         return most
     each, pool = config.base.resources, config.base.pool
     kept = (trial.max_replicas or 0) * pool.cpus_per_replica
+    if config.fidelity.apgd_from is not None:  # beside the training
+        kept += config.fidelity.workers
     cpus = each.workers * each.cpus_per_worker
     return max(1, min(most, int((known.pace.cores - kept + 1e-6) / cpus)))
 
 
-def _hours_of_sweep(config: Sweep, course: _Course, concurrent: int, known: Known) -> Hours | None:
+def _verdicts(
+    config: Sweep, known: Known, course: _Course, experiments: Mapping[str, Experiment]
+) -> Verdicts:
+    late, base = config.fidelity, config.base
+    held_out = base.data.validation_images
+    classes = known.outline(base.data).shape.num_classes
+    forward = max(2e9 * trial.student.forward_gmacs for trial in course.trials)  # FLOP
+    validations = 0.0
+    if late.apgd_from is not None:
+        for number, experiment in enumerate(experiments.values()):
+            validations += float(_late(experiment, late.apgd_from, course.shares[:, number]).mean())
+    judged = min(late.best + 1, len(course.trials)) if late.finalists != "none" else 0
+    screened = _passes(catalogue.attacks(classes, level="screen"))
+    apgd = catalogue.CLEAN.passes + screened * late.apgd_steps / catalogue.STANDARD.apgd_steps
+    standard = catalogue.attacks(classes, late.finalists if judged else "standard")
+    strongest = catalogue.CLEAN.passes + _passes(standard)
+    return Verdicts(
+        validations=validations,
+        finalists=judged * config.repeats.seeds,
+        beside_pflop=validations
+        * min(late.apgd_images or held_out, held_out)
+        * apgd
+        * forward
+        / 1e15,
+        after_pflop=judged * config.repeats.seeds * held_out * strongest * forward / 1e15,
+    )
+
+
+def _late(experiment: Experiment, since: float, shares: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How many validations from share `since` of its epochs on a trial comes to [draws], that is
+    trained to `shares` [draws] of its run; above 1 are repeats.
+    """
+    epochs, every = experiment.optim.epochs, experiment.selection.every_epochs
+    at = np.array([*range(every, epochs, every), epochs]) / epochs
+    at = at[at >= since - 1e-9]
+    whole = np.floor(shares)
+    return len(at) * whole.astype(np.int64) + np.searchsorted(at, shares - whole + 1e-9, "right")
+
+
+def _passes(attacks: Iterable[str]) -> int:
+    return sum(catalogue.STAGES[name].passes for name in attacks)
+
+
+def _hours_of_verdicts(
+    config: Sweep, verdicts: Verdicts | None, known: Known
+) -> tuple[float, float]:
+    """(device hours of all, hours of those after the training); a task of theirs has one device."""
+    if verdicts is None:
+        return 0.0, 0.0
+    seconds = 1e3 / known.tflops if known.tflops else 0.0  # per PFLOP on one device
+    if known.pace:
+        seconds = known.pace.validation * _units(config.base)[0]
+    after = verdicts.after_pflop * seconds / 3600
+    return after + verdicts.beside_pflop * seconds / 3600, after / config.fidelity.workers
+
+
+def _hours_of_sweep(
+    config: Sweep, course: _Course, concurrent: int, known: Known, verdicts: Verdicts | None
+) -> Hours | None:
     def total(quantity: Callable[[Hours], float | None]) -> _Total:
         return course.of(lambda trial: (quantity(trial.hours) or 0.0) if trial.hours else 0.0)
 
@@ -858,13 +939,15 @@ def _hours_of_sweep(config: Sweep, course: _Course, concurrent: int, known: Know
         wall = _wall_side_by_side(config, course, concurrent, known.pace)
     else:
         wall = total(lambda hours: (hours.wall or 0.0) / concurrent)
+    judging, after = _hours_of_verdicts(config, verdicts, known)
     hours = Hours(
         student=total(lambda hours: hours.student).expected,
         validation=total(lambda hours: hours.validation).expected,
         teacher=total(lambda hours: hours.teacher).expected,
-        worst=wall.worst,
-        expected=wall.expected,
-        expected_range=wall.range,
+        verdicts=judging or None,
+        worst=wall.worst + after,
+        expected=wall.expected + after,
+        expected_range=Range(wall.range.low, wall.range.high + after),
     )
     if not known.pace:
         return hours
@@ -913,12 +996,15 @@ def _whole(shares: NDArray[np.float64], walls: NDArray[np.float64]) -> list[floa
 
 
 def _cost_of_sweep(course: _Course, prices: Prices, hours: Hours) -> Cost:
-    """Of the trials in every draw, and of what else `hours` has: the start of slots."""
+    """Of the trials in every draw, and of what else `hours` has: the start of slots, and late
+    verdicts, which may cost nearly nothing.
+    """
     money = course.of(lambda trial: _price(trial.hours, prices))
     expected = prices.of(hours).money
-    slots = max(0.0, expected - money.expected)
+    rest = max(0.0, expected - money.expected)
     low, high = money.range
-    return Cost(expected, prices.currency, Range(low + slots, high + slots))
+    verdicts = (hours.verdicts or 0.0) * prices.student
+    return Cost(expected, prices.currency, Range(low + rest - verdicts, high + rest))
 
 
 def recorded(planned: SweepPlan, budget: Budget, measured: bool = False) -> runs.Planned:

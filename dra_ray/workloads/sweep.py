@@ -78,6 +78,8 @@ def run(
     """
     store = store.resolved()
     planned = trials or looked_at(sweep, store)
+    # what a search that learns may come to
+    possible = {**planned, **{n: e.with_sources() for n, e in spaces.ends(sweep).items()}}
     table = speed.table(sweep.prices) if sweep.prices else None
     manifest = runs.begin_run(
         store,
@@ -85,27 +87,27 @@ def run(
         sweep.model_dump(mode="json"),
         sweep.digest(),
         runs.Facts(seed=sweep.seed),
-        require=lambda: _slots(planned, sweep),
+        require=lambda: _slots(possible, sweep),
     )
     if manifest.is_done and not orders.pending(store):
         return manifest
     with contextlib.ExitStack() as stack:
         lease = stack.enter_context(Lease(store))
-        slots = _slots(planned, sweep)
+        slots = _slots(possible, sweep)
         basis = functools.partial(_basis, sweep, planned, table or speed.table())
         raised = orders.raised(store, manifest)
         expected = _planned(sweep, manifest.plan, raised, _Expecting(table, slots, basis))
         started, started_at = time.monotonic(), runs.utc_now()
-        pools = _pools(stack, planned, store)
+        pools = _Pools(stack, store)
+        for experiment in possible.values():
+            pools.bring_up(experiment)
         late = (
             stack.enter_context(Late(sweep, store, lease.require)) if sweep.fidelity.is_on else None
         )
         around = Circumstances(
             images_per_epoch=data.images_per_epoch,
             at=time.time,
-            beside_hours=lambda: (
-                sum(pool.hours() for pool in pools) + (late.gpu_hours() if late else 0.0)
-            ),
+            beside_hours=lambda: pools.hours() + (late.gpu_hours() if late else 0.0),
             money=None if table is None else lambda hours: hours * _price(table),
             guard=lease.require,
         )
@@ -141,7 +143,7 @@ def run(
         if late:
             late.begin(tournament.fields, tournament.experiment, tournament.rows)
         log.info("waiting for the first validation of %d trials", len(planned))
-        facts = _Driver(sweep, store, tournament, slots, trainer).run()
+        facts = _Driver(sweep, store, tournament, slots, trainer, pools).run()
         if late:
             late.finish(tournament.rows, finals=not facts.paused)
             facts = facts.model_copy(update=_spent(tournament))
@@ -219,9 +221,10 @@ class _Driver:
         tournament: Tournament,
         at_once: int,
         trainer: Trainer,
+        pools: _Pools,
     ) -> None:
         self.sweep, self.store, self.tournament, self.at_once = sweep, store, tournament, at_once
-        self._trainer = trainer
+        self._trainer, self._pools = trainer, pools
 
     def run(self) -> runs.Facts:
         """The race, then the finals; what the manifest is to say of it."""
@@ -282,7 +285,7 @@ class _Driver:
     def _round(self, first: str) -> dict[str, str]:
         """One run of Ray Tune from a trial on; the trials that were lost, and why."""
         _propagate_no_keys()
-        queue = _Trials(self.tournament, self.store, first)
+        queue = _Trials(self.tournament, self.store, self._pools, first)
         decisions = _Decisions(self.tournament, _Orders(self.tournament, self.store))
         folder, trainer = self.store / runs.TRIALS, self._trainer
         logging.getLogger("ray.tune").setLevel(
@@ -441,9 +444,10 @@ class _Stateless:
 class _Trials(_Stateless, Searcher):
     """The trials that the tournament starts, one whenever Ray Tune has a free slot."""
 
-    def __init__(self, tournament: Tournament, store: Store, first: str) -> None:
+    def __init__(self, tournament: Tournament, store: Store, pools: _Pools, first: str) -> None:
         super().__init__(metric=OBJECTIVE, mode="max")
-        self._tournament, self._store, self._first = tournament, store, first
+        self._tournament, self._store, self._pools = tournament, store, pools
+        self._first = first
         self.started: list[str] = []
         self.folders = [store.uri]  # whom a stop asks: the sweep itself, and its trials
 
@@ -457,10 +461,12 @@ class _Trials(_Stateless, Searcher):
         cluster.ask_to_stop(folder, False)
         self.started.append(name)
         self.folders.append(folder)
-        return {
-            "trial": name,
-            "experiment": self._tournament.experiment(name).model_dump(mode="json"),
-        }
+        experiment = self._tournament.experiment(name)
+        try:  # of a point that somebody added, nobody may have looked at its teacher yet
+            self._pools.bring_up(experiment.with_sources())
+        except DraError as error:  # as the trial itself will find
+            log.warning("'%s' starts without its teacher pool: %s", name, error)
+        return {"trial": name, "experiment": experiment.model_dump(mode="json")}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """The tournament knows."""
@@ -531,22 +537,37 @@ class _PoolHours:
         return self._hours * self._gpus
 
 
-def _pools(
-    stack: contextlib.ExitStack, experiments: Mapping[str, config.Experiment], store: Store
-) -> list[_PoolHours]:
-    """One pool per different teacher, up before the first trial and shared by all."""
-    pooled = {
-        service.app_name(teacher): (teacher, e.pool)
-        for e in experiments.values()
-        for teacher in e.teachers
-        if e.pool.kind == "pool"
-    }
-    hours = []
-    for number, (teacher, pool) in enumerate(pooled.values()):
-        log = store / service.log_name(number)
-        stack.enter_context(service.serving(teacher, pool, log))
-        hours.append(_PoolHours(log, pool.gpus_per_replica))
-    return hours
+class _Pools:
+    """One pool per different teacher, up before a trial that needs it and shared by all, until
+    `stack` ends.
+    """
+
+    def __init__(self, stack: contextlib.ExitStack, store: Store) -> None:
+        self._stack, self._store = stack, store
+        self._known: set[config.Teacher] = set()
+        self._hours: dict[str, _PoolHours] = {}
+
+    def bring_up(self, experiment: config.Experiment) -> None:
+        """Those of an experiment, unless they are up. Raises `CheckpointError` where there is no
+        teacher, and `PoolError`.
+        """
+        if experiment.pool.kind != "pool":
+            return
+        for teacher in experiment.teachers:
+            if teacher not in self._known:
+                self._bring_up(teacher, experiment.pool)
+                self._known.add(teacher)
+
+    def _bring_up(self, teacher: config.Teacher, pool: config.Pool) -> None:
+        app = service.app_name(teacher)
+        if app not in self._hours:
+            log = self._store / service.log_name(len(self._hours))
+            self._stack.enter_context(service.serving(teacher, pool, log))
+            self._hours[app] = _PoolHours(log, pool.gpus_per_replica)
+
+    def hours(self) -> float:
+        """GPU-hours of all."""
+        return sum(pool.hours() for pool in self._hours.values())
 
 
 def _slots(experiments: Mapping[str, config.Experiment], sweep: config.Sweep) -> int:

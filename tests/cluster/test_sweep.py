@@ -18,6 +18,7 @@ import ray
 from dra_ray import cluster, config, runs
 from dra_ray.pool import service
 from dra_ray.storage import Store
+from dra_ray.sweeps import orders
 from dra_ray.workloads import sweep
 from tests.cluster.small import experiment, replica_pids
 
@@ -91,6 +92,29 @@ def test_a_sweep_and_the_same_with_a_killed_replica(
 
 
 @pytest.mark.slow
+def test_a_point_that_is_added_later_finds_the_pool_of_its_own_teacher(
+    ray_cluster: Any, teacher: Store, tmp_path: Path
+) -> None:
+    """A layer that no trial had when the sweep began."""
+    layers = ["enc.8x8_block0", "dec.8x8_block1"]
+    base = experiment(teacher, optim__epochs=1, pool__timeout_s=30.0)
+    asha = config.Asha(grace_epochs=1)
+    few = config.Sweep(base=base, space={"teacher.layer": layers}, asha=asha, trials=1)
+    run = Store(str(tmp_path)) / "sweep"
+    (first,) = sweep.run(few, run).trials.values()
+    (other,) = set(layers) - {first["teacher.layer"]}
+    orders.give(run, orders.Order("add", point={"teacher.layer": other}))
+    manifest = sweep.run(few, run)
+    assert [fields["teacher.layer"] for fields in manifest.trials.values()] == [
+        first["teacher.layer"],
+        other,
+    ]
+    last = {row["trial"]: row["decision"] for row in (run / "rungs.jsonl").read_jsonl()}
+    assert set(last.values()) == {"done"}, last
+    assert (run / service.log_name(1)).read_jsonl()[-1]["images"] > 0
+
+
+@pytest.mark.slow
 def test_a_sweep_without_room_says_what_is_missing(
     ray_cluster: Any, teacher: Store, tmp_path: Path
 ) -> None:
@@ -136,6 +160,7 @@ DRIVER = """
 import sys
 from dra_ray import cluster, config
 from dra_ray.storage import Store
+from dra_ray.sweeps import orders
 from dra_ray.workloads import sweep
 
 base = config.override(config.Experiment(), {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -320,6 +321,45 @@ def test_a_plan_is_of_the_scheduler_the_repeats_and_the_budget():
     assert half.hours.expected == pytest.approx(none.hours.expected / 2)
     money = planning.recorded(half, SWEEP.budget).money
     assert money.low == money.expected == money.high == pytest.approx(half.cost.money, abs=1e-4)
+
+
+def test_late_verdicts_are_counted_as_the_most_that_they_take():
+    """Of 8 epochs validated after each, the last three are late; three trials run to their end."""
+    prices = planning.Prices(2.0, 2.0, "EUR")
+    fidelity = {"apgd_from": 0.75, "apgd_images": 64, "apgd_steps": 10, "finalists": "standard"}
+    sweep = override(none_of(SWEEP), {"fidelity": fidelity, "base.selection.every_epochs": 1})
+    made = planning.plan(sweep, 0.01, prices)
+    without = planning.plan(override(sweep, {"fidelity": {}}), 0.01, prices)
+    assert without.verdicts is None
+    assert without.hours.verdicts is None
+    forward = 2 * made.largest_trial.student.forward_gmacs * 1e9  # FLOP
+    assert made.verdicts.validations == 3 * 3
+    assert made.verdicts.finalists == 3
+    apgd = STAGES["clean"].passes + (200 + 1800) * 10 / 100
+    assert made.verdicts.beside_pflop == pytest.approx(9 * 64 * apgd * forward / 1e15)
+    strongest = sum(STAGES[n].passes for n in ("clean", "apgd-ce", "apgd-t", "fab-t", "square"))
+    after = 3 * Data().validation_images * strongest * forward / 1e15
+    assert made.verdicts.after_pflop == pytest.approx(after)
+    hours = (made.verdicts.beside_pflop + after) * 1e3 / 0.01 / 3600
+    assert made.hours.verdicts == pytest.approx(hours)
+    late = made.hours.expected - without.hours.expected
+    assert late == pytest.approx(after * 1e3 / 0.01 / 3600)
+    assert made.cost.money - without.cost.money == pytest.approx(2 * hours)
+    assert made.cost.money_range.low == pytest.approx(without.cost.money_range.low)
+    two = planning.plan(override(sweep, {"fidelity.workers": 2, "repeats.seeds": 2}), 0.01)
+    assert two.verdicts.finalists == 6
+    assert two.verdicts.after_pflop == pytest.approx(2 * after)
+    stopped = planning.plan(override(sweep, {"scheduler": "asha"}), 0.01)
+    assert stopped.verdicts.validations < 9
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.5, 0.74, 0.75, 0.9, 1.0, 1.5, 2.0, 2.75])
+def test_a_trial_comes_to_its_late_validations(share):
+    """After epochs 2, 4, 6, 7 of 7; from 0.8 on the last two. A share above 1 is of repeats."""
+    experiment = override(Experiment(), {"optim.epochs": 7, "selection.every_epochs": 2})
+    late = [6 / 7, 1.0]
+    expected = sum(at <= share - run for run in range(3) for at in late)
+    assert planning._late(experiment, 0.8, np.array([share])).tolist() == [expected]
 
 
 def none_of(sweep):

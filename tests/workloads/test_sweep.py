@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import threading
 import time
@@ -27,9 +28,10 @@ def test_ray_tune_can_pickle_what_drives_it(tmp_path) -> None:
         bar.acquire()
 
     tournament.on_row = on_row
+    pools = sweep._Pools(contextlib.ExitStack(), folder)
     for driver in (
         sweep._Decisions(tournament, sweep._Orders(tournament, folder)),
-        sweep._Trials(tournament, folder, "trial-000"),
+        sweep._Trials(tournament, folder, pools, "trial-000"),
     ):
         assert ray.cloudpickle.loads(ray.cloudpickle.dumps(driver)) is not None
 
