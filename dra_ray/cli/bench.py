@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dra_ray.cli import terminal
-from dra_ray.cli.options import Commands, Json, RunArgument
+from dra_ray.cli.options import Commands, Json, RunArgument, to_write
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
 
@@ -33,7 +33,12 @@ def bench_policy(
     seed: int = 0,
     out: Annotated[
         str | None,
-        typer.Option("--out", metavar="FILE", help="Also write an .html page with plots."),
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            callback=to_write,
+            help="Also write an .html page with plots.",
+        ),
     ] = None,
     json: Json = None,
 ) -> None:

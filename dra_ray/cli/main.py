@@ -36,6 +36,7 @@ from dra_ray.cli.options import (
     require_teachers,
     require_writable,
     run_folder,
+    to_write,
     warn_of_unread,
 )
 from dra_ray.cli.pool import pool_app
@@ -359,7 +360,10 @@ def compare(
     json: Annotated[
         str | None,
         typer.Option(
-            "--json", metavar="FILE", help="Also write the comparison to this file, as JSON."
+            "--json",
+            metavar="FILE",
+            callback=to_write,
+            help="Also write the comparison to this file, as JSON.",
         ),
     ] = None,
 ) -> None:
@@ -416,7 +420,9 @@ def report(
     ],
     to: Annotated[
         str,
-        typer.Option(metavar="FILE", help="Page on which several sweeps are compared."),
+        typer.Option(
+            metavar="FILE", callback=to_write, help="Page on which several sweeps are compared."
+        ),
     ] = "comparison.html",
     json: Json = None,
 ) -> None:
@@ -542,13 +548,14 @@ def plan(
         from dra_ray.plan import speed
 
         known = speed.table(prices)
+        nodes_ = nodes.read(cluster) if cluster else None
         basis = _basis(settings, tflops, gpu, known)
         prices_ = _prices(settings, gpu, known)
         planned = job.plan(settings, basis.tflops, prices_, pace=basis.pace)
         room: list[str] = []
-        if cluster and isinstance(settings, config.Sweep | config.Experiment):
+        if cluster and nodes_ and isinstance(settings, config.Sweep | config.Experiment):
             demands = nodes.demands(settings, getattr(planned, "concurrent", 1))
-            room = nodes.require_room(nodes.read(cluster), demands, cluster)
+            room = nodes.require_room(nodes_, demands, cluster)
     rows = job.rows(planned)
     if json:
         Store(json).write_json([dataclasses.asdict(row) for row in rows])

@@ -51,10 +51,22 @@ Name = Annotated[
         "resumed."
     ),
 ]
+
+
+def to_write(file: str | None) -> str | None:
+    """Of an option that names a file: `StorageError` at once, and not after the work."""
+    if file and file != "-":
+        Store(file).require_place()
+    return file
+
+
 Json = Annotated[
     str | None,
     typer.Option(
-        "--json", metavar="FILE", help="Also write the printed table to this file, as JSON."
+        "--json",
+        metavar="FILE",
+        callback=to_write,
+        help="Also write the printed table to this file, as JSON.",
     ),
 ]
 Workers = Annotated[

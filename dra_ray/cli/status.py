@@ -14,7 +14,7 @@ from rich.text import Text
 from dra_ray import config
 from dra_ray import runs as files
 from dra_ray.cli import terminal
-from dra_ray.cli.options import RunArgument
+from dra_ray.cli.options import RunArgument, to_write
 from dra_ray.errors import DataError
 from dra_ray.inspection import listing, overview
 from dra_ray.inspection.overview import Overview
@@ -29,7 +29,10 @@ DAY_S = 86400.0
 JsonFile = Annotated[
     str | None,
     typer.Option(
-        "--json", metavar="FILE", help="Write the records to this file as JSON; - prints them."
+        "--json",
+        metavar="FILE",
+        callback=to_write,
+        help="Write the records to this file as JSON; - prints them.",
     ),
 ]
 

@@ -23,6 +23,7 @@ from dra_ray.cli.options import (
     numbers,
     run_folder,
     teacher_uri,
+    to_write,
 )
 from dra_ray.storage import Store
 
@@ -224,7 +225,12 @@ def teacher_probe(
     device: str = "cpu",
     out: Annotated[
         str | None,
-        typer.Option("--out", metavar="FILE", help="Also write an .html page with a plot."),
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            callback=to_write,
+            help="Also write an .html page with a plot.",
+        ),
     ] = None,
     json: Json = None,
 ) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import errno
 import fcntl
 import hashlib
 import io
@@ -307,6 +308,26 @@ class Store:
         fs.invalidate_cache()
         if fs.exists(path):
             fs.rm(path, recursive=True)
+
+    @explained("write")
+    def require_place(self) -> None:
+        """Raise `StorageError` where a file cannot come to lie here, before the work of which it is
+        to tell: a folder is here, or no folder can hold it. Writes nothing; whether an object store
+        lets us write, only writing tells.
+        """
+        if not self.is_local:
+            self.exists()
+            return
+        path = self.resolved().uri
+        if os.path.isdir(path):
+            raise StorageError(f"'{self.uri}' is a folder; name a file in it")
+        folder = os.path.dirname(path)
+        while not os.path.lexists(folder):
+            folder = os.path.dirname(folder)
+        if not os.path.isdir(folder):
+            raise NotADirectoryError(errno.ENOTDIR, "Not a directory", folder)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
 
     @explained("write")
     def probe(self) -> None:

@@ -12,8 +12,11 @@ from typing import Any, TypeVar, overload
 import torch
 from pydantic import ValidationError
 
+from dra_ray.config import UNet
+from dra_ray.config.base import first_error, one_line
 from dra_ray.errors import CheckpointError, ConfigError, nearest
 from dra_ray.storage import Store
+from dra_ray.storage.failures import first_line
 from dra_ray.teachers.cards import CARD as CARD
 from dra_ray.teachers.cards import read_card as read_card
 from dra_ray.teachers.dit import LatentDiT, LightningDiT
@@ -61,11 +64,11 @@ def build(card: Mapping[str, Any], path: str) -> Network:
         if kind not in KINDS:
             raise ConfigError(f"kind '{kind}' is unknown; {nearest(str(kind), KINDS)}")
         return KINDS[kind].from_architecture(architecture)
-    except (ConfigError, ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"'{path}' does not describe a network ({str(error).splitlines()[0]}); train the "
-            "teacher again"
-        ) from None
+    except ValidationError as error:
+        why = one_line(UNet, first_error(error))
+    except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
+        why = first_line(error)
+    raise CheckpointError(f"'{path}' does not describe a network ({why}); train the teacher again")
 
 
 @overload
@@ -80,7 +83,8 @@ def load(store: Store, wanted: type[Any] = Network) -> Any:
     others.
     """
     card = read_card(store)
-    net = build(card, str(store / CARD))
+    with torch.device("meta"):  # a stranger's card may describe more than fits in memory
+        net = build(card, str(store / CARD))
     if not isinstance(net, wanted):
         raise CheckpointError(
             f"'{store}' holds a network of kind '{net.kind}', but this needs kind '{wanted.kind}'; "
@@ -102,6 +106,7 @@ def load(store: Store, wanted: type[Any] = Network) -> Any:
             f"'{store / WEIGHTS}' is not what {CARD} describes (digests differ); copy both again "
             "or train the teacher again"
         )
+    net = build(card, str(store / CARD))
     net.load_state_dict(weights)
     return net.eval().requires_grad_(False)
 

@@ -146,6 +146,25 @@ def _after_usage(text: str) -> str:
             for speed in ("0", "-1", "nan", "inf", "1e-300", "1e+300")
         ),
         (["train", "digits-dm-at", "--storage", ""], ["storage URI is empty"]),
+        # what is to be written after the work is looked at before it
+        *(
+            ([*command, option, "/"], ["'/' is a folder; name a file in it"])
+            for command, option in (
+                (["train", "digits-dm-at"], "--json"),
+                (["plan", "digits-dm-at"], "--json"),
+                (["runs"], "--json"),
+                (["compare", "one", "two"], "--json"),
+                (["report", "one", "two"], "--to"),
+                (["bench", "policy"], "--out"),
+                (["teacher", "probe", "package:fashion-edm"], "--out"),
+            )
+        ),
+        (
+            ["train", "digits-dm-at", "--json", "/proc/version/x.json"],
+            ["'/proc/version/x.json' cannot be reached or written (Not a directory)"],
+        ),
+        (["train", "digits-dm-at", "--json", "s4://b/x.json"], ["storage URI 's4://b/x.json'"]),
+        (["train", "digits-dm-at", "--json", "s3://u:pw@b/x.json"], ["holds credentials"]),
         (["plan", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
         (
             ["synthesize", "--set", "teacher=nowhere"],

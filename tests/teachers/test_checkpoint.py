@@ -116,3 +116,26 @@ def test_other_networks_round_trip(tmp_path):
     checkpoint.save(store, net, {})
     x, sigma = torch.randn(2, 1, 8, 8), torch.ones(2)
     assert torch.equal(checkpoint.load(store)(x, sigma), net(x, sigma))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("num_blocks", 10**9, r"\(num_blocks=1000000000: input should be"),
+        ("channel_mult", [1] * 100_000, r"\(channel_mult=\[1, 1"),
+        ("channels", 10**9, "does not fit the architecture"),
+        ("num_classes", 10**12, "does not fit the architecture"),
+        ("resolution", 2**40, "does not fit the architecture"),
+    ],
+)
+def test_a_card_of_absurd_sizes_is_refused_before_anything_is_allocated(
+    saved, field: str, value: object, words: str
+):
+    store, _ = saved
+    card = checkpoint.read_card(store)
+    (store / checkpoint.CARD).write_json(
+        card | {"architecture": card["architecture"] | {field: value}}
+    )
+    with pytest.raises(CheckpointError, match=words) as caught:
+        checkpoint.load(store)
+    assert len(str(caught.value)) < 1500
