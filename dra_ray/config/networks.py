@@ -10,7 +10,8 @@ import re
 # 1001 layers and 7e9 parameters (arXiv 1603.05027; DINOv3, arXiv 2508.10104)
 MOST_LAYERS, MOST_PARAMETERS = 1001, 10**10
 TIMM = "timm/"
-PLAIN = ("rawrn-70-16", "resnet-18")
+# name -> module and class in students/ of those that are built from classes and normalisation alone
+PLAIN = {"rawrn-70-16": ("wrn", "RaWRN"), "resnet-18": ("resnet", "ResNet18")}
 _WIDE = re.compile(r"(relu-)?wrn-(\d{1,9})-(\d{1,9})")
 _VIT = re.compile(r"vit-([tsb])-([1-9]\d{0,8})")
 
@@ -36,8 +37,8 @@ def problem(name: str) -> str | None:
     if size := wide(name):
         return _problem_of_wide(*size)
     return (
-        "is not known; write wrn-DEPTH-WIDTH, such as wrn-28-10, relu-wrn-DEPTH-WIDTH, "
-        "rawrn-70-16, vit-b-2, resnet-18 or timm/NAME"
+        "is not known; write wrn-DEPTH-WIDTH, such as wrn-28-10, relu-wrn-DEPTH-WIDTH, vit-b-2, "
+        f"{', '.join(PLAIN)} or timm/NAME"
     )
 
 

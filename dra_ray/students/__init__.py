@@ -13,6 +13,8 @@ feature).
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 
 from dra_ray import config
@@ -21,10 +23,9 @@ from dra_ray.data import Shape
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
 from dra_ray.students.relu_wrn import ReluWideResNet
-from dra_ray.students.resnet import ResNet18
 from dra_ray.students.student import Student
 from dra_ray.students.weights import fitted, load_into, read_weights
-from dra_ray.students.wrn import RaWRN, WideResNet
+from dra_ray.students.wrn import WideResNet
 
 __all__ = ["Student", "build", "check", "initialise"]
 
@@ -39,10 +40,11 @@ def build(settings: config.Model, shape: Shape) -> Student:
     if size := networks.wide(name):
         kind = ReluWideResNet if name.startswith("relu-") else WideResNet
         return kind(*size, shape.num_classes, mean, std)
-    if name == "rawrn-70-16":
-        return RaWRN(shape.num_classes, mean, std)
-    if name == "resnet-18":
-        return ResNet18(shape.num_classes, mean, std)
+    if name in networks.PLAIN:
+        module, kind_name = networks.PLAIN[name]
+        plain = getattr(importlib.import_module(f"{__name__}.{module}"), kind_name)
+        student: Student = plain(shape.num_classes, mean, std)
+        return student
     from dra_ray.students import backbone
 
     if tokens := networks.vit(name):
