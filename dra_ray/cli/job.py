@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from dra_ray.cluster import connect
 from dra_ray.config import Frozen, load
+from dra_ray.config.text import printable
 from dra_ray.errors import ConfigError, DraError
 from dra_ray.runs import Record
 from dra_ray.storage import Store, folder_name, masked
@@ -37,7 +38,7 @@ def main(kind: type[Frozen] | None, call: Callable[..., Result]) -> NoReturn:
         print("error: stopped; the same job resumes it", file=sys.stderr)
         sys.exit(130)
     except DraError as error:
-        print(f"error: {masked(str(error))}", file=sys.stderr)
+        print(f"error: {printable(masked(str(error)))}", file=sys.stderr)
         sys.exit(error.exit_code)
     print(json.dumps(plain(result), sort_keys=True), flush=True)
     sys.exit(0)

@@ -43,6 +43,7 @@ from dra_ray.cli.pool import pool_app
 from dra_ray.cli.sweep import sweep_app
 from dra_ray.cli.teacher import teacher_app
 from dra_ray.config import networks
+from dra_ray.config.text import printable
 from dra_ray.errors import ConfigError, DraError
 from dra_ray.storage import Store, masked
 from dra_ray.sweeps import schedulers, spaces
@@ -734,7 +735,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    terminal.alert.print(f"error: {masked(message)}")
+    terminal.alert.print(f"error: {printable(masked(message))}")
     raise SystemExit(code)
 
 

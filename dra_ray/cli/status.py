@@ -146,7 +146,7 @@ def _is_over(before: Overview, now: Overview) -> bool:
 
 
 def _screen(shown: Overview) -> Text:
-    return Text("\n".join(lines(shown)), no_wrap=True, overflow="ellipsis")
+    return Text(terminal.plain("\n".join(lines(shown))), no_wrap=True, overflow="ellipsis")
 
 
 def _write(file: str | None, records: object) -> bool:

@@ -35,15 +35,28 @@ from rich.text import Text
 
 from dra_ray import config, runs
 from dra_ray.config.catalogue import STAGES
+from dra_ray.config.text import printable
 from dra_ray.storage import Store
 from dra_ray.sweeps import spaces
 
 
-def _console(**where: Any) -> Console:
+def plain(text: str) -> str:
+    """What may be printed of a text that may be a stranger's: no control sequences but lines."""
+    return printable(text, "\n")
+
+
+class _Plain(Console):
     """Neither markup, emoji codes nor wrapping: what is printed may be a path, and goes into logs
-    and pipes.
+    and pipes; a file's name or contents may be a stranger's.
     """
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, **where)
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        texts = (plain(each) if isinstance(each, str) else each for each in objects)
+        super().print(*texts, **how)
+
+
+def _console(**where: Any) -> Console:
+    return _Plain(highlight=False, markup=False, emoji=False, soft_wrap=True, **where)
 
 
 err = _console(stderr=True)
@@ -105,6 +118,7 @@ class Bars:
 
     def stage(self, text: str) -> None:
         """What is waited for, with no share that is done."""
+        text = plain(text)
         if not err.is_terminal:
             self._line(text)
         elif _STAGE in self._tasks:
@@ -114,6 +128,7 @@ class Bars:
 
     def show(self, stage: str, share: float, text: str) -> None:
         """Stage `stage` is done to `share` (0 to 1)."""
+        text = plain(text)
         if _STAGE in self._tasks:
             self._progress.update(self._tasks[_STAGE], visible=False)
         if stage not in self._tasks:
@@ -162,7 +177,7 @@ def busy(text: str) -> Iterator[None]:
     takes seconds.
     """
     shown = err.is_terminal and not err.quiet
-    with err.status(Text(text)) if shown else contextlib.nullcontext():
+    with err.status(Text(plain(text))) if shown else contextlib.nullcontext():
         yield
 
 
@@ -396,7 +411,7 @@ def cell(column: str, value: object) -> str:
         if column == "interval":
             return " - ".join(f"{v:.2%}" for v in value)
         return ", ".join(cell(column, v) for v in value)
-    return value if isinstance(value, str) else json.dumps(value)
+    return printable(value) if isinstance(value, str) else json.dumps(value)
 
 
 def _number(column: str, value: float) -> str:

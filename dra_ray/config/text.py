@@ -49,10 +49,18 @@ class Document(NamedTuple):
 
 def refusal(message: str) -> ConfigError:
     """A `ConfigError` of one printable line, whatever text it quotes."""
-    return ConfigError(
-        "".join(
-            c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in message
-        )
+    return ConfigError(printable(message))
+
+
+def printable(text: str, kept: str = "") -> str:
+    """The text, with what a terminal would obey (move the cursor, change colours, turn the
+    direction of writing) or cannot be encoded written as Python writes it; `kept` stays.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii")
+        for c in text
     )
 
 

@@ -204,6 +204,40 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == [], "something was written"
 
 
+HOSTILE = "\x1b[2J\x1b]0;title\x07 cleared\r\n\u202etxet \ud800"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["runs", "."],
+        ["status", "one"],
+        ["status", "many"],
+        ["report", "one"],
+        ["report", "many"],
+        ["evaluate", "many"],
+        ["sweep", "stop", "many", "trial-9"],
+        ["plan", HOSTILE],
+        ["report", HOSTILE],
+    ],
+)
+def test_no_text_of_a_stranger_steers_the_terminal(arguments: list[str], tmp_path: Path) -> None:
+    known = {"created": "2026-01-01T00:00:00+00:00", "digest": "x", "name": HOSTILE}
+    known |= {"stopped": HOSTILE, "config": {"align": {"weight": HOSTILE}}, "status": "failed"}
+    trials = {"trials": {HOSTILE: {"align.weight": 0.5}}, "finals": {"dra": HOSTILE}}
+    row = {"trial": HOSTILE, "epoch": 1, "images_seen": 8, "decision": "failed"}
+    row |= {"clean_accuracy": 0.5, "robust_accuracy": 0.25, "reason": HOSTILE, "at": 1.0}
+    for folder, manifest in (("one", {"kind": "train"}), ("many", {"kind": "sweep", **trials})):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "manifest.json").write_text(json.dumps(known | manifest))
+    (tmp_path / "many" / "rungs.jsonl").write_text(json.dumps(row) + "\n")
+    done = in_process(*arguments, cwd=tmp_path)
+    assert done.returncode in (0, 2), done.stderr
+    said = done.stdout + done.stderr
+    assert said
+    assert all(c.isprintable() or c == "\n" for c in said), repr(said)
+
+
 @pytest.mark.parametrize("command", ["runs", "status", "report", "export", "compare", "evaluate"])
 def test_a_file_is_no_folder_of_a_run(command: str, tmp_path: Path) -> None:
     (tmp_path / "some.txt").write_text("mine")
