@@ -54,24 +54,25 @@ test-with-ray: install
 test-without-ray: install
 	nice -n 19 $(BIN)/python -m pytest -n auto --durations=15 --ignore=tests/cluster $(ARGS) || [ $$? -eq 5 ]
 
-# the images of Fashion-MNIST, which Debian packages: installed where we may, named where not
+# $(1) is a package of Debian's, installed where we may; where not, $(2) says what is skipped without it and what helps
+define from_debian
+as=; [ "$$(id -u)" = 0 ] || as="sudo -n"; \
+if $$as apt-get install -y -qq $(1) >/dev/null 2>&1 || \
+  { $$as apt-get update -qq && $$as apt-get install -y -qq $(1); } >/dev/null 2>&1; \
+then echo "installed Debian's package $(1)"; \
+else echo "$(2)" >&2; fi
+endef
+
+# the images of Fashion-MNIST
 FASHION := /usr/share/datasets/fashion-mnist
+WITHOUT_FASHION := the tests that need Fashion-MNIST are skipped: install Debian's package dataset-fashion-mnist, or put its four .gz files into $(FASHION)
 fashion-mnist:
-	@if [ -d $(FASHION) ]; then exit 0; fi; \
-	as=; [ "$$(id -u)" = 0 ] || as="sudo -n"; \
-	if $$as apt-get install -y -qq dataset-fashion-mnist >/dev/null 2>&1 || \
-	  { $$as apt-get update -qq && $$as apt-get install -y -qq dataset-fashion-mnist; } >/dev/null 2>&1; \
-	then echo "installed Debian's package dataset-fashion-mnist"; \
-	else echo "the tests that need Fashion-MNIST are skipped: install Debian's package dataset-fashion-mnist, or put its four .gz files into $(FASHION)" >&2; fi
+	@if [ -d $(FASHION) ]; then exit 0; fi; $(call from_debian,dataset-fashion-mnist,$(WITHOUT_FASHION))
 
 # a browser, which looks whether pages fit a telephone
+WITHOUT_CHROMIUM := the tests of narrow pages are skipped: install Debian's package chromium
 chromium:
-	@if command -v chromium google-chrome >/dev/null; then exit 0; fi; \
-	as=; [ "$$(id -u)" = 0 ] || as="sudo -n"; \
-	if $$as apt-get install -y -qq chromium >/dev/null 2>&1 || \
-	  { $$as apt-get update -qq && $$as apt-get install -y -qq chromium; } >/dev/null 2>&1; \
-	then echo "installed Debian's package chromium"; \
-	else echo "the tests of narrow pages are skipped: install Debian's package chromium" >&2; fi
+	@if command -v chromium google-chrome >/dev/null; then exit 0; fi; $(call from_debian,chromium,$(WITHOUT_CHROMIUM))
 
 test-slow: install trackers fashion-mnist chromium
 	$(BIN)/python -m pytest --durations=15 -m slow $(ARGS)

@@ -557,13 +557,13 @@ def check_run(run: Store, kind: Kind, config: Mapping[str, Any], digest: str) ->
     return manifest
 
 
-def require_folder(run: Store) -> None:
+def require_folder(run: Store, wanted: str = "the folder of a run") -> None:
     """`DataError` where nothing is at a run's place, or a file, and for a manifest that cannot be
     read: before anything slow is imported.
     """
     require_there(run)
     if run.is_file():
-        raise DataError(f"'{run}' is a file; give the folder of a run")
+        raise DataError(f"'{run}' is a file; give {wanted}")
     read_manifest(run)
 
 

@@ -310,9 +310,7 @@ def _is_folder_of_run(what: str) -> bool:
     if what.startswith(("timm/", "robustbench:")) or (":" in what and "://" not in what):
         return False
     runs.require_there(Store(what))  # before torch is imported
-    if Store(what).is_file():
-        return False
-    return runs.read_manifest(Store(what)) is not None
+    return (Store(what) / runs.MANIFEST).exists()
 
 
 def _evaluate_finalists(

@@ -15,7 +15,6 @@ from dra_ray import config
 from dra_ray import runs as files
 from dra_ray.cli import terminal
 from dra_ray.cli.options import RunArgument, to_write
-from dra_ray.errors import DataError
 from dra_ray.inspection import listing, overview
 from dra_ray.inspection.overview import Overview
 from dra_ray.storage import Store, masked
@@ -72,9 +71,7 @@ def runs(
         newer_s=listing.read_age("--newer", newer) if newer else None,
     )
     storage = Store(storage_uri)
-    files.require_there(storage)
-    if storage.is_file():
-        raise DataError(f"'{storage}' is a file; give a folder of runs")
+    files.require_folder(storage, "a folder of runs")
     found = listing.runs_below(storage, chosen, time.time())
     if _write(json, [dataclasses.asdict(run) for run in found]):
         return

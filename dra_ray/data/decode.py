@@ -178,7 +178,7 @@ def _scaled(image: Image.Image, name: str) -> Image.Image:
     tags = getattr(image, "tag_v2", {})
     largest = 2 ** int(tags.get(_BITS_PER_SAMPLE, (16,))[0]) - 1
     grey = np.asarray(image).astype(np.int64)
-    if 0 < grey.max() < largest >> 4 and image.size > (1, 1):
+    if 0 < grey.max() < largest >> 4 and grey.size > 1:
         _warn_of_dark(name, int(grey.max()), largest)
     grey = (grey.clip(0, largest) * 255 + largest // 2) // largest
     return Image.fromarray(

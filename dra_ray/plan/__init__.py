@@ -557,7 +557,7 @@ def _needs(config: Experiment, images: data.Outline, run: Training, forward: flo
     adversarial = tested * shape.channels * shape.resolution**2
     evaluation = config.evaluation
     attacks = catalogue.attacks(shape.num_classes, evaluation.version, evaluation.level)
-    passes = sum(catalogue.STAGES[name].passes for name in (catalogue.CLEAN.name, *attacks))
+    passes = catalogue.CLEAN.passes + _passes(attacks)
     attacked = 2 * forward * passes * tested / 1e15
     return Needs(
         memory_gb=_FLOAT * (COPIES * params + kept) / 1e9,
@@ -759,8 +759,9 @@ def _first_rung_note(config: Sweep, known: Known, images_per_epoch: int) -> set[
         return set()
     steps = epochs[0] * images_per_epoch // optim.batch
     first = (1 - optim.norm_momentum) ** steps
-    net = student(config.base.model, known.outline(config.base.data).shape)
-    if first <= 0.5 or not _has_batchnorm(net):
+    if first <= 0.5:
+        return set()
+    if not _has_batchnorm(student(config.base.model, known.outline(config.base.data).shape)):
         return set()
     return {
         f"the first rung comes after {steps} steps, when {first:.0%} of BatchNorm's running "
@@ -883,19 +884,17 @@ def _verdicts(
         for number, experiment in enumerate(experiments.values()):
             validations += float(_late(experiment, late.apgd_from, course.shares[:, number]).mean())
     judged = min(late.best + 1, len(course.trials)) if late.finalists != "none" else 0
+    finalists = judged * config.repeats.seeds
     screened = _passes(catalogue.attacks(classes, level="screen"))
     apgd = catalogue.CLEAN.passes + screened * late.apgd_steps / catalogue.STANDARD.apgd_steps
     standard = catalogue.attacks(classes, late.finalists if judged else "standard")
     strongest = catalogue.CLEAN.passes + _passes(standard)
+    images = validations * min(late.apgd_images or held_out, held_out)
     return Verdicts(
         validations=validations,
-        finalists=judged * config.repeats.seeds,
-        beside_pflop=validations
-        * min(late.apgd_images or held_out, held_out)
-        * apgd
-        * forward
-        / 1e15,
-        after_pflop=judged * config.repeats.seeds * held_out * strongest * forward / 1e15,
+        finalists=finalists,
+        beside_pflop=images * apgd * forward / 1e15,
+        after_pflop=finalists * held_out * strongest * forward / 1e15,
     )
 
 

@@ -6,6 +6,7 @@ All that a plan finds, and what only reading the data and the weights tells.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 
@@ -39,25 +40,37 @@ def facts(experiment: config.Experiment) -> runs.Facts:
     said = runs.Facts(data=images.facts(), seed=experiment.seed)
     if generated is None:
         return said
-    of_generated = data.picture_facts(generated)
-    return runs.Facts(data=said.data, seed=said.seed, synthetic=of_generated)
+    return said.model_copy(update={"synthetic": data.picture_facts(generated)})
 
 
-def of_sweep(sweep: config.Sweep, raised: int | None = None) -> dict[str, config.Experiment]:
-    """The trials by name; every data set, synthetic set, teacher and student among them was looked
-    at as `of_experiment` does, and the errors name the trial.
+@dataclasses.dataclass(frozen=True)
+class Trials:
+    """Of a sweep, each with its sources named in full.
+
+    Attributes:
+        planned: by name; of a search that learns, random ones stand for those after its opening.
+        possible: these, and what such a search may come to, by words.
+    """
+
+    planned: dict[str, config.Experiment]
+    possible: dict[str, config.Experiment]
+
+
+def of_sweep(sweep: config.Sweep, raised: int | None = None) -> Trials:
+    """The trials; every data set, synthetic set, teacher and student among the possible ones was
+    looked at as `of_experiment` does, and the errors name the trial.
 
     Args:
         raised: as `Space.trials` has it.
     """
     sweep.base.tracking.require_installed()
-    trials = {
-        name: experiment.with_sources()
-        for name, experiment in spaces.experiments(sweep, raised).items()
-    }
-    possible = trials | {name: e.with_sources() for name, e in spaces.ends(sweep).items()}
+    planned, ends = (
+        {name: experiment.with_sources() for name, experiment in some.items()}
+        for some in (spaces.experiments(sweep, raised), spaces.ends(sweep))
+    )
+    trials = Trials(planned, planned | ends)
     by_data: dict[config.Data, dict[str, config.Experiment]] = {}
-    for name, experiment in possible.items():
+    for name, experiment in trials.possible.items():
         by_data.setdefault(experiment.data, {})[name] = experiment
     for alike in by_data.values():
         _look_at(alike)

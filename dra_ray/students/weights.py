@@ -164,12 +164,12 @@ def _slowest(names: Sequence[str]) -> tuple[str, str]:
     """Of several averages the one of the largest decay, if their names say decays, or else the
     first; its name, and what is said of it.
     """
-    decays = [_decay(name) for name in names]
     if len(names) == 1:
         return names[0], names[0]
-    if None in decays or len(set(decays)) < len(decays):
+    by_decay = {decay: name for name in names if (decay := _decay(name)) is not None}
+    if len(by_decay) < len(names):  # one says none, or two say the same
         return names[0], f"{names[0]}, the first of {', '.join(names)}"
-    slowest = max(names, key=lambda name: _decay(name) or 0.0)
+    slowest = by_decay[max(by_decay)]
     return slowest, f"{slowest}, the slowest of {', '.join(names)}"
 
 

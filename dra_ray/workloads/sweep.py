@@ -58,7 +58,7 @@ def run(
     store: Store,
     progress: Progress | None = None,
     trainer: Trainer = trained,
-    trials: Mapping[str, config.Experiment] | None = None,
+    trials: ready.Trials | None = None,
 ) -> runs.Manifest:
     """Run the trials of a sweep, then bring the best with and without alignment to the full budget,
     with all training seeds.
@@ -77,9 +77,7 @@ def run(
     ran on; the same call resumes those.
     """
     store = store.resolved()
-    planned = trials or looked_at(sweep, store)
-    # what a search that learns may come to
-    possible = {**planned, **{n: e.with_sources() for n, e in spaces.ends(sweep).items()}}
+    trials = trials or looked_at(sweep, store)
     table = speed.table(sweep.prices) if sweep.prices else None
     manifest = runs.begin_run(
         store,
@@ -87,19 +85,19 @@ def run(
         sweep.model_dump(mode="json"),
         sweep.digest(),
         runs.Facts(seed=sweep.seed),
-        require=lambda: _slots(possible, sweep),
+        require=lambda: _slots(trials.possible, sweep),
     )
     if manifest.is_done and not orders.pending(store):
         return manifest
     with contextlib.ExitStack() as stack:
         lease = stack.enter_context(Lease(store))
-        slots = _slots(possible, sweep)
-        basis = functools.partial(_basis, sweep, planned, table or speed.table())
+        slots = _slots(trials.possible, sweep)
+        basis = functools.partial(_basis, sweep, trials.planned, table or speed.table())
         raised = orders.raised(store, manifest)
         expected = _planned(sweep, manifest.plan, raised, _Expecting(table, slots, basis))
         started, started_at = time.monotonic(), runs.utc_now()
         pools = _Pools(stack, store)
-        for experiment in possible.values():
+        for experiment in trials.possible.values():
             pools.bring_up(experiment)
         late = (
             stack.enter_context(Late(sweep, store, lease.require)) if sweep.fidelity.is_on else None
@@ -142,7 +140,7 @@ def run(
         tournament.on_row = on_row
         if late:
             late.begin(tournament.fields, tournament.experiment, tournament.rows)
-        log.info("waiting for the first validation of %d trials", len(planned))
+        log.info("waiting for the first validation of %d trials", len(trials.planned))
         facts = _Driver(sweep, store, tournament, slots, trainer, pools).run()
         if late:
             late.finish(tournament.rows, finals=not facts.paused)
@@ -152,9 +150,9 @@ def run(
         return runs.update_manifest(store, facts.model_copy(update={"elapsed_s": elapsed_s}))
 
 
-def looked_at(sweep: config.Sweep, store: Store) -> dict[str, config.Experiment]:
-    """The trials of a sweep in its folder, by name; what would fail in one of them fails here.
-    Needs no Ray.
+def looked_at(sweep: config.Sweep, store: Store) -> ready.Trials:
+    """The trials of a sweep in its folder; what would fail in one of them fails here. Needs no
+    Ray.
     """
     return ready.of_sweep(sweep, orders.raised(store, runs.read_manifest(store)))
 
