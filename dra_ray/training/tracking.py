@@ -400,7 +400,7 @@ class Trackio:
     """
 
     def __init__(self, place: str, tracked: Tracked) -> None:
-        self._where: dict[str, str] = {}
+        self._where: dict[str, Any] = {}
         if "://" in place:
             self._where = {"server_url": place}
         elif place != "local":
