@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from dra_ray.cluster import connect
-from dra_ray.config import Frozen, load
+from dra_ray.config import Experiment, Frozen, Sweep, load
 from dra_ray.config.text import printable
 from dra_ray.errors import ConfigError, DraError
-from dra_ray.runs import Record
+from dra_ray.runs import MANIFEST, Record
 from dra_ray.storage import Store, folder_name, masked
+from dra_ray.sweeps import spaces
 
 Result = Record | Mapping[str, object]
 
@@ -31,7 +32,11 @@ def main(kind: type[Frozen] | None, call: Callable[..., Result]) -> NoReturn:
     arguments = _parser(kind).parse_args()
     try:
         run = _folder(arguments.storage, arguments.name)
-        given = [run] if kind is None else [load(arguments.config, kind, arguments.set), run]
+        given: list[object] = [run]
+        if kind is not None:
+            settings = load(arguments.config, kind, arguments.set)
+            _look_at_targets(settings, run)
+            given = [settings, run]
         with connect():
             result = call(*given, progress=_progress)
     except KeyboardInterrupt:
@@ -77,6 +82,18 @@ def _folder(storage: str, name: str) -> Store:
             "a URI such as s3://bucket/runs or a full path"
         )
     return root / folder_name(name)
+
+
+def _look_at_targets(settings: Frozen, run: Store) -> None:
+    """Before the first start of aligned runs: what their teachers can teach, in the log."""
+    if not isinstance(settings, Experiment | Sweep) or (run / MANIFEST).exists():
+        return
+    from dra_ray.inspection import diagnosis  # with torch, which the other jobs load on their own
+
+    experiments = (
+        spaces.experiments(settings).values() if isinstance(settings, Sweep) else [settings]
+    )
+    diagnosis.log_check([each.with_sources() for each in experiments])
 
 
 def _progress(row: Result) -> None:

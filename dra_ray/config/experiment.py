@@ -414,7 +414,7 @@ TeacherUri = Annotated[str | None, AfterValidator(teacher_path)]
 class Teacher(Frozen):
     """The frozen diffusion encoder."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"tokens", "wire"})
 
     uri: TeacherUri = Field(
         None,
@@ -433,6 +433,11 @@ class Teacher(Frozen):
         False,
         description="give the feature of every position instead of their mean; alignment then "
         "compares it with the student's feature map, position by position",
+    )
+    wire: Literal["float32", "float16"] = Field(
+        "float32",
+        description="features are rounded to this where they are computed, and sent and kept so: "
+        "float16 halves their bytes, which are many with `tokens`",
     )
     micro_batch: Batch = Field(
         64,

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import math
+import os
 import time
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +38,7 @@ from dra_ray.teachers import checkpoint, targets
 from dra_ray.teachers.diffusion import LN_SIGMA_MEAN
 from dra_ray.teachers.source import LocalTeacher
 
+log = logging.getLogger("dra_ray")
 # Where alignment can teach little. Of `package:fashion-edm`, with which it did not help: a constant
 # has a loss of 0.12 and features have 1.0 to 3.4 dimensions, at every layer (1,500 images)
 SMALL_LOSS, FEW_DIMENSIONS = 0.2, 4.0
@@ -396,7 +399,8 @@ def check(experiments: Sequence[config.Experiment], threads: int = 1, device: st
     At most `CHECKED_TARGETS` different ones, and none whose teacher would take longer than
     `CHECK_S` seconds on this machine, which a warning says. Raises what `diagnose` raises.
     """
-    chosen = {_key(target): target for e in experiments if e.teacher.uri for target in _targets(e)}
+    aligned = [e for e in experiments if e.align.weight and e.teacher.uri]
+    chosen = {_key(target): target for e in aligned for target in _targets(e)}
     result = Check([], [])
     if not chosen:
         return result
@@ -414,6 +418,20 @@ def check(experiments: Sequence[config.Experiment], threads: int = 1, device: st
             f"{where}: {line}" for line in diagnosis.warnings(floor, images.num_classes)
         )
     return result
+
+
+def log_check(experiments: Sequence[config.Experiment]) -> None:
+    """Tell the log what `check` finds, a line for each target and each warning; nothing where no
+    run aligns.
+    """
+    found = check(experiments, threads=os.cpu_count() or 1)
+    for row in found.rows:
+        floor = f" (raw pixels {row['pixels_accuracy']:.2%})" if "pixels_accuracy" in row else ""
+        log.info(
+            "targets: %s at sigma %g: probe %s%s", row["layer"], row["sigma"], in_words(row), floor
+        )
+    for line in found.warnings:
+        log.warning("targets: %s", line)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,7 +80,7 @@ def encode(source: LocalTeacher, images: Split, sigma: float, noise_seed: int = 
     that the network does not know.
     """
     levels = torch.full((len(images),), sigma)
-    return source.encode(Request.seeded(images.images, images.labels, levels, noise_seed))
+    return source.encode(Request.seeded(images.images, images.labels, levels, noise_seed)).float()
 
 
 FEW = 5  # layers that are probed where none is named

@@ -239,7 +239,7 @@ def _encoding(
     pairs = list(zip(sources, requests, strict=True))
 
     def encode() -> list[Tensor]:
-        return [source.encode(request) for source, request in pairs]
+        return [source.encode(request).float() for source, request in pairs]
 
     on, threads = torch.device(sources[0].device), sources[0].threads
     return encode(), seconds(encode, on, threads)

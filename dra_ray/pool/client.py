@@ -134,7 +134,7 @@ class Call:
             for number, part in enumerate(self._parts):
                 self._send(number)
                 features.append(part.result(begun_s + limit_s, limit_s))
-            self._features = torch.from_numpy(np.concatenate(features))
+            self._features = torch.from_numpy(np.concatenate(features)).float()
             self._client._finished(self, len(self._features), time.monotonic() - begun_s)
         return self._features
 
@@ -156,7 +156,7 @@ class _Part:
             )
 
     def result(self, deadline_s: float, limit_s: float) -> np.ndarray:
-        """Features float32 [b,D]; see `Call.result`. `limit_s` is for the message."""
+        """Features [b,D] as they were sent; see `Call.result`. `limit_s` is for the message."""
         pause_s = 0.05
         while self._features is None:
             self.send()

@@ -90,7 +90,7 @@ class TeacherReplica:
     async def encode(
         self, request: Request, client: str = "", trial: str = ""
     ) -> tuple[Array, Cost]:
-        """Features float32 [B,D] of one request, as `LocalTeacher.encode` gives them, and what
+        """Features [B,D] of one request, as `LocalTeacher.encode` gives them, and what
         they cost here.
         """
         cost = Cost(hit=1.0)  # unless `make` is called

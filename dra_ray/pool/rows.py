@@ -39,7 +39,7 @@ class BatchedTeacher(Protocol):
         ...
 
     def encode(self, request: Request) -> Tensor:
-        """Features float32 [B,D] or [B,D,h,w] of at most `micro_batch` images."""
+        """Features [B,D] or [B,D,h,w] of at most `micro_batch` images, as they are sent."""
         ...
 
     def sample(self) -> Request:
@@ -49,8 +49,8 @@ class BatchedTeacher(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """Features float32 [B,D] or [B,D,h,w]; seconds of the teacher's time spent on them, and seconds
-    that they waited for it.
+    """Features [B,D] or [B,D,h,w]; seconds of the teacher's time spent on them, and seconds that
+    they waited for it.
     """
 
     features: Tensor
@@ -213,7 +213,7 @@ class Encoder:
         for work, rows in parts:
             count = rows.stop - rows.start
             if not work.taken_in:
-                work.features = torch.empty(len(work), *features.shape[1:])
+                work.features = features.new_empty(len(work), *features.shape[1:])
             work.taken_in += count
             work.features[rows] = features[start : start + count]
             work.service_s += seconds * count / total

@@ -56,8 +56,8 @@ def log_name(number: int) -> str:
 
 
 def app_name(teacher: config.Teacher) -> str:
-    """The Serve application for this teacher: equal weights, layer, label use, tokens and
-    micro-batch share one.
+    """The Serve application for this teacher: equal weights, layer, label use, tokens,
+    micro-batch and wire share one.
     """
     assert teacher.uri
     parts = [
@@ -66,6 +66,7 @@ def app_name(teacher: config.Teacher) -> str:
         teacher.label,
         teacher.micro_batch,
         *["tokens"] * teacher.tokens,
+        *["float16"] * (teacher.wire == "float16"),
     ]
     return PREFIX + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 

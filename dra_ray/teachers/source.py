@@ -170,6 +170,10 @@ class LocalTeacher:
     def micro_batch(self) -> int:
         return self.config.micro_batch
 
+    @property
+    def _wire(self) -> torch.dtype:
+        return torch.float16 if self.config.wire == "float16" else torch.float32
+
     def sample(self) -> Request:
         """A micro-batch of random rows, to try what the kernels do."""
         count, net = self.micro_batch, self.net
@@ -186,7 +190,7 @@ class LocalTeacher:
         return Request.seeded(images, labels, sigma, 0)
 
     def submit(self, request: Request) -> Pending:
-        return Ready(self.encode(request))
+        return Ready(self.encode(request).float())
 
     def close(self) -> None:
         """Nothing to release."""
@@ -197,12 +201,13 @@ class LocalTeacher:
 
     @torch.no_grad()
     def encode(self, request: Request) -> Tensor:
-        """Features float32 [B,D] on the CPU, or maps [B,D,h,w] with `config.tokens`. Raises as
-        `check` does.
+        """Features [B,D] on the CPU, or maps [B,D,h,w] with `config.tokens`, of the type that
+        `config.wire` names. Raises as `check` does, and `DataError` for features that float16
+        cannot hold.
         """
         self.check(request)
         if not len(request):
-            return torch.empty(0, self.feature_dim)
+            return torch.empty(0, self.feature_dim, dtype=self._wire)
         with _threads(self.threads):
             return torch.cat(list(map(self._encode_part, request.split(self.micro_batch))))
 
@@ -220,7 +225,14 @@ class LocalTeacher:
         if self.net.num_classes and self.config.label == "true":
             one_hot = _padded(self.net.one_hot(request.labels), size, 0.0).to(self.device)
         features = self.net.features(noisy, sigma, one_hot, self.layer, not self.config.tokens)
-        return features[:count].to("cpu", torch.float32)
+        features = features[:count].to("cpu", torch.float32)
+        sent = features.to(self._wire)
+        if self._wire is torch.float16 and bool((sent.isinf() & features.isfinite()).any()):
+            raise DataError(
+                f"the teacher's features reach {features.abs().max():.3g}, which float16 cannot "
+                "hold; set teacher.wire=float32"
+            )
+        return sent
 
 
 def noise_of(seeds: list[int], shape: tuple[int, ...]) -> Tensor:

@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from pydantic import JsonValue
 
 from dra_ray import cluster, config, plan, report, runs
+from dra_ray.inspection import diagnosis
 from dra_ray.pool import service
 from dra_ray.runs import RungRow, SyntheticProgress, TeacherRow
 from dra_ray.storage import Store
+from dra_ray.sweeps import spaces
 from dra_ray.workloads import evaluate, sweep, synthesize, train_teacher
 
 
@@ -63,6 +65,8 @@ def run(settings: config.Quickstart, store: Store, progress: Progress | None = N
         synthesize.run(synthesis, images, progress.synthetic)
     sources = {"base.teacher.uri": teacher.uri, "base.synthetic.uri": images.uri}
     wide = config.override(settings.sweep, sources)
+    if not (trials / runs.MANIFEST).exists():
+        diagnosis.log_check(list(spaces.experiments(wide).values()))
     with contextlib.ExitStack() as stack:
         if wide.base.pool.kind == "pool" and not _is_done(trials):
             # up until the end of AutoAttack, so that its log also shows it shrink

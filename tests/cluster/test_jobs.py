@@ -76,6 +76,31 @@ def test_synthesis_as_a_job(head: Head, teacher: Store, tmp_path: Path) -> None:
     assert (run / "shard-00001.npz").read_npz()["image"].shape == (20, 8, 8, 1)
 
 
+@pytest.mark.slow
+def test_a_training_job_tells_what_its_teacher_can_teach(
+    head: Head, teacher: Store, tmp_path: Path
+) -> None:
+    """Where the run starts anew; a job that goes on, or is done, does not look again."""
+    settings = {
+        "teacher.uri": teacher.uri,
+        "optim.epochs": 1,
+        "model.name": "wrn-10-1",
+        "threat.steps": 1,
+        "selection.steps": 1,
+        "align.hidden": 32,
+        "data.validation_images": 300,
+    }
+    changes = [part for item in settings.items() for part in ("--set", "{}={}".format(*item))]
+    arguments = ("digits-dra", "--storage", str(tmp_path), "--name", "run", *changes)
+    status, log = head.finish(head.submit("train.py", *arguments))
+    assert status == JobStatus.SUCCEEDED, log
+    assert "targets: dec." in log
+    assert "raw pixels" in log
+    status, log = head.finish(head.submit("train.py", *arguments))
+    assert status == JobStatus.SUCCEEDED, log
+    assert "targets: dec." not in log
+
+
 def test_a_users_mistake_fails_the_job_with_one_line(head: Head) -> None:
     """Exit code 2, which Ray records, and no traceback."""
     arguments = ("synthesis.yaml", "--storage", "runs", "--name", "images")

@@ -71,6 +71,23 @@ def test_pool_equals_local_to_the_bit(app: str, local: LocalTeacher) -> None:
         )
 
 
+def test_maps_in_float16_are_the_same_to_the_bit_from_the_pool_and_half_as_long(
+    ray_cluster: Any, settings: config.Teacher, local: LocalTeacher
+) -> None:
+    halved = settings.model_copy(update={"wire": "float16", "tokens": True})
+    source = LocalTeacher(local.net, halved, threads=1)
+    with service.serving(halved, SETTINGS) as app:
+        assert app != service.app_name(settings.model_copy(update={"tokens": True}))
+        client = pool_client.PoolClient(app, SETTINGS)
+        for count in (1, 65):
+            asked = request(9, count)
+            answer = client.submit(asked).result()
+            assert answer.dtype == torch.float32
+            assert torch.equal(answer, source.submit(asked).result())
+        sent, _ = client._handle.encode.remote(asked, "", "").result()
+        assert 2 * sent.nbytes == answer.numpy().nbytes
+
+
 def test_a_slice_with_its_offset_equals_the_slice_of_the_whole(
     app: str, local: LocalTeacher
 ) -> None:

@@ -33,6 +33,27 @@ def test_submit_is_encode():
     assert source.encode(request(1, 0)).shape == (0, source.feature_dim)
 
 
+@pytest.mark.parametrize("tokens", [False, True])
+def test_features_in_float16_are_those_in_float32_rounded(tokens):
+    whole, halved = (teacher(wire=wire, tokens=tokens) for wire in ("float32", "float16"))
+    assert whole.config.digest() != halved.config.digest()
+    answer = halved.submit(request(1, 20)).result()
+    assert answer.dtype == torch.float32
+    assert torch.equal(answer, whole.encode(request(1, 20)).half().float())
+    assert halved.encode(request(1, 20)).dtype == torch.float16
+    assert halved.encode(request(1, 0)).dtype == torch.float16
+
+
+def test_features_beyond_float16_are_refused_and_not_sent_as_infinite():
+    source = teacher(wire="float16")
+    with torch.no_grad():
+        for name, weight in source.net.named_parameters():
+            if name.endswith("in1.conv1.bias"):
+                weight.fill_(3e5)
+    with pytest.raises(DataError, match="float16 cannot hold; set teacher.wire=float32"):
+        source.encode(request(1, 4))
+
+
 @pytest.mark.parametrize("cut", [16, 5, 39, 40])
 def test_a_request_cut_in_parts_gives_the_same_features(cut):
     source, whole = teacher(), request(2, 40)
