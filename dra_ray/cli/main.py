@@ -348,10 +348,18 @@ def _evaluate_finalists(
 def compare(
     run_a: Annotated[
         str,
-        typer.Argument(metavar="RUN_A", help="Folder of an evaluated run, such as the baseline."),
+        typer.Argument(
+            metavar="A",
+            help="Folder of an evaluated run, such as the baseline; or of several that differ in "
+            "their training seed, with commas between them.",
+        ),
     ],
     run_b: Annotated[
-        str, typer.Argument(metavar="RUN_B", help="Folder of another, evaluated alike.")
+        str,
+        typer.Argument(
+            metavar="B",
+            help="Folder of another, evaluated alike; or as many, in A's order of seeds.",
+        ),
     ],
     what: Annotated[
         str, typer.Option(help="What the sentence is about: autoattack, pgd or clean.")
@@ -366,14 +374,19 @@ def compare(
         ),
     ] = None,
 ) -> None:
-    """Compare two evaluated runs image by image: is their difference more than noise?"""
+    """Compare two evaluated runs, or two ways of training over several seeds, image by image: is
+    their difference more than noise?
+    """
     with terminal.busy(f"comparing '{run_a}' with '{run_b}'"):
-        from dra_ray.evaluation import compare as comparison
+        from dra_ray.evaluation import arms
+        from dra_ray.evaluation import compare as pair
 
-        found = comparison.compare_runs(Store(run_a), Store(run_b), what)
-    terminal.table(
-        comparison.table(found), f"A: {run_a}, B: {run_b}, the same {found['images']} test images"
-    )
+        one, two = ([Store(uri) for uri in given.split(",") if uri] for given in (run_a, run_b))
+        if len(one) == len(two) == 1:
+            found, rows = pair.compare_runs(one[0], two[0], what), pair.table
+        else:
+            found, rows = arms.compare_runs(one, two, what), arms.table
+    terminal.table(rows(found), f"A: {run_a}, B: {run_b}, the same {found['images']} test images")
     terminal.out.print(found["sentence"])
     for note in found["notes"]:
         terminal.err.print(f"note: {note}")

@@ -229,10 +229,10 @@ def compare_runs(a: Store, b: Store, what: str = "autoattack") -> dict[str, Any]
         "what": what,
         "images": found[what].images,
         "rows": [
-            {"what": _titled(one, kind), **dataclasses.asdict(row), "interval": list(row.interval)}
+            {"what": titled(one, kind), **dataclasses.asdict(row), "interval": list(row.interval)}
             for kind, row in found.items()
         ],
-        "sentence": sentence(found[what], _titled(one, what)),
+        "sentence": sentence(found[what], titled(one, what)),
         "notes": notes,
     }
 
@@ -255,5 +255,6 @@ def table(report: Mapping[str, Any]) -> list[dict[str, object]]:
     ]
 
 
-def _titled(evaluated: Evaluated, what: str) -> str:
+def titled(evaluated: Evaluated, what: str) -> str:
+    """A kind of verdicts as tables name it, such as PGD-20."""
     return f"PGD-{evaluated.setting('pgd_steps')}" if what == "pgd" else SPELLED[what]
