@@ -11,6 +11,7 @@ from dra_ray.report import probes
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.edm import EDM
+from dra_ray.workloads.train_teacher import Training
 from tests.teachers.test_dit import latent_dit
 
 
@@ -70,6 +71,33 @@ def test_a_probe_looks_at_a_few_layers_unless_told_otherwise(untrained):
     )
     assert steps[-1] == (1, len(names))
     assert first["layer"] == names[0]
+
+
+@pytest.mark.seconds
+def test_the_control_is_probed_as_a_denoiser_is(untrained, tmp_path):
+    """Also at a resolution below the data set's own; it takes no labels, so it can leak none."""
+    settings = config.load(
+        "digits-edm",
+        config.TeacherTraining,
+        ["objective=classify", "data.resolution=4", "net.channel_mult=[1,2]"]
+        + ["images_seen=12800"],
+    )
+    control = Training(settings, data.load(settings.data))
+    rows = {}
+    for name in ("begun", "trained"):
+        checkpoint.save(Store(str(tmp_path / name)), control.average, control.card())
+        (rows[name],) = diagnosis.probe_teacher(
+            Store(str(tmp_path / name)), (), (0.3,), ("dec.2x2_in1",), 600, label="true"
+        )
+        while control.step < control.steps:
+            control.advance(control.net)
+    (denoiser,) = diagnosis.probe_teacher(untrained, (), (0.3,), ("dec.4x4_in1",), 60)
+    assert rows["trained"].keys() == denoiser.keys()
+    assert "leak" not in rows["trained"]
+    assert rows["trained"]["accuracy"] > rows["begun"]["accuracy"]
+    assert rows["trained"]["within_cosine"] - rows["trained"]["between_cosine"] > (
+        rows["begun"]["within_cosine"] - rows["begun"]["between_cosine"]
+    )
 
 
 def test_what_a_probe_cannot_do_is_refused(untrained):
