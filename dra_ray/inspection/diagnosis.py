@@ -24,6 +24,14 @@ from torch.nn import functional as F
 from dra_ray import config, data
 from dra_ray.data.random import Stream, generator
 from dra_ray.errors import DataError
+from dra_ray.inspection.geometry import (
+    class_constant_loss,
+    constant_loss,
+    effective_dimension,
+    mean_cosines,
+    uniformity,
+    units,
+)
 from dra_ray.inspection.probe import (
     Row,
     check_fits,
@@ -46,56 +54,6 @@ LEAK_ABOVE_CHANCE = 0.25  # share of the way from chance to 1 at which a given l
 PIXELS_A_SIDE = 32  # larger images are reduced for their own probe
 MOST_ROWS = 4000  # of tokens, of which each image has many
 PER_CLASS = 5  # images of each class that a probe needs to say anything
-
-
-# -- pure functions of features --------------------------------------------------------------------
-def units(features: Tensor) -> Tensor:
-    """Rows of length 1, float64 [N,D]; a row of zeros stays."""
-    return F.normalize(features.double(), dim=1)
-
-
-def mean_cosines(features: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Mean cosine of two different images of one class, and of two classes; NaN without a pair."""
-    rows, members = units(features), F.one_hot(labels.long()).double()
-    sums, own = members.T @ rows, rows.square().sum()
-    alike = members.sum(0).square().sum() - len(rows)
-    apart = len(rows) ** 2 - members.sum(0).square().sum()
-    within, whole = sums.square().sum(), rows.sum(0).square().sum()
-    return float((within - own) / alike), float((whole - within) / apart)
-
-
-def uniformity(features: Tensor, temperature: float = 2.0) -> float:
-    """Log of the mean of exp(-t |u - v|^2) over pairs of unit rows (Wang & Isola, arXiv
-    2005.10242): 0 where all are equal, about -4 where they are spread evenly.
-    """
-    rows = units(features)
-    total = sum(
-        (2 * temperature * (part @ rows.T - 1)).exp().sum().item() for part in rows.split(512)
-    )
-    pairs = len(rows) * (len(rows) - 1)
-    equal = (2 * temperature * (rows.square().sum(1) - 1)).exp().sum().item()
-    return float(torch.tensor((total - equal) / pairs).log())
-
-
-def effective_dimension(features: Tensor, centred: bool = False) -> float:
-    """Participation ratio of the spectrum, (sum l)^2 / sum l^2 over the eigenvalues l of the second
-    moment, or of the covariance where `centred`: 1 on a line, D where all directions are equal.
-    """
-    rows = features.double()
-    rows = rows - rows.mean(0) if centred else rows
-    moment = rows.T @ rows if rows.shape[1] <= len(rows) else rows @ rows.T  # equal spectra
-    return float(moment.trace() ** 2 / moment.square().sum().clamp_min(1e-300))
-
-
-def constant_loss(features: Tensor) -> float:
-    """Alignment loss of the best constant vector, which learns nothing: 1 - |mean unit row|."""
-    return float(1 - units(features).mean(0).norm())
-
-
-def class_constant_loss(features: Tensor, labels: Tensor) -> float:
-    """The same of the best constant per class, which knows the class and nothing else."""
-    rows, members = units(features), F.one_hot(labels.long()).double()
-    return float(1 - (members.T @ rows).norm(dim=1).sum() / len(rows))
 
 
 def pixels(images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from dra_ray import config, data
 from dra_ray.config import Teacher, UNet
 from dra_ray.data.pictures import Split
-from dra_ray.inspection import diagnosis
+from dra_ray.inspection import diagnosis, geometry
 from dra_ray.report import probes
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint, targets
@@ -32,11 +32,11 @@ def test_cosines_and_uniformity_are_means_over_pairs() -> None:
     cosines = unit @ unit.T
     same = labels.numpy()[:, None] == labels.numpy()[None]
     pair = ~np.eye(len(rows), dtype=bool)
-    within, between = diagnosis.mean_cosines(rows, labels)
+    within, between = geometry.mean_cosines(rows, labels)
     assert within == pytest.approx(cosines[same & pair].mean(), rel=1e-9)
     assert between == pytest.approx(cosines[~same].mean(), rel=1e-9)
     squares = ((unit[:, None] - unit[None]) ** 2).sum(-1)[pair]
-    assert diagnosis.uniformity(rows) == pytest.approx(np.log(np.exp(-2 * squares).mean()))
+    assert geometry.uniformity(rows) == pytest.approx(np.log(np.exp(-2 * squares).mean()))
 
 
 @pytest.mark.parametrize("shape", [(60, 7), (10, 30)])
@@ -46,10 +46,10 @@ def test_dimensions_are_participation_ratios_of_the_spectrum(shape: tuple[int, i
     for centred in (False, True):
         spectrum = np.linalg.svd(x - x.mean(0) * centred, compute_uv=False) ** 2
         ratio = spectrum.sum() ** 2 / (spectrum**2).sum()
-        assert diagnosis.effective_dimension(rows, centred) == pytest.approx(ratio, rel=1e-9)
+        assert geometry.effective_dimension(rows, centred) == pytest.approx(ratio, rel=1e-9)
     line = torch.arange(1.0, 9.0)[:, None] * torch.ones(1, 5)
-    assert diagnosis.effective_dimension(line) == pytest.approx(1)
-    assert diagnosis.effective_dimension(torch.eye(5)) == pytest.approx(5)
+    assert geometry.effective_dimension(line) == pytest.approx(1)
+    assert geometry.effective_dimension(torch.eye(5)) == pytest.approx(5)
 
 
 def test_the_best_constants_cannot_be_improved() -> None:
@@ -57,8 +57,8 @@ def test_the_best_constants_cannot_be_improved() -> None:
     rows, labels = features()
     constants = torch.randn(3, 7, generator=torch.Generator().manual_seed(1), requires_grad=True)
     for chosen, closed in (
-        (torch.zeros_like(labels), diagnosis.constant_loss(rows)),
-        (labels, diagnosis.class_constant_loss(rows, labels)),
+        (torch.zeros_like(labels), geometry.constant_loss(rows)),
+        (labels, geometry.class_constant_loss(rows, labels)),
     ):
         optimiser = torch.optim.LBFGS([constants], max_iter=200)
 
@@ -181,7 +181,7 @@ def test_statistics_are_those_that_a_run_measures(tmp_path) -> None:
     assert [row["transform"] for row in rows] == ["none", "centre", "standardise", "whiten"]
     assert rows[3]["width"] == 3
     assert rows[3]["centred_dimension"] == pytest.approx(3, rel=1e-3)
-    assert rows[0]["constant_loss"] == pytest.approx(diagnosis.constant_loss(features))
+    assert rows[0]["constant_loss"] == pytest.approx(geometry.constant_loss(features))
     x = features.double().numpy()
     spectrum = np.linalg.svd(x - x.mean(0), compute_uv=False) ** 2
     wanted = np.cumsum(spectrum) / spectrum.sum()
@@ -200,4 +200,4 @@ def test_tokens_are_diagnosed_position_by_position() -> None:
     maps = tokens.encode(Request.seeded(train.images, train.labels, torch.full((60,), 0.5), 0))
     rows = maps.flatten(2).transpose(1, 2).flatten(0, 1)
     assert len(rows) == 60 * 16
-    assert found.constant_loss == pytest.approx(diagnosis.constant_loss(rows))
+    assert found.constant_loss == pytest.approx(geometry.constant_loss(rows))
