@@ -17,6 +17,7 @@ import typer
 from dra_ray import __version__, config, runs
 from dra_ray.cli import status as status_commands
 from dra_ray.cli import terminal
+from dra_ray.cli.analyse import analyse
 from dra_ray.cli.bench import bench_app
 from dra_ray.cli.options import (
     Check,
@@ -63,6 +64,7 @@ app.add_typer(pool_app, name="pool")
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(teacher_app, name="teacher")
 app.command("runs")(status_commands.runs)
+app.command("analyse")(analyse)
 app.command("status")(status_commands.status)
 
 

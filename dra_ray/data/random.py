@@ -32,6 +32,7 @@ class Stream(enum.IntEnum):
     PROBE_STUDENT = 30
     LABEL_LEAK = 31
     TARGET_STATISTICS = 32
+    ANALYSIS = 33
 
 
 def generator(seed: int, *path: int) -> torch.Generator:

@@ -1,0 +1,189 @@
+"""What the paper looked at, for any set of models (arXiv 2602.19931, sections 3 and 5): rows of
+plain values, curves, and a sentence each on what the paper saw and what is seen here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dra_ray.inspection import dimension, frequency, geometry, similarity
+from dra_ray.inspection.models import Seen
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What an analysis found.
+
+    Attributes:
+        name, title: of the analysis.
+        rows: one per model, fractions unrounded.
+        curves: per model, lists by name, for plots and JSON.
+        paper, here: a sentence on what the paper saw, and on what is seen in `rows`.
+    """
+
+    name: str
+    title: str
+    rows: list[Row]
+    curves: dict[str, dict[str, list[float]]]
+    paper: str
+    here: str
+
+
+# -- where features lie ----------------------------------------------------------------------------
+def of_geometry(models: Sequence[Seen], reference: Seen | None = None) -> Analysis:
+    """Alignment and uniformity (figures 4 and 5): raw values, both better when lower. The paper's
+    attack, images and signs are not in the text we have (UNVERIFIED).
+    """
+    seen = [*([reference] if reference else []), *models]
+    rows = []
+    for each in seen:
+        row: Row = {"model": each.name, "uniformity": geometry.uniformity(each.features)}
+        if each.adversarial is not None:
+            row["alignment"] = geometry.alignment(each.features, each.adversarial)
+        row["dimension"] = geometry.effective_dimension(each.features, centred=True)
+        rows.append(row | each.accuracies)
+    return Analysis(
+        "geometry",
+        "Alignment and uniformity",
+        rows,
+        {},
+        "Adversarial training pulls an image and its adversarial image together; diffusion "
+        "features are spread most evenly, and DRA spreads the classifier's (figures 4 and 5).",
+        _extremes(rows, "uniformity", "spread most evenly (lowest uniformity)", min),
+    )
+
+
+# -- how alike they are ----------------------------------------------------------------------------
+def of_similarity(
+    models: Sequence[Seen], reference: Seen | None, neighbours: int = similarity.NEIGHBOURS
+) -> Analysis:
+    """CKNNA and CKA of every model with `reference` (default: the first model), and their rank
+    correlation with robust accuracy (figures 1 and 9).
+    """
+    first, others = (reference, models) if reference else (models[0], models[1:])
+    anchor = similarity.prepared(first.features)
+    rows = []
+    for each in others:
+        other = similarity.prepared(each.features)
+        row: Row = {
+            "model": each.name,
+            "cknna": similarity.cknna(anchor, other, neighbours),
+            "cka": similarity.cka(anchor, other),
+            "unbiased_cka": similarity.cka(anchor, other, unbiased=True),
+        }
+        rows.append(row | each.accuracies)
+    return Analysis(
+        "similarity",
+        f"Similarity to {first.name}",
+        rows,
+        {},
+        "Robust models that are more robust have representations more like the diffusion model's, "
+        "and not more like a standard model's (figures 1 and 9).",
+        _ranks(rows),
+    )
+
+
+def _ranks(rows: Sequence[Row]) -> str:
+    judged = [row for row in rows if "robust_accuracy" in row]
+    found = similarity.rank_correlation(
+        [row["cknna"] for row in judged], [row["robust_accuracy"] for row in judged]
+    )
+    if found is None:
+        return "Too few models to say whether similarity goes with robustness; give three or more."
+    told = (
+        f"Over {found.models} models, CKNNA and robust accuracy have rank correlation "
+        f"{found.rho:.2f}"
+    )
+    if found.interval:
+        told += f" (95 % {found.interval[0]:.2f} to {found.interval[1]:.2f})"
+    return f"{told}, p = {found.p_value:.2g}."
+
+
+# -- directions that count -------------------------------------------------------------------------
+def of_dimension(models: Sequence[Seen], reference: Seen | None = None) -> Analysis:
+    """Classification and robust dimension (figure 7, table 3); a teacher has none."""
+    rows: list[Row] = []
+    curves: dict[str, dict[str, list[float]]] = {}
+    for each in models:
+        assert each.adversarial is not None
+        assert each.weight is not None
+        labels = each.labels
+        assert labels is not None
+        given = (each.features, each.adversarial, labels, each.weight, each.bias)
+        found = dimension.dimensions(*given)
+        around = dimension.dimensions(*given, centred=True)
+        rows.append(
+            {
+                "model": each.name,
+                "width": each.features.shape[1],
+                "cls_95": found.cls_95,
+                "cls_99": found.cls_99,
+                "robust_dimension": found.robust_dimension,
+                "centred_cls_95": around.cls_95,
+                "centred_cls_99": around.cls_99,
+                "centred_robust_dimension": around.robust_dimension,
+                "clean_accuracy": found.full_clean,
+                "robust_accuracy": found.full_robust,
+            }
+        )
+        curves[each.name] = {"clean": found.clean, "robust": found.robust}
+    return Analysis(
+        "dimension",
+        "Directions that a classifier needs",
+        rows,
+        curves,
+        "CLS-95, CLS-99 and robust dimension are 9, 14, 9 for AT and 15, 42, 22 with DRA; 10, 11, "
+        "11 for DM-AT and 12, 15, 23 with DRA (table 3).",
+        _extremes(rows, "robust_dimension", "needs most directions under attack", max),
+    )
+
+
+# -- frequencies -----------------------------------------------------------------------------------
+def of_frequency(models: Sequence[Seen], reference: Seen | None = None) -> Analysis:
+    """Spectra of adversarial perturbations and of input gradients (figures 3a and 10)."""
+    rows: list[Row] = []
+    curves: dict[str, dict[str, list[float]]] = {}
+    for each in models:
+        assert each.perturbation is not None
+        assert each.gradient is not None
+        row: Row = {"model": each.name}
+        curves[each.name] = {}
+        for what, maps in (("perturbation", each.perturbation), ("gradient", each.gradient)):
+            found = frequency.spectrum(maps)
+            row |= {f"{what}_{band}": getattr(found, band) for band in ("low", "mid", "high")}
+            curves[each.name][what] = found.radial
+            curves[each.name][f"{what}_2d"] = found.power.flatten().tolist()
+        rows.append(row | each.accuracies)
+    return Analysis(
+        "frequency",
+        "Spatial frequencies that the model heeds",
+        rows,
+        curves,
+        "Diffusion features heed high frequencies less than a standard model's, like robust "
+        "models; DRA lowers the sensitivity to low ones (figures 3a and 10).",
+        _extremes(
+            rows, "gradient_high", "has least of its gradients' power in high frequencies", min
+        ),
+    )
+
+
+def _extremes(rows: Sequence[Row], column: str, words: str, best: Callable[..., Row]) -> str:
+    if len(rows) < 2:
+        return f"One model alone: {column.replace('_', ' ')} {rows[0][column]:.3g}."
+    chosen = best(rows, key=lambda row: row[column])
+    others = sorted((row[column] for row in rows if row is not chosen), reverse=best is max)
+    if others[0] == chosen[column]:
+        return f"Several models have the same {column.replace('_', ' ')}, {others[0]:.3g}: no best."
+    return f"{chosen['model']} {words}: {chosen[column]:.3g}, the next {others[0]:.3g}."
+
+
+ANALYSES: Mapping[str, Callable[..., Analysis]] = {
+    "geometry": of_geometry,
+    "similarity": of_similarity,
+    "dimension": of_dimension,
+    "frequency": of_frequency,
+}

@@ -1,0 +1,215 @@
+"""What analyses see of a model, with the same images for all: features, attacks, gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dra_ray import config
+from dra_ray.attacks.pgd import frozen, noise_like, strongest
+from dra_ray.config import networks
+from dra_ray.data.random import Stream, generator
+from dra_ray.errors import ConfigError
+from dra_ray.evaluation import subjects
+from dra_ray.evaluation.subjects import Options, Subject
+from dra_ray.storage import Store
+from dra_ray.teachers import checkpoint
+from dra_ray.teachers.cards import CARD
+from dra_ray.teachers.source import LocalTeacher, Request
+
+BATCH = 250
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """Of one model on N images.
+
+    Attributes:
+        name: as it was given.
+        features: [N,D] that the last linear layer sees, or a teacher's.
+        adversarial: the same of the model's own adversarial images; None of a teacher.
+        perturbation: [N,C,H,W], adversarial less clean images; gradient: of the cross-entropy on
+            clean images; both None of a teacher.
+        correct, withstood: bool [N], on clean and on adversarial images; None of a teacher.
+        labels: int64 [N]; weight, bias: of the last linear layer.
+    """
+
+    name: str
+    features: Tensor
+    adversarial: Tensor | None = None
+    perturbation: Tensor | None = None
+    gradient: Tensor | None = None
+    correct: Tensor | None = None
+    withstood: Tensor | None = None
+    labels: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """`clean_accuracy` and `robust_accuracy`; nothing of a teacher."""
+        if self.correct is None or self.withstood is None:
+            return {}
+        return {
+            "clean_accuracy": float(self.correct.double().mean()),
+            "robust_accuracy": float(self.withstood.double().mean()),
+        }
+
+
+def is_teacher(what: str) -> bool:
+    """Whether `what` is a teacher's folder, or package:NAME."""
+    if what.startswith("package:"):
+        return True
+    if what.startswith((networks.TIMM, "robustbench:")) or subjects.FUNCTION.fullmatch(what):
+        return False
+    return (Store(what) / CARD).is_file()
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How models are looked at.
+
+    Attributes:
+        images: of the test set, the first so many.
+        steps: of PGD on the cross-entropy, from one random start, with steps of a quarter of eps.
+        sigma, layer: of teachers; label null.
+        seed: of the attack's start and of a teacher's noise.
+        threads: of a teacher.
+    """
+
+    images: int = 1000
+    steps: int = 20
+    sigma: float = 0.06
+    layer: str | None = None
+    seed: int = 0
+    threads: int = 1
+
+
+def subject(what: str, options: Options, how: How) -> Subject:
+    """A classifier with the images that it is looked at on; raises as `subjects.read` does."""
+    found = subjects.read(what, dataclasses.replace(options, to=options.to or Store(".")))
+    return dataclasses.replace(
+        found, images=found.images[: how.images], labels=found.labels[: how.images]
+    )
+
+
+def require_alike(models: Sequence[Subject]) -> None:
+    """`ConfigError` where models are not looked at on the same images within the same ball."""
+    first = models[0]
+    for other in models[1:]:
+        if first.images.shape != other.images.shape or not torch.equal(first.images, other.images):
+            raise ConfigError(
+                f"'{first.name}' and '{other.name}' have other test images; give models of one "
+                "data set, or --set name=... --set resolution=..."
+            )
+        ours, theirs = (
+            (one.experiment.threat.norm, one.experiment.threat.eps_255) for one in (first, other)
+        )
+        if ours != theirs:
+            raise ConfigError(
+                f"'{first.name}' is attacked within {ours[1]:g}/255 ({ours[0]}) and "
+                f"'{other.name}' within {theirs[1]:g}/255 ({theirs[0]}); give --eps-255 and --norm"
+            )
+
+
+def look(found: Subject, how: How, progress: Callable[[int], None] | None = None) -> Seen:
+    """At a classifier: its features of clean images and of its own adversarial ones, with gradients
+    on the way. `progress` is told how many images are done.
+
+    Raises `ConfigError` for a classifier without a linear layer.
+    """
+    threat = found.experiment.threat
+    draws = generator(how.seed, Stream.ANALYSIS)
+    noise = noise_like(found.images.shape, threat, draws)
+    parts: list[tuple[Tensor, ...]] = []
+    with frozen(found.student), observed(found.student) as see:
+        for start in range(0, len(found.images), BATCH):
+            rows = slice(start, start + BATCH)
+            x, y = found.images[rows], found.labels[rows]
+            with torch.no_grad():
+                attacked = strongest(found.student, x, y, threat, noise[rows], how.steps)
+                logits, features = see(x)
+                under_attack, moved = see(attacked)
+            right = logits.argmax(1) == y, under_attack.argmax(1) == y
+            parts.append((features, moved, attacked - x, _gradient(found.student, x, y), *right))
+            if progress:
+                progress(start + len(x))
+        last = _last(found.student)
+    features, moved, perturbation, gradient, correct, withstood = (
+        torch.cat(column) for column in zip(*parts, strict=True)
+    )
+    return Seen(
+        found.name,
+        features,
+        moved,
+        perturbation,
+        gradient,
+        correct,
+        withstood,
+        found.labels,
+        last.weight.detach(),
+        None if last.bias is None else last.bias.detach(),
+    )
+
+
+def _gradient(student: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    with torch.enable_grad():
+        inputs = x.clone().requires_grad_(True)
+        loss = F.cross_entropy(student(inputs), labels, reduction="sum")
+        return torch.autograd.grad(loss, inputs)[0]
+
+
+def _last(student: nn.Module) -> nn.Linear:
+    layers = [module for module in student.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise ConfigError(
+            f"{type(student).__name__} has no linear layer, so it is not known what its features "
+            "are; give a classifier that ends in torch.nn.Linear"
+        )
+    return layers[-1]
+
+
+@contextmanager
+def observed(student: nn.Module) -> Iterator[Callable[[Tensor], tuple[Tensor, Tensor]]]:
+    """A function that gives a batch's (logits, input of the last linear layer [B,D]) while the
+    context lasts. `ConfigError` where that layer takes no part in the forward pass, or sees more
+    than one vector an image.
+    """
+    seen: list[Tensor] = []
+    handle = _last(student).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+
+    def see(x: Tensor) -> tuple[Tensor, Tensor]:
+        seen.clear()
+        logits: Tensor = student(x)
+        if len(seen) != 1 or seen[0].ndim != 2 or len(seen[0]) != len(x):
+            raise ConfigError(
+                f"the last linear layer of {type(student).__name__} does not see one feature per "
+                "image, so it is no classifier's head; give a classifier that ends in it"
+            )
+        return logits, seen[0]
+
+    try:
+        yield see
+    finally:
+        handle.remove()
+
+
+def look_at_teacher(what: str, images: Tensor, how: How) -> Seen:
+    """At a teacher's pooled features of images float [N,C,H,W] in [0,1], with the same noise for
+    image i in every call. Raises `DataError` for images that it does not take, `ConfigError` for a
+    layer or noise level that it does not have.
+    """
+    settings = config.validate(
+        config.Teacher, {"uri": what, "label": "null", "layer": how.layer}, "teacher"
+    )
+    assert settings.uri
+    source = LocalTeacher(checkpoint.load(Store(settings.uri)), settings, how.threads)
+    pixels = (images * 255).round().to(torch.uint8)
+    labels = torch.zeros(len(pixels), dtype=torch.int64)
+    request = Request.seeded(pixels, labels, torch.full((len(pixels),), how.sigma), how.seed)
+    return Seen(what, source.encode(request))
