@@ -14,7 +14,8 @@ from dra_ray.cli.options import EvaluationSet, to_write
 from dra_ray.errors import ConfigError, nearest
 from dra_ray.storage import Store
 
-NAMES = ("geometry", "similarity", "dimension", "frequency")  # of inspection.analyses
+OF_MODELS = ("geometry", "similarity", "dimension", "frequency")  # of inspection.analyses
+NAMES = (*OF_MODELS, "probe")
 IN_FILES_ALONE = ("dimension", "centred_cls_95", "centred_cls_99", "centred_robust_dimension")
 
 
@@ -85,8 +86,10 @@ def analyse(
         if teachers:
             bars.stage("looking at the teacher")
             reference = job.look_at_teacher(teachers[0], chosen[0].images, how)
+        elif what == "probe":
+            raise ConfigError("probe looks at a head on a teacher; give a teacher among the models")
         seen = []
-        for number, subject in enumerate(chosen):
+        for number, subject in enumerate(chosen if what != "probe" else []):
 
             def show(done: int, number: int = number, name: str = subject.name) -> None:
                 share = (number + done / len(chosen[number].images)) / len(chosen)
@@ -94,9 +97,14 @@ def analyse(
 
             seen.append(job.look(subject, how, show))
         found = []
-        for name in NAMES if what == "all" else (what,):
+        for name in (n for n in OF_MODELS if what in (n, "all")):
             more = {"neighbours": neighbours} if name == "similarity" else {}
             found.append(analyses.ANALYSES[name](seen, reference, **more))
+        if teachers and what in ("probe", "all"):
+            bars.stage("attacking a head on the teacher")
+            curves = job.probe_under_attack(teachers[0], chosen[0], how)
+            curves += [job.by_radius(subject, how) for subject in chosen]
+            found.append(analyses.of_probe(curves))
     for each in found:
         shown = [
             {column: value for column, value in row.items() if column not in IN_FILES_ALONE}

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dra_ray import config
+from dra_ray import config, data
 from dra_ray.attacks.pgd import frozen, noise_like, strongest
 from dra_ray.config import networks
 from dra_ray.data.random import Stream, generator
 from dra_ray.errors import ConfigError
 from dra_ray.evaluation import subjects
 from dra_ray.evaluation.subjects import Options, Subject
+from dra_ray.inspection import frozen as frozen_probe
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.cards import CARD
@@ -61,6 +62,14 @@ class Seen:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Accuracies (fractions) within the radii `frozen.EPS_255`, of the model `name`."""
+
+    name: str
+    accuracies: list[float]
+
+
 def is_teacher(what: str) -> bool:
     """Whether `what` is a teacher's folder, or package:NAME."""
     if what.startswith("package:"):
@@ -80,6 +89,7 @@ class How:
         sigma, layer: of teachers; label null.
         seed: of the attack's start and of a teacher's noise.
         threads: of a teacher.
+        head_images: training images that a head on a teacher is fitted to.
     """
 
     images: int = 1000
@@ -88,6 +98,7 @@ class How:
     layer: str | None = None
     seed: int = 0
     threads: int = 1
+    head_images: int = 2000
 
 
 def subject(what: str, options: Options, how: How) -> Subject:
@@ -197,6 +208,37 @@ def observed(student: nn.Module) -> Iterator[Callable[[Tensor], tuple[Tensor, Te
         yield see
     finally:
         handle.remove()
+
+
+def probe_under_attack(what: str, beside: Subject, how: How) -> list[Curve]:
+    """Accuracy by radius of a head on a teacher, with one stored noise and with fresh noise, and of
+    a classifier on the same images. Raises as `look_at_teacher` does, and `ConfigError` for a
+    teacher that sees latents.
+    """
+    settings = config.validate(config.Teacher, {"uri": what, "layer": how.layer}, "teacher")
+    assert settings.uri
+    net = checkpoint.load(Store(settings.uri))
+    train = data.in_memory(data.load(beside.experiment.data).train[: how.head_images])
+    given = beside.images, beside.labels, beside.experiment.threat
+    curves = []
+    for fresh in (False, True):
+        head = frozen_probe.train(net, train, how.sigma, how.layer, fresh=fresh, seed=how.seed)
+        for eot in frozen_probe.EOT if fresh else (None,):
+            name = f"head on {what}" + (f", fresh noise, EOT {eot}" if fresh else "")
+            with torch.random.fork_rng():
+                torch.manual_seed(how.seed)
+                found = frozen_probe.by_radius(
+                    head, *given, steps=how.steps, eot=eot, seed=how.seed
+                )
+            curves.append(Curve(name, found))
+    return curves
+
+
+def by_radius(beside: Subject, how: How) -> Curve:
+    """A classifier's accuracy by radius."""
+    given = beside.images, beside.labels, beside.experiment.threat
+    found = frozen_probe.by_radius(beside.student, *given, steps=how.steps, seed=how.seed)
+    return Curve(beside.name, found)
 
 
 def look_at_teacher(what: str, images: Tensor, how: How) -> Seen:

@@ -4,6 +4,7 @@ al. 2023, arXiv 2303.09769).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,15 +38,50 @@ def probe(
     one class only.
     """
     _check(features_train, labels_train, features_test, labels_test)
-    train, test = features_train.double().numpy(), features_test.double().numpy()
+    model, mean, scale = _regression(features_train, labels_train, c)
+    with threadpool_limits(1, "blas"):
+        found = model.predict((features_test.double().numpy() - mean) / scale)
+    return float((found == labels_test.numpy()).mean())
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """logits [B,K] = weight [K,D] (feature - mean [D]) / scale [D] + bias [K], float32."""
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    scale: Tensor
+
+
+def fitted(features: Tensor, labels: Tensor, c: float = 1.0) -> Head:
+    """The head that `probe` judges, for classes 0 .. K-1; raises as `probe` does, and `DataError`
+    where one of fewer than three classes has no image.
+    """
+    _check(features, labels, features, labels)
+    model, mean, scale = _regression(features, labels, c)
+    if len(model.classes_) < 3 or list(model.classes_) != list(range(len(model.classes_))):
+        raise DataError(
+            f"probe: the labels are of classes {list(model.classes_)}; pass images of each class "
+            "from 0 on, at least three"
+        )
+    arrays = model.coef_, model.intercept_, mean, scale
+    return Head(*(torch.from_numpy(np.asarray(array)).float() for array in arrays))
+
+
+def _regression(
+    features: Tensor, labels: Tensor, c: float
+) -> tuple[LogisticRegression, np.ndarray, np.ndarray]:
+    """The fit, and the mean and scale of the features that it was made on."""
+    train = features.double().numpy()
     mean, deviation = train.mean(0), train.std(0)
     scale = np.where(deviation > FLAT, deviation, 1.0)
     # its products are small: on a busy machine of 2 cores a second thread made them 4 to 8 times
     # slower
     with threadpool_limits(1, "blas"):
         model = LogisticRegression(C=c, max_iter=5000)
-        model.fit((train - mean) / scale, labels_train.numpy())
-        return float((model.predict((test - mean) / scale) == labels_test.numpy()).mean())
+        model.fit((train - mean) / scale, labels.numpy())
+    return model, mean, scale
 
 
 def _check(

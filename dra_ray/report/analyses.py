@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from dra_ray.inspection.analyses import Analysis
+from dra_ray.inspection.frozen import EPS_255
 from dra_ray.report import html, plots, words
 from dra_ray.report.words import in_percent
 from dra_ray.storage import Store
@@ -39,7 +40,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> html.Table:
 
 
 def _cell(column: str, value: Any) -> Any:
-    if column.endswith("accuracy"):
+    if column.endswith("accuracy") or column.startswith("eps_"):
         return in_percent(value)
     return round(value, 3) if isinstance(value, float) else value
 
@@ -113,6 +114,14 @@ def _frequency(found: Analysis) -> Drawn:
     ]
 
 
+def _probe(found: Analysis) -> Drawn:
+    figure = _lines(found, "accuracy", "eps (1/255)", "accuracy (%)", 0, 100)
+    for trace in figure["data"]:
+        trace["x"] = list(EPS_255)
+    text = "PGD on the first test images; EOT averages each gradient over so many draws of noise."
+    return [(figure, "Accuracy by radius", text)]
+
+
 def _lines(
     found: Analysis, kind: str, x_title: str, y_title: str, first: int, scale: float
 ) -> plots.Figure:
@@ -139,4 +148,5 @@ FIGURES = {
     "similarity": _similarity,
     "dimension": _dimension,
     "frequency": _frequency,
+    "probe": _probe,
 }

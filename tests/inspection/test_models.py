@@ -136,8 +136,20 @@ def test_each_analysis_has_rows_a_sentence_and_a_section(teacher: Store, tmp_pat
     seen = [models.look(a_subject(seed), HOW) for seed in range(3)]
     reference = models.look_at_teacher(teacher.uri, a_subject(0).images, HOW)
     found = [each(seen, reference) for each in analyses.ANALYSES.values()]
+    how = models.How(images=40, steps=2, head_images=100)
+    heads = models.probe_under_attack(teacher.uri, a_subject(0), how)
+    found.append(analyses.of_probe([*heads, models.by_radius(a_subject(0), how)]))
     assert [each.name for each in found] == list(page.FIGURES)
-    geometry, similarity, dimension, frequency = found
+    geometry, similarity, dimension, frequency, probe = found
+    assert [row["model"].removeprefix(f"head on {teacher.uri}") for row in probe.rows] == [
+        "",
+        ", fresh noise, EOT 1",
+        ", fresh noise, EOT 5",
+        ", fresh noise, EOT 20",
+        "net-0",
+    ]
+    clean = models.look(a_subject(0), how).accuracies["clean_accuracy"]
+    assert probe.rows[-1]["eps_0"] == pytest.approx(clean)
     assert [row["model"] for row in geometry.rows] == [teacher.uri, "net-0", "net-1", "net-2"]
     assert "alignment" not in geometry.rows[0]
     assert [row["model"] for row in similarity.rows] == ["net-0", "net-1", "net-2"]
@@ -182,9 +194,9 @@ def test_the_command(teacher: Store, tmp_path) -> None:
     files = "--json", "out.json", "--out", "page.html"
     done = dra("all", teacher.uri, "nets:one", "nets:two", *files)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("The paper: ") == done.stdout.count("Here: ") == 4
+    assert done.stdout.count("The paper: ") == done.stdout.count("Here: ") == 5
     found = json.loads((tmp_path / "out.json").read_text())
-    assert sorted(found) == ["dimension", "frequency", "geometry", "similarity"]
+    assert sorted(found) == ["dimension", "frequency", "geometry", "probe", "similarity"]
     assert "plotly" in (tmp_path / "page.html").read_text()
     for arguments, words in (
         (("geometri", "nets:one"), "did you mean 'geometry'"),
