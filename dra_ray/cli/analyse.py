@@ -11,11 +11,10 @@ import typer
 from dra_ray import config
 from dra_ray.cli import terminal
 from dra_ray.cli.options import EvaluationSet, to_write
+from dra_ray.config.catalogue import ANALYSES
 from dra_ray.errors import ConfigError, nearest
 from dra_ray.storage import Store
 
-OF_MODELS = ("geometry", "similarity", "dimension", "frequency")  # of inspection.analyses
-NAMES = (*OF_MODELS, "probe")
 IN_FILES_ALONE = ("dimension", "centred_cls_95", "centred_cls_99", "centred_robust_dimension")
 
 
@@ -23,7 +22,7 @@ def analyse(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help=f"{', '.join(NAMES)}; or all, in the order of the paper."
+            metavar="NAME", help=f"{', '.join(ANALYSES)}; or all, in the order of the paper."
         ),
     ],
     models: Annotated[
@@ -63,8 +62,8 @@ def analyse(
     """What the paper looked at: where features lie, how alike models are, how many directions they
     need, which frequencies they heed.
     """
-    if what not in (*NAMES, "all"):
-        raise ConfigError(f"NAME '{what}': {nearest(what, [*NAMES, 'all'])}")
+    if what not in (*ANALYSES, "all"):
+        raise ConfigError(f"NAME '{what}': {nearest(what, [*ANALYSES, 'all'])}")
     with terminal.Bars() as bars:
         from dra_ray.evaluation.subjects import Options
         from dra_ray.inspection import analyses
@@ -73,44 +72,20 @@ def analyse(
         how = job.How(images, steps, sigma, layer, seed, os.cpu_count() or 1)
         changes = config.parse_settings(set_ or [])
         options = Options(changes, eps_255, norm, weights=weights, architecture=architecture)
-        teachers = [model for model in models if job.is_teacher(model)]
-        if len(teachers) > 1:
-            raise ConfigError(
-                f"'{teachers[1]}' is a second teacher beside '{teachers[0]}'; give one at a time"
-            )
-        chosen = [job.subject(model, options, how) for model in models if model not in teachers]
-        if not chosen:
-            raise ConfigError(f"'{teachers[0]}' is a teacher; give a classifier beside it")
-        job.require_alike(chosen)
-        reference = None
-        if teachers:
-            bars.stage("looking at the teacher")
-            reference = job.look_at_teacher(teachers[0], chosen[0].images, how)
-        elif what == "probe":
-            raise ConfigError("probe looks at a head on a teacher; give a teacher among the models")
-        seen = []
-        for number, subject in enumerate(chosen if what != "probe" else []):
-
-            def show(done: int, number: int = number, name: str = subject.name) -> None:
-                share = (number + done / len(chosen[number].images)) / len(chosen)
-                bars.show("models", share, f"attacking '{name}'")
-
-            seen.append(job.look(subject, how, show))
-        found = []
-        for name in (n for n in OF_MODELS if what in (n, "all")):
-            more = {"neighbours": neighbours} if name == "similarity" else {}
-            found.append(analyses.ANALYSES[name](seen, reference, **more))
-        if teachers and what in ("probe", "all"):
-            bars.stage("attacking a head on the teacher")
-            curves = job.probe_under_attack(teachers[0], chosen[0], how)
-            curves += [job.by_radius(subject, how) for subject in chosen]
-            found.append(analyses.of_probe(curves))
+        found, looked_at = analyses.analyse(
+            what,
+            models,
+            options,
+            how,
+            neighbours=neighbours,
+            progress=lambda share, text: bars.show("models", share, text),
+        )
     for each in found:
         shown = [
             {column: value for column, value in row.items() if column not in IN_FILES_ALONE}
             for row in each.rows
         ]
-        terminal.table(shown, f"{each.title}: {len(chosen[0].images)} test images")
+        terminal.table(shown, f"{each.title}: {looked_at['images']} test images")
         terminal.out.print(f"The paper: {each.paper}")
         terminal.out.print(f"Here: {each.here}")
     if json:
@@ -118,11 +93,4 @@ def analyse(
     if out:
         from dra_ray.report import analyses as page
 
-        threat = chosen[0].experiment.threat
-        facts = {
-            "images": len(chosen[0].images),
-            "PGD steps": steps,
-            "eps": f"{threat.eps_255:g}/255 {threat.norm}",
-            "seed": seed,
-        } | ({"teacher": teachers[0], "sigma": sigma, "layer": layer} if teachers else {})
-        page.write(Store(out), ", ".join(subject.name for subject in chosen), facts, found)
+        page.write(Store(out), ", ".join(models), looked_at, found)

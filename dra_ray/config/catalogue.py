@@ -147,3 +147,7 @@ def in_order(names: set[str], version: str) -> list[str]:
     """Attacks in the order in which the version ran them (files hold them by name), others last."""
     known = VERSIONS.get(version, VERSIONS["standard"]).attacks
     return [name for name in known if name in names] + sorted(names - set(known))
+
+
+# of `dra analyse`, in the order of the paper's figures
+ANALYSES = ("geometry", "similarity", "dimension", "frequency", "probe")

@@ -5,10 +5,13 @@ plain values, curves, and a sentence each on what the paper saw and what is seen
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dra_ray.inspection import dimension, frequency, geometry, similarity
+from dra_ray.errors import ConfigError
+from dra_ray.evaluation.subjects import Options, Subject
+from dra_ray.inspection import dimension, frequency, geometry, models, similarity
 from dra_ray.inspection.frozen import EPS_255
 from dra_ray.inspection.models import Curve, Seen
 
@@ -35,11 +38,11 @@ class Analysis:
 
 
 # -- where features lie ----------------------------------------------------------------------------
-def of_geometry(models: Sequence[Seen], reference: Seen | None = None) -> Analysis:
+def of_geometry(seen: Sequence[Seen], reference: Seen | None = None) -> Analysis:
     """Alignment and uniformity (figures 4 and 5): raw values, both better when lower. The paper's
     attack, images and signs are not in the text we have (UNVERIFIED).
     """
-    seen = [*([reference] if reference else []), *models]
+    seen = [*([reference] if reference else []), *seen]
     rows = []
     for each in seen:
         row: Row = {"model": each.name, "uniformity": geometry.uniformity(each.features)}
@@ -60,12 +63,12 @@ def of_geometry(models: Sequence[Seen], reference: Seen | None = None) -> Analys
 
 # -- how alike they are ----------------------------------------------------------------------------
 def of_similarity(
-    models: Sequence[Seen], reference: Seen | None, neighbours: int = similarity.NEIGHBOURS
+    seen: Sequence[Seen], reference: Seen | None, neighbours: int = similarity.NEIGHBOURS
 ) -> Analysis:
     """CKNNA and CKA of every model with `reference` (default: the first model), and their rank
     correlation with robust accuracy (figures 1 and 9).
     """
-    first, others = (reference, models) if reference else (models[0], models[1:])
+    first, others = (reference, seen) if reference else (seen[0], seen[1:])
     anchor = similarity.prepared(first.features)
     rows = []
     for each in others:
@@ -105,11 +108,11 @@ def _ranks(rows: Sequence[Row]) -> str:
 
 
 # -- directions that count -------------------------------------------------------------------------
-def of_dimension(models: Sequence[Seen], reference: Seen | None = None) -> Analysis:
+def of_dimension(seen: Sequence[Seen], reference: Seen | None = None) -> Analysis:
     """Classification and robust dimension (figure 7, table 3); a teacher has none."""
     rows: list[Row] = []
     curves: dict[str, dict[str, list[float]]] = {}
-    for each in models:
+    for each in seen:
         assert each.adversarial is not None
         assert each.weight is not None
         labels = each.labels
@@ -144,11 +147,11 @@ def of_dimension(models: Sequence[Seen], reference: Seen | None = None) -> Analy
 
 
 # -- frequencies -----------------------------------------------------------------------------------
-def of_frequency(models: Sequence[Seen], reference: Seen | None = None) -> Analysis:
+def of_frequency(seen: Sequence[Seen], reference: Seen | None = None) -> Analysis:
     """Spectra of adversarial perturbations and of input gradients (figures 3a and 10)."""
     rows: list[Row] = []
     curves: dict[str, dict[str, list[float]]] = {}
-    for each in models:
+    for each in seen:
         assert each.perturbation is not None
         assert each.gradient is not None
         row: Row = {"model": each.name}
@@ -206,9 +209,84 @@ def _extremes(rows: Sequence[Row], column: str, words: str, best: Callable[..., 
     return f"{chosen['model']} {words}: {chosen[column]:.3g}, the next {others[0]:.3g}."
 
 
-ANALYSES: Mapping[str, Callable[..., Analysis]] = {
+# -- all of it -------------------------------------------------------------------------------------
+OF_MODELS: Mapping[str, Callable[..., Analysis]] = {
     "geometry": of_geometry,
     "similarity": of_similarity,
     "dimension": of_dimension,
     "frequency": of_frequency,
 }
+
+
+def analyse(
+    what: str,
+    given: Sequence[str],
+    options: Options,
+    how: models.How,
+    *,
+    neighbours: int = similarity.NEIGHBOURS,
+    progress: Callable[[float, str], None] = lambda share, text: None,
+) -> tuple[list[Analysis], dict[str, Any]]:
+    """The analysis `what` of `config.catalogue.ANALYSES`, or all of them, of classifiers and at
+    most one teacher, which stand in `given` in any order; and facts on how they were looked at.
+
+    Raises `ConfigError` for two teachers, none where `probe` needs one, no classifier, and models
+    that are not seen on the same images within the same ball; beside that what `subjects.read`
+    raises.
+    """
+    teacher, chosen = _sorted(what, given, options, how)
+    reference = None
+    if teacher:
+        progress(0.0, "looking at the teacher")
+        reference = models.look_at_teacher(teacher, chosen[0].images, how)
+    found, total = [], sum(len(each.images) for each in chosen)
+    names = [name for name in OF_MODELS if what in (name, "all")]
+    if not teacher and len(chosen) < 2:
+        names = [name for name in names if name != "similarity"]  # to nothing
+    seen: list[Seen] = []
+    for number, each in enumerate(chosen if names else []):
+        before, text = number * len(each.images), f"attacking '{each.name}'"
+        tell = functools.partial(_tell, progress, before, total, text)
+        seen.append(models.look(each, how, tell))
+    for name in names:
+        more = {"neighbours": neighbours} if name == "similarity" else {}
+        found.append(OF_MODELS[name](seen, reference, **more))
+    if teacher and what in ("probe", "all"):
+        progress(1.0, "attacking a head on the teacher")
+        curves = models.probe_under_attack(teacher, chosen[0], how)
+        found.append(of_probe([*curves, *(models.by_radius(each, how) for each in chosen)]))
+    threat = chosen[0].experiment.threat
+    facts: dict[str, Any] = {
+        "images": len(chosen[0].images),
+        "PGD steps": how.steps,
+        "eps": f"{threat.eps_255:g}/255 {threat.norm}",
+        "seed": how.seed,
+    }
+    if teacher:
+        facts |= {"teacher": teacher, "sigma": how.sigma, "layer": how.layer}
+    return found, facts
+
+
+def _tell(
+    progress: Callable[[float, str], None], before: int, total: int, text: str, done: int
+) -> None:
+    progress((before + done) / total, text)
+
+
+def _sorted(
+    what: str, given: Sequence[str], options: Options, how: models.How
+) -> tuple[str | None, list[Subject]]:
+    teachers = [each for each in given if models.is_teacher(each)]
+    if len(teachers) > 1:
+        raise ConfigError(
+            f"'{teachers[1]}' is a second teacher beside '{teachers[0]}'; give one at a time"
+        )
+    chosen = [models.subject(each, options, how) for each in given if each not in teachers]
+    if not chosen:
+        raise ConfigError(f"'{teachers[0]}' is a teacher; give a classifier beside it")
+    if what == "probe" and not teachers:
+        raise ConfigError("probe looks at a head on a teacher; give a teacher among the models")
+    if what == "similarity" and len(given) < 2:
+        raise ConfigError(f"similarity of '{given[0]}' to what? give a teacher or a second model")
+    models.require_alike(chosen)
+    return next(iter(teachers), None), chosen

@@ -111,7 +111,7 @@ def by_radius(
     """
     noise = noise_like(images.shape, threat, generator(seed, Stream.ANALYSIS, 2))
     return [
-        _accuracy(student, images, labels, _within(threat, radius), noise, steps, eot)
+        _accuracy(student, images, labels, _within(threat, radius), noise, steps=steps, eot=eot)
         for radius in radii_255
     ]
 
@@ -127,6 +127,7 @@ def _accuracy(
     labels: Tensor,
     threat: config.Threat,
     noise: Tensor,
+    *,
     steps: int,
     eot: int | None,
 ) -> float:

@@ -135,7 +135,7 @@ def test_a_teacher_is_seen_as_a_pool_would_answer(teacher: Store) -> None:
 def test_each_analysis_has_rows_a_sentence_and_a_section(teacher: Store, tmp_path) -> None:
     seen = [models.look(a_subject(seed), HOW) for seed in range(3)]
     reference = models.look_at_teacher(teacher.uri, a_subject(0).images, HOW)
-    found = [each(seen, reference) for each in analyses.ANALYSES.values()]
+    found = [each(seen, reference) for each in analyses.OF_MODELS.values()]
     how = models.How(images=40, steps=2, head_images=100)
     heads = models.probe_under_attack(teacher.uri, a_subject(0), how)
     found.append(analyses.of_probe([*heads, models.by_radius(a_subject(0), how)]))
@@ -201,6 +201,7 @@ def test_the_command(teacher: Store, tmp_path) -> None:
     for arguments, words in (
         (("geometri", "nets:one"), "did you mean 'geometry'"),
         (("geometry", teacher.uri), "give a classifier beside it"),
+        (("similarity", "nets:one"), "give a teacher or a second model"),
         (("geometry", teacher.uri, "package:fashion-edm", "nets:one"), "is a second teacher"),
         (
             ("similarity", "nets:one", "nets:two", "--neighbours", "50"),
