@@ -150,4 +150,4 @@ def in_order(names: set[str], version: str) -> list[str]:
 
 
 # of `dra analyse`, in the order of the paper's figures
-ANALYSES = ("geometry", "similarity", "dimension", "frequency", "probe")
+ANALYSES = ("geometry", "similarity", "dimension", "sae", "frequency", "probe")

@@ -9,9 +9,13 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from dra_ray.errors import ConfigError
 from dra_ray.evaluation.subjects import Options, Subject
-from dra_ray.inspection import dimension, frequency, geometry, models, similarity
+from dra_ray.inspection import dimension, frequency, geometry, models, sae, similarity
 from dra_ray.inspection.frozen import EPS_255
 from dra_ray.inspection.models import Curve, Seen
 
@@ -55,8 +59,9 @@ def of_geometry(seen: Sequence[Seen], reference: Seen | None = None) -> Analysis
         "Alignment and uniformity",
         rows,
         {},
-        "Adversarial training pulls an image and its adversarial image together; diffusion "
-        "features are spread most evenly, and DRA spreads the classifier's (figures 4 and 5).",
+        "Diffusion features are less moved by attacks than a standard model's and spread far more "
+        "evenly; adversarial training moves less and spreads less, and DRA shifts that frontier "
+        "(figures 4 and 5).",
         _extremes(rows, "uniformity", "spread most evenly (lowest uniformity)", min),
     )
 
@@ -168,11 +173,59 @@ def of_frequency(seen: Sequence[Seen], reference: Seen | None = None) -> Analysi
         rows,
         curves,
         "Diffusion features heed high frequencies less than a standard model's, like robust "
-        "models; DRA lowers the sensitivity to low ones (figures 3a and 10).",
+        "models; DRA lowers the sensitivity to low ones, a noisy classifier's features as targets "
+        "raise that to middle and high ones (figures 3a and 10).",
         _extremes(
             rows, "gradient_high", "has least of its gradients' power in high frequencies", min
         ),
     )
+
+
+# -- sparse autoencoders ---------------------------------------------------------------------------
+SAE_SEEDS = 3
+HELD_OUT = 5  # one image in so many is not learnt from
+WIDER = 8  # latents per feature
+
+
+def of_sae(seen: Sequence[Seen], reference: Seen | None = None, steps: int = 1000) -> Analysis:
+    """Error of TopK autoencoders on features that they have not seen, by k (figure 6): the mean and
+    the spread over training seeds. Features of all models are scaled to a mean square of 1.
+    """
+    rows: list[Row] = []
+    curves: dict[str, dict[str, list[float]]] = {}
+    for each in seen:
+        width = each.features.shape[1]
+        curves[each.name] = {"k": [], "error": [], "deviation": []}
+        for k in (k for k in (4, 8, 16, 32, 64, 128) if k <= max(width // 2, 4)):
+            settings = sae.Settings(k, WIDER * width, steps)
+            found = _autoencoders(each.features, settings)
+            errors = np.array([quality.error for quality in found])
+            dead = np.mean([quality.dead for quality in found])
+            row = {"model": each.name, "k": k, "error": float(errors.mean())}
+            rows.append(row | {"deviation": float(errors.std(ddof=1)), "dead": float(dead)})
+            for column in ("k", "error", "deviation"):
+                curves[each.name][column].append(rows[-1][column])
+    most = [row for row in rows if row["k"] == max(row["k"] for row in rows)]
+    return Analysis(
+        "sae",
+        "Error of sparse autoencoders",
+        rows,
+        curves,
+        "Synthetic images and DRA both lower the error: features become easier to take apart into "
+        "sparse ones (figure 6).",
+        _extremes(most, "error", f"is easiest to rebuild from {most[0]['k']} latents", min),
+    )
+
+
+def _autoencoders(features: Tensor, settings: sae.Settings) -> list[sae.Quality]:
+    """One for each seed, judged on the images that none has learnt from."""
+    apart = torch.arange(len(features)) % HELD_OUT == 0
+    learnt = features[~apart].float()
+    scale = learnt.square().mean().sqrt().clamp_min(1e-30)
+    return [
+        sae.quality(sae.train(learnt / scale, settings, seed), features[apart].float() / scale)
+        for seed in range(SAE_SEEDS)
+    ]
 
 
 # -- a head on a frozen teacher --------------------------------------------------------------------
@@ -214,6 +267,7 @@ OF_MODELS: Mapping[str, Callable[..., Analysis]] = {
     "geometry": of_geometry,
     "similarity": of_similarity,
     "dimension": of_dimension,
+    "sae": of_sae,
     "frequency": of_frequency,
 }
 

@@ -100,6 +100,17 @@ def _dimension(found: Analysis) -> Drawn:
     ]
 
 
+def _sae(found: Analysis) -> Drawn:
+    figure = _lines(found, "error", "latents an image may use (k)", "error", 0, 1)
+    for trace, curves in zip(figure["data"], found.curves.values(), strict=True):
+        trace |= {"x": [int(k) for k in curves["k"]], "mode": "lines+markers"}
+        trace["error_y"] = {"type": "data", "array": curves["deviation"]}
+    text = (
+        "As a share of the features' variance, on images not learnt from; bars: deviation of seeds."
+    )
+    return [(figure, "Error by sparsity", text)]
+
+
 def _frequency(found: Analysis) -> Drawn:
     return [
         (
@@ -147,6 +158,7 @@ FIGURES = {
     "geometry": _geometry,
     "similarity": _similarity,
     "dimension": _dimension,
+    "sae": _sae,
     "frequency": _frequency,
     "probe": _probe,
 }

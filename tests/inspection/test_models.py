@@ -135,12 +135,17 @@ def test_a_teacher_is_seen_as_a_pool_would_answer(teacher: Store) -> None:
 def test_each_analysis_has_rows_a_sentence_and_a_section(teacher: Store, tmp_path) -> None:
     seen = [models.look(a_subject(seed), HOW) for seed in range(3)]
     reference = models.look_at_teacher(teacher.uri, a_subject(0).images, HOW)
-    found = [each(seen, reference) for each in analyses.OF_MODELS.values()]
+    found = [
+        each(seen, reference, **({"steps": 3} if name == "sae" else {}))
+        for name, each in analyses.OF_MODELS.items()
+    ]
     how = models.How(images=40, steps=2, head_images=100)
     heads = models.probe_under_attack(teacher.uri, a_subject(0), how)
     found.append(analyses.of_probe([*heads, models.by_radius(a_subject(0), how)]))
     assert [each.name for each in found] == list(page.FIGURES)
-    geometry, similarity, dimension, frequency, probe = found
+    geometry, similarity, dimension, sae, frequency, probe = found
+    assert [row["k"] for row in sae.rows] == 3 * [4, 8, 16, 32]
+    assert all(row["error"] > 0 for row in sae.rows)
     assert [row["model"].removeprefix(f"head on {teacher.uri}") for row in probe.rows] == [
         "",
         ", fresh noise, EOT 1",
@@ -194,9 +199,9 @@ def test_the_command(teacher: Store, tmp_path) -> None:
     files = "--json", "out.json", "--out", "page.html"
     done = dra("all", teacher.uri, "nets:one", "nets:two", *files)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("The paper: ") == done.stdout.count("Here: ") == 5
+    assert done.stdout.count("The paper: ") == done.stdout.count("Here: ") == 6
     found = json.loads((tmp_path / "out.json").read_text())
-    assert sorted(found) == ["dimension", "frequency", "geometry", "probe", "similarity"]
+    assert sorted(found) == ["dimension", "frequency", "geometry", "probe", "sae", "similarity"]
     assert "plotly" in (tmp_path / "page.html").read_text()
     for arguments, words in (
         (("geometri", "nets:one"), "did you mean 'geometry'"),
