@@ -39,10 +39,15 @@ from dra_ray.config.text import printable
 from dra_ray.storage import Store
 from dra_ray.sweeps import spaces
 
+# of a page: what keeps its numbers together, and logs and pipes need not have
+_SPACES = str.maketrans({"\u202f": " ", "\u00a0": " "})
+
 
 def plain(text: str) -> str:
-    """What may be printed of a text that may be a stranger's: no control sequences but lines."""
-    return printable(text, "\n")
+    """What may be printed of a text that may be a stranger's: no control sequences but lines. The
+    spaces that keep a page's numbers together are ordinary ones.
+    """
+    return printable(text.translate(_SPACES), "\n")
 
 
 class _Plain(Console):

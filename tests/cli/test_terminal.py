@@ -19,6 +19,7 @@ from dra_ray.bench import policy
 from dra_ray.cli import terminal
 from dra_ray.evaluation import compare
 from dra_ray.pool.records import Totals
+from dra_ray.report import words
 from dra_ray.storage import Store
 
 WIDTH = 80
@@ -190,3 +191,11 @@ def test_what_is_waited_for_is_said_before_what_comes_of_it(tmp_path: Path) -> N
         run.kill()
     os.close(ours)
     assert b"plan of digits-dra" not in shown
+
+
+def test_a_pages_numbers_are_printed_with_ordinary_spaces(capsys) -> None:
+    """As a sweep's answer is, which the page shows too; what a terminal would obey stays out."""
+    written = f"{words.count(48_000)} images, {words.percent(0.5)}"
+    assert words.THIN in written
+    terminal.out.print(f"{written}\x1b[31m")
+    assert capsys.readouterr().out == "48 000 images, 50.0 %\\x1b[31m\n"
