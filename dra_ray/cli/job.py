@@ -85,7 +85,7 @@ def _folder(storage: str, name: str) -> Store:
 
 
 def _look_at_targets(settings: Frozen, run: Store) -> None:
-    """Before the first start of aligned runs: what their teachers can teach, in the log."""
+    """Before the first start of aligned runs: what their teachers can teach, on stderr."""
     if not isinstance(settings, Experiment | Sweep) or (run / MANIFEST).exists():
         return
     from dra_ray.inspection import diagnosis  # with torch, which the other jobs load on their own
@@ -93,7 +93,8 @@ def _look_at_targets(settings: Frozen, run: Store) -> None:
     experiments = (
         spaces.experiments(settings).values() if isinstance(settings, Sweep) else [settings]
     )
-    diagnosis.log_check([each.with_sources() for each in experiments])
+    for line in diagnosis.told([each.with_sources() for each in experiments]):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _progress(row: Result) -> None:

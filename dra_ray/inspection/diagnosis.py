@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import logging
 import math
 import os
 import time
@@ -46,7 +45,6 @@ from dra_ray.teachers import checkpoint, targets
 from dra_ray.teachers.diffusion import LN_SIGMA_MEAN
 from dra_ray.teachers.source import LocalTeacher
 
-log = logging.getLogger("dra_ray")
 # Where alignment can teach little. Of `package:fashion-edm`, with which it did not help: a constant
 # has a loss of 0.12 and features have 1.0 to 3.4 dimensions, at every layer (1,500 images)
 SMALL_LOSS, FEW_DIMENSIONS = 0.2, 4.0
@@ -378,18 +376,17 @@ def check(experiments: Sequence[config.Experiment], threads: int = 1, device: st
     return result
 
 
-def log_check(experiments: Sequence[config.Experiment]) -> None:
-    """Tell the log what `check` finds, a line for each target and each warning; nothing where no
+def told(experiments: Sequence[config.Experiment]) -> list[str]:
+    """What `check` finds in lines for a log, one for each target and each warning; none where no
     run aligns.
     """
     found = check(experiments, threads=os.cpu_count() or 1)
+    lines = []
     for row in found.rows:
         floor = f" (raw pixels {row['pixels_accuracy']:.2%})" if "pixels_accuracy" in row else ""
-        log.info(
-            "targets: %s at sigma %g: probe %s%s", row["layer"], row["sigma"], in_words(row), floor
-        )
-    for line in found.warnings:
-        log.warning("targets: %s", line)
+        where = f"{row['layer']} at sigma {row['sigma']:g}"
+        lines.append(f"targets: {where}: probe {in_words(row)}{floor}")
+    return lines + [f"warning: targets: {line}" for line in found.warnings]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import platform
 import time
@@ -21,6 +22,8 @@ from dra_ray.runs import RungRow, SyntheticProgress, TeacherRow
 from dra_ray.storage import Store
 from dra_ray.sweeps import spaces
 from dra_ray.workloads import evaluate, sweep, synthesize, train_teacher
+
+log = logging.getLogger("dra_ray")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +69,8 @@ def run(settings: config.Quickstart, store: Store, progress: Progress | None = N
     sources = {"base.teacher.uri": teacher.uri, "base.synthetic.uri": images.uri}
     wide = config.override(settings.sweep, sources)
     if not (trials / runs.MANIFEST).exists():
-        diagnosis.log_check(list(spaces.experiments(wide).values()))
+        for line in diagnosis.told(list(spaces.experiments(wide).values())):
+            log.info(line)
     with contextlib.ExitStack() as stack:
         if wide.base.pool.kind == "pool" and not _is_done(trials):
             # up until the end of AutoAttack, so that its log also shows it shrink

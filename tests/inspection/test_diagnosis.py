@@ -133,22 +133,17 @@ def test_a_run_is_checked_with_its_own_teacher_and_noise_level(tmp_path) -> None
     assert found.warnings == [f"dec.4x4_in1 at sigma 0.5: {line}" for line in said]
 
 
-def test_the_log_is_told_of_each_target_and_each_warning(tmp_path, caplog) -> None:
+def test_a_log_is_told_of_each_target_and_each_warning(tmp_path) -> None:
     checkpoint.save(Store(str(tmp_path)), a_teacher("null").net, {})
     experiment = config.override(
         config.Experiment(), {"teacher.uri": str(tmp_path), "teacher.label": "null"}
     )
-    caplog.set_level("INFO", logger="dra_ray")
-    diagnosis.log_check([config.override(experiment, {"align.weight": 0.0})])
-    assert not caplog.records
-    diagnosis.log_check([experiment])
+    assert diagnosis.told([config.override(experiment, {"align.weight": 0.0})]) == []
     found = diagnosis.check([experiment])
-    told = [(record.levelname, record.getMessage()) for record in caplog.records]
-    (level, target), *warnings = told
-    assert level == "INFO"
+    target, *warnings = diagnosis.told([experiment])
     assert f"dec.4x4_in1 at sigma 0.06: probe {found.rows[0]['accuracy']:.2%}" in target
     assert f"raw pixels {found.rows[0]['pixels_accuracy']:.2%}" in target
-    assert warnings == [("WARNING", f"targets: {line}") for line in found.warnings]
+    assert warnings == [f"warning: targets: {line}" for line in found.warnings]
 
 
 def test_the_page_has_the_floor_and_every_column(tmp_path) -> None:
