@@ -47,6 +47,9 @@ def analyse(
     architecture: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of robustbench:URI.")
     ] = None,
+    sae_steps: Annotated[
+        int, typer.Option(min=1, help="Of a sparse autoencoder's training.")
+    ] = 1000,
     seed: int = 0,
     out: Annotated[
         str | None,
@@ -69,7 +72,7 @@ def analyse(
         from dra_ray.inspection import analyses
         from dra_ray.inspection import models as job
 
-        how = job.How(images, steps, sigma, layer, seed, os.cpu_count() or 1)
+        how = job.How(images, steps, sigma, layer, seed, os.cpu_count() or 1, sae_steps=sae_steps)
         changes = config.parse_settings(set_ or [])
         options = Options(changes, eps_255, norm, weights=weights, architecture=architecture)
         found, looked_at = analyses.analyse(

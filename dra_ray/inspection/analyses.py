@@ -303,8 +303,8 @@ def analyse(
         tell = functools.partial(_tell, progress, before, total, text)
         seen.append(models.look(each, how, tell))
     for name in names:
-        more = {"neighbours": neighbours} if name == "similarity" else {}
-        found.append(OF_MODELS[name](seen, reference, **more))
+        more = {"similarity": {"neighbours": neighbours}, "sae": {"steps": how.sae_steps}}
+        found.append(OF_MODELS[name](seen, reference, **more.get(name, {})))
     if teacher and what in ("probe", "all"):
         progress(1.0, "attacking a head on the teacher")
         curves = models.probe_under_attack(teacher, chosen[0], how)

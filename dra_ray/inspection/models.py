@@ -90,6 +90,7 @@ class How:
         seed: of the attack's start and of a teacher's noise.
         threads: of a teacher.
         head_images: training images that a head on a teacher is fitted to.
+        sae_steps: training steps of a sparse autoencoder.
     """
 
     images: int = 1000
@@ -99,6 +100,7 @@ class How:
     seed: int = 0
     threads: int = 1
     head_images: int = 2000
+    sae_steps: int = 1000
 
 
 def subject(what: str, options: Options, how: How) -> Subject:

@@ -77,7 +77,7 @@ def find(manifest: Manifest, rows: Sequence[RungRow], late: Sequence[FidelityRow
     """Of a sweep with this manifest, these rows of rungs.jsonl and those of fidelity.jsonl."""
     trials: dict[str, dict[str, Any]] = {n: dict(f) for n, f in manifest.trials.items()}
     images = validation_images(manifest.config)
-    fields = sorted({field for fields in trials.values() for field in fields} - {equal.SEED})
+    fields = sorted({field for fields in trials.values() for field in fields} - equal.SEEDS)
     curves = {field: effects.curves(field, trials, rows, images) for field in fields}
     fitted: list[fits.Fit | Refused] = []
     if "synthetic.images" in fields:

@@ -102,10 +102,11 @@ def answer(
     gaps = {first: _gap(of[winner], of[first], images) for first in groups if first != winner}
     plain = [name for name in order if trials[name].get("align.weight") == 0]
     baseline = plain[0] if plain and plain[0] != winner else None
+    points = [fidelity.point(trials[name]) for name in (winner, baseline) if name]
     return Answer(
         winner,
         groups[winner],
-        fidelity.point(trials[winner]),
+        points[0],
         contest.images_seen,
         standing[winner].images or images,
         means[0],
@@ -117,7 +118,7 @@ def answer(
         tuple(name for name, gap in gaps.items() if not gap.is_clear),
         baseline,
         gaps[baseline] if baseline else None,
-        equal.differing(trials[winner], trials[baseline]) if baseline else {},
+        equal.differing(*points) if baseline else {},
         judged.attack if judged else "pgd",
         tuple(order) if judged else (),
         judged.before if judged and judged.disagrees else (),

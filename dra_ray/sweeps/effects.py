@@ -191,7 +191,7 @@ def _unequal(
     alike up to chance.
     """
     names = [name for group in groups for name in group]
-    fields = sorted({other for name in names for other in trials[name]} - {field, equal.SEED})
+    fields = sorted({other for name in names for other in trials[name]} - {field} - equal.SEEDS)
 
     def shares(other: str, group: Sequence[str]) -> dict[str, float]:
         listed = [repr(trials[name].get(other)) for name in group]

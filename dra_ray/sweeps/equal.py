@@ -34,8 +34,10 @@ ALIGNMENT = ("align.", "teacher.", "pool.", "resources.")
 be equal.
 """
 
-SEED = "seed"
-"""The field in which repeats of one trial differ."""
+SEEDS = frozenset({"seed", "data_seed"})
+"""The fields in which repeats of one trial differ: a repeat names the data seed that the first has
+by default.
+"""
 
 Fields = Mapping[str, Any]
 Scores = Mapping[str, Mapping[int, float]]  # trial -> epoch -> robust accuracy

@@ -15,7 +15,7 @@ import numpy as np
 from dra_ray import config
 from dra_ray.runs import FidelityRow, LateAttack, RungRow
 from dra_ray.sweeps import equal
-from dra_ray.sweeps.equal import SEED, Fields
+from dra_ray.sweeps.equal import SEEDS, Fields
 from dra_ray.sweeps.resample import robust
 
 BEST = config.Fidelity().best
@@ -75,8 +75,8 @@ def contest(trials: Mapping[str, Fields], rows: Sequence[RungRow]) -> Contest | 
 
 
 def point(fields: Fields) -> dict[str, object]:
-    """What a trial changes, without the training seed."""
-    return {field: value for field, value in fields.items() if field != SEED}
+    """What a trial changes, without its seeds."""
+    return {field: value for field, value in fields.items() if field not in SEEDS}
 
 
 def finalists(found: Contest, trials: Mapping[str, Fields], best: int = BEST) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from dra_ray.runs import RungRow
 from dra_ray.sweeps import equal
-from dra_ray.sweeps.equal import SEED, TASK, Fields, Refused
+from dra_ray.sweeps.equal import SEEDS, TASK, Fields, Refused
 from dra_ray.sweeps.resample import robust, span
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _ranges(points: Sequence[Fields]) -> dict[str, BaseDistribution]:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     ranges: dict[str, BaseDistribution] = {}
-    for field in sorted({field for point in points for field in point} - {SEED, *TASK}):
+    for field in sorted({field for point in points for field in point} - {*SEEDS, *TASK}):
         values = {_plain(point[field]) for point in points if field in point}
         everywhere = all(field in point for point in points)
         if len(values) < 2 and everywhere:

@@ -24,6 +24,7 @@ def test_streams_keep_the_values_that_old_runs_were_drawn_with() -> None:
         "PROBE_STUDENT": 30,
         "LABEL_LEAK": 31,
         "TARGET_STATISTICS": 32,
+        "ANALYSIS": 33,
     }
 
 

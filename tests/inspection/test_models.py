@@ -189,7 +189,7 @@ def test_the_command(teacher: Store, tmp_path) -> None:
     def dra(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "dra_ray", "analyse", *arguments, "--set", "name=digits"]
-            + ["--set", "test_images=300", "--images", "50", "--steps", "2"],
+            + ["--set", "test_images=300", "--images", "50", "--steps", "2", "--sae-steps", "5"],
             cwd=tmp_path,
             capture_output=True,
             text=True,

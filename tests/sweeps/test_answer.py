@@ -15,6 +15,7 @@ from dra_ray.evaluation.compare import compare
 from dra_ray.report.answers import paragraph
 from dra_ray.storage import Store
 from dra_ray.sweeps import answer as answers
+from dra_ray.sweeps import spaces
 from dra_ray.sweeps.answer import Answer, answer, recipe, write_recipe
 from dra_ray.sweeps.equal import Refused
 from tests.sweeps.logged import IMAGES, ended, first, row
@@ -89,6 +90,27 @@ def test_repeats_of_a_point_compete_as_their_mean() -> None:
     assert found.robust_accuracy == 0.5
     assert found.ties == ("a-0",)  # its seeds differ by more than the means do
     assert found.fields == {"align.weight": 2.0}
+
+
+def test_repeats_of_a_sweep_are_one_point_with_the_trial_that_they_repeat() -> None:
+    """As `repeats` names them: the first has the base's seeds, the others spell theirs out."""
+    space = spaces.Space(
+        config.Sweep.model_validate(
+            {"space": {"align.weight": [0.0, 1.0]}, "repeats": {"seeds": 3, "of": "all"}}
+        )
+    )
+    trials = {
+        f"{name}-{number}": {"align.weight": weight} | space.seeds(number)
+        for name, weight in (("plain", 0.0), ("aligned", 1.0))
+        for number in range(3)
+    }
+    scores = {"plain-0": 400, "plain-1": 500, "plain-2": 600}
+    scores |= {"aligned-0": 450, "aligned-1": 550, "aligned-2": 590}
+    found = the_answer(trials, ended({name: first(count) for name, count in scores.items()}))
+    assert (found.competitors, found.trials) == (2, 6)
+    assert found.repeats == ("aligned-0", "aligned-1", "aligned-2")
+    assert (found.baseline, found.confounded) == ("plain-0", {})
+    assert found.fields == {"align.weight": 1.0}
 
 
 def test_trials_of_another_task_do_not_compete() -> None:
