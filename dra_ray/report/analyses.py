@@ -14,8 +14,6 @@ from dra_ray.report import html, plots, words
 from dra_ray.report.words import in_percent
 from dra_ray.storage import Store
 
-COLOURS = (plots.BLUE, plots.VERMILLION, plots.GREEN, plots.PURPLE, plots.GREY)
-DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross")
 
 
@@ -78,7 +76,7 @@ def _scatter(
             "mode": "markers",
             "name": escape(row["model"]),
             "marker": {
-                "color": COLOURS[number % len(COLOURS)],
+                "color": plots.SERIES[number % len(plots.SERIES)],
                 "symbol": SYMBOLS[number % len(SYMBOLS)],
                 "size": 12,
             },
@@ -136,21 +134,12 @@ def _probe(found: Analysis) -> Drawn:
 def _lines(
     found: Analysis, kind: str, x_title: str, y_title: str, first: int, scale: float
 ) -> plots.Figure:
-    traces = [
-        {
-            "x": list(range(first, first + len(curves[kind]))),
-            "y": [round(scale * value, 4) for value in curves[kind]],
-            "mode": "lines",
-            "name": escape(model),
-            "line": {
-                "color": COLOURS[number % len(COLOURS)],
-                "dash": DASHES[number // len(COLOURS) % len(DASHES)],
-                "width": 2,
-            },
-            "hovertemplate": f"{escape(model)}: %{{x}}, %{{y:.3g}}<extra></extra>",
-        }
-        for number, (model, curves) in enumerate(found.curves.items())
-    ]
+    traces = []
+    for number, (model, curves) in enumerate(found.curves.items()):
+        values = [round(scale * value, 4) for value in curves[kind]]
+        drawn = plots.line(number, model, range(first, first + len(values)), values, "lines")
+        shown = f"{escape(model)}: %{{x}}, %{{y:.3g}}<extra></extra>"
+        traces.append(drawn | {"hovertemplate": shown})
     return {"data": traces, "layout": plots.frame({"title": x_title}, {"title": y_title})}
 
 

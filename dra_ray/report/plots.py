@@ -402,6 +402,27 @@ def curve(finals: Finals) -> Figure | None:
 
 
 # -- shared pieces ---------------------------------------------------------------------------------
+SERIES = (BLUE, VERMILLION, GREEN, PURPLE, GREY)  # colours of any number of lines, in turn
+DASHES = ("solid", "dash", "dot", "dashdot")  # then their dashes
+
+
+def line(number: int, name: str, x: Sequence[float], y: Sequence[Any], mode: str) -> Figure:
+    """Line `number` of several, from 0; its name is shown where the pointer is, before the
+    values.
+    """
+    return {
+        "x": list(x),
+        "y": list(y),
+        "mode": mode,
+        "name": html.escape(name),
+        "line": {
+            "color": SERIES[number % len(SERIES)],
+            "dash": DASHES[number // len(SERIES) % len(DASHES)],
+            "width": 2,
+        },
+    }
+
+
 def frame(x: Figure, y: Figure) -> Figure:
     """The layout of a figure: both axes with their titles ({"title": text, ...}), room for them,
     and the legend below.

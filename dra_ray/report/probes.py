@@ -12,10 +12,6 @@ from dra_ray.report import html, plots, words
 from dra_ray.report.words import in_percent
 from dra_ray.storage import Store
 
-COLOURS = (plots.BLUE, plots.VERMILLION, plots.GREEN, plots.PURPLE, plots.GREY)
-DASHES = ("solid", "dash", "dot", "dashdot")
-
-
 COLUMNS = {
     "layer": "layer",
     "width": "width",
@@ -102,18 +98,10 @@ def _trace(
     own = sorted(
         (row["sigma"], row[column]) for row in rows if row["layer"] == layer and column in row
     )
-    return {
-        "x": [sigma for sigma, _ in own],
-        "y": [in_percent(y) if column == "accuracy" else round(y, 3) for _, y in own],
-        "mode": "lines+markers",
-        "name": escape(layer),
-        "line": {
-            "color": COLOURS[number % len(COLOURS)],
-            "dash": DASHES[number // len(COLOURS) % len(DASHES)],
-            "width": 2,
-        },
-        "hovertemplate": f"{escape(layer)}, σ = %{{x:.3g}}: %{{y:.1f}}<extra></extra>",
-    }
+    values = [in_percent(y) if column == "accuracy" else round(y, 3) for _, y in own]
+    drawn = plots.line(number, layer, [sigma for sigma, _ in own], values, "lines+markers")
+    shown = f"{escape(layer)}, σ = %{{x:.3g}}: %{{y:.1f}}<extra></extra>"
+    return drawn | {"hovertemplate": shown}
 
 
 def _floor(sigmas: Sequence[float], accuracy: float | None) -> dict[str, Any]:

@@ -5,8 +5,6 @@ pairs and images, and `dra compare` with several runs.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from scipy import stats
 from dra_ray.errors import ConfigError, DataError
 from dra_ray.evaluation import arms
 from tests.evaluation.test_compare import N, run
+from tests.support.command import dra
 
 
 def verdicts(pairs: int, images: int = 400, gain: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -125,20 +124,11 @@ def test_the_command_takes_several_runs_of_each(tmp_path) -> None:
     for name in "abcd":
         run(tmp_path, name, ord(name))
 
-    def dra(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "dra_ray", "compare", *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    done = dra("a,b", "c,d", "--json", "out.json")
+    done = dra(tmp_path, "compare", "a,b", "c,d", "--json", "out.json")
     assert done.returncode == 0, done.stderr
     assert "over 2 pairs of runs" in " ".join(done.stdout.split())
     assert len(json.loads((tmp_path / "out.json").read_text())["rows"][0]["differences"]) == 2
-    done = dra("a,b", "c")
+    done = dra(tmp_path, "compare", "a,b", "c")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "A has 2 runs and B 1" in done.stderr

@@ -5,8 +5,6 @@ resampling, and `dra compare`.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from dra_ray.errors import ConfigError, DataError
 from dra_ray.evaluation import compare
 from dra_ray.evaluation.intervals import mcnemar
 from dra_ray.storage import Store
+from tests.support.command import dra
 
 
 def verdicts(only_a: int, only_b: int, both: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -187,23 +186,14 @@ def test_runs_that_cannot_be_paired_are_refused(tmp_path) -> None:
 def test_the_command_prints_the_table_and_the_sentence(tmp_path) -> None:
     a, b = run(tmp_path, "a", 0), run(tmp_path, "b", 1)
 
-    def dra(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "dra_ray", "compare", *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    done = dra("a", "b", "--json", "out.json")
+    done = dra(tmp_path, "compare", "a", "b", "--json", "out.json")
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "out.json").read_text())
     assert told["sentence"] in done.stdout
     assert "PGD-20" in done.stdout
     assert "note: " in done.stderr
     assert told | {"a": str(a), "b": str(b)} == compare.compare_runs(a, b)
-    done = dra("a", "nowhere")
+    done = dra(tmp_path, "compare", "a", "nowhere")
     assert done.returncode == 2
     assert done.stderr.startswith("error: 'nowhere' does not exist")
     assert done.stderr.count("\n") == 1

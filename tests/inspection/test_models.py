@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -24,6 +23,7 @@ from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.edm import EDM
 from dra_ray.teachers.source import LocalTeacher, Request
+from tests.support.command import dra
 
 HOW = models.How(images=40, steps=3)
 
@@ -186,18 +186,13 @@ def test_the_command(teacher: Store, tmp_path) -> None:
         "def two(): return make(2)\n"
     )
 
-    def dra(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "dra_ray", "analyse", *arguments, "--set", "name=digits"]
-            + ["--set", "test_images=300", "--images", "50", "--steps", "2", "--sae-steps", "5"],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+    def analyse(*arguments: str) -> subprocess.CompletedProcess[str]:
+        data_set = "--set", "name=digits", "--set", "test_images=300"
+        short = "--images", "50", "--steps", "2", "--sae-steps", "5"
+        return dra(tmp_path, "analyse", *arguments, *data_set, *short)
 
     files = "--json", "out.json", "--out", "page.html"
-    done = dra("all", teacher.uri, "nets:one", "nets:two", *files)
+    done = analyse("all", teacher.uri, "nets:one", "nets:two", *files)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("The paper: ") == done.stdout.count("Here: ") == 6
     found = json.loads((tmp_path / "out.json").read_text())
@@ -213,7 +208,7 @@ def test_the_command(teacher: Store, tmp_path) -> None:
             "neighbours=50 of 50 images",
         ),
     ):
-        done = dra(*arguments)
+        done = analyse(*arguments)
         assert done.returncode == 2, done.stderr
         assert done.stderr.splitlines()[-1].startswith("error: "), done.stderr
         assert words in done.stderr
