@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 
 from dra_ray.errors import ConfigError, DataError, nearest
-from dra_ray.evaluation.compare import LEVEL, SPELLED, VERDICTS, different, read, titled
+from dra_ray.evaluation.compare import (
+    LEVEL,
+    SPELLED,
+    VERDICTS,
+    columns,
+    different,
+    read,
+    span,
+    titled,
+)
 from dra_ray.storage import Store
 
 DRAWS = 10_000
@@ -184,20 +193,13 @@ def _check(a: Sequence[Store], b: Sequence[Store]) -> None:
 def table(report: Mapping[str, Any]) -> list[dict[str, object]]:
     """The rows of `compare_runs` for printing: accuracies in percent, differences in points."""
     return [
-        {
-            "what": row["what"],
-            "A_accuracy": row["accuracy_a"],
-            "B_accuracy": row["accuracy_b"],
-            "B - A, points": f"{100 * row['difference']:+.2f}",
-            "95 % over seeds": _span(row["interval"]),
-            "and over images": _span(row["both"]),
+        columns(row)
+        | {
+            "95 % over seeds": span(row["interval"]),
+            "and over images": span(row["both"]),
             "pairs with B above": f"{sum(d > 0 for d in row['differences'])} of {row['pairs']}",
             "p (t-test)": row["p_value"],
             "p (signs)": row["p_signs"],
         }
         for row in report["rows"]
     ]
-
-
-def _span(interval: Sequence[float]) -> str:
-    return " to ".join(f"{100 * edge:+.2f}" for edge in interval)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -237,15 +237,27 @@ def compare_runs(a: Store, b: Store, what: str = "autoattack") -> dict[str, Any]
     }
 
 
+def columns(row: Mapping[str, Any]) -> dict[str, object]:
+    """First columns of a printed comparison: accuracies in percent, the difference in points."""
+    return {
+        "what": row["what"],
+        "A_accuracy": row["accuracy_a"],
+        "B_accuracy": row["accuracy_b"],
+        "B - A, points": f"{100 * row['difference']:+.2f}",
+    }
+
+
+def span(interval: Sequence[float]) -> str:
+    """An interval of fractions in points."""
+    return " to ".join(f"{100 * edge:+.2f}" for edge in interval)
+
+
 def table(report: Mapping[str, Any]) -> list[dict[str, object]]:
     """The rows of `compare_runs` for printing: accuracies in percent, differences in points."""
     return [
-        {
-            "what": row["what"],
-            "A_accuracy": row["accuracy_a"],
-            "B_accuracy": row["accuracy_b"],
-            "B - A, points": f"{100 * row['difference']:+.2f}",
-            "95 % interval": " to ".join(f"{100 * edge:+.2f}" for edge in row["interval"]),
+        columns(row)
+        | {
+            "95 % interval": span(row["interval"]),
             "only A right": row["only_a"],
             "only B right": row["only_b"],
             "p (McNemar)": row["p_value"],
