@@ -177,10 +177,13 @@ def read(what: str, options: Options | None = None) -> Subject:
     )
 
 
+def is_place(what: str) -> bool:
+    """Whether it is a path or a URI: timm/NAME, robustbench:URI and module:function are not."""
+    return not (what.startswith(("timm/", "robustbench:")) or FUNCTION.fullmatch(what))
+
+
 def _is_run(what: str) -> bool:
-    return not (
-        what.startswith(("timm/", "robustbench:")) or FUNCTION.fullmatch(what) or _is_file(what)
-    )
+    return is_place(what) and not _is_file(what)
 
 
 def _is_file(what: str) -> bool:

@@ -289,22 +289,21 @@ def analyse(
     raises.
     """
     teacher, chosen = _sorted(what, given, options, how)
-    reference = None
-    if teacher:
-        progress(0.0, "looking at the teacher")
-        reference = models.look_at_teacher(teacher, chosen[0].images, how)
-    found, total = [], sum(len(each.images) for each in chosen)
     names = [name for name in OF_MODELS if what in (name, "all")]
     if not teacher and len(chosen) < 2:
         names = [name for name in names if name != "similarity"]  # to nothing
+    reference = None
+    if teacher and names:
+        progress(0.0, "looking at the teacher")
+        reference = models.look_at_teacher(teacher, chosen[0].images, how)
+    total = sum(len(each.images) for each in chosen)
     seen: list[Seen] = []
     for number, each in enumerate(chosen if names else []):
         before, text = number * len(each.images), f"attacking '{each.name}'"
         tell = functools.partial(_tell, progress, before, total, text)
         seen.append(models.look(each, how, tell))
-    for name in names:
-        more = {"similarity": {"neighbours": neighbours}, "sae": {"steps": how.sae_steps}}
-        found.append(OF_MODELS[name](seen, reference, **more.get(name, {})))
+    more = {"similarity": {"neighbours": neighbours}, "sae": {"steps": how.sae_steps}}
+    found = [OF_MODELS[name](seen, reference, **more.get(name, {})) for name in names]
     if teacher and what in ("probe", "all"):
         progress(1.0, "attacking a head on the teacher")
         curves = models.probe_under_attack(teacher, chosen[0], how)

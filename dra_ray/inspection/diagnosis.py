@@ -355,8 +355,7 @@ def check(experiments: Sequence[config.Experiment], threads: int = 1, device: st
     At most `CHECKED_TARGETS` different ones, and none whose teacher would take longer than
     `CHECK_S` seconds on this machine, which a warning says. Raises what `diagnose` raises.
     """
-    aligned = [e for e in experiments if e.align.weight and e.teacher.uri]
-    chosen = {_key(target): target for e in aligned for target in _targets(e)}
+    chosen = {_key(target): target for e in experiments if e.teacher.uri for target in _targets(e)}
     result = Check([], [])
     if not chosen:
         return result

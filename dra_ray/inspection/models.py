@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +11,16 @@ from torch.nn import functional as F
 
 from dra_ray import config, data
 from dra_ray.attacks.pgd import frozen, noise_like, strongest
-from dra_ray.config import networks
 from dra_ray.data.random import Stream, generator
 from dra_ray.errors import ConfigError
 from dra_ray.evaluation import subjects
 from dra_ray.evaluation.subjects import Options, Subject
 from dra_ray.inspection import frozen as frozen_probe
+from dra_ray.inspection.probe import encode
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.cards import CARD
-from dra_ray.teachers.source import LocalTeacher, Request
+from dra_ray.teachers.source import LocalTeacher
 
 BATCH = 250
 
@@ -74,9 +73,7 @@ def is_teacher(what: str) -> bool:
     """Whether `what` is a teacher's folder, or package:NAME."""
     if what.startswith("package:"):
         return True
-    if what.startswith((networks.TIMM, "robustbench:")) or subjects.FUNCTION.fullmatch(what):
-        return False
-    return (Store(what) / CARD).is_file()
+    return subjects.is_place(what) and (Store(what) / CARD).is_file()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,19 +137,19 @@ def look(found: Subject, how: How, progress: Callable[[int], None] | None = None
     draws = generator(how.seed, Stream.ANALYSIS)
     noise = noise_like(found.images.shape, threat, draws)
     parts: list[tuple[Tensor, ...]] = []
-    with frozen(found.student), observed(found.student) as see:
+    last = _last(found.student)
+    with frozen(found.student):
         for start in range(0, len(found.images), BATCH):
             rows = slice(start, start + BATCH)
             x, y = found.images[rows], found.labels[rows]
             with torch.no_grad():
                 attacked = strongest(found.student, x, y, threat, noise[rows], how.steps)
-                logits, features = see(x)
-                under_attack, moved = see(attacked)
+                logits, features = observed(found.student, last, x)
+                under_attack, moved = observed(found.student, last, attacked)
             right = logits.argmax(1) == y, under_attack.argmax(1) == y
             parts.append((features, moved, attacked - x, _gradient(found.student, x, y), *right))
             if progress:
                 progress(start + len(x))
-        last = _last(found.student)
     features, moved, perturbation, gradient, correct, withstood = (
         torch.cat(column) for column in zip(*parts, strict=True)
     )
@@ -187,29 +184,23 @@ def _last(student: nn.Module) -> nn.Linear:
     return layers[-1]
 
 
-@contextmanager
-def observed(student: nn.Module) -> Iterator[Callable[[Tensor], tuple[Tensor, Tensor]]]:
-    """A function that gives a batch's (logits, input of the last linear layer [B,D]) while the
-    context lasts. `ConfigError` where that layer takes no part in the forward pass, or sees more
-    than one vector an image.
+def observed(student: nn.Module, last: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A batch's (logits, input of the last linear layer [B,D]). `ConfigError` where that layer
+    takes no part in the forward pass, or sees more than one vector an image.
     """
     seen: list[Tensor] = []
-    handle = _last(student).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-
-    def see(x: Tensor) -> tuple[Tensor, Tensor]:
-        seen.clear()
-        logits: Tensor = student(x)
-        if len(seen) != 1 or seen[0].ndim != 2 or len(seen[0]) != len(x):
-            raise ConfigError(
-                f"the last linear layer of {type(student).__name__} does not see one feature per "
-                "image, so it is no classifier's head; give a classifier that ends in it"
-            )
-        return logits, seen[0]
-
+    # for this pass alone: what it kept of an attack's passes would keep their graphs
+    handle = last.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     try:
-        yield see
+        logits: Tensor = student(x)
     finally:
         handle.remove()
+    if len(seen) != 1 or seen[0].ndim != 2 or len(seen[0]) != len(x):
+        raise ConfigError(
+            f"the last linear layer of {type(student).__name__} does not see one feature per "
+            "image, so it is no classifier's head; give a classifier that ends in it"
+        )
+    return logits, seen[0]
 
 
 def probe_under_attack(what: str, beside: Subject, how: How) -> list[Curve]:
@@ -254,6 +245,5 @@ def look_at_teacher(what: str, images: Tensor, how: How) -> Seen:
     assert settings.uri
     source = LocalTeacher(checkpoint.load(Store(settings.uri)), settings, how.threads)
     pixels = (images * 255).round().to(torch.uint8)
-    labels = torch.zeros(len(pixels), dtype=torch.int64)
-    request = Request.seeded(pixels, labels, torch.full((len(pixels),), how.sigma), how.seed)
-    return Seen(what, source.encode(request))
+    unlabelled = data.Split(pixels, torch.zeros(len(pixels), dtype=torch.int64))
+    return Seen(what, encode(source, unlabelled, how.sigma, how.seed))

@@ -73,14 +73,12 @@ class TopKAutoencoder(nn.Module):
         """Latents [B,width] before the largest are chosen."""
         return (x - self.centre) @ self.encoder.T + self.bias
 
-    def decode(self, latents: Tensor, k: int) -> Tensor:
-        """From the k largest latents of each row, and only what is positive of them."""
-        values, places = latents.topk(k, dim=1)
-        chosen = torch.zeros_like(latents).scatter(1, places, values.relu())
+    def decode(self, chosen: Tensor) -> Tensor:
+        """From latents [B,width] of which the rest are 0."""
         return chosen @ self.decoder + self.centre
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.decode(self.before(x), self.k)
+        return self.decode(largest(self.before(x), self.k))
 
     @torch.no_grad()
     def project(self) -> None:
@@ -93,6 +91,12 @@ class TopKAutoencoder(nn.Module):
     def normalise(self) -> None:
         """After a step: columns of length 1."""
         self.decoder.copy_(F.normalize(self.decoder, dim=1))
+
+
+def largest(latents: Tensor, k: int) -> Tensor:
+    """The k largest of each row [B,width], as far as they are above 0; 0 in all other places."""
+    values, places = latents.topk(k, dim=1)
+    return torch.zeros_like(latents).scatter(1, places, values.relu())
 
 
 def train(features: Tensor, settings: Settings, seed: int = 0) -> TopKAutoencoder:
@@ -112,7 +116,8 @@ def train(features: Tensor, settings: Settings, seed: int = 0) -> TopKAutoencode
     for _ in range(settings.steps):
         x = rows[torch.randint(len(rows), (settings.batch,), generator=draws)]
         latents = net.before(x)
-        rebuilt = net.decode(latents, settings.k)
+        chosen = largest(latents, settings.k)
+        rebuilt = net.decode(chosen)
         loss = (rebuilt - x).square().mean() / variance
         dead = unused >= settings.dead_images
         loss = loss + AUXILIARY * _left_over(net, latents, x - rebuilt.detach(), dead, settings)
@@ -121,7 +126,7 @@ def train(features: Tensor, settings: Settings, seed: int = 0) -> TopKAutoencode
         net.project()
         optimizer.step()
         net.normalise()
-        unused = torch.where(_used(latents.detach(), settings.k).any(0), 0, unused + len(x))
+        unused = torch.where((chosen > 0).any(0), 0, unused + len(x))
     net.zero_grad()
     return net.requires_grad_(False)
 
@@ -133,25 +138,18 @@ def _left_over(
     count = min(settings.revived, int(dead.sum()))
     if not count:
         return latents.new_zeros(())
-    only = latents.masked_fill(~dead, -math.inf)
-    values, places = only.topk(count, dim=1)
-    chosen = torch.zeros_like(latents).scatter(1, places, values.relu())
+    chosen = largest(latents.masked_fill(~dead, -math.inf), count)
     spread = (rest - rest.mean(0)).square().mean()
     error = (chosen @ net.decoder - rest).square().mean() / spread
     return error.nan_to_num(0.0)
-
-
-def _used(latents: Tensor, k: int) -> Tensor:
-    values, places = latents.topk(k, dim=1)
-    return torch.zeros_like(latents, dtype=torch.bool).scatter(1, places, values > 0)
 
 
 @torch.no_grad()
 def quality(net: TopKAutoencoder, features: Tensor) -> Quality:
     """Of a trained autoencoder on features [N,D] that it has not seen; raises as `train` does."""
     rows = _checked(features)
-    rest = (net(rows) - rows).square()
-    used = _used(net.before(rows), net.k)
+    chosen = largest(net.before(rows), net.k)
+    rest, used = (net.decode(chosen) - rows).square(), chosen > 0
     return Quality(
         float(rest.mean() / (rows - rows.mean(0)).square().mean()),
         float((rest.sum(1) / rows.square().sum(1).clamp_min(1e-30)).mean()),
