@@ -404,7 +404,10 @@ class LightningDiT(Network):
     def sample_images(
         self, config: Synthesis, seeds: Sequence[int], labels: Tensor | None
     ) -> Tensor:
-        return to_uint8(sample(self, seeds, labels, _sampling(config))).cpu()
+        return self.to_images(sample(self, seeds, labels, _sampling(config))).cpu()
+
+    def to_images(self, state: Tensor) -> Tensor:
+        return to_uint8(state)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -718,7 +721,11 @@ class LatentDiT(Network):
     def sample_images(
         self, config: Synthesis, seeds: Sequence[int], labels: Tensor | None
     ) -> Tensor:
-        images = self.decode(sample(self.dit, seeds, labels, _sampling(config))).cpu()
+        return self.to_images(sample(self.dit, seeds, labels, _sampling(config))).cpu()
+
+    @torch.no_grad()
+    def to_images(self, state: Tensor) -> Tensor:
+        images = self.decode(state)
         if images.shape[-1] == self.resolution:
             return images
         resized = F.interpolate(

@@ -21,6 +21,7 @@ from dra_ray.config import Synthesis, UNet
 from dra_ray.errors import ConfigError, DataError, nearest
 from dra_ray.teachers import sampling
 from dra_ray.teachers.network import Network
+from dra_ray.teachers.pixels import to_uint8
 
 SKIP_SCALE = math.sqrt(0.5)
 NEAR_ZERO = 1e-5  # gain of layers that should start as if absent
@@ -577,6 +578,9 @@ class EDM(UNetEncoder):
 
     def decoding(self) -> None:
         return None
+
+    def to_images(self, state: Tensor) -> Tensor:
+        return to_uint8(state)
 
     def sample_images(
         self, config: Synthesis, seeds: Sequence[int], labels: Tensor | None

@@ -142,6 +142,9 @@ class ImageSampler(Protocol):
         for equal batches.
         """
 
+    def to_images(self, state: Tensor) -> Tensor:
+        """Images uint8 [B,C,R,R] of what the sampler ends with [B,*noise_shape], on its device."""
+
 
 @runtime_checkable
 class Classifier(Protocol):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -86,20 +86,37 @@ def heun(
     The state is float64, the network float32. Returns float64 [B,C,H,W], about [-1,1].
     """
 
-    def slope(x: Tensor, level: Tensor) -> Tensor:
-        sigma = level.to(x.device, torch.float32).expand(len(x))
-        return (x - net(x.to(torch.float32), sigma, labels).to(torch.float64)) / level
-
+    slope = slope_of(lambda x, sigma: net(x, sigma, labels))
     x = noise.to(torch.float64) * levels[0]
     for step, (now, after) in enumerate(itertools.pairwise(levels)):
         if churn and (raised := churn.raised(now, len(levels) - 1)) > now:
             fresh = step_noise(seeds, step, tuple(x.shape[1:])).to(x.device)
             x = x + (raised**2 - now**2).sqrt() * churn.deviation * fresh
             now = raised
-        first = slope(x, now)
-        ahead = x + (after - now) * first
-        x = ahead if after == 0 else x + (after - now) * (first + slope(ahead, after)) / 2
+        x = heun_step(slope, x, now, after)
     return x
+
+
+Slope = Callable[[Tensor, Tensor], Tensor]
+
+
+def slope_of(denoise: Callable[[Tensor, Tensor], Tensor]) -> Slope:
+    """dx/dsigma of the probability flow (equation 1 with sigma(t) = t), of a state float64
+    [B,C,H,W] at one noise level, where `denoise` takes float32 [B,C,H,W] and noise levels [B].
+    """
+
+    def slope(x: Tensor, level: Tensor) -> Tensor:
+        sigma = level.to(x.device, torch.float32).expand(len(x))
+        return (x - denoise(x.to(torch.float32), sigma).to(torch.float64)) / level
+
+    return slope
+
+
+def heun_step(slope: Slope, x: Tensor, now: Tensor, after: Tensor) -> Tensor:
+    """From one noise level to the next, up or down; Euler's step to 0, where there is no slope."""
+    first = slope(x, now)
+    ahead = x + (after - now) * first
+    return ahead if after == 0 else x + (after - now) * (first + slope(ahead, after)) / 2
 
 
 def sample(

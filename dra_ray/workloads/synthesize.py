@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
 from dra_ray import cluster, data, runs
 from dra_ray.config import Synthesis
-from dra_ray.errors import ConfigError, DataError, DraError, RunError, StorageError
+from dra_ray.errors import ConfigError, DataError, StorageError
 from dra_ray.runs import SyntheticProgress
 from dra_ray.storage import Lease, Store, sha256
 from dra_ray.students import Student
@@ -31,7 +30,7 @@ from dra_ray.students import checkpoint as student_checkpoint
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.network import Network, image_sampler
 from dra_ray.teachers.sheet import sheet
-from dra_ray.workloads.tasks import Tasks
+from dra_ray.workloads import tasks
 
 log = logging.getLogger("dra_ray")
 SHEET_CLASSES, SHEET_ROWS = 10, 8
@@ -169,38 +168,18 @@ def _make_all(
 ) -> list[Made]:
     """Every shard; at most `config.workers` are being made at the same time."""
     total = _made(config, num_classes)
-    waiting = list(range(-(-total // config.shard_images)))
     settings = config.model_dump(mode="json")
     task = ray.remote(_make).options(
         num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker, max_retries=3
     )
-    made: dict[int, Made] = {}
-
-    def submit() -> tuple[ray.ObjectRef[Any], int] | None:
-        if not waiting:
-            return None
-        index = waiting.pop(0)
-        return task.remote(settings, store.uri, teacher.uri, index), index
-
-    try:
-        with Tasks[int](config.workers) as tasks:
-            for ref, index in tasks.finished(submit):
-                made[index] = ray.get(ref)
-                if progress:
-                    done = min(len(made) * config.shard_images, total)
-                    elapsed_s = round(time.monotonic() - started, 3)
-                    progress(
-                        SyntheticProgress(images=done, images_total=total, elapsed_s=elapsed_s)
-                    )
-    except RayError as error:
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        if isinstance(cause, DraError):
-            raise cause from None
-        raise RunError(
-            f"synthesis '{store.name}' failed ({str(cause).strip().splitlines()[-1]}); repeat the "
-            f"command to go on in {store}"
-        ) from error
-    return [made[index] for index in sorted(made)]
+    return tasks.in_order(
+        -(-total // config.shard_images),
+        lambda index: task.remote(settings, store.uri, teacher.uri, index),
+        config.workers,
+        f"synthesis '{store.name}'",
+        store,
+        tasks.told(progress, config.shard_images, total, started),
+    )
 
 
 def _make(settings: dict[str, Any], store_uri: str, teacher_uri: str, index: int) -> Made:

@@ -2,13 +2,75 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import ray
+from ray.exceptions import RayError, RayTaskError
+
+from dra_ray.errors import DraError, RunError
+from dra_ray.runs import SyntheticProgress
+from dra_ray.storage import Store
 
 K = TypeVar("K")
+
+
+def in_order(
+    count: int,
+    start: Callable[[int], ray.ObjectRef[Any]],
+    at_once: int,
+    what: str,
+    store: Store,
+    on_end: Callable[[int], None],
+) -> list[Any]:
+    """What the tasks that `start` starts for 0 to `count` - 1 return, in that order; at most
+    `at_once` run. `on_end` gets how many have ended.
+
+    Raises a task's own `DraError`, or `RunError` naming `what` is being made and `store`, where it
+    goes on.
+    """
+    waiting = list(range(count))
+    ended: dict[int, Any] = {}
+
+    def submit() -> tuple[ray.ObjectRef[Any], int] | None:
+        if not waiting:
+            return None
+        index = waiting.pop(0)
+        return start(index), index
+
+    try:
+        with Tasks[int](at_once) as tasks:
+            for ref, index in tasks.finished(submit):
+                ended[index] = ray.get(ref)
+                on_end(len(ended))
+    except RayError as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, DraError):
+            raise cause from None
+        raise RunError(
+            f"{what} failed ({str(cause).strip().splitlines()[-1]}); repeat the command to go on "
+            f"in {store}"
+        ) from error
+    return [ended[index] for index in range(count)]
+
+
+def told(
+    progress: Callable[[SyntheticProgress], None] | None,
+    shard_images: int,
+    total: int,
+    started: float,
+) -> Callable[[int], None]:
+    """What tells `progress` of the images in so many ended shards, since `started` (monotonic)."""
+
+    def on_end(shards: int) -> None:
+        if progress:
+            elapsed_s = round(time.monotonic() - started, 3)
+            done = min(shards * shard_images, total)
+            progress(SyntheticProgress(images=done, images_total=total, elapsed_s=elapsed_s))
+
+    return on_end
 
 
 class Tasks(Generic[K]):
