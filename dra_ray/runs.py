@@ -60,7 +60,7 @@ CHECKPOINTS, EVALUATION, TRIALS = "checkpoints", "evaluation", "trials"
 JUDGING = "fidelity"  # in a sweep: weights that wait for a verdict, and verdicts under way
 TEACHER, SYNTHETIC, SWEEP = "teacher", "synthetic", "sweep"  # the stages of a quickstart
 
-Kind = Literal["quickstart", "sweep", "synthetic", "teacher", "train"]
+Kind = Literal["canonical", "quickstart", "sweep", "synthetic", "teacher", "train"]
 Weights = Literal["average", "raw"]
 LateAttack = Literal["apgd", "autoattack"]
 Decision = Literal["continue", "done", "failed", "paused", "stop", "waiting"]
@@ -136,6 +136,8 @@ class Facts(Record):
     seed: int | None = None
     data: dict[str, JsonValue] = {}  # `Images.facts`
     synthetic: dict[str, JsonValue] = {}  # facts of the synthetic images that it trains on
+    canonical: dict[str, JsonValue] = {}  # facts of its canonical samples; of a set of them, what
+    # became of it
     started_at: str | None = None  # ISO 8601; None until the workers of the last start trained
     stopped: str | None = None  # why the run ended without a retry
     world_sizes: list[WorldSize] = []
@@ -201,6 +203,7 @@ class ValidationRow(Record):
     loss_clean: Loss
     loss_robust: Loss
     loss_align: Loss
+    loss_distill: Loss | None = None  # of canonical samples, where they teach
     lr: float
     clean_accuracy: float
     robust_accuracy: float
@@ -220,6 +223,7 @@ class StepRow(Record):
     loss_clean: Loss
     loss_robust: Loss
     loss_align: Loss
+    loss_distill: Loss | None = None
     lr: float
     images_per_s: float
     at: float
@@ -514,6 +518,7 @@ def begin_run(
         if facts:
             _require_same_data(run, "data", manifest.data, facts.data)
             _require_same_data(run, "synthetic images", manifest.synthetic, facts.synthetic)
+            _require_same_data(run, "canonical samples", manifest.canonical, facts.canonical)
         if not manifest.is_done:
             require()
         return manifest

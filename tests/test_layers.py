@@ -29,6 +29,7 @@ BETWEEN_WORKLOADS = {
     "workloads.quickstart": None,
     "workloads.evaluate": {"workloads.tasks"},
     "workloads.synthesize": {"workloads.tasks"},
+    "workloads.canonical": {"workloads.tasks"},
 }
 STORAGE_ONLY = {
     "open",

@@ -19,6 +19,7 @@ from dra_ray.cli import status as status_commands
 from dra_ray.cli import terminal
 from dra_ray.cli.analyse import analyse
 from dra_ray.cli.bench import bench_app
+from dra_ray.cli.canonical import canonical_app
 from dra_ray.cli.options import (
     Check,
     Commands,
@@ -60,6 +61,7 @@ app = typer.Typer(
     help="Robust image classifiers with diffusion teachers, on Ray.",
 )
 app.add_typer(bench_app, name="bench")
+app.add_typer(canonical_app, name="canonical")
 app.add_typer(pool_app, name="pool")
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(teacher_app, name="teacher")
@@ -588,7 +590,7 @@ def plan(
 
 def _asked_gpus(settings: config.Config) -> float:
     """GPUs that a training worker asks for; 0 means CPU threads."""
-    if isinstance(settings, config.Synthesis):
+    if isinstance(settings, config.Synthesis | config.Canonical):
         return settings.gpus_per_worker
     if isinstance(settings, config.Quickstart):
         return settings.sweep.base.resources.gpus_per_worker

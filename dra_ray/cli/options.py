@@ -128,7 +128,7 @@ def require_teacher(uri: str) -> None:
 
 def require_teachers(experiments: Iterable[config.Experiment]) -> None:
     """`CheckpointError` where an experiment that aligns names a folder without a teacher."""
-    for uri in dict.fromkeys(e.teacher.uri for e in experiments if e.align.weight):
+    for uri in dict.fromkeys(e.teacher.uri for e in experiments if e.teachers):
         if uri is not None:
             require_teacher(uri)
 
@@ -188,7 +188,7 @@ def announce(run: Store, kind: runs.Kind, settings: config.Frozen) -> bool:
 
 def look_at_targets(bars: terminal.Bars, experiments: Sequence[config.Experiment]) -> None:
     """Before aligned runs: what their teachers' features can teach, as a table and in words."""
-    if not any(e.align.weight for e in experiments):
+    if not any(e.teachers for e in experiments):
         return
     bars.stage("looking at the teacher's features")
     from dra_ray.inspection import diagnosis

@@ -52,7 +52,7 @@ def runs(
         str | None, typer.Option(help="running, done, stopped, failed or unfinished.")
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="train, sweep, teacher, synthetic or quickstart.")
+        str | None, typer.Option(help="train, sweep, teacher, synthetic, canonical or quickstart.")
     ] = None,
     older: Annotated[
         str | None, typer.Option(metavar="AGE", help="Begun longer ago than 30m, 12h, 3d or 2w.")

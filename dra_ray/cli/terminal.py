@@ -218,6 +218,13 @@ def synthetic_rows(bars: Bars) -> Callable[[runs.SyntheticProgress], None]:
     return show
 
 
+def canonical_rows(bars: Bars) -> Callable[[runs.SyntheticProgress], None]:
+    def show(row: runs.SyntheticProgress) -> None:
+        bars.show("canonical", row.images / row.images_total, f"canonical samples: {row.images}")
+
+    return show
+
+
 def train_rows(
     bars: Bars, settings: config.Experiment
 ) -> Callable[[runs.ValidationRow | runs.StepRow], None]:

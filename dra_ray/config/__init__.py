@@ -12,10 +12,13 @@ from dra_ray.config.base import (
     override,
     validate,
 )
+from dra_ray.config.canonical import Canonical
 from dra_ray.config.experiment import (
     Align,
+    CanonicalSet,
     Compute,
     Data,
+    Distill,
     Evaluation,
     Experiment,
     Loss,
@@ -42,9 +45,12 @@ __all__ = [
     "KINDS",
     "Align",
     "Asha",
+    "Canonical",
+    "CanonicalSet",
     "Compute",
     "Config",
     "Data",
+    "Distill",
     "Evaluation",
     "Experiment",
     "Fidelity",

@@ -229,13 +229,13 @@ class Loss(Frozen):
     trades: cross-entropy on clean images plus beta times KL(clean || adversarial) (Zhang et al.
         2019, in DM-AT's form).
     pgd-at: cross-entropy on adversarial images (Madry et al. 2018). fgsm-rs: the same with one step
-    (Wong et al. 2020). ikl: Improved KL (Cui et al., arXiv 2305.13948) with its alpha, beta and
-    temperature.
+    (Wong et al. 2020). plain: cross-entropy on clean images, without an attack. ikl: Improved KL
+    (Cui et al., arXiv 2305.13948) with its alpha, beta and temperature.
     """
 
     ADDED: ClassVar[frozenset[str]] = frozenset({"first"})
 
-    name: Literal["trades", "pgd-at", "fgsm-rs", "ikl"] = Field(
+    name: Literal["trades", "pgd-at", "fgsm-rs", "plain", "ikl"] = Field(
         "trades", description="the objective, see above"
     )
     beta: NonNegativeFloat = Field(
@@ -285,12 +285,17 @@ class Align(Frozen):
         {
             *("transform", "whiten_dim", "statistics_images", "spatial_norm", "terms"),
             *("loss", "temperature", "warmup_epochs", "decay", "projector_lr"),
-            "projector_weight_decay",
+            *("projector_weight_decay", "target"),
         }
     )
 
     weight: NonNegativeFloat = Field(
         1.0, description="lambda; 0 is training without alignment (UNVERIFIED)"
+    )
+    target: Literal["teacher", "canonical"] = Field(
+        "teacher",
+        description="what an image is aligned to: the teacher's feature of it; or the canonical "
+        "feature of an image of its class, from `canonical` (new, no published result)",
     )
     sigma: PositiveFloat = Field(
         0.06,
@@ -738,6 +743,53 @@ class Tracking(Frozen):
                 )
 
 
+class CanonicalSet(Frozen):
+    """Canonical samples and features (CLAReps, arXiv 2506.09955), for `distill` and for
+    align.target=canonical.
+    """
+
+    uri: str | None = Field(None, description="folder written by `dra canonical make`")
+    images: PositiveInt | None = Field(
+        None,
+        description="use only the first so many, in which classes alternate; default: all",
+    )
+
+
+class Distill(Frozen):
+    """CaDistill (arXiv 2506.09955): canonical samples of a part of the training images teach beside
+    the labels. The paper names three losses; their forms and weights were not to be had
+    (UNVERIFIED).
+    """
+
+    weight: NonNegativeFloat = Field(
+        0.0, description="of all of it in the loss; 0 is training without"
+    )
+    align: NonNegativeFloat = Field(
+        0.5,
+        description="of pulling images towards canonical samples of their class, by supervised "
+        "contrast (arXiv 2004.11362)",
+    )
+    cluster: NonNegativeFloat = Field(
+        0.5, description="of the same among the canonical samples themselves"
+    )
+    cka: NonNegativeFloat = Field(
+        1.0,
+        description="of 1 - linear CKA of the student's and the teacher's features of them",
+    )
+    samples: NonNegativeFloat = Field(
+        0.0,
+        description="of cross-entropy on them, the control in which they are just more data",
+    )
+    warmup_epochs: CountOrNone = Field(5, description="epochs over which `weight` rises linearly")
+    per_step: Annotated[int, Field(ge=4, le=2**20)] = Field(
+        128, description="canonical samples of a step, at least four of each class in it"
+    )
+    temperature: PositiveFloat = Field(0.1, description="of supervised contrast")
+    projection: Annotated[int, Field(ge=1, le=2**17)] = Field(
+        128, description="of what supervised contrast compares, after a projection of 2 layers"
+    )
+
+
 class PaperNumbers(Frozen):
     """What the paper reports for this run, in percent; None where it prints no number."""
 
@@ -752,7 +804,7 @@ class Experiment(Frozen):
     enters its digest.
     """
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"data_seed"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"data_seed", "canonical", "distill"})
 
     kind: Literal["experiment"] = Field("experiment", description="says what the file is")
     description: str = Field("", description="for people; not in the digest")
@@ -774,6 +826,8 @@ class Experiment(Frozen):
     threat: Threat = Threat()
     loss: Loss = Loss()
     align: Align = Align()
+    canonical: CanonicalSet = CanonicalSet()
+    distill: Distill = Distill()
     teacher: Teacher = Teacher()
     pool: Pool = Pool()
     optim: Optim = Optim()
@@ -784,13 +838,21 @@ class Experiment(Frozen):
 
     @property
     def teachers(self) -> tuple[Teacher, ...]:
-        """Of each term of the alignment, the teacher with the term's layer; none without it."""
-        if not self.align.weight:
+        """Of each term of the alignment, the teacher with the term's layer; none where none is
+        asked.
+        """
+        if not self.align.weight or self.align.target == "canonical":
             return ()
         return tuple(
             self.teacher.model_copy(update={"layer": term.layer}) if term.layer else self.teacher
             for term in self.align.targets
         )
+
+    @property
+    def needs_canonical(self) -> bool:
+        """Whether canonical samples or their features are read."""
+        bridge = bool(self.align.weight) and self.align.target == "canonical"
+        return bridge or bool(self.distill.weight)
 
     @property
     def shared_seed(self) -> int:
@@ -824,6 +886,22 @@ class Experiment(Frozen):
                 f"align.loss='{self.align.loss}' compares images of a batch, not positions; set "
                 "align.loss=cosine or teacher.tokens=false"
             )
+        for field, needs_pooled in (
+            ("align.target=canonical", self.align.target == "canonical"),
+            (f"distill.weight={self.distill.weight:g}", bool(self.distill.weight)),
+        ):
+            if needs_pooled and self.teacher.tokens:
+                raise ValueError(f"{field} is of pooled features; set teacher.tokens=false as well")
+        if self.align.target == "canonical" and len(self.align.targets) > 1:
+            raise ValueError(
+                "align.target=canonical has one feature an image; set align.terms=[] and "
+                "align.extra_weight=0"
+            )
+        if self.distill.weight and self.distill.per_step % self.resources.workers:
+            raise ValueError(
+                f"distill.per_step={self.distill.per_step} is not divisible by "
+                f"resources.workers={self.resources.workers}; change one of them"
+            )
         if self.align.spatial_norm and not self.teacher.tokens:
             raise ValueError(
                 "align.spatial_norm=true is over the positions of a feature map; set "
@@ -845,7 +923,7 @@ class Experiment(Frozen):
         """The same with absolute URIs, since workers run elsewhere; `ConfigError` when one that is
         needed is not set.
         """
-        if self.align.weight and not self.teacher.uri:
+        if self.teachers and not self.teacher.uri:
             raise ConfigError(
                 f"teacher.uri is not set, but align.weight={self.align.weight:g} needs a teacher; "
                 "make one with `dra teacher train digits-edm` "
@@ -857,8 +935,19 @@ class Experiment(Frozen):
                 "images with `dra synthesize` and pass "
                 "--set synthetic.uri=URI, or set synthetic.images=0"
             )
+        if self.needs_canonical and not self.canonical.uri:
+            reader = (
+                f"distill.weight={self.distill.weight:g}"
+                if self.distill.weight
+                else "align.target=canonical"
+            )
+            raise ConfigError(
+                f"canonical.uri is not set, but {reader} needs canonical samples; make them with "
+                "`dra canonical make` and pass --set canonical.uri=URI"
+            )
         uris = {
             "teacher.uri": self.teacher.uri,
+            "canonical.uri": self.canonical.uri,
             "synthetic.uri": self.synthetic.uri,
             "data.uri": self.data.uri,
             "model.weights": self.model.weights,

@@ -43,6 +43,8 @@ def _above_zero(field: str) -> tuple[Reader, ...]:
 
 
 _ALIGNED = _above_zero(WEIGHT)
+_ASKED = _one_of("align.target", "teacher")
+_DISTILLED = _above_zero("distill.weight")
 _UNORDERED = [name for name, known in DATA_SETS.items() if known.split != "official"]
 _ADAPTIVE = ("tpe", "gp")
 
@@ -95,7 +97,12 @@ def _is_of_alignment(field: str) -> bool:
 
 def readers(field: str) -> tuple[Reader, ...]:
     """What must hold for the field to be read; () for one that every run reads."""
-    return (_ALIGNED if _is_of_alignment(field) else ()) + READERS.get(field, ())
+    return (
+        (_ALIGNED if _is_of_alignment(field) else ())
+        + (_ASKED if field.startswith(("teacher.", "pool.")) else ())
+        + (_DISTILLED if field.startswith("distill.") and field != "distill.weight" else ())
+        + READERS.get(field, ())
+    )
 
 
 def missing(field: str, possible: Callable[[str], Sequence[Any]]) -> Reader | None:

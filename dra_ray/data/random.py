@@ -33,6 +33,9 @@ class Stream(enum.IntEnum):
     LABEL_LEAK = 31
     TARGET_STATISTICS = 32
     ANALYSIS = 33
+    CANONICAL = 34
+    CANONICAL_BATCH = 35
+    CANONICAL_AUGMENT = 36
 
 
 def generator(seed: int, *path: int) -> torch.Generator:

@@ -29,8 +29,8 @@ class Listed:
 
     Attributes:
         age_s: since it was begun; None where its manifest does not say when.
-        images: that training has seen, over all trials, or synthetic images that were made; None
-            where that is not known before the end.
+        images: that training has seen, over all trials, or synthetic or canonical ones that were
+            made; None where that is not known before the end.
         gpu_hours: GPUs reserved times hours; 0 without GPUs.
         note: why it is damaged or how it ended, on one line.
     """
@@ -112,7 +112,8 @@ def _read(run: Store, now_s: float) -> tuple[Listed, Manifest] | None:
         return damaged, Manifest()
     began_s = seconds(manifest.created)
     age_s = None if began_s is None else max(0.0, now_s - began_s)
-    images = manifest.images if manifest.kind == "synthetic" else manifest.images_seen
+    made = manifest.kind in ("canonical", "synthetic")
+    images = manifest.images if made else manifest.images_seen
     note = manifest.stopped if status == "failed" else None
     listed = Listed(
         run.name, manifest.kind, status, age_s, images, gpu_hours(manifest), note, run.uri

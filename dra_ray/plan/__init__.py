@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dra_ray import data, runs, students
 from dra_ray.config import (
+    Canonical,
     Config,
     Data,
     Experiment,
@@ -353,6 +354,8 @@ def _plan(config: Config, known: Known) -> Plan:
         return _teacher(config, known)
     if isinstance(config, Synthesis):
         return _synthesis(config, known)
+    if isinstance(config, Canonical):
+        return _canonical(config, known)
     return _quickstart(config, known)
 
 
@@ -401,9 +404,10 @@ def step_units(loss: Loss, threat: Threat, perturbed: bool = False) -> int:
     forward, unless the attack runs in eval mode or weights change after it. AWP's ascent goes
     through the same views once more.
     """
-    views = objective.of(loss).views
+    of = objective.of(loss)
+    views, steps = of.views, threat.steps if of.attacks else 0
     target_apart = views == 2 and (perturbed or threat.mode == "eval")
-    return 2 * threat.steps + 3 * views * (2 if perturbed else 1) + target_apart
+    return 2 * steps + 3 * views * (2 if perturbed else 1) + target_apart
 
 
 def judging_units(config: Experiment) -> int:
@@ -414,11 +418,16 @@ def judging_units(config: Experiment) -> int:
 
 
 def mean_step_units(config: Experiment) -> float:
-    """`step_units` on average over the run: AWP starts at a later epoch."""
+    """`step_units` on average over the run: AWP starts at a later epoch. Canonical samples take a
+    forward and a full backward.
+    """
     epochs, loss = config.optim.epochs, config.loss
     perturbed = max(0, epochs - loss.awp_from_epoch) / epochs if loss.awp else 0.0
-    return (1 - perturbed) * step_units(loss, config.threat) + perturbed * step_units(
-        loss, config.threat, perturbed=True
+    taught = 3 * config.distill.per_step / config.optim.batch if config.distill.weight else 0.0
+    return (
+        (1 - perturbed) * step_units(loss, config.threat)
+        + perturbed * step_units(loss, config.threat, perturbed=True)
+        + taught
     )
 
 
@@ -552,7 +561,9 @@ def _needs(config: Experiment, images: data.Outline, run: Training, forward: flo
     params, _, _ = student_cost(config.model, images.shape)
     mine = math.ceil(config.optim.batch / config.resources.workers)
     views = objective.of(config.loss).views
-    kept = activations(config.model, images.shape) * mine * views
+    taught = math.ceil(config.distill.per_step / config.resources.workers)
+    rows = mine * views + (taught if config.distill.weight else 0)
+    kept = activations(config.model, images.shape) * rows
     shape, tested = images.shape, images.test
     adversarial = tested * shape.channels * shape.resolution**2
     evaluation = config.evaluation
@@ -576,7 +587,7 @@ def _weights_note(config: Experiment) -> set[str]:
 def _aligned_teacher(
     config: Experiment, known: Known, shape: Shape, notes: set[str]
 ) -> Network | None:
-    if not config.align.weight:
+    if not config.teachers:
         return None
     teacher = known.teacher or known.teacher_at(config.teacher.uri)
     if teacher is None:
@@ -1093,12 +1104,34 @@ def _synthesis(config: Synthesis, known: Known) -> SynthesisPlan:
     candidates = config.images / (config.select.keep if config.select else 1)
     shards = math.ceil(candidates / config.shard_images)
     calls = heun_calls(config.steps) if sampler is None else sampler.calls_per_image(config)
-    workers = min(config.workers, shards)
-    teacher, hours, run = None, None, Sampling(config.images, shards, calls)
-    if net and sampler:
+    return _sampled(
+        config, known, net, Sampling(config.images, shards, calls), math.ceil(candidates)
+    )
+
+
+def _canonical(config: Canonical, known: Known) -> SynthesisPlan:
+    found = known.teacher or known.teacher_at(config.teacher)
+    train = known.outline(config.data).train
+    images = math.ceil(config.share * train)
+    shards = math.ceil(images / config.shard_images)
+    run = Sampling(images, shards, config.calls_per_image)
+    plan = _sampled(config, known, found.net if found else None, run, images)
+    most = "the cost is the most that it may be: subspace iteration ends when it has converged"
+    iterated = config.vectors and config.directions != "random"
+    return dataclasses.replace(plan, notes=(*plan.notes, most) if iterated else plan.notes)
+
+
+def _sampled(
+    config: Synthesis | Canonical, known: Known, net: Network | None, run: Sampling, made: int
+) -> SynthesisPlan:
+    """The plan of what a teacher makes of `made` images, with what is known of the teacher."""
+    workers = min(config.workers, run.shards)
+    teacher, hours = None, None
+    if net:
         forward = _forward_macs(net)
-        macs_per_image = calls * forward + _decode_macs(net, sampler)
-        pflop = 2 * macs_per_image * candidates / 1e15
+        decode = _decode_macs(net, image_sampler(net, str(config.teacher)))
+        macs_per_image = run.network_calls_per_image * forward + decode
+        pflop = 2 * macs_per_image * made / 1e15
         teacher = Teacher(params=parameters(net), forward_gmacs=forward / 1e9)
         run = dataclasses.replace(run, gflop_per_image=2 * macs_per_image / 1e9, pflop=pflop)
         if known.tflops:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from dra_ray import config, data, plan, runs
-from dra_ray.data import synthetic
+from dra_ray.data import canonical, synthetic
 from dra_ray.errors import DraError
 from dra_ray.storage import Store
 from dra_ray.sweeps import spaces
@@ -36,11 +36,15 @@ def facts(experiment: config.Experiment) -> runs.Facts:
     """
     images = _load(experiment)
     generated = load_synthetic(experiment, images)
+    samples = load_canonical(experiment, images.shape)
     fits(experiment, images.shape)
     said = runs.Facts(data=images.facts(), seed=experiment.seed)
-    if generated is None:
-        return said
-    return said.model_copy(update={"synthetic": data.picture_facts(generated)})
+    further = {}
+    if generated is not None:
+        further["synthetic"] = data.picture_facts(generated)
+    if samples is not None:
+        further["canonical"] = samples.facts()
+    return said.model_copy(update=further)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +97,9 @@ def _look_at(trials: Mapping[str, config.Experiment]) -> None:
     for name in most.values():
         with _naming(name):
             load_synthetic(trials[name], images)
+    for name, experiment in trials.items():
+        with _naming(name):
+            load_canonical(experiment, images.shape)
 
 
 @contextlib.contextmanager
@@ -116,9 +123,19 @@ def load_synthetic(experiment: config.Experiment, images: data.Images) -> data.P
     return synthetic.read(Store(experiment.synthetic.uri), experiment.synthetic.images, images)
 
 
+def load_canonical(
+    experiment: config.Experiment, shape: data.Shape
+) -> canonical.CanonicalImages | None:
+    """The canonical samples of a run on images of `shape`, if it has some."""
+    if not experiment.needs_canonical:
+        return None
+    assert experiment.canonical.uri
+    return canonical.read(Store(experiment.canonical.uri), experiment.canonical.images, shape)
+
+
 def fits(experiment: config.Experiment, shape: data.Shape) -> None:
     """Raise where the teacher, the student or its weights do not fit images of `shape`."""
-    if experiment.align.weight:
+    if experiment.teachers:
         assert experiment.teacher.uri
         fitting.check(experiment, fitting.known(experiment.teacher.uri), shape)
     student = plan.student(experiment.model, shape)

@@ -120,7 +120,7 @@ def of_sweep(sweep: config.Sweep, experiments: Sequence[Experiment]) -> Experime
 
 
 def _teacher_of(experiment: Experiment) -> str | None:
-    return experiment.teacher.uri if experiment.align.weight else None
+    return experiment.teacher.uri if experiment.teachers else None
 
 
 def _sample(experiment: Experiment) -> Experiment:

@@ -19,6 +19,7 @@ from ray.util import metrics
 from torch import Tensor
 
 from dra_ray import config
+from dra_ray.data.canonical import CanonicalImages
 from dra_ray.errors import PoolError
 from dra_ray.pool.ledger import find_ledger
 from dra_ray.pool.metrics import METRICS, SECONDS
@@ -26,7 +27,7 @@ from dra_ray.pool.records import Description, Totals
 from dra_ray.pool.service import app_name
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
-from dra_ray.teachers.source import FeatureSource, LocalTeacher, Request
+from dra_ray.teachers.source import CanonicalFeatures, FeatureSource, LocalTeacher, Request
 
 # Such a request never ran to its end. RayTaskError is not among them: it says that the request ran
 # and failed.
@@ -233,10 +234,18 @@ def of_pool(pool: config.Pool) -> tuple[float, float]:
     )
 
 
-def sources(experiment: config.Experiment, device: str, trial: str = "") -> list[FeatureSource]:
+def sources(
+    experiment: config.Experiment,
+    device: str,
+    trial: str = "",
+    samples: CanonicalImages | None = None,
+) -> list[FeatureSource]:
     """The source of each term of the alignment; none without alignment. Terms of one teacher share
-    one: a client of its pool, or the teacher itself where `pool.kind` is local.
+    one: a client of its pool, or the teacher itself where `pool.kind` is local. With
+    align.target=canonical it is `samples`.
     """
+    if samples and experiment.align.weight and experiment.align.target == "canonical":
+        return [CanonicalFeatures(samples)]
     teachers = experiment.teachers
     of_teacher = {
         teacher: _source(teacher, experiment.pool, device, trial) for teacher in set(teachers)

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[type[config.Frozen], str]] = {
     "sweep": (config.Sweep, "dra sweep"),
     "train": (config.Experiment, "dra train"),
     "teacher": (config.TeacherTraining, "dra teacher train"),
+    "canonical": (config.Canonical, "dra canonical make"),
     "synthetic": (config.Synthesis, "dra synthesize"),
 }
 SAME = ("description", "paper")  # what changes nothing that runs

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dra_ray.config import Teacher
+from dra_ray.data.canonical import CanonicalImages, of_class
 from dra_ray.data.random import derive
 from dra_ray.errors import DataError
 from dra_ray.teachers.network import Network
@@ -142,6 +143,27 @@ class Ready:
 
     def result(self, timeout_s: float | None = None) -> Tensor:
         return self._features
+
+
+class CanonicalFeatures:
+    """A `FeatureSource` of class-matched targets: for each image the canonical feature of one of
+    its class, drawn by the image's noise seed. `DataError` for a class without samples.
+    """
+
+    def __init__(self, samples: CanonicalImages) -> None:
+        self._samples = samples
+
+    @property
+    def feature_dim(self) -> int:
+        return self._samples.features.shape[1]
+
+    def submit(self, request: Request) -> Pending:
+        labels = self._samples.pictures.labels
+        at = of_class(labels, request.labels.cpu(), request.noise_seeds.cpu())
+        return Ready(self._samples.features[at])
+
+    def close(self) -> None:
+        """Nothing to release."""
 
 
 class LocalTeacher:

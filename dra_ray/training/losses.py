@@ -115,6 +115,49 @@ def info_nce(projected: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(scores, own)
 
 
+def supervised_contrast(
+    anchors: Tensor, labels: Tensor, targets: Tensor, target_labels: Tensor, temperature: float
+) -> Tensor:
+    """Supervised contrast (Khosla et al., arXiv 2004.11362, equation 2) of unit rows: for each
+    anchor [b,D] the mean over the targets [c,D] of its class, of all workers, of -log softmax of
+    their cosines over a temperature; the mean over the anchors that have any, 0 where none has.
+
+    Targets get no gradient. The mean over workers' slices is that of one worker.
+    """
+    everyone, classes = (workers.joined(each)[0] for each in (targets.detach(), target_labels))
+    total, able = _contrasted(
+        anchors @ everyone.T / temperature, labels[:, None] == classes[None], None
+    )
+    able, rows = workers.total(torch.stack([able, able.new_tensor(len(labels))])).tolist()
+    return total * (rows / max(able, 1) / len(labels))
+
+
+def clustering(rows: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Supervised contrast of unit rows [b,D] of all workers with each other, the same value for all
+    workers; gradients reach all rows.
+    """
+    everyone, first = workers.joined(rows.detach())
+    classes, _ = workers.joined(labels)
+    whole = torch.cat([everyone[:first], rows, everyone[first + len(rows) :]])
+    itself = torch.eye(len(whole), dtype=torch.bool, device=rows.device)
+    same = (classes[:, None] == classes[None]) & ~itself
+    total, able = _contrasted(whole @ whole.T / temperature, same, itself)
+    loss = total / able.clamp_min(1)
+    # gradients are means over workers by the size of their slices
+    return loss.detach() + len(whole) / len(rows) * (loss - loss.detach())
+
+
+def _contrasted(scores: Tensor, same: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(the sum over anchors with positives, how many these are); scores and `same`, which says what
+    is positive, are [anchors,targets]. Hidden pairs do not take part.
+    """
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, -torch.inf)
+    positives = same.sum(1)
+    chances = scores.log_softmax(1).masked_fill(~same, 0)
+    return -(chances.sum(1) / positives.clamp_min(1)).sum(), (positives > 0).sum()
+
+
 def cka(projected: Tensor, teacher: Tensor) -> Tensor:
     """1 - linear CKA (Kornblith et al., arXiv 1905.00414) of projected [b,k] and teacher [b,D] over
     the whole batch, the same value for all workers.

@@ -50,6 +50,7 @@ class Objective(Protocol):
     def loss(self) -> config.Loss: ...
 
     views: int  # 2: clean and adversarial images; 1: the adversarial ones alone
+    attacks: bool  # whether there is an adversary
 
     def attack(
         self, student: nn.Module, x: Tensor, target: Tensor, threat: config.Threat, noise: Tensor
@@ -71,6 +72,7 @@ class Trades:
 
     loss: config.Loss
     views = 2
+    attacks = True
 
     def attack(
         self, student: nn.Module, x: Tensor, target: Tensor, threat: config.Threat, noise: Tensor
@@ -109,6 +111,7 @@ class CrossEntropy:
 
     loss: config.Loss
     views = 1
+    attacks = True
 
     def attack(
         self, student: nn.Module, x: Tensor, target: Tensor, threat: config.Threat, noise: Tensor
@@ -125,7 +128,23 @@ class CrossEntropy:
         """Nothing is learnt about the classes."""
 
 
+class Plain(CrossEntropy):
+    """Training without an adversary: the "adversarial" images are the images."""
+
+    attacks = False
+
+    def attack(
+        self, student: nn.Module, x: Tensor, target: Tensor, threat: config.Threat, noise: Tensor
+    ) -> Tensor:
+        return x
+
+    def terms(self, logits: Logits) -> tuple[Tensor, Tensor]:
+        none, loss = super().terms(logits)
+        return loss, none
+
+
 OBJECTIVES: dict[str, type[Trades | CrossEntropy]] = {
+    "plain": Plain,
     "trades": Trades,
     "pgd-at": CrossEntropy,
     "fgsm-rs": CrossEntropy,

@@ -22,15 +22,17 @@ def build(
     head: nn.Module | None,
     optim: config.Optim,
     align: config.Align | None = None,
+    distiller: nn.Module | None = None,
 ) -> torch.optim.Optimizer:
     """SGD, Lion (Chen et al., arXiv 2302.06675) or AdamW over the student and its projector, by
     parameter groups of `optim.decayed`; the projector has groups of its own where `align` has a
-    learning rate or a decay for it.
+    learning rate or a decay for it. A distiller's head is trained as the student is.
 
     Raises:
         ConfigError: a value that the optimiser cannot work with.
     """
-    groups = _groups(student, head, optim, align or config.Align())
+    taught = [student] if distiller is None else [student, distiller]
+    groups = _groups(taught, head, optim, align or config.Align())
     if optim.name == "sgd":
         if optim.nesterov and not optim.momentum:
             raise ConfigError(
@@ -60,13 +62,13 @@ def build(
 
 
 def _groups(
-    student: nn.Module, head: nn.Module | None, optim: config.Optim, align: config.Align
+    taught: list[nn.Module], head: nn.Module | None, optim: config.Optim, align: config.Align
 ) -> list[dict[str, Any]]:
     """Decayed parameters, then the others; then the same of a head that is set apart."""
     if head is None:
-        return _decayed_first([student], optim)
+        return _decayed_first(taught, optim)
     if align.projector_lr is None and align.projector_weight_decay is None:
-        return _decayed_first([student, head], optim)
+        return _decayed_first([*taught, head], optim)
     scale = 1.0 if align.projector_lr is None else align.projector_lr / optim.lr
     decay = (
         optim.weight_decay if align.projector_weight_decay is None else align.projector_weight_decay
@@ -75,7 +77,7 @@ def _groups(
         {"weight_decay": decay} | group | {"scale": scale}
         for group in _decayed_first([head], optim)
     ]
-    return _decayed_first([student], optim) + apart
+    return _decayed_first(taught, optim) + apart
 
 
 def _decayed_first(modules: Sequence[nn.Module], optim: config.Optim) -> list[dict[str, Any]]:

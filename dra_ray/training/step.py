@@ -16,10 +16,20 @@ from torch import Tensor, nn
 from dra_ray import config, data, runs, students
 from dra_ray.attacks import pgd
 from dra_ray.data import augment, random
+from dra_ray.data.canonical import CanonicalBatch, CanonicalImages
 from dra_ray.storage import Store
 from dra_ray.students import Student
 from dra_ray.teachers.source import FeatureSource, Pending
-from dra_ray.training import alignment, arithmetic, losses, objective, optimisers, syncnorm, workers
+from dra_ray.training import (
+    alignment,
+    arithmetic,
+    distillation,
+    losses,
+    objective,
+    optimisers,
+    syncnorm,
+    workers,
+)
 
 PARTS = ("loss", "loss_clean", "loss_robust", "loss_align")
 
@@ -31,6 +41,7 @@ class State:
     student: Student
     average: nn.Module
     aligner: alignment.Aligner | None  # none where lambda is 0
+    distiller: distillation.Distiller | None  # none without canonical samples
     optimizer: torch.optim.Optimizer
     step: int
     best: float
@@ -45,6 +56,7 @@ class State:
             "head": self.aligner.projectors[0].state_dict() if self.aligner else {},
             "more_heads": self.aligner.projectors[1:].state_dict() if self.aligner else {},
             "transforms": self.aligner.transforms.state_dict() if self.aligner else {},
+            "distiller": self.distiller.state_dict() if self.distiller else {},
             "optimizer": self.optimizer.state_dict(),
             "sums": self.sums,
             "class_means": self.class_means.state_dict(),
@@ -64,6 +76,8 @@ class State:
             self.aligner.projectors[0].load_state_dict(tensors["head"])
             self.aligner.projectors[1:].load_state_dict(tensors.get("more_heads", {}))
             self.aligner.transforms.load_state_dict(tensors.get("transforms", {}))
+        if self.distiller:
+            self.distiller.load_state_dict(tensors["distiller"])
         self.optimizer.load_state_dict(tensors["optimizer"])
         self.sums.copy_(tensors["sums"])
         self.class_means.load_state_dict(tensors["class_means"])
@@ -79,13 +93,14 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """A worker's slice of a batch: augmented images uint8 [b,C,H,W], labels int64 [b], and the
-    features under way, one for each term of the alignment.
+    """A worker's slice of a batch: augmented images uint8 [b,C,H,W], labels int64 [b], the features
+    under way, one for each term of the alignment, and canonical samples where they teach.
     """
 
     images: Tensor
     labels: Tensor
     targets: list[Pending]
+    canonical: CanonicalBatch | None = None
 
 
 def prepare(
@@ -95,9 +110,11 @@ def prepare(
     number: int,
     mine: slice,
     sources: Sequence[FeatureSource],
+    *,
+    samples: CanonicalImages | None = None,
 ) -> Batch:
     """Step `number`'s batch, from images as the data set has them; requests its features from the
-    source of each term, where there are any.
+    source of each term, where there are any. `samples` are those that distillation draws from.
     """
     changes = augment.parameters(
         experiment.optim.batch,
@@ -107,7 +124,12 @@ def prepare(
     images = augment.apply(images, experiment.data, changes[mine])
     requests = alignment.requests(experiment, images, labels, number, mine) if sources else []
     pending = [source.submit(each) for source, each in zip(sources, requests, strict=True)]
-    return Batch(images, labels, pending)
+    canonical = (
+        distillation.prepare(experiment, samples, number, mine)
+        if samples and experiment.distill.weight
+        else None
+    )
+    return Batch(images, labels, pending, canonical)
 
 
 class Feed:
@@ -118,6 +140,7 @@ class Feed:
     Args:
         get: step -> (images uint8 [b,C,H,W], labels int64 [b]) of this worker.
         last: number of steps of the whole training.
+        samples: canonical ones, of which each batch gets some where they teach.
     """
 
     def __init__(
@@ -127,6 +150,7 @@ class Feed:
         mine: slice,
         sources: Sequence[FeatureSource],
         last: int,
+        samples: CanonicalImages | None = None,
     ) -> None:
         self._experiment, self._get, self._mine, self._sources, self._last = (
             experiment,
@@ -135,6 +159,7 @@ class Feed:
             sources,
             last,
         )
+        self._samples = samples
         self._ahead = experiment.pool.ahead if sources else 0
         self._ready: dict[int, Batch] = {}
 
@@ -143,7 +168,12 @@ class Feed:
         for coming in range(number, min(number + self._ahead + 1, self._last)):
             if coming not in self._ready:
                 self._ready[coming] = prepare(
-                    self._experiment, *self._get(coming), coming, self._mine, self._sources
+                    self._experiment,
+                    *self._get(coming),
+                    coming,
+                    self._mine,
+                    self._sources,
+                    samples=self._samples,
                 )
         return self._ready.pop(number)
 
@@ -166,7 +196,8 @@ def step(
 ) -> Tensor:
     """One adversarial step on this worker's slice of the batch, gradients averaged over workers.
 
-    Returns float32 [4]: loss and its clean, robust and alignment parts.
+    Returns float32 [4]: loss and its clean, robust and alignment parts; [5] with that of
+    distillation where there is any.
     """
     size, seed = experiment.optim.batch, experiment.seed
     images, labels = batch.images, batch.labels
@@ -204,6 +235,11 @@ def step(
             loss_align = state.aligner(features, batch.targets)
         weight = alignment.weight_at(experiment.align, epoch, experiment.optim.epochs)
         loss = loss_clean + loss_robust + weight * loss_align
+        parts = [loss_clean, loss_robust, loss_align]
+        if state.distiller:
+            assert batch.canonical is not None
+            parts.append(state.distiller(student, features, labels, batch.canonical))
+            loss = loss + distillation.weight_at(experiment.distill, epoch) * parts[-1]
         (loss * _share(mine, size)).backward()
     # in one message: the attack is nine tenths of a step, so there is nothing to overlap it with
     workers.average_(
@@ -219,7 +255,7 @@ def step(
     # everyone takes over worker 0's BatchNorm statistics, which checkpoints hold: a run goes on
     # alike after a restart
     workers.share_([buffer for buffer in student.buffers() if buffer.is_floating_point()])
-    return torch.stack([loss, loss_clean, loss_robust, loss_align]).detach()
+    return torch.stack([loss, *parts]).detach()
 
 
 def initial_state(
@@ -236,22 +272,26 @@ def initial_state(
     if sources:
         widths = [source.feature_dim for source in sources]
         aligner = alignment.Aligner(experiment.align, student.feature_dim, widths).to(device)
+    distiller = None
+    if experiment.distill.weight:
+        distiller = distillation.Distiller(experiment.distill, student.feature_dim).to(device)
     average = copy.deepcopy(student).requires_grad_(False).to(device)
     if experiment.compute.sync_batchnorm:
         student = syncnorm.synchronised(student)
     student = arithmetic.arranged(student.to(device), experiment.compute)
     if experiment.compute.channels_last:
         average = average.to(memory_format=torch.channels_last)
-    optimizer = optimisers.build(student, aligner, experiment.optim, experiment.align)
+    optimizer = optimisers.build(student, aligner, experiment.optim, experiment.align, distiller)
     class_means = losses.ClassMeans(shape.num_classes, device)
     return State(
         student,
         average,
         aligner,
+        distiller,
         optimizer,
         0,
         -1.0,
-        torch.zeros(4, device=device),
+        torch.zeros(len(PARTS) + bool(distiller), device=device),
         class_means,
         [],
     ), origin

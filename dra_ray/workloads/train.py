@@ -284,7 +284,8 @@ def train(experiment: config.Experiment, run: Store, session: Session) -> None:
     images = data.load(experiment.data)
     extra = ready.load_synthetic(experiment, images)
     batches = data.batch_plan(experiment, len(images.train), len(extra) if extra else 0)
-    sources = client.sources(experiment, str(device), run.name)
+    samples = ready.load_canonical(experiment, images.shape)
+    sources = client.sources(experiment, str(device), run.name, samples)
     state, origin = initial_state(experiment, images.shape, sources, device)
     session.restore(state)
     if state.aligner and state.step == 0:
@@ -303,6 +304,7 @@ def train(experiment: config.Experiment, run: Store, session: Session) -> None:
             place.mine,
             sources,
             experiment.optim.epochs * batches.steps_per_epoch,
+            samples,
         )
         best = state.rows[-1].robust_accuracy if state.rows else None
         shown = stack.enter_context(contextlib.closing(Shown(run.name, best)))
@@ -478,7 +480,12 @@ def _validated(
         return None
     judged = judge(state, experiment, validation, place)
     robust = accuracy(judged.withstood)
-    loss, loss_clean, loss_robust, loss_align = losses_mean
+    further: dict[str, Any] = {}
+    if experiment.selection.weights == "better":
+        further["weights"] = judged.weights
+    loss, loss_clean, loss_robust, loss_align, *others = losses_mean
+    if others:
+        further["loss_distill"] = others[0]
     row = ValidationRow(
         step=state.step,
         epoch=epochs_done,
@@ -494,7 +501,7 @@ def _validated(
         verdicts=runs.pack_verdicts(judged.withstood),
         elapsed_s=round(elapsed_s, 3),
         at=time.time(),
-        **({"weights": judged.weights} if experiment.selection.weights == "better" else {}),
+        **further,
     )
     state.sums.zero_()
     state.rows.append(row)
@@ -585,7 +592,7 @@ class StepLog:
         (before, then), now = self.last, time.monotonic()
         self.last = (step, now)
         speed = (step - before) * self.batch / max(now - then, 1e-9)
-        loss, loss_clean, loss_robust, loss_align = parts
+        loss, loss_clean, loss_robust, loss_align, *others = parts
         row = StepRow(
             step=step,
             epoch=round(step / self.epoch_steps, 3),
@@ -596,6 +603,7 @@ class StepLog:
             lr=rate,
             images_per_s=round(speed, 2),
             at=time.time(),
+            **({"loss_distill": others[0]} if others else {}),
         )
         try:
             self.log.append(row)

@@ -25,6 +25,9 @@ def test_streams_keep_the_values_that_old_runs_were_drawn_with() -> None:
         "LABEL_LEAK": 31,
         "TARGET_STATISTICS": 32,
         "ANALYSIS": 33,
+        "CANONICAL": 34,
+        "CANONICAL_BATCH": 35,
+        "CANONICAL_AUGMENT": 36,
     }
 
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from dra_ray import config, data
+from dra_ray.data.canonical import shard_name
 from dra_ray.data.loader import Batches
 from dra_ray.plan import ready
 from dra_ray.pool import client
@@ -125,6 +126,15 @@ def _shrunk(name: str, root: Store) -> config.Experiment:
             image=_pixels(SYNTHETIC, resolution, channels, 2), label=np.arange(SYNTHETIC) % classes
         )
         settings |= {"synthetic.uri": made.uri, "synthetic.images": SYNTHETIC}
+    if recipe.distill.weight:
+        made = root / f"canonical-{recipe.data.name}"
+        (made / shard_name(0)).write_npz(
+            image=_pixels(SYNTHETIC, resolution, channels, 3),
+            label=np.arange(SYNTHETIC) % classes,
+            feature=np.random.default_rng(4).normal(size=(SYNTHETIC, 6)).astype(np.float32),
+            judged=np.full(SYNTHETIC, -1),
+        )
+        settings |= {"canonical.uri": made.uri, "distill.per_step": 8}
     small = next(
         (student for family, student in SMALL.items() if recipe.model.name.startswith(family)),
         recipe.model.name,
@@ -150,8 +160,9 @@ def _two_steps(experiment: config.Experiment) -> None:
     batches = data.batch_plan(experiment, len(images.train), len(extra) if extra else 0)
     everything = slice(0, experiment.optim.batch)
     loader = Batches(images.train, extra, batches, device, everything)
-    sources = client.sources(experiment, "cpu")
-    feed = step.Feed(experiment, loader.get, everything, sources, batches.steps_per_epoch)
+    samples = ready.load_canonical(experiment, images.shape)
+    sources = client.sources(experiment, "cpu", samples=samples)
+    feed = step.Feed(experiment, loader.get, everything, sources, batches.steps_per_epoch, samples)
     state, _ = step.initial_state(experiment, images.shape, sources, device)
     before = {
         name: parameter.detach().clone() for name, parameter in state.student.named_parameters()
@@ -164,6 +175,7 @@ def _two_steps(experiment: config.Experiment) -> None:
         assert bool(parts.isfinite().all())
         assert float(parts[0]) > 0
         assert bool(float(parts[3]) > 0) == bool(experiment.align.weight)
+        assert [float(part) > 0 for part in parts[4:]] == [True] * bool(experiment.distill.weight)
         state.step += 1
     loader.close()
     moved = [

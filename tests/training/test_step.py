@@ -304,7 +304,9 @@ def _fresh(experiment: config.Experiment, name: str) -> step.State:
         net = Backbone(network, (0.0,), (1.0,))
     optimizer = optimisers.build(net, None, experiment.optim)
     means = losses.ClassMeans(shape.num_classes, torch.device("cpu"))
-    return step.State(net, copy.deepcopy(net), None, optimizer, 0, -1.0, torch.zeros(4), means, [])
+    return step.State(
+        net, copy.deepcopy(net), None, None, optimizer, 0, -1.0, torch.zeros(4), means, []
+    )
 
 
 def _steps(state: step.State, experiment: config.Experiment, number: int) -> None:
