@@ -20,6 +20,7 @@ load: Any = functools.cache(config.load)
 # AutoAttack); None where the paper gives none
 CIFAR10 = {
     "cifar10-wrn-34-10-at": (0, 128, 200, 84.33, 55.25),
+    "cifar10-wrn-34-10-adr": (0, 128, 200, 86.11, 55.26),
     "cifar10-wrn-34-10-ikl": (0, 128, 200, 84.80, 57.09),
     "cifar10-wrn-34-10-dra": (0, 128, 200, 88.54, 57.29),
     "cifar10-wrn-28-10-1m-dm-at": (1_000_000, 512, 400, 91.12, 63.35),
@@ -105,7 +106,7 @@ def test_recipes_carry_the_numbers_of_the_paper():
         for name in CIFAR10 | OTHERS
     }
     assert {name: paper.table for name, paper in stated.items() if name not in ABLATIONS} == tables
-    named = {"dm-at": "DM-AT", "dra": "+ DRA", "ikl": "+ IKL", "at": "AT"}
+    named = {"dm-at": "DM-AT", "dra": "+ DRA", "ikl": "+ IKL", "adr": "+ ADR", "at": "AT"}
     assert all(stated[name].method.startswith(("AT", "DM-AT")) for name in stated)
     assert all(
         named[name.rsplit("-", 1)[1]] in stated[name].method

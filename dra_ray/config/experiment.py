@@ -131,10 +131,13 @@ class Synthetic(Frozen):
 class Model(Frozen):
     """The student."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"sigma", "layer"})
+
     name: str = Field(
         "wrn-10-2",
         description="wrn-DEPTH-WIDTH (SiLU; DM-AT), relu-wrn-DEPTH-WIDTH (TRADES), rawrn-70-16, "
-        "vit-{t,s,b}-PATCH, resnet-18, or timm/NAME",
+        "vit-{t,s,b}-PATCH, resnet-18, timm/NAME, or diffusion/TEACHER, the encoder of the "
+        "teacher with this URI",
     )
     normalise: bool = Field(True, description="subtract mean and divide by std inside the model")
     mean: Annotated[tuple[float, ...], Field(max_length=64)] | None = Field(
@@ -149,7 +152,15 @@ class Model(Frozen):
         "the class token",
     )
     weights: str | None = Field(
-        None, description="URI of pretrained weights to start from; default: random"
+        None,
+        description="URI of pretrained weights to start from; default: random, of diffusion/* the "
+        "teacher's",
+    )
+    sigma: PositiveFloat = Field(
+        0.06, description="of diffusion/*: noise level at which it sees images (UNVERIFIED)"
+    )
+    layer: str | None = Field(
+        None, description="of diffusion/*: the layer that is classified; default: the teacher's"
     )
 
     @model_validator(mode="after")
@@ -230,12 +241,13 @@ class Loss(Frozen):
         2019, in DM-AT's form).
     pgd-at: cross-entropy on adversarial images (Madry et al. 2018). fgsm-rs: the same with one step
     (Wong et al. 2020). plain: cross-entropy on clean images, without an attack. ikl: Improved KL
-    (Cui et al., arXiv 2305.13948) with its alpha, beta and temperature.
+    (Cui et al., arXiv 2305.13948) with its alpha, beta and temperature. adr: pgd-at with labels
+    that the averaged weights soften (Wu et al., arXiv 2305.12118).
     """
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"first"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"first", "adr_temperature", "adr_share"})
 
-    name: Literal["trades", "pgd-at", "fgsm-rs", "plain", "ikl"] = Field(
+    name: Literal["trades", "pgd-at", "fgsm-rs", "plain", "ikl", "adr"] = Field(
         "trades", description="the objective, see above"
     )
     beta: NonNegativeFloat = Field(
@@ -255,6 +267,15 @@ class Loss(Frozen):
         "clean",
         description="of trades and ikl: the batch that the network sees first, which BatchNorm's "
         "running statistics remember less of: DM-AT's order, or IKL's",
+    )
+    adr_temperature: tuple[PositiveFloat, PositiveFloat] = Field(
+        (2.0, 1.0),
+        description="of adr: of the softened labels, at the start and at the end (UNVERIFIED)",
+    )
+    adr_share: tuple[Probability, Probability] = Field(
+        (0.7, 0.95),
+        description="of adr: weight of the softened labels, at the start and at the end "
+        "(UNVERIFIED)",
     )
     awp: NonNegativeFloat = Field(
         0.0,
@@ -945,6 +966,9 @@ class Experiment(Frozen):
                 f"canonical.uri is not set, but {reader} needs canonical samples; make them with "
                 "`dra canonical make` and pass --set canonical.uri=URI"
             )
+        encoder = networks.teacher_of(self.model.name)
+        if encoder is not None:
+            encoder = networks.DIFFUSION + Store(teacher_path(encoder) or encoder).resolved().uri
         uris = {
             "teacher.uri": self.teacher.uri,
             "canonical.uri": self.canonical.uri,
@@ -952,6 +976,5 @@ class Experiment(Frozen):
             "data.uri": self.data.uri,
             "model.weights": self.model.weights,
         }
-        return override(
-            self, {field: Store(uri).resolved().uri for field, uri in uris.items() if uri}
-        )
+        changes = {field: Store(uri).resolved().uri for field, uri in uris.items() if uri}
+        return override(self, changes | ({"model.name": encoder} if encoder else {}))

@@ -9,7 +9,7 @@ import re
 # the deepest residual network and the largest classifier of images that were ever published have
 # 1001 layers and 7e9 parameters (arXiv 1603.05027; DINOv3, arXiv 2508.10104)
 MOST_LAYERS, MOST_PARAMETERS = 1001, 10**10
-TIMM = "timm/"
+TIMM, DIFFUSION = "timm/", "diffusion/"
 # name -> module and class in students/ of those that are built from classes and normalisation alone
 PLAIN = {"rawrn-70-16": ("wrn", "RaWRN"), "resnet-18": ("resnet", "ResNet18")}
 _WIDE = re.compile(r"(relu-)?wrn-(\d{1,9})-(\d{1,9})")
@@ -28,17 +28,22 @@ def vit(name: str) -> tuple[str, int] | None:
     return (match[1], int(match[2])) if match else None
 
 
+def teacher_of(name: str) -> str | None:
+    """The teacher's URI in diffusion/URI; None for other names."""
+    return name.removeprefix(DIFFUSION) if name.startswith(DIFFUSION) else None
+
+
 def problem(name: str) -> str | None:
     """What is wrong with a student's name, and the remedy; None where nothing is, as far as it
     tells.
     """
-    if name in PLAIN or vit(name) or name.startswith(TIMM):
+    if name in PLAIN or vit(name) or name.startswith(TIMM) or teacher_of(name):
         return None
     if size := wide(name):
         return _problem_of_wide(*size)
     return (
         "is not known; write wrn-DEPTH-WIDTH, such as wrn-28-10, relu-wrn-DEPTH-WIDTH, vit-b-2, "
-        f"{', '.join(PLAIN)} or timm/NAME"
+        f"{', '.join(PLAIN)}, timm/NAME or diffusion/TEACHER"
     )
 
 

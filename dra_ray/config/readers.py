@@ -45,6 +45,9 @@ def _above_zero(field: str) -> tuple[Reader, ...]:
 _ALIGNED = _above_zero(WEIGHT)
 _ASKED = _one_of("align.target", "teacher")
 _DISTILLED = _above_zero("distill.weight")
+_DIFFUSION = (
+    Reader("model.name", lambda value: str(value).startswith("diffusion/"), "diffusion/TEACHER"),
+)
 _UNORDERED = [name for name, known in DATA_SETS.items() if known.split != "official"]
 _ADAPTIVE = ("tpe", "gp")
 
@@ -57,10 +60,14 @@ READERS: dict[str, tuple[Reader, ...]] = {
     "model.pooling": (
         Reader("model.name", lambda value: str(value).startswith("vit-"), "one of vit-*"),
     ),
+    "model.sigma": _DIFFUSION,
+    "model.layer": _DIFFUSION,
     "loss.beta": _one_of("loss.name", "trades", "ikl"),
     "loss.first": _one_of("loss.name", "trades", "ikl"),
     "loss.alpha": _one_of("loss.name", "ikl"),
     "loss.temperature": _one_of("loss.name", "ikl"),
+    "loss.adr_temperature": _one_of("loss.name", "adr"),
+    "loss.adr_share": _one_of("loss.name", "adr"),
     "loss.awp_from_epoch": _above_zero("loss.awp"),
     "optim.nesterov": _one_of("optim.name", "sgd"),
     "optim.momentum": _one_of("optim.name", "sgd") + _not("optim.schedule", "one-cycle"),

@@ -402,12 +402,12 @@ def step_units(loss: Loss, threat: Threat, perturbed: bool = False) -> int:
     trained on is a forward and a full backward: two views of trades and ikl (k=10: 26), the
     adversarial one of pgd-at and fgsm-rs (k=10: 23). The attack's target is the clean view's own
     forward, unless the attack runs in eval mode or weights change after it. AWP's ascent goes
-    through the same views once more.
+    through the same views once more. The averaged weights of adr see the batch too.
     """
     of = objective.of(loss)
     views, steps = of.views, threat.steps if of.attacks else 0
     target_apart = views == 2 and (perturbed or threat.mode == "eval")
-    return 2 * steps + 3 * views * (2 if perturbed else 1) + target_apart
+    return 2 * steps + 3 * views * (2 if perturbed else 1) + target_apart + of.asks_average
 
 
 def judging_units(config: Experiment) -> int:

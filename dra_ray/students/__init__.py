@@ -9,6 +9,7 @@ feature).
 | vit-SIZE-PATCH | ViT for small images; sizes t, s and b | 192, 384, 768 |
 | resnet-18 | CIFAR's ResNet-18 | 512 |
 | timm/NAME | any timm model that ends in a linear layer | its own |
+| diffusion/TEACHER | a teacher's encoder up to its feature layer, TEACHER being its URI | its own |
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ def build(settings: config.Model, shape: Shape) -> Student:
         plain = getattr(importlib.import_module(f"{__name__}.{module}"), kind_name)
         student: Student = plain(shape.num_classes, mean, std)
         return student
+    if (uri := networks.teacher_of(name)) is not None:
+        from dra_ray.students import diffusion
+
+        return diffusion.of_teacher(uri, shape, settings.sigma, settings.layer)
     from dra_ray.students import backbone
 
     if tokens := networks.vit(name):
@@ -94,6 +99,12 @@ def initialise(student: Student, settings: config.Model) -> str:
     A timm backbone's classifier may be missing there or have other classes: it then starts anew,
     and the sentence says so. Raises `CheckpointError` naming whatever else differs.
     """
+    uri = networks.teacher_of(settings.name)
+    if settings.weights is None and uri is not None:
+        from dra_ray.students import diffusion
+
+        assert isinstance(student, diffusion.DiffusionStudent)
+        return diffusion.load_teacher(student, uri)
     if settings.weights is None:
         return "random initialisation"
     weights = read_weights(Store(settings.weights))

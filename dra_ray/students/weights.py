@@ -379,6 +379,8 @@ def fit_keys(
         if (last := key.rsplit(".", 1)[-1]) in NORMALISATION
     }
     ours = _bare(wanted)
+    if len(ours) < len(wanted):  # a wrapper's prefix that not all keys have is a part's name
+        ours = {key: key for key in wanted}
     keys = [key for key in weights if key not in constants.values()]
     prefix = _prefix(keys, ours)
     given = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -27,12 +28,14 @@ from dra_ray.training import losses, perturbation
 class Logits:
     """What a loss sees of a batch: logits [B,K] of its views, and labels int64 [B].
 
-    `clean` is None where the loss has no such view. `class_means` are IKL's.
+    `clean` is None where the loss has no such view. `target` is what its attack started from: with
+    one view labels, or their distributions [B,K]. `class_means` are IKL's.
     """
 
     clean: Tensor | None
     adversarial: Tensor
     labels: Tensor
+    target: Tensor
     class_means: losses.ClassMeans
 
     @property
@@ -51,12 +54,13 @@ class Objective(Protocol):
 
     views: int  # 2: clean and adversarial images; 1: the adversarial ones alone
     attacks: bool  # whether there is an adversary
+    asks_average: bool  # whether the averaged weights look at every batch
 
     def attack(
         self, student: nn.Module, x: Tensor, target: Tensor, threat: config.Threat, noise: Tensor
     ) -> Tensor:
         """Adversarial x [B,C,H,W]. `target`: with two views softmax [B,K] of the clean logits, with
-        one the labels int64 [B].
+        one the labels int64 [B], or what `rectified` makes of them.
         """
 
     def terms(self, logits: Logits) -> tuple[Tensor, Tensor]:
@@ -73,6 +77,7 @@ class Trades:
     loss: config.Loss
     views = 2
     attacks = True
+    asks_average = False
 
     def attack(
         self, student: nn.Module, x: Tensor, target: Tensor, threat: config.Threat, noise: Tensor
@@ -112,6 +117,7 @@ class CrossEntropy:
     loss: config.Loss
     views = 1
     attacks = True
+    asks_average = False
 
     def attack(
         self, student: nn.Module, x: Tensor, target: Tensor, threat: config.Threat, noise: Tensor
@@ -121,7 +127,7 @@ class CrossEntropy:
     def terms(self, logits: Logits) -> tuple[Tensor, Tensor]:
         smoothing = self.loss.label_smoothing
         return logits.adversarial.new_zeros(()), F.cross_entropy(
-            logits.adversarial, logits.labels, label_smoothing=smoothing
+            logits.adversarial, logits.target, label_smoothing=smoothing
         )
 
     def observe(self, logits: Logits) -> None:
@@ -143,12 +149,41 @@ class Plain(CrossEntropy):
         return loss, none
 
 
+class Rectified(CrossEntropy):
+    """ADR (Wu et al., arXiv 2305.12118): cross-entropy with labels that the averaged weights soften
+    and that are rectified where these are wrong. Its values were not to be had (UNVERIFIED).
+    """
+
+    asks_average = True
+
+    def rectified(self, seen: Tensor, labels: Tensor, done: float) -> Tensor:
+        """Distributions [B,K] of labels int64 [B], given the averaged weights' logits [B,K] of the
+        clean images, after a part `done` in [0,1] of the training.
+
+        The share of the softened prediction is smaller by how far its largest probability is above
+        that of the label, so that the label stays ahead where the share is below 1.
+        """
+        temperature = annealed(self.loss.adr_temperature, done)
+        share = annealed(self.loss.adr_share, done)
+        chances = F.softmax(seen / temperature, 1)
+        behind = chances.max(1).values - chances.gather(1, labels[:, None])[:, 0]
+        own = (share - behind).clamp(0, 1)[:, None]
+        return own * chances + (1 - own) * F.one_hot(labels, seen.shape[1]).to(chances)
+
+
+def annealed(ends: tuple[float, float], done: float) -> float:
+    """From the first to the second value along half a cosine, at a part `done` in [0,1]."""
+    start, end = ends
+    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
+
+
 OBJECTIVES: dict[str, type[Trades | CrossEntropy]] = {
     "plain": Plain,
     "trades": Trades,
     "pgd-at": CrossEntropy,
     "fgsm-rs": CrossEntropy,
     "ikl": ImprovedKL,
+    "adr": Rectified,
 }
 
 
@@ -165,6 +200,7 @@ class Attacked:
     x: Tensor
     adversarial: Tensor
     labels: Tensor
+    target: Tensor
     objective: Objective
     class_means: losses.ClassMeans
     # logits of x with their graph, where the attack's target came from the very forward that trains
@@ -194,7 +230,8 @@ class Attacked:
         adversarial, features = forward(self.adversarial)
         if both and clean is None:
             clean = self.student(self.x)
-        return Logits(clean, adversarial, self.labels, self.class_means), features
+        logits = Logits(clean, adversarial, self.labels, self.target, self.class_means)
+        return logits, features
 
 
 @contextlib.contextmanager
@@ -208,9 +245,12 @@ def attacked(
     threat: config.Threat,
     class_means: losses.ClassMeans,
     epoch: int,
+    average: nn.Module | None = None,
+    done: float = 0.0,
 ) -> Iterator[Attacked]:
     """Attack a batch as training does; where the recipe perturbs weights (AWP), they are perturbed
-    until the block ends.
+    until the block ends. `average` are the averaged weights, which ADR asks, and `done` is the part
+    of the training that is over.
     """
     objective = of(loss)
     perturb = bool(loss.awp) and epoch >= loss.awp_from_epoch
@@ -224,8 +264,12 @@ def attacked(
         else:
             with torch.no_grad(), pgd.as_attacked(student, threat):
                 target = F.softmax(student(x), 1)
+    if isinstance(objective, Rectified):
+        assert average is not None
+        with torch.no_grad(), pgd.as_attacked(average, threat):
+            target = objective.rectified(average(x), labels, done)
     adversarial = objective.attack(student, x, target, threat, noise.to(x.device))
-    batch = Attacked(student, x, adversarial, labels, objective, class_means, clean)
+    batch = Attacked(student, x, adversarial, labels, target, objective, class_means, clean)
     with (
         perturbation.perturbed(student, loss.awp, batch.total)
         if perturb

@@ -226,6 +226,8 @@ def step(
             threat=threat,
             class_means=state.class_means,
             epoch=epoch,
+            average=state.average,
+            done=epoch / experiment.optim.epochs,
         ) as attacked,
     ):
         loss_clean, loss_robust, features = attacked.losses(maps=experiment.teacher.tokens)

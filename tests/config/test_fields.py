@@ -48,7 +48,7 @@ DOCS = Path(__file__).parents[2] / "docs"
         ("sweep", "base.dataset", "did you mean 'base.data.name'?"),
         ("sweep", "asha.eta", "did you mean 'asha.reduction_factor'?"),
         ("quickstart", "grace_period", "did you mean 'sweep.asha.grace_epochs'?"),
-        ("experiment", "model.nonsense", "known: mean, name, normalise"),
+        ("experiment", "model.nonsense", "known: layer, mean, name"),
         ("experiment", "optim.lr.x", "known: "),
         ("experiment", "x" * 10_000, "known: "),
         ("sweep", "optim.lr", "did you mean 'base.optim.lr'?"),

@@ -25,6 +25,7 @@ def test_a_field_is_read_for_one_choice_and_not_for_another(field: str) -> None:
     for one in READERS[field]:
         kind = FIELDS[one.field].annotation
         choices: list[Any] = [*get_args(kind), True, False, 0, 1, None, (), "vit-s-4", "wrn-10-2"]
+        choices += ["diffusion/runs/edm"]
         choices += list(config.data_sets.DATA_SETS) if one.field == "data.name" else []
         choices += list(BUILDERS) if one.field == "scheduler" else []
         assert {bool(one.reads(choice)) for choice in choices} == {True, False}

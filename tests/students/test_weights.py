@@ -538,3 +538,12 @@ def test_a_check_raises_what_a_worker_would(tmp_path) -> None:
             students.initialise(students.build(settings, SHAPE), settings)
         assert str(checked.value) == str(started.value)
         assert type(checked.value) is type(started.value)
+
+
+def test_a_part_that_is_named_like_a_wrapper_loses_no_other_part() -> None:
+    """A student whose parts are `net` and `head`: the first is no wrapper of the whole."""
+    wanted = {f"net.model.{number}.weight": torch.zeros(2) for number in range(9)}
+    wanted |= {"head.weight": torch.zeros(3)}
+    fit = weights.fit_keys({key: tensor + 1 for key, tensor in wanted.items()}, wanted)
+    assert set(fit.weights) == set(wanted)
+    assert not fit.ignored

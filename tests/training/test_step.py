@@ -103,6 +103,7 @@ def test_without_them_they_are_not(halves) -> None:
     [
         {"loss__name": "pgd-at"},
         {"loss__name": "fgsm-rs", "threat__steps": 1},
+        {"loss__name": "adr", "loss__label_smoothing": 0.0},
         {
             "loss__name": "ikl",
             "loss__awp": 0.005,
