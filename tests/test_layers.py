@@ -30,6 +30,7 @@ BETWEEN_WORKLOADS = {
     "workloads.evaluate": {"workloads.tasks"},
     "workloads.synthesize": {"workloads.tasks"},
     "workloads.canonical": {"workloads.tasks"},
+    "workloads.look": {"workloads.tasks"},
 }
 STORAGE_ONLY = {
     "open",

@@ -51,6 +51,21 @@ def analyse(
         int, typer.Option(min=1, help="Of a sparse autoencoder's training.")
     ] = 1000,
     seed: int = 0,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="URI",
+            help="Folder that keeps what was seen of each model, for other analyses and to go on "
+            "after a kill.",
+        ),
+    ] = "runs/analyses",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Look at models by so many Ray tasks at a time; default: in this process."
+        ),
+    ] = None,
     out: Annotated[
         str | None,
         typer.Option("--out", metavar="FILE", callback=to_write, help="Also write an .html page."),
@@ -71,10 +86,19 @@ def analyse(
         from dra_ray.evaluation.subjects import Options
         from dra_ray.inspection import analyses
         from dra_ray.inspection import models as job
+        from dra_ray.inspection.kept import Kept
 
         how = job.How(images, steps, sigma, layer, seed, os.cpu_count() or 1, sae_steps=sae_steps)
         changes = config.parse_settings(set_ or [])
         options = Options(changes, eps_255, norm, weights=weights, architecture=architecture)
+        kept = Store(to).resolved()
+        if workers is not None:
+            from dra_ray import cluster
+            from dra_ray.workloads import look
+
+            plan = look.plan(what, models, options, how)
+            with cluster.connect():
+                look.run(plan, kept, workers, terminal.analysis_rows(bars))
         found, looked_at = analyses.analyse(
             what,
             models,
@@ -82,6 +106,7 @@ def analyse(
             how,
             neighbours=neighbours,
             progress=lambda share, text: bars.show("models", share, text),
+            kept=Kept(kept),
         )
     for each in found:
         shown = [

@@ -225,6 +225,13 @@ def canonical_rows(bars: Bars) -> Callable[[runs.SyntheticProgress], None]:
     return show
 
 
+def analysis_rows(bars: Bars) -> Callable[[int, int], None]:
+    def show(done: int, total: int) -> None:
+        bars.show("models", done / max(total, 1), f"batches attacked: {done} of {total}")
+
+    return show
+
+
 def train_rows(
     bars: Bars, settings: config.Experiment
 ) -> Callable[[runs.ValidationRow | runs.StepRow], None]:

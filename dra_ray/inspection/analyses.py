@@ -17,6 +17,7 @@ from dra_ray.errors import ConfigError
 from dra_ray.evaluation.subjects import Options, Subject
 from dra_ray.inspection import dimension, frequency, geometry, models, sae, similarity
 from dra_ray.inspection.frozen import EPS_255
+from dra_ray.inspection.kept import Kept, identity
 from dra_ray.inspection.models import Curve, Seen
 
 Row = dict[str, Any]
@@ -187,7 +188,12 @@ HELD_OUT = 5  # one image in so many is not learnt from
 WIDER = 8  # latents per feature
 
 
-def of_sae(seen: Sequence[Seen], reference: Seen | None = None, steps: int = 1000) -> Analysis:
+def of_sae(
+    seen: Sequence[Seen],
+    reference: Seen | None = None,
+    steps: int = 1000,
+    kept: Kept = models.NOTHING_KEPT,
+) -> Analysis:
     """Error of TopK autoencoders on features that they have not seen, by k (figure 6): the mean and
     the spread over training seeds. Features of all models are scaled to a mean square of 1.
     """
@@ -198,7 +204,7 @@ def of_sae(seen: Sequence[Seen], reference: Seen | None = None, steps: int = 100
         curves[each.name] = {"k": [], "error": [], "deviation": []}
         for k in (k for k in (4, 8, 16, 32, 64, 128) if k <= max(width // 2, 4)):
             settings = sae.Settings(k, WIDER * width, steps)
-            found = _autoencoders(each.features, settings)
+            found = _autoencoders(each.features, settings, kept)
             errors = np.array([quality.error for quality in found])
             dead = np.mean([quality.dead for quality in found])
             row = {"model": each.name, "k": k, "error": float(errors.mean())}
@@ -217,8 +223,16 @@ def of_sae(seen: Sequence[Seen], reference: Seen | None = None, steps: int = 100
     )
 
 
-def _autoencoders(features: Tensor, settings: sae.Settings) -> list[sae.Quality]:
+def _autoencoders(features: Tensor, settings: sae.Settings, kept: Kept) -> list[sae.Quality]:
     """One for each seed, judged on the images that none has learnt from."""
+    name = f"sae-{identity(features, dataclasses.asdict(settings), HELD_OUT, SAE_SEEDS)}"
+    found = kept.value(
+        name, lambda: [dataclasses.asdict(each) for each in _trained(features, settings)]
+    )
+    return [sae.Quality(**each) for each in found]
+
+
+def _trained(features: Tensor, settings: sae.Settings) -> list[sae.Quality]:
     apart = torch.arange(len(features)) % HELD_OUT == 0
     learnt = features[~apart].float()
     scale = learnt.square().mean().sqrt().clamp_min(1e-30)
@@ -280,15 +294,17 @@ def analyse(
     *,
     neighbours: int = similarity.NEIGHBOURS,
     progress: Callable[[float, str], None] = lambda share, text: None,
+    kept: Kept = models.NOTHING_KEPT,
 ) -> tuple[list[Analysis], dict[str, Any]]:
     """The analysis `what` of `config.catalogue.ANALYSES`, or all of them, of classifiers and at
     most one teacher, which stand in `given` in any order; and facts on how they were looked at.
+    What is in `kept` is not computed again.
 
     Raises `ConfigError` for two teachers, none where `probe` needs one, no classifier, and models
     that are not seen on the same images within the same ball; beside that what `subjects.read`
     raises.
     """
-    teacher, chosen = _sorted(what, given, options, how)
+    teacher, chosen = sort(what, given, options, how)
     names = [name for name in OF_MODELS if what in (name, "all")]
     if not teacher and len(chosen) < 2:
         names = [name for name in names if name != "similarity"]  # to nothing
@@ -301,13 +317,17 @@ def analyse(
     for number, each in enumerate(chosen if names else []):
         before, text = number * len(each.images), f"attacking '{each.name}'"
         tell = functools.partial(_tell, progress, before, total, text)
-        seen.append(models.look(each, how, tell))
-    more = {"similarity": {"neighbours": neighbours}, "sae": {"steps": how.sae_steps}}
+        seen.append(models.look(each, how, tell, kept))
+    more: dict[str, dict[str, Any]] = {
+        "similarity": {"neighbours": neighbours},
+        "sae": {"steps": how.sae_steps, "kept": kept},
+    }
     found = [OF_MODELS[name](seen, reference, **more.get(name, {})) for name in names]
     if teacher and what in ("probe", "all"):
         progress(1.0, "attacking a head on the teacher")
-        curves = models.probe_under_attack(teacher, chosen[0], how)
-        found.append(of_probe([*curves, *(models.by_radius(each, how) for each in chosen)]))
+        curves = models.probe_under_attack(teacher, chosen[0], how, kept)
+        beside = (models.by_radius(each, how, kept) for each in chosen)
+        found.append(of_probe([*curves, *beside]))
     threat = chosen[0].experiment.threat
     facts: dict[str, Any] = {
         "images": len(chosen[0].images),
@@ -326,9 +346,10 @@ def _tell(
     progress((before + done) / total, text)
 
 
-def _sorted(
+def sort(
     what: str, given: Sequence[str], options: Options, how: models.How
 ) -> tuple[str | None, list[Subject]]:
+    """The teacher among `given`, if there is one, and the classifiers; raises as `analyse` does."""
     teachers = [each for each in given if models.is_teacher(each)]
     if len(teachers) > 1:
         raise ConfigError(

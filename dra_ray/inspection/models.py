@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from dra_ray.errors import ConfigError
 from dra_ray.evaluation import subjects
 from dra_ray.evaluation.subjects import Options, Subject
 from dra_ray.inspection import frozen as frozen_probe
+from dra_ray.inspection.kept import Kept, identity
 from dra_ray.inspection.probe import encode
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
@@ -23,6 +24,7 @@ from dra_ray.teachers.cards import CARD
 from dra_ray.teachers.source import LocalTeacher
 
 BATCH = 250
+NOTHING_KEPT = Kept()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,44 +129,76 @@ def require_alike(models: Sequence[Subject]) -> None:
             )
 
 
-def look(found: Subject, how: How, progress: Callable[[int], None] | None = None) -> Seen:
+def look(
+    found: Subject,
+    how: How,
+    progress: Callable[[int], None] | None = None,
+    kept: Kept = NOTHING_KEPT,
+) -> Seen:
     """At a classifier: its features of clean images and of its own adversarial ones, with gradients
-    on the way. `progress` is told how many images are done.
+    on the way, batch by batch as far as they are not kept. `progress` is told how many images are
+    done.
 
     Raises `ConfigError` for a classifier without a linear layer.
     """
-    threat = found.experiment.threat
-    draws = generator(how.seed, Stream.ANALYSIS)
-    noise = noise_like(found.images.shape, threat, draws)
-    parts: list[tuple[Tensor, ...]] = []
-    last = _last(found.student)
-    with frozen(found.student):
-        for start in range(0, len(found.images), BATCH):
-            rows = slice(start, start + BATCH)
-            x, y = found.images[rows], found.labels[rows]
-            with torch.no_grad():
-                attacked = strongest(found.student, x, y, threat, noise[rows], how.steps)
-                logits, features = observed(found.student, last, x)
-                under_attack, moved = observed(found.student, last, attacked)
-            right = logits.argmax(1) == y, under_attack.argmax(1) == y
-            parts.append((features, moved, attacked - x, _gradient(found.student, x, y), *right))
-            if progress:
-                progress(start + len(x))
-    features, moved, perturbation, gradient, correct, withstood = (
-        torch.cat(column) for column in zip(*parts, strict=True)
-    )
+    last, key = _last(found.student), seen_key(found, how)
+    batches = []
+    for number in range(batch_count(found)):
+        batches.append(look_at_batch(found, how, number, kept, key))
+        if progress:
+            progress(min((number + 1) * BATCH, len(found.images)))
+    columns = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     return Seen(
         found.name,
-        features,
-        moved,
-        perturbation,
-        gradient,
-        correct,
-        withstood,
-        found.labels,
-        last.weight.detach(),
-        None if last.bias is None else last.bias.detach(),
+        **columns,
+        labels=found.labels,
+        weight=last.weight.detach(),
+        bias=None if last.bias is None else last.bias.detach(),
     )
+
+
+def batch_count(found: Subject) -> int:
+    return -(-len(found.images) // BATCH)
+
+
+def seen_key(found: Subject, how: How) -> str:
+    """Names what `look` sees of a classifier: its weights, the images, and the attack."""
+    threat = found.experiment.threat.model_dump(mode="json", include={"norm", "eps_255"})
+    code = found.source.get("code")
+    return identity(found.student, found.images, found.labels, threat, how.steps, how.seed, code)
+
+
+def batch_name(key: str, number: int) -> str:
+    return f"seen-{key}/batch-{number:05d}"
+
+
+def look_at_batch(
+    found: Subject, how: How, number: int, kept: Kept, key: str
+) -> Mapping[str, Tensor]:
+    """Of batch `number` the columns of `Seen`, from `kept` where they are there."""
+
+    def attack() -> dict[str, Tensor]:
+        threat, student, last = found.experiment.threat, found.student, _last(found.student)
+        draws = generator(how.seed, Stream.ANALYSIS)
+        rows = slice(number * BATCH, (number + 1) * BATCH)
+        noise = noise_like(found.images.shape, threat, draws)[rows]
+        x, y = found.images[rows], found.labels[rows]
+        with frozen(student):
+            with torch.no_grad():
+                attacked = strongest(student, x, y, threat, noise, how.steps)
+                logits, features = observed(student, last, x)
+                under_attack, moved = observed(student, last, attacked)
+            gradient = _gradient(student, x, y)
+        return {
+            "features": features,
+            "adversarial": moved,
+            "perturbation": attacked - x,
+            "gradient": gradient,
+            "correct": logits.argmax(1) == y,
+            "withstood": under_attack.argmax(1) == y,
+        }
+
+    return kept.tensors(batch_name(key, number), attack)
 
 
 def _gradient(student: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
@@ -203,7 +237,9 @@ def observed(student: nn.Module, last: nn.Linear, x: Tensor) -> tuple[Tensor, Te
     return logits, seen[0]
 
 
-def probe_under_attack(what: str, beside: Subject, how: How) -> list[Curve]:
+def probe_under_attack(
+    what: str, beside: Subject, how: How, kept: Kept = NOTHING_KEPT
+) -> list[Curve]:
     """Accuracy by radius of a head on a teacher, with one stored noise and with fresh noise, and of
     a classifier on the same images. Raises as `look_at_teacher` does, and `ConfigError` for a
     teacher that sees latents.
@@ -212,26 +248,42 @@ def probe_under_attack(what: str, beside: Subject, how: How) -> list[Curve]:
     assert settings.uri
     net = checkpoint.load(Store(settings.uri))
     train = data.in_memory(data.load(beside.experiment.data).train[: how.head_images])
-    given = beside.images, beside.labels, beside.experiment.threat
     curves = []
     for fresh in (False, True):
         head = frozen_probe.train(net, train, how.sigma, how.layer, fresh=fresh, seed=how.seed)
         for eot in frozen_probe.EOT if fresh else (None,):
             name = f"head on {what}" + (f", fresh noise, EOT {eot}" if fresh else "")
-            with torch.random.fork_rng():
-                torch.manual_seed(how.seed)
-                found = frozen_probe.by_radius(
-                    head, *given, steps=how.steps, eot=eot, seed=how.seed
-                )
-            curves.append(Curve(name, found))
+            curves.append(Curve(name, _within_radii(head, beside, how, kept, eot)))
     return curves
 
 
-def by_radius(beside: Subject, how: How) -> Curve:
+def _within_radii(
+    student: nn.Module, beside: Subject, how: How, kept: Kept, eot: int | None = None
+) -> list[float]:
+    """Accuracies of `student` within the radii of `frozen`, on a classifier's images."""
+    threat = beside.experiment.threat.model_dump(mode="json", include={"norm", "eps_255"})
+    given = beside.images, beside.labels
+    name = identity(student, *given, threat, how.steps, how.seed, eot, frozen_probe.EPS_255)
+
+    def attack() -> list[float]:
+        with torch.random.fork_rng():
+            torch.manual_seed(how.seed)
+            return frozen_probe.by_radius(
+                student,
+                *given,
+                beside.experiment.threat,
+                steps=how.steps,
+                eot=eot,
+                seed=how.seed,
+            )
+
+    found: list[float] = kept.value(f"radii-{name}", attack)
+    return found
+
+
+def by_radius(beside: Subject, how: How, kept: Kept = NOTHING_KEPT) -> Curve:
     """A classifier's accuracy by radius."""
-    given = beside.images, beside.labels, beside.experiment.threat
-    found = frozen_probe.by_radius(beside.student, *given, steps=how.steps, seed=how.seed)
-    return Curve(beside.name, found)
+    return Curve(beside.name, _within_radii(beside.student, beside, how, kept))
 
 
 def look_at_teacher(what: str, images: Tensor, how: How) -> Seen:

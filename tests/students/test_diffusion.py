@@ -75,7 +75,7 @@ def test_what_cannot_be_a_student_is_said(teacher: str, tmp_path) -> None:
     settings = config.Model(name=f"diffusion/{teacher}")
     with pytest.raises(ConfigError, match=r"images of \(1, 8, 8\), but the data has images of"):
         students.build(settings, Shape(5, 1, 10, (0.3,), (0.2,)))
-    with pytest.raises(ConfigError, match="name=diffusion/: is not known"):
+    with pytest.raises(ConfigError, match="model.name='diffusion/': is not known"):
         config.override(config.Experiment(), {"model.name": "diffusion/"})
 
 

@@ -1,0 +1,77 @@
+"""Analyses by Ray tasks: the same as in one process, resumed from what was kept."""
+
+import os
+
+import torch
+
+from dra_ray import config, data, runs, students
+from dra_ray.evaluation.subjects import Options
+from dra_ray.inspection import analyses, models
+from dra_ray.inspection.kept import Kept
+from dra_ray.storage import Store
+from dra_ray.students import checkpoint
+from dra_ray.workloads import look
+from tests.support.command import dra
+
+# more than a batch, and no whole number of them
+HOW = models.How(images=models.BATCH + 30, steps=2)
+
+
+def trained(folder: Store, seed: int) -> str:
+    """A run whose student is as it was initialised."""
+    experiment = config.override(config.Experiment(), {"model.name": "wrn-10-1", "seed": seed})
+    experiment = experiment.model_copy(update={"align": config.Align(weight=0.0)})
+    runs.begin_run(folder, "train", experiment.model_dump(mode="json"), experiment.digest())
+    torch.manual_seed(seed)
+    student = students.build(experiment.model, data.load(experiment.data).shape)
+    checkpoint.save(folder, student.state_dict())
+    return folder.uri
+
+
+def test_tasks_see_what_one_process_sees_and_a_stopped_analysis_goes_on(
+    ray_cluster, tmp_path
+) -> None:
+    root = Store(str(tmp_path))
+    given = [trained(root / f"run-{seed}", seed) for seed in (1, 2)]
+    alone, _ = analyses.analyse("geometry", given, Options(), HOW, kept=Kept(root / "alone"))
+
+    planned, seen = look.plan("geometry", given, Options(), HOW), []
+    assert planned.batches == (2, 2)
+    look.run(planned, root / "shared", 2, lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (4, 4)
+    shared, _ = analyses.analyse("geometry", given, Options(), HOW, kept=Kept(root / "shared"))
+    assert shared[0].rows == alone[0].rows
+    ours, theirs = (
+        {name: (root / folder / f"seen-{planned.keys[0]}" / name).read_bytes() for name in names}
+        for folder in ("alone", "shared")
+        for names in [sorted((root / folder / f"seen-{planned.keys[0]}").names())]
+    )
+    assert ours == theirs
+
+    # two batches are lost, one of them half: the rest is not made again
+    folder = root / "shared" / f"seen-{planned.keys[1]}"
+    os.unlink((folder / "batch-00000.safetensors").uri)
+    untouched = os.stat((folder / "batch-00001.safetensors").uri).st_mtime_ns
+    seen.clear()
+    look.run(planned, root / "shared", 1, lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 1)]
+    assert os.stat((folder / "batch-00001.safetensors").uri).st_mtime_ns == untouched
+    again, _ = analyses.analyse("frequency", given, Options(), HOW, kept=Kept(root / "shared"))
+    assert [row["model"] for row in again[0].rows] == [row["model"] for row in alone[0].rows]
+    assert look.plan("frequency", given, Options(), HOW) == planned  # and shares it all
+
+    other = models.How(images=HOW.images, steps=3)
+    assert look.plan("geometry", given, Options(), other).keys != planned.keys
+
+
+def test_code_of_this_machine_stays_here(tmp_path) -> None:
+    (tmp_path / "my_net.py").write_text(
+        "import torch\n"
+        "def net():\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    words = ["analyse", "geometry", "my_net:net", "--workers", "2", "--set", "name=digits"]
+    words += ["--set", "test_images=300", "--eps-255", "8", "--norm", "linf"]
+    done = dra(tmp_path, *words)
+    assert done.returncode == 2
+    assert "code of this machine; leave --workers out" in done.stderr.replace("\n", " ")
