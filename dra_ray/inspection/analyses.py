@@ -154,9 +154,12 @@ def of_dimension(seen: Sequence[Seen], reference: Seen | None = None) -> Analysi
 
 # -- frequencies -----------------------------------------------------------------------------------
 def of_frequency(seen: Sequence[Seen], reference: Seen | None = None) -> Analysis:
-    """Spectra of adversarial perturbations and of input gradients (figures 3a and 10)."""
+    """Spectra of adversarial perturbations and of input gradients (figures 3a and 10), and the
+    difference maps of each model to the first one (log2 of the power's ratio).
+    """
     rows: list[Row] = []
     curves: dict[str, dict[str, list[float]]] = {}
+    first: dict[str, frequency.Spectrum] = {}
     for each in seen:
         assert each.perturbation is not None
         assert each.gradient is not None
@@ -167,6 +170,10 @@ def of_frequency(seen: Sequence[Seen], reference: Seen | None = None) -> Analysi
             row |= {f"{what}_{band}": getattr(found, band) for band in ("low", "mid", "high")}
             curves[each.name][what] = found.radial
             curves[each.name][f"{what}_2d"] = found.power.flatten().tolist()
+            if what in first:
+                ratio = frequency.log_ratio(first[what], found)
+                curves[each.name][f"{what}_over_first"] = ratio.flatten().tolist()
+            first.setdefault(what, found)
         rows.append(row | each.accuracies)
     return Analysis(
         "frequency",

@@ -4,6 +4,7 @@ table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -109,18 +110,49 @@ def _sae(found: Analysis) -> Drawn:
     return [(figure, "Error by sparsity", text)]
 
 
+MAPS = 4  # models whose difference maps are drawn
+
+
 def _frequency(found: Analysis) -> Drawn:
-    return [
+    kinds = {"perturbation": "Adversarial perturbations", "gradient": "Input gradients"}
+    drawn: Drawn = [
         (
             _lines(found, kind, "cycles per image", "mean power", 0, 1),
             title,
             "Of maps of unit length: white noise is flat.",
         )
-        for kind, title in (
-            ("perturbation", "Adversarial perturbations"),
-            ("gradient", "Input gradients"),
-        )
+        for kind, title in kinds.items()
     ]
+    first, *others = found.curves
+    for model in others[:MAPS]:
+        for kind, title in kinds.items():
+            text = f"Red where {model} has more power than {first}, blue where it has less."
+            figure = _map(found.curves[model][f"{kind}_over_first"])
+            drawn.append((figure, f"{title} of {model} over {first}", text))
+    return drawn
+
+
+def _map(ratio: Sequence[float]) -> plots.Figure:
+    """Of log2 ratios at the frequencies of a square image, zero in the middle."""
+    side = math.isqrt(len(ratio))
+    around = list(range(-(side // 2), side - side // 2))
+    rows = [[round(x, 3) for x in ratio[at : at + side]] for at in range(0, len(ratio), side)]
+    widest = max(0.1, *(abs(x) for row in rows for x in row))
+    trace = {
+        "type": "heatmap",
+        "x": around,
+        "y": around,
+        "z": rows,
+        "zmin": -widest,
+        "zmax": widest,
+        "colorscale": "RdBu",  # of plotly: from blue to red
+        "hovertemplate": "%{x}, %{y}: %{z:.2f}<extra></extra>",
+        "colorbar": {"title": {"text": "log2 ratio"}},
+    }
+    axes = [{"title": f"cycles per image, {way}"} for way in ("across", "down")]
+    layout = plots.frame(*axes)
+    layout["yaxis"] |= {"scaleanchor": "x", "autorange": "reversed"}
+    return {"data": [trace], "layout": layout}
 
 
 def _probe(found: Analysis) -> Drawn:

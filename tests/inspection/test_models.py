@@ -161,6 +161,12 @@ def test_each_analysis_has_rows_a_sentence_and_a_section(teacher: Store, tmp_pat
     assert "rank correlation" in similarity.here or "Too few" in similarity.here
     assert len(dimension.curves["net-0"]["clean"]) == dimension.rows[0]["width"]
     assert len(frequency.curves["net-0"]["gradient"]) == 5
+    ours, theirs = (
+        torch.tensor(frequency.curves[name]["gradient_2d"]) for name in ("net-0", "net-1")
+    )
+    ratio = torch.tensor(frequency.curves["net-1"]["gradient_over_first"])
+    assert torch.allclose(ratio, (theirs / ours).log2(), atol=1e-4)
+    assert "gradient_over_first" not in frequency.curves["net-0"]
     for row in frequency.rows:
         bands = [row[f"gradient_{band}"] for band in ("low", "mid", "high")]
         assert sum(bands) == pytest.approx(1)
@@ -170,6 +176,7 @@ def test_each_analysis_has_rows_a_sentence_and_a_section(teacher: Store, tmp_pat
     page.write(place, "a <model>", {"images": 40}, found)
     text = place.read_text()
     assert "a &lt;model&gt;" in text
+    assert text.count('"type": "heatmap"') + text.count('"type":"heatmap"') == 4
     for each in found:
         assert each.title.replace("'", "&#39;") in text
 
