@@ -43,6 +43,8 @@ class Data(Frozen):
     set's usual values.
     """
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"background"})
+
     name: DataSetName = Field(
         "digits", description="the data set; folder: your own images, a folder per class"
     )
@@ -53,6 +55,11 @@ class Data(Frozen):
         None,
         description="pixels a side that imagenet's and a folder's images are resized to, or others "
         "reduced to; default of the others: as they are",
+    )
+    background: Literal["none", "class", "random"] = Field(
+        "none",
+        description="of sets whose own is plain (0): a texture for each class, or one drawn for "
+        "each image, to test what a classifier heeds",
     )
     train_images: PositiveInt | None = Field(
         None,

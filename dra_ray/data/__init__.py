@@ -12,6 +12,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from dra_ray import config
+from dra_ray.data import backgrounds
 from dra_ray.data.batches import BatchPlan
 from dra_ray.data.pictures import (
     OFFICIAL,
@@ -126,7 +127,21 @@ def load(settings: config.Data) -> Images:
     """
     # the table of data sets lies below this room, so it names its reader's module
     reader = importlib.import_module(f"dra_ray.data.{settings.known.reader}")
-    return SPLITS[settings.known.split](settings, _reduced(settings, reader.read(settings)))
+    parts = _painted(settings, _reduced(settings, reader.read(settings)))
+    return SPLITS[settings.known.split](settings, parts)
+
+
+def _painted(settings: config.Data, parts: Parts) -> Parts:
+    """With `data.background` behind the objects."""
+    kind = settings.background
+    if kind == "none":
+        return parts
+    classes = parts.num_classes or OFFICIAL[settings.name][0].num_classes
+    train, *test = (
+        backgrounds.painted(in_memory(part), kind, classes, number)
+        for number, part in enumerate(part for part in (parts.train, parts.test) if part)
+    )
+    return parts._replace(train=train, test=test[0] if test else None)
 
 
 def _reduced(settings: config.Data, parts: Parts) -> Parts:

@@ -36,6 +36,7 @@ class Stream(enum.IntEnum):
     CANONICAL = 34
     CANONICAL_BATCH = 35
     CANONICAL_AUGMENT = 36
+    BACKGROUND = 37
 
 
 def generator(seed: int, *path: int) -> torch.Generator:

@@ -23,6 +23,7 @@ TASK = (
     "data.name",
     "data.uri",
     "data.resolution",
+    "data.background",
     "data.validation_images",
     "data.split_seed",
 )

@@ -28,6 +28,7 @@ def test_streams_keep_the_values_that_old_runs_were_drawn_with() -> None:
         "CANONICAL": 34,
         "CANONICAL_BATCH": 35,
         "CANONICAL_AUGMENT": 36,
+        "BACKGROUND": 37,
     }
 
 
