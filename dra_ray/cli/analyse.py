@@ -92,6 +92,7 @@ def analyse(
         changes = config.parse_settings(set_ or [])
         options = Options(changes, eps_255, norm, weights=weights, architecture=architecture)
         kept = Store(to).resolved()
+        kept.probe()
         if workers is not None:
             from dra_ray import cluster
             from dra_ray.workloads import look

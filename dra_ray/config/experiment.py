@@ -869,7 +869,7 @@ class Experiment(Frozen):
         """Of each term of the alignment, the teacher with the term's layer; none where none is
         asked.
         """
-        if not self.align.weight or self.align.target == "canonical":
+        if not self.align.weight or self.aligns_to_canonical:
             return ()
         return tuple(
             self.teacher.model_copy(update={"layer": term.layer}) if term.layer else self.teacher
@@ -879,8 +879,12 @@ class Experiment(Frozen):
     @property
     def needs_canonical(self) -> bool:
         """Whether canonical samples or their features are read."""
-        bridge = bool(self.align.weight) and self.align.target == "canonical"
-        return bridge or bool(self.distill.weight)
+        return self.aligns_to_canonical or bool(self.distill.weight)
+
+    @property
+    def aligns_to_canonical(self) -> bool:
+        """Whether images are aligned to canonical features of their class."""
+        return bool(self.align.weight) and self.align.target == "canonical"
 
     @property
     def shared_seed(self) -> int:

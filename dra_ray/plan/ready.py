@@ -97,9 +97,13 @@ def _look_at(trials: Mapping[str, config.Experiment]) -> None:
     for name in most.values():
         with _naming(name):
             load_synthetic(trials[name], images)
+    sets: set[tuple[config.CanonicalSet, bool]] = set()
     for name, experiment in trials.items():
-        with _naming(name):
-            load_canonical(experiment, images.shape)
+        read = experiment.canonical, experiment.aligns_to_canonical
+        if experiment.needs_canonical and read not in sets:
+            sets.add(read)
+            with _naming(name):
+                load_canonical(experiment, images.shape)
 
 
 @contextlib.contextmanager
@@ -126,11 +130,16 @@ def load_synthetic(experiment: config.Experiment, images: data.Images) -> data.P
 def load_canonical(
     experiment: config.Experiment, shape: data.Shape
 ) -> canonical.CanonicalImages | None:
-    """The canonical samples of a run on images of `shape`, if it has some."""
+    """The canonical samples of a run on images of `shape`, if it has some. Raises what reading
+    them raises, and `DataError` where images are to be aligned to samples of a class without any.
+    """
     if not experiment.needs_canonical:
         return None
     assert experiment.canonical.uri
-    return canonical.read(Store(experiment.canonical.uri), experiment.canonical.images, shape)
+    found = canonical.read(Store(experiment.canonical.uri), experiment.canonical.images, shape)
+    if experiment.aligns_to_canonical:
+        canonical.of_class(found.pictures.labels, *2 * [torch.arange(shape.num_classes)])
+    return found
 
 
 def fits(experiment: config.Experiment, shape: data.Shape) -> None:

@@ -244,7 +244,7 @@ def sources(
     one: a client of its pool, or the teacher itself where `pool.kind` is local. With
     align.target=canonical it is `samples`.
     """
-    if samples and experiment.align.weight and experiment.align.target == "canonical":
+    if samples and experiment.aligns_to_canonical:
         return [CanonicalFeatures(samples)]
     teachers = experiment.teachers
     of_teacher = {

@@ -12,6 +12,7 @@ import ray
 
 from dra_ray import config, students
 from dra_ray.data import Shape
+from dra_ray.data.canonical import shard_name
 from dra_ray.errors import DraError
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint
@@ -44,6 +45,17 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"data.resolution": 9}, "data.resolution=9"),
     ({"data.test_images": 1790}, "data.test_images"),
     ({"data.validation_images": 1790}, "data.validation_images"),
+    ({"canonical.uri": "/nowhere/set", "distill.weight": 1.0}, "/nowhere/set"),
+    (
+        {"canonical.uri": "SAMPLES", "distill.weight": 1.0, "canonical.images": 50},
+        "canonical.images=50",
+    ),
+    (
+        {"canonical.uri": "SAMPLES", "align.target": "canonical", "align.weight": 1.0},
+        "no canonical sample has class 5",
+    ),
+    ({"model.name": "diffusion/package:fashion-edm"}, "sees images of"),
+    ({"model.name": "diffusion//nowhere/teacher"}, "no teacher at .*/nowhere/teacher"),
 ]
 # of runs that align with a small teacher of digits
 UNFIT: list[tuple[dict[str, Any], str]] = [
@@ -87,12 +99,31 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder.uri
 
 
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Canonical samples of half of the classes."""
+    folder = Store(str(tmp_path_factory.mktemp("samples")))
+    (folder / shard_name(0)).write_npz(
+        image=np.zeros((20, 8, 8, 1), dtype=np.uint8),
+        label=np.arange(20) % 5,
+        feature=np.ones((20, 3), dtype=np.float32),
+        judged=np.full(20, -1),
+    )
+    return folder.uri
+
+
 @pytest.mark.parametrize("kind", ["train", "sweep", "search"])
 @pytest.mark.parametrize(("wrong", "words"), WRONG)
 def test_a_wrong_start_leaves_no_folder(
-    tmp_path: Path, weights: str, images: str, kind: str, wrong: dict[str, Any], words: str
+    tmp_path: Path,
+    weights: str,
+    images: str,
+    samples: str,
+    kind: str,
+    wrong: dict[str, Any],
+    words: str,
 ) -> None:
-    made = {"WEIGHTS": weights, "IMAGES": images}
+    made = {"WEIGHTS": weights, "IMAGES": images, "SAMPLES": samples}
     changes = {field: made.get(value, value) for field, value in wrong.items()}
     refuse(tmp_path, kind, PLAIN, changes, words)
 
