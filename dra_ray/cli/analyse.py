@@ -50,6 +50,15 @@ def analyse(
     sae_steps: Annotated[
         int, typer.Option(min=1, help="Of a sparse autoencoder's training.")
     ] = 1000,
+    autoattack: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Of probe: also AutoAttack, and its version for randomised networks, on a head on "
+            "the teacher, on the first N images.",
+        ),
+    ] = 0,
     seed: int = 0,
     to: Annotated[
         str,
@@ -88,7 +97,16 @@ def analyse(
         from dra_ray.inspection import models as job
         from dra_ray.inspection.kept import Kept
 
-        how = job.How(images, steps, sigma, layer, seed, os.cpu_count() or 1, sae_steps=sae_steps)
+        how = job.How(
+            images,
+            steps,
+            sigma,
+            layer,
+            seed,
+            os.cpu_count() or 1,
+            sae_steps=sae_steps,
+            autoattack_images=autoattack,
+        )
         changes = config.parse_settings(set_ or [])
         options = Options(changes, eps_255, norm, weights=weights, architecture=architecture)
         kept = Store(to).resolved()

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dra_ray import config, data
+from dra_ray.attacks.autoattack import single_process
 from dra_ray.attacks.pgd import frozen, noise_like, strongest
+from dra_ray.attacks.plan import Settings
+from dra_ray.config.catalogue import STANDARD, Effort
 from dra_ray.data.random import Stream, generator
 from dra_ray.errors import ConfigError
 from dra_ray.evaluation import subjects
@@ -21,6 +24,7 @@ from dra_ray.inspection.probe import encode
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.cards import CARD
+from dra_ray.teachers.network import Network
 from dra_ray.teachers.source import LocalTeacher
 
 BATCH = 250
@@ -90,6 +94,8 @@ class How:
         threads: of a teacher.
         head_images: training images that a head on a teacher is fitted to.
         sae_steps: training steps of a sparse autoencoder.
+        autoattack_images: the first so many, on which heads on a teacher are judged by AutoAttack.
+        effort: of AutoAttack.
     """
 
     images: int = 1000
@@ -100,6 +106,8 @@ class How:
     threads: int = 1
     head_images: int = 2000
     sae_steps: int = 1000
+    autoattack_images: int = 0
+    effort: Effort = STANDARD
 
 
 def subject(what: str, options: Options, how: How) -> Subject:
@@ -244,10 +252,7 @@ def probe_under_attack(
     a classifier on the same images. Raises as `look_at_teacher` does, and `ConfigError` for a
     teacher that sees latents.
     """
-    settings = config.validate(config.Teacher, {"uri": what, "layer": how.layer}, "teacher")
-    assert settings.uri
-    net = checkpoint.load(Store(settings.uri))
-    train = data.in_memory(data.load(beside.experiment.data).train[: how.head_images])
+    net, train = _net_and_training_images(what, beside, how)
     curves = []
     for fresh in (False, True):
         head = frozen_probe.train(net, train, how.sigma, how.layer, fresh=fresh, seed=how.seed)
@@ -279,6 +284,58 @@ def _within_radii(
 
     found: list[float] = kept.value(f"radii-{name}", attack)
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Of AutoAttack on a head: fractions of `images` images."""
+
+    head: str
+    version: str
+    images: int
+    clean_accuracy: float
+    robust_accuracy: float
+
+
+def heads_under_autoattack(
+    what: str, beside: Subject, how: How, kept: Kept = NOTHING_KEPT
+) -> list[Verdict]:
+    """AutoAttack within a classifier's ball on heads on a teacher: with one stored noise, and with
+    fresh noise in every pass as the plain version finds it and as the one for randomised networks
+    does, which averages gradients over passes. Raises as `probe_under_attack` does.
+    """
+    net, train = _net_and_training_images(what, beside, how)
+    count = how.autoattack_images
+    images, labels = beside.images[:count], beside.labels[:count]
+    threat, found = beside.experiment.threat, []
+    for fresh, version in ((False, "standard"), (True, "standard"), (True, "rand")):
+        head = frozen_probe.train(net, train, how.sigma, how.layer, fresh=fresh, seed=how.seed)
+        settings = Settings(
+            threat=threat, seed=how.seed, effort=how.effort, version=version, level="fast"
+        )
+
+        def judged(head: nn.Module = head, settings: Settings = settings) -> list[float]:
+            with torch.random.fork_rng():
+                torch.manual_seed(how.seed)
+                plan = single_process(head, images, labels, settings, batch=BATCH)
+            clean = sum(failure != "clean" for failure in plan.first_failure)
+            return [clean / len(labels), float(plan.alive.double().mean())]
+
+        ball = threat.model_dump(mode="json", include={"norm", "eps_255"})
+        effort = dataclasses.asdict(how.effort)
+        name = identity(head, images, labels, ball, effort, version, how.seed)
+        clean, robust = kept.value(f"autoattack-{name}", judged)
+        noise = "fresh noise" if fresh else "one stored noise"
+        found.append(Verdict(f"head on {what}, {noise}", version, len(labels), clean, robust))
+    return found
+
+
+def _net_and_training_images(what: str, beside: Subject, how: How) -> tuple[Network, data.Split]:
+    """The teacher, and what a head on it is fitted to."""
+    settings = config.validate(config.Teacher, {"uri": what, "layer": how.layer}, "teacher")
+    assert settings.uri
+    train = data.load(beside.experiment.data).train[: how.head_images]
+    return checkpoint.load(Store(settings.uri)), data.in_memory(train)
 
 
 def by_radius(beside: Subject, how: How, kept: Kept = NOTHING_KEPT) -> Curve:

@@ -163,6 +163,10 @@ def _probe(found: Analysis) -> Drawn:
     return [(figure, "Accuracy by radius", text)]
 
 
+def _in_a_table_alone(found: Analysis) -> Drawn:
+    return []
+
+
 def _lines(
     found: Analysis, kind: str, x_title: str, y_title: str, first: int, scale: float
 ) -> plots.Figure:
@@ -182,4 +186,5 @@ FIGURES = {
     "sae": _sae,
     "frequency": _frequency,
     "probe": _probe,
+    "heads": _in_a_table_alone,
 }

@@ -14,6 +14,7 @@ from torch import nn
 
 from dra_ray import config, data, students
 from dra_ray.attacks.pgd import evaluate_pgd, noise_like
+from dra_ray.config.catalogue import Effort
 from dra_ray.data.random import Stream, generator
 from dra_ray.errors import ConfigError, DataError
 from dra_ray.evaluation.subjects import Subject
@@ -142,8 +143,15 @@ def test_each_analysis_has_rows_a_sentence_and_a_section(teacher: Store, tmp_pat
     how = models.How(images=40, steps=2, head_images=100)
     heads = models.probe_under_attack(teacher.uri, a_subject(0), how)
     found.append(analyses.of_probe([*heads, models.by_radius(a_subject(0), how)]))
+    small = dataclasses.replace(how, autoattack_images=12, effort=Effort(3, 2, 5))
+    verdicts = models.heads_under_autoattack(teacher.uri, a_subject(0), small)
+    found.append(analyses.of_heads(verdicts))
     assert [each.name for each in found] == list(page.FIGURES)
-    geometry, similarity, dimension, sae, frequency, probe = found
+    geometry, similarity, dimension, sae, frequency, probe, under = found
+    assert [row["version"] for row in under.rows] == ["standard", "standard", "rand"]
+    assert ["fresh noise" in row["model"] for row in under.rows] == [False, True, True]
+    assert all(row["robust_accuracy"] <= row["clean_accuracy"] for row in under.rows)
+    assert all(row["images"] == 12 for row in under.rows)
     assert [row["k"] for row in sae.rows] == 3 * [4, 8, 16, 32]
     assert all(row["error"] > 0 for row in sae.rows)
     assert [row["model"].removeprefix(f"head on {teacher.uri}") for row in probe.rows] == [
