@@ -124,7 +124,7 @@ class _Jacobian:
             dual = forward_ad.make_dual(x, vector.to(x).reshape(x.shape))
             tangent = forward_ad.unpack_dual(self._feature(dual)).tangent
         if tangent is None:  # the feature does not depend on x
-            return torch.zeros(len(x), self._output[0].numel(), dtype=torch.float64)
+            return x.new_zeros(len(x), self._output[0].numel(), dtype=torch.float64)
         return tangent.flatten(1).double()
 
 
