@@ -551,6 +551,15 @@ def plan(
         str | None,
         typer.Option(metavar="FILE", help="A cluster.yaml: is there room for the run on it?"),
     ] = None,
+    analyses: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Also what `dra analyse` would cost for this student on N images: the analyses "
+            "are timed on a few hundred.",
+        ),
+    ] = None,
     json: Json = None,
 ) -> None:
     """Check a config and print what it would run: sizes, steps, arithmetic, memory, hours, money.
@@ -572,7 +581,9 @@ def plan(
         if cluster and nodes_ and isinstance(settings, config.Sweep | config.Experiment):
             demands = nodes.demands(settings, getattr(planned, "concurrent", 1))
             room = nodes.require_room(nodes_, demands, cluster)
-    rows = job.rows(planned)
+        rows = job.rows(planned)
+        if analyses is not None:
+            rows = [*rows, *_analyses(settings, analyses, basis)]
     if json:
         Store(json).write_json([dataclasses.asdict(row) for row in rows])
     for stage in dict.fromkeys(row.stage for row in rows if row.stage):
@@ -586,6 +597,24 @@ def plan(
     for row in rows:
         if not row.stage:
             terminal.err.print(f"note: {row.text}")
+
+
+def _analyses(settings: config.Config, images: int, basis: timing.Basis) -> list[job.PlannedRow]:
+    """What `dra analyse` would cost, as lines of the plan."""
+    from dra_ray import plan as job
+    from dra_ray.plan import looks
+
+    if not isinstance(settings, config.Experiment):
+        raise ConfigError(
+            f"--analyses {images}: analyses are of a trained student; give a recipe that trains one"
+        )
+    found = []
+    for look in looks.of(settings, images, basis):
+        spent = "not known" if look.seconds is None else f"{look.seconds:,.3g} s"
+        text = f"{spent}, {look.memory_gb:.2g} GB"
+        stage = f"dra analyse, {images:,} images of one model"
+        found.append(job.PlannedRow(stage, look.part, dataclasses.asdict(look), text))
+    return found
 
 
 def _asked_gpus(settings: config.Config) -> float:
