@@ -176,6 +176,23 @@ ADDED: dict[str, Any] = {
         "workers": 1,
         "gpus_per_worker": 0.0,
     },
+    "wire": "float32",
+    "background": "none",
+    "adr_temperature": [2.0, 1.0],
+    "adr_share": [0.7, 0.95],
+    "target": "teacher",
+    "canonical": {"uri": None, "images": None},
+    "distill": {
+        "weight": 0.0,
+        "align": 0.5,
+        "cluster": 0.5,
+        "cka": 1.0,
+        "samples": 0.0,
+        "warmup_epochs": 5,
+        "per_step": 128,
+        "temperature": 0.1,
+        "projection": 128,
+    },
     "transform": "none",
     "whiten_dim": 16,
     "statistics_images": 2048,
@@ -315,14 +332,19 @@ def _digest(tree: Any) -> str:
     return hashlib.sha256(json.dumps(_kept(tree), sort_keys=True).encode()).hexdigest()
 
 
-def _kept(tree: Any) -> Any:
+def _kept(tree: Any, section: str = "") -> Any:
     if isinstance(tree, dict):
+        added = ADDED | ADDED_IN.get(section, {})
         return {
-            key: _kept(value)
+            key: _kept(value, key)
             for key, value in tree.items()
-            if key not in NOT_IN_DIGEST and (key not in ADDED or value != ADDED[key])
+            if key not in NOT_IN_DIGEST and (key not in added or value != added[key])
         }
     return tree
+
+
+# the same of fields whose names other sections have too
+ADDED_IN: dict[str, dict[str, Any]] = {"model": {"sigma": 0.06, "layer": None}}
 
 
 # -- against the record --------------------------------------------------------------------------
