@@ -11,8 +11,10 @@ training images, `count` int64 [n] of directions that were taken out, their `gai
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -71,6 +73,11 @@ class CanonicalImages:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @functools.cached_property
+    def members(self) -> Members:
+        """Looked up once: every step draws by them."""
+        return members(self.pictures.labels)
 
     def facts(self) -> dict[str, JsonValue]:
         """What a manifest records; a run goes on only where it finds the same."""
@@ -131,18 +138,28 @@ class CanonicalBatch:
     features: Tensor
 
 
-def indices(labels: Tensor, batch: int, seed: int, step: int) -> Tensor:
-    """Positions int64 [batch] among canonical samples with `labels` of step `step`, a pure
-    function: equally many of each class in it (up to one), at least four, without repetition where
-    a class has enough; of many classes a random choice.
+Members = Mapping[int, Tensor]
+"""Class -> positions int64 [n] of its samples, ascending; classes ascend too."""
+
+
+def members(labels: Tensor) -> Members:
+    """Of samples with `labels` int64 [N]."""
+    return {int(label): (labels == label).nonzero()[:, 0] for label in labels.unique()}
+
+
+def indices(of: Members, batch: int, seed: int, step: int) -> Tensor:
+    """Positions int64 [batch] of the canonical samples of a step, a pure function.
+
+    Equally many of each class in it (up to one), at least four, without repetition where a class
+    has enough; of many classes a random choice.
     """
     draws = generator(seed, Stream.CANONICAL_BATCH, step)
-    classes = labels.unique()
+    classes = list(of)
     count = max(1, min(len(classes), batch // LEAST_OF_CLASS))
-    picked = classes[torch.randperm(len(classes), generator=draws)[:count]]
+    picked = torch.randperm(len(classes), generator=draws)[:count]
     parts = []
-    for place, label in enumerate(picked.tolist()):
-        own = (labels == label).nonzero()[:, 0]
+    for place, chosen_class in enumerate(picked.tolist()):
+        own = of[classes[chosen_class]]
         wanted = batch // count + (place < batch % count)
         rounds = -(-wanted // len(own))
         order = torch.cat([torch.randperm(len(own), generator=draws) for _ in range(rounds)])
@@ -151,14 +168,13 @@ def indices(labels: Tensor, batch: int, seed: int, step: int) -> Tensor:
     return together[torch.randperm(len(together), generator=draws)]
 
 
-def of_class(labels: Tensor, wanted: Tensor, seeds: Tensor) -> Tensor:
-    """For each class in `wanted` int64 [b] the position of a sample among `labels` int64 [N] that
-    has it, drawn by its own seed in `seeds` int64 [b]. `DataError` for a class without samples.
+def of_class(of: Members, wanted: Tensor, seeds: Tensor) -> Tensor:
+    """For each class in `wanted` int64 [b] the position of a sample that has it, drawn by its own
+    seed in `seeds` int64 [b]. `DataError` for a class without samples.
     """
     positions = []
-    members = {int(label): (labels == label).nonzero()[:, 0] for label in labels.unique()}
     for label, seed in zip(wanted.tolist(), seeds.tolist(), strict=True):
-        own = members.get(label)
+        own = of.get(label)
         if own is None:
             raise DataError(
                 f"no canonical sample has class {label}, which images to align have; make samples "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -187,9 +188,8 @@ def look_at_batch(
 
     def attack() -> dict[str, Tensor]:
         threat, student, last = found.experiment.threat, found.student, _last(found.student)
-        draws = generator(how.seed, Stream.ANALYSIS)
         rows = slice(number * BATCH, (number + 1) * BATCH)
-        noise = noise_like(found.images.shape, threat, draws)[rows]
+        noise = _starts(found.images.shape, threat, how.seed)[rows]
         x, y = found.images[rows], found.labels[rows]
         with frozen(student):
             with torch.no_grad():
@@ -207,6 +207,12 @@ def look_at_batch(
         }
 
     return kept.tensors(batch_name(key, number), attack)
+
+
+@functools.lru_cache(maxsize=1)  # of all images, whose batches follow each other
+def _starts(shape: torch.Size, threat: config.Threat, seed: int) -> Tensor:
+    """Where the attack on each image starts, from one draw for all."""
+    return noise_like(shape, threat, generator(seed, Stream.ANALYSIS))
 
 
 def _gradient(student: nn.Module, x: Tensor, labels: Tensor) -> Tensor:

@@ -138,7 +138,8 @@ def load_canonical(
     assert experiment.canonical.uri
     found = canonical.read(Store(experiment.canonical.uri), experiment.canonical.images, shape)
     if experiment.aligns_to_canonical:
-        canonical.of_class(found.pictures.labels, *2 * [torch.arange(shape.num_classes)])
+        every = torch.arange(shape.num_classes)
+        canonical.of_class(found.members, wanted=every, seeds=every)
     return found
 
 

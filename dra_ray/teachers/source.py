@@ -158,8 +158,7 @@ class CanonicalFeatures:
         return self._samples.features.shape[1]
 
     def submit(self, request: Request) -> Pending:
-        labels = self._samples.pictures.labels
-        at = of_class(labels, request.labels.cpu(), request.noise_seeds.cpu())
+        at = of_class(self._samples.members, request.labels.cpu(), request.noise_seeds.cpu())
         return Ready(self._samples.features[at])
 
     def close(self) -> None:

@@ -31,7 +31,7 @@ def prepare(
     batch, seed = experiment.distill.per_step, experiment.shared_seed
     size = experiment.optim.batch
     part = slice(mine.start * batch // size, mine.stop * batch // size)
-    at = canonical.indices(samples.pictures.labels, batch, seed, number)[part]
+    at = canonical.indices(samples.members, batch, seed, number)[part]
     changes = augment.parameters(
         batch, experiment.data, random.generator(seed, random.Stream.CANONICAL_AUGMENT, number)
     )

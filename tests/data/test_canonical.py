@@ -38,9 +38,9 @@ def test_chosen_images_are_a_share_of_every_class_and_nested() -> None:
 @pytest.mark.parametrize(("classes", "batch"), [(10, 128), (10, 40), (10, 30), (3, 7)])
 def test_batches_have_at_least_four_of_a_class_and_repeat_none(classes: int, batch: int) -> None:
     labels = torch.arange(classes * 20) % classes
-    found = canonical.indices(labels, batch, 1, 5)
-    assert torch.equal(found, canonical.indices(labels, batch, 1, 5))
-    assert not torch.equal(found, canonical.indices(labels, batch, 1, 6))
+    found = canonical.indices(canonical.members(labels), batch, 1, 5)
+    assert torch.equal(found, canonical.indices(canonical.members(labels), batch, 1, 5))
+    assert not torch.equal(found, canonical.indices(canonical.members(labels), batch, 1, 6))
     counts = labels[found].bincount(minlength=classes)
     present = counts[counts > 0]
     assert len(found) == batch == len(set(found.tolist()))
@@ -51,7 +51,7 @@ def test_batches_have_at_least_four_of_a_class_and_repeat_none(classes: int, bat
 
 def test_a_class_of_few_samples_repeats_them_evenly() -> None:
     labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1])
-    found = canonical.indices(labels, 16, 0, 0)
+    found = canonical.indices(canonical.members(labels), 16, 0, 0)
     counts = found.bincount(minlength=11)
     assert sorted(counts[:3].tolist()) == [2, 3, 3]
     assert counts[3:].tolist() == [1] * 8
@@ -59,7 +59,9 @@ def test_a_class_of_few_samples_repeats_them_evenly() -> None:
 
 def test_over_steps_every_sample_and_every_class_has_its_turn() -> None:
     labels = torch.arange(60) % 12
-    seen = torch.cat([canonical.indices(labels, 16, 0, number) for number in range(200)])
+    seen = torch.cat(
+        [canonical.indices(canonical.members(labels), 16, 0, number) for number in range(200)]
+    )
     counts = seen.bincount(minlength=60).double()
     assert counts.min() > 0.5 * counts.mean()
 
