@@ -628,6 +628,13 @@ def finalists(sweep: Store) -> dict[str, Store]:
     return {role: sweep / TRIALS / trial for role, trial in names.items()}
 
 
+def adopt(run: Store, config: Mapping[str, Any], digest: str) -> Manifest:
+    """Let a run that is there go on with another config, which keeps all that it has made."""
+    changed = _masked(run / MANIFEST) | {"status": "running", "config": dict(config)}
+    (run / MANIFEST).write_json(changed | {"digest": digest})
+    return parse(Manifest, changed | {"digest": digest}, f"'{run / MANIFEST}'")
+
+
 def update_manifest(run: Store, facts: Facts) -> Manifest:
     """Add or replace the facts that are set, such as `Facts(status="done")`."""
     file = run / MANIFEST

@@ -31,6 +31,7 @@ BETWEEN_WORKLOADS = {
     "workloads.synthesize": {"workloads.tasks"},
     "workloads.canonical": {"workloads.tasks"},
     "workloads.look": {"workloads.tasks"},
+    "workloads.convert": {"workloads.tasks"},
 }
 STORAGE_ONLY = {
     "open",

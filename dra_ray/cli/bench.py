@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from typing import Annotated
@@ -207,6 +208,59 @@ def bench_pool(
         Store(json).write_json(facts)
     terminal.table(facts.pop("rows"), "requests of 3x32x32 images", None)
     terminal.table([facts], "the pool", None)
+
+
+@bench_app.command("data")
+def bench_data(
+    images: Annotated[
+        str, typer.Option(help="Sizes of the sets, with commas between them.")
+    ] = "1000000,50000000",
+    batch: Annotated[int, typer.Option(min=2)] = 1024,
+    fraction: Annotated[float, typer.Option(min=0.01, max=0.99, help="Of it synthetic.")] = 0.7,
+    latency_ms: Annotated[
+        float, typer.Option(min=0, help="Of every reply of the object store.")
+    ] = 20.0,
+    step_s: Annotated[
+        float, typer.Option(min=0, help="Of the training step that batches are read beside.")
+    ] = 0.25,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of every measured part.")] = 10.0,
+    workdir: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Where sets and caches lie meanwhile, some 10 GB."),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            callback=to_write,
+            help="Also write an .html page with the table and the worker's memory.",
+        ),
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Batches from memory, a disk, a warm cache and an object store on this machine: images per
+    second with augmentation, first batch, waiting, memory, and bytes fetched over bytes needed.
+    """
+    try:
+        sizes = tuple(int(size) for size in images.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < batch:
+        raise ConfigError(
+            f"--images {images}: write numbers of images, at least a batch each, with commas "
+            "between them, such as 1000000,50000000"
+        )
+    from dra_ray.bench import data as job
+
+    settings = job.Settings(batch, fraction, sizes, latency_ms, seconds, step_s)
+    rows, figures, memory = job.in_folder(settings, workdir)
+    terminal.table([dataclasses.asdict(row) for row in rows], "batches of 32x32 images", None)
+    if json:
+        Store(json).write_json(figures | {"rows": [dataclasses.asdict(row) for row in rows]})
+    if out:
+        job.write(Store(out), rows, memory, max(sizes))
+        terminal.out.print(out)
 
 
 @bench_app.command("sweep")

@@ -20,6 +20,7 @@ from dra_ray.cli import terminal
 from dra_ray.cli.analyse import analyse
 from dra_ray.cli.bench import bench_app
 from dra_ray.cli.canonical import canonical_app
+from dra_ray.cli.data import data_app
 from dra_ray.cli.options import (
     Check,
     Commands,
@@ -62,6 +63,7 @@ app = typer.Typer(
 )
 app.add_typer(bench_app, name="bench")
 app.add_typer(canonical_app, name="canonical")
+app.add_typer(data_app, name="data")
 app.add_typer(pool_app, name="pool")
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(teacher_app, name="teacher")

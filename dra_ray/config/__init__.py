@@ -13,6 +13,7 @@ from dra_ray.config.base import (
     validate,
 )
 from dra_ray.config.canonical import Canonical
+from dra_ray.config.conversion import Conversion
 from dra_ray.config.experiment import (
     Align,
     CanonicalSet,
@@ -49,6 +50,7 @@ __all__ = [
     "CanonicalSet",
     "Compute",
     "Config",
+    "Conversion",
     "Data",
     "Distill",
     "Evaluation",

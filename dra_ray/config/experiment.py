@@ -122,11 +122,25 @@ class Data(Frozen):
 class Synthetic(Frozen):
     """Images sampled from a diffusion model (DM-AT, arXiv 2302.04638)."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"window_images", "replace"})
+
     uri: str | None = Field(
-        None, description="folder written by `dra synthesize`, or .npz files in DM-AT's layout"
+        None,
+        description="folder written by `dra synthesize` or `dra data convert`, or .npz files in "
+        "DM-AT's layout",
     )
     images: Images = Field(0, description="how many of its images to use; 0 for none")
     fraction: Probability = Field(0.7, description="part of every batch that is synthetic")
+    window_images: PositiveInt | None = Field(
+        None,
+        description="draw from so many images at a time, shards in a random order, so that few "
+        "are needed at once; default: from all up to 4 GiB of pixels, else as docs/data.md says",
+    )
+    replace: bool = Field(
+        True,
+        description="draw with replacement, as DM-AT does; false: every image once before any "
+        "is drawn again",
+    )
 
     @model_validator(mode="after")
     def _needs_a_source(self) -> Synthetic:

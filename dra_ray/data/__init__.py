@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
+import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from pydantic import JsonValue
 from torch import Tensor
@@ -24,6 +26,8 @@ from dra_ray.data.pictures import (
     in_memory,
     reduced,
 )
+from dra_ray.data.rows import RowSet
+from dra_ray.data.windows import WHOLE_BYTES, Windows, suited
 from dra_ray.errors import DataError
 
 __all__ = [
@@ -41,6 +45,7 @@ __all__ = [
     "outline",
     "picture_facts",
     "to_float",
+    "windowed",
 ]
 
 
@@ -265,8 +270,11 @@ SPLITS: dict[str, Callable[[config.Data, Parts], Images]] = {
 }
 
 
-def batch_plan(experiment: config.Experiment, train: int, synthetic: int) -> BatchPlan:
-    """The batches of a run over `train` real and `synthetic` images.
+def batch_plan(
+    experiment: config.Experiment, train: int, synthetic: int, windows: Windows | None = None
+) -> BatchPlan:
+    """The batches of a run over `train` real and `synthetic` images, which `windows` draws where
+    it is given.
 
     An epoch counts the training images before any were held out for validation, as DM-AT's does,
     unless the config limits them or, as with digits, no training set is given by others.
@@ -281,7 +289,32 @@ def batch_plan(experiment: config.Experiment, train: int, synthetic: int) -> Bat
         optim.batch,
         experiment.synthetic.fraction,
         train + held_out,
+        windows,
     )
+
+
+def windowed(experiment: config.Experiment, synthetic: Pictures | None) -> Windows | None:
+    """How a run draws its synthetic images; None where all are drawn alike, with replacement.
+
+    That follows from the config and the set alone, never from the machine: a run goes on elsewhere
+    with the same batches.
+    """
+    settings = experiment.synthetic
+    if synthetic is None:
+        return None
+    per_batch = int(experiment.optim.batch * settings.fraction)
+    row_bytes = math.prod(synthetic.picture_shape)
+    offsets = synthetic.offsets if isinstance(synthetic, RowSet) else None
+    if settings.window_images:
+        images = settings.window_images
+    elif offsets is not None and len(synthetic) * row_bytes > WHOLE_BYTES:
+        images = suited(row_bytes, per_batch, settings.replace)
+    elif settings.replace:
+        return None
+    else:
+        images = len(synthetic)
+    shards = np.array([0, len(synthetic)]) if offsets is None else offsets
+    return Windows(experiment.shared_seed, shards, images, settings.replace)
 
 
 def images_per_epoch(experiment: config.Experiment) -> int:

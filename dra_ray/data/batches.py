@@ -3,9 +3,10 @@ workers take slices.
 
 An epoch counts as DM-AT's does (arXiv 2302.04638): ceil(N/B) batches of B, where N counts the
 training images before any were held out for validation. int(B*fraction) images of a batch are
-synthetic, drawn uniformly with replacement; the real ones are consecutive slices of a permutation
-that is fresh every epoch, and a short last slice is topped up with synthetic images (with the next
-permutation's where there are none, so that every batch is full: DM-AT's last one is short).
+synthetic, drawn uniformly with replacement or by windows (`windows`); the real ones are consecutive
+slices of a permutation that is fresh every epoch, and a short last slice is topped up with
+synthetic images (with the next permutation's where there are none, so that every batch is full:
+DM-AT's last one is short).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dra_ray.data.random import Stream, generator
+from dra_ray.data.windows import Windows
 
 
 def part_of(batch: int, rank: int, world: int) -> slice:
@@ -46,6 +48,7 @@ class BatchPlan:
     batch: int
     fraction: float
     epoch_images: int | None = None
+    windows: Windows | None = None  # which synthetic images are drawn; default: all alike
 
     @property
     def synthetic_per_batch(self) -> int:
@@ -59,12 +62,30 @@ class BatchPlan:
         """int64 [batch], shuffled."""
         real = self._real(*divmod(step, self.steps_per_epoch))
         draws = generator(self.seed, Stream.BATCH_DRAWS, step)
-        synthetic = (
-            torch.randint(max(self.synthetic_images, 1), (self.batch - len(real),), generator=draws)
-            + self.real_images
-        )
-        chosen = torch.cat([real, synthetic])
+        count = self.batch - len(real)
+        if self.windows:
+            synthetic = self.windows.draws(self._drawn_before(step), count)
+        else:
+            most = max(self.synthetic_images, 1)
+            synthetic = torch.randint(most, (count,), generator=draws)
+        chosen = torch.cat([real, synthetic + self.real_images])
         return chosen[torch.randperm(self.batch, generator=draws)]
+
+    def near(self, step: int) -> list[int]:
+        """Numbers of the synthetic set's shards that step `step` and those after it need."""
+        return self.windows.near(self._drawn_before(step)) if self.windows else []
+
+    def _drawn_before(self, step: int) -> int:
+        """Synthetic images of all steps before."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        real = epoch * self._real_before(self.steps_per_epoch) + self._real_before(position)
+        return step * self.batch - real
+
+    def _real_before(self, position: int) -> int:
+        """Real images of an epoch's first batches, where batches have synthetic ones."""
+        wanted = self.batch - self.synthetic_per_batch
+        number, part = divmod(position, -(-self.real_images // wanted))
+        return number * self.real_images + min(part * wanted, self.real_images)
 
     def _real(self, epoch: int, position: int) -> Tensor:
         """The real images of an epoch's batch `position`."""

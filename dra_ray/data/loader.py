@@ -45,6 +45,7 @@ class Batches:
         self._plan, self._device, self._mine, self._ahead = plan, torch.device(device), mine, ahead
         self._resident: Split | None = None
         self._thread: ThreadPoolExecutor | None = None
+        self._near: list[int] = []
         self._under_way: dict[int, Future[tuple[Tensor, Tensor]]] = {}
         if sum(map(picture_bytes, self._sets)) <= resident_bytes:
             self._resident = self._on_device()
@@ -64,14 +65,16 @@ class Batches:
             dtype=torch.uint8,
             device=self._device,
         )
+        labels = torch.empty(len(images), dtype=torch.int64, device=self._device)
         start = 0
         for pictures in self._sets:
             for rows in torch.arange(len(pictures)).split(CHUNK):
-                images[start : start + len(rows)] = pictures.take(rows)[0].to(self._device)
+                place = slice(start, start + len(rows))
+                part = pictures.take(rows)
+                images[place], labels[place] = (tensor.to(self._device) for tensor in part)
                 start += len(rows)
-        return Split(
-            images, torch.cat([pictures.labels for pictures in self._sets]).to(self._device)
-        )
+            pictures.close()
+        return Split(images, labels)
 
     def get(self, step: int) -> tuple[Tensor, Tensor]:
         """images uint8 [b,C,H,W] and labels int64 [b] on the device."""
@@ -90,6 +93,10 @@ class Batches:
         )
 
     def _read(self, step: int) -> tuple[Tensor, Tensor]:
+        near = self._plan.near(step)
+        if near != self._near:
+            self._near = near
+            self._sets[-1].fetch(near)
         chosen = self._plan.indices(step)[self._mine]
         batch = self._gathered(chosen)
         return (
@@ -112,3 +119,5 @@ class Batches:
         self._under_way.clear()
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
+        for pictures in self._sets:
+            pictures.close()

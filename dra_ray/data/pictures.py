@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -77,11 +78,29 @@ class Pictures(Protocol):
         """
         ...
 
+    def fetch(self, shards: Sequence[int]) -> None:
+        """Bring near, in the background, what lies in shards with these numbers."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what `take` and `fetch` hold."""
+        ...
+
     def hash_into(self, digest: Digest) -> None: ...
 
 
+class InHand:
+    """Of `Pictures` that hold nothing beyond themselves."""
+
+    def fetch(self, shards: Sequence[int]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 @dataclasses.dataclass(frozen=True)
-class Split:
+class Split(InHand):
     """`Pictures` in memory: images uint8 [N,C,H,W], labels int64 [N]."""
 
     images: Tensor
@@ -126,7 +145,7 @@ class Records(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class OnDisk:
+class OnDisk(InHand):
     """`Pictures` read when they are asked for: image i is `records` number `positions[i]`, labels
     int64 [N].
     """
@@ -220,6 +239,15 @@ def _overlaps(new: Tensor, old: Tensor) -> Tensor:
 def picture_bytes(pictures: Pictures) -> int:
     """Bytes of all images as uint8."""
     return len(pictures) * math.prod(pictures.picture_shape)
+
+
+def require_rows(count: int, images: int, source: object) -> None:
+    """`DataError` where a synthetic set of `count` images has fewer than `images`."""
+    if count < images:
+        raise DataError(
+            f"synthetic.images={images}, but '{source}' holds {count}; lower it or make more with "
+            "`dra synthesize`"
+        )
 
 
 def checked(images: np.ndarray, labels: Any, source: object, shape: Shape) -> Split:

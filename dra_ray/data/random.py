@@ -37,6 +37,11 @@ class Stream(enum.IntEnum):
     CANONICAL_BATCH = 35
     CANONICAL_AUGMENT = 36
     BACKGROUND = 37
+    WINDOW_ORDER = 38
+    WINDOW_ROWS = 39
+    WINDOW_DRAWS = 40
+    CONVERT_BLOCKS = 41
+    CONVERT_ROWS = 42
 
 
 def generator(seed: int, *path: int) -> torch.Generator:

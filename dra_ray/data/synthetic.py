@@ -11,8 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dra_ray.data import Images
-from dra_ray.data.pictures import Digest, OnDisk, Pictures, checked_labels, in_memory, picture_bytes
+from dra_ray.data import Images, rows
+from dra_ray.data.pictures import (
+    Digest,
+    OnDisk,
+    Pictures,
+    checked_labels,
+    in_memory,
+    picture_bytes,
+    require_rows,
+)
 from dra_ray.errors import DataError
 from dra_ray.storage import Store, StoredArray, is_clutter
 
@@ -22,22 +30,22 @@ MEMORY_BYTES = 2**30
 
 
 def read(store: Store, images: int, like: Images) -> Pictures:
-    """`images` images of one `.npz` file, or of the folder's, in the order of their names.
+    """`images` images of a set in rows (see `rows`), its first ones, or of one `.npz` file, or of
+    the folder's, in the order of their names.
 
-    The first ones are taken where they stand for the whole set. Where the set lies in the order of
-    its classes, as DM-AT's files do, or the first ones have other shares of the classes than the
-    rest, the images are taken evenly spaced over the whole set, and where that misses classes too,
-    evenly spaced within every class. All labels decide this, of all files; the shards that the
-    manifest of `dra synthesize` lists alternate between the classes, and are not read further than
-    needed.
+    Of `.npz` files the first ones are taken where they stand for the whole set. Where the set lies
+    in the order of its classes, as DM-AT's files do, or the first ones have other shares of the
+    classes than the rest, the images are taken evenly spaced over the whole set, and where that
+    misses classes too, evenly spaced within every class. All labels decide this, of all files.
 
     The result is a `Split` up to MEMORY_BYTES. More is read from the files as batches ask for it,
     if they are not compressed (50 million 32x32 images are 154 GB); remote files are then copied to
     the node's disk first (`Store.local_copy`).
 
-    Raises `DataError` when there are fewer, when shapes or labels do not fit the real images, or
-    when a remote shard is not the one that the manifest lists.
+    Raises `DataError` when there are fewer, or when shapes or labels do not fit the real images.
     """
+    if rows.is_set(store):
+        return rows.read(store, images, like.shape, like.name)
     one_file = store.uri.endswith(".npz")
     files = (
         [store]
@@ -48,50 +56,20 @@ def read(store: Store, images: int, like: Images) -> Pictures:
     )
     if not files:
         raise DataError(
-            f"synthetic.uri='{store}' holds no .npz shards; make them with `dra synthesize`"
+            f"synthetic.uri='{store}' holds no index.json and no .npz files; make a set with `dra "
+            "synthesize` or `dra data convert`"
         )
     whole = sum(file.size() for file in files) <= MEMORY_BYTES
-    listed = {} if one_file else _listed(store)
-    alternating = all(file.name in listed for file in files)
     parts: list[_Part] = []
     count = 0
     for file in files:
-        if count >= images and alternating:
-            break
-        parts.append(_part(file, whole, like, listed.get(file.name)))
+        parts.append(_part(file, whole, like))
         count += len(parts[-1].labels)
-    if count < images:
-        raise DataError(
-            f"synthetic.images={images}, but '{store}' holds {count}; lower it or make more with "
-            "`dra synthesize`"
-        )
+    require_rows(count, images, store)
     records = Arrays([part.name for part in parts], [part.images for part in parts])
     everything = OnDisk(records, torch.cat([part.labels for part in parts]), range(count))
-    chosen = everything[
-        slice(images) if alternating or images == count else choose(everything.labels, images)
-    ]
+    chosen = everything[slice(images) if images == count else choose(everything.labels, images)]
     return in_memory(chosen) if picture_bytes(chosen) <= MEMORY_BYTES else chosen
-
-
-def _listed(store: Store) -> dict[str, str]:
-    """SHA-256 of the shards of a finished `dra synthesize` by their names; empty for the folders of
-    others."""
-    try:
-        manifest = (
-            (store / "manifest.json").read_json() if (store / "manifest.json").exists() else {}
-        )
-    except DataError:
-        return {}
-    shards = (
-        manifest.get("shards")
-        if isinstance(manifest, dict) and manifest.get("kind") == "synthetic"
-        else None
-    )
-    return (
-        {name: digest for name, digest in shards.items() if isinstance(digest, str)}
-        if isinstance(shards, dict)
-        else {}
-    )
 
 
 # -- which images ----------------------------------------------------------------------------------
@@ -145,14 +123,12 @@ class _Part(NamedTuple):
     labels: Tensor
 
 
-def _part(file: Store, whole: bool, like: Images, digest: str | None = None) -> _Part:
+def _part(file: Store, whole: bool, like: Images) -> _Part:
     """One file, its images left on disk where that is possible; a remote one is read at once if
     `whole`, else copied to the disk.
-
-    `digest` is the SHA-256 that a remote file must have.
     """
-    stored = None if whole and not file.is_local else file.local_copy(digest).npz_arrays()
-    arrays = file.read_npz(digest) if stored is None else stored
+    stored = None if whole and not file.is_local else file.local_copy().npz_arrays()
+    arrays = file.read_npz() if stored is None else stored
     if not {"image", "label"} <= arrays.keys():
         raise DataError(f"'{file}' has keys {sorted(arrays)}; expected 'image' and 'label'")
     image, label = arrays["image"], arrays["label"]

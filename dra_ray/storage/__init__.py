@@ -14,12 +14,13 @@ from dra_ray.storage.archives import (
 from dra_ray.storage.lease import Lease
 from dra_ray.storage.plain_json import read_json
 from dra_ray.storage.replies import ATTEMPTS
-from dra_ray.storage.store import Store, cache, sha256
+from dra_ray.storage.store import Held, Store, cache, sha256
 from dra_ray.storage.unpickle import torch_from_bytes, unpickle
 from dra_ray.storage.uris import credentials_problem, folder_name, masked, masked_tree
 
 __all__ = [
     "ATTEMPTS",
+    "Held",
     "Lease",
     "Store",
     "StoredArray",

@@ -116,6 +116,11 @@ def npy_header(stream: IO[bytes], name: str) -> _Header:
     return _Header(stream.tell(), shape, fortran, dtype)
 
 
+def require_complete(header: _Header, file: BinaryIO) -> None:
+    if header.bytes + header.array_bytes > byte_count(file):
+        raise ValueError("it is shorter than its header declares")
+
+
 def npy_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """The arrays of an npz by their names."""
     return {
@@ -193,7 +198,7 @@ class StoredArray(NamedTuple):
 
     path: str
     offset: int
-    dtype: str
+    dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
     def read(self) -> np.ndarray:
@@ -249,7 +254,7 @@ def stored_array(
     offset = member.header_offset + 30 + name_bytes + extra_bytes + header.bytes
     if offset + header.array_bytes > byte_count(file):
         raise ValueError(f"{member.filename} is longer than the file")
-    return StoredArray(path, offset, header.dtype.str, header.shape)
+    return StoredArray(path, offset, header.dtype, header.shape)
 
 
 def tar_member(archive: tarfile.TarFile, member: tarfile.TarInfo, text: str) -> TarMember:

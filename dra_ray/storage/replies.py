@@ -19,7 +19,7 @@ ATTEMPTS, WAITS_S = 4, (0.0, 0.1, 0.5)
 T = TypeVar("T")
 
 
-class _WrongReply(Exception):
+class WrongReply(Exception):
     """What a store sent is not what it holds; the message says in what."""
 
 
@@ -30,7 +30,7 @@ def repeated(uri: str, read: Callable[[], T]) -> T:
         try:
             return read()
         except Exception as error:
-            if not isinstance(error, _WrongReply) and not re.search(
+            if not isinstance(error, WrongReply) and not re.search(
                 "Payload|Incomplete|Streaming|Checksum|Disconnected", type(error).__name__
             ):
                 raise
@@ -61,7 +61,7 @@ def check_reply(
     hashed: Callable[[str], str],
     digest: str | None,
 ) -> None:
-    """`_WrongReply` unless a whole file of this length, and of these hashes by their names, is what
+    """`WrongReply` unless a whole file of this length, and of these hashes by their names, is what
     `info` and `digest` say."""
     problem, size, md5 = "", info.get("size"), _stored_md5(fs, info)
     if size is not None and length != int(size):
@@ -76,7 +76,7 @@ def check_reply(
         problem = "contents of another MD5 than the store gives"
     if problem:
         fs.invalidate_cache()  # what was known of the file may be older than the file
-        raise _WrongReply(problem)
+        raise WrongReply(problem)
 
 
 def _stored_md5(fs: fsspec.AbstractFileSystem, info: Mapping[str, Any]) -> str | None:

@@ -13,6 +13,7 @@ import dataclasses
 import datetime
 import errno
 import fcntl
+import functools
 import hashlib
 import io
 import os
@@ -22,7 +23,7 @@ import tarfile
 import tempfile
 import uuid
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import fsspec
@@ -30,6 +31,7 @@ import numpy as np
 
 from dra_ray.errors import DataError, DraError, StorageError
 from dra_ray.storage.archives import (
+    SMALL_BYTES,
     StoredArray,
     TarMember,
     byte_count,
@@ -39,6 +41,7 @@ from dra_ray.storage.archives import (
     open_tar,
     read_header,
     read_member,
+    require_complete,
     require_plausible,
     require_readable,
     stored_array,
@@ -46,10 +49,11 @@ from dra_ray.storage.archives import (
 )
 from dra_ray.storage.failures import explained, first_line, unreachable
 from dra_ray.storage.plain_json import read_json, strict_json
-from dra_ray.storage.replies import ATTEMPTS, check_reply, repeated, whole
+from dra_ray.storage.replies import ATTEMPTS, WrongReply, check_reply, repeated, whole
 from dra_ray.storage.unpickle import torch_from_bytes, what_it_is
 from dra_ray.storage.uris import require_named, require_no_credentials, require_plain
 
+STREAM_BYTES = 2**22  # of a file that is read or written part by part
 TEXT_BYTES = 2**26  # of a log's segment or a summary; those that we write are far smaller
 
 
@@ -378,6 +382,28 @@ class Store:
                 self._download(copy, int(info["size"] or 0), digest)
         return copy
 
+    @explained("copy from")
+    def held(self, digest: str) -> Held:
+        """This file on a local disk: itself, or a copy in the part of the node's `cache` that has
+        a bound, where it stays until it is released or this process ends.
+
+        The copy is of the file with this SHA-256, made once however many processes need it.
+        Copies that nobody holds give way, the longest unused first, as soon as all of them would
+        have more than DRA_CACHE_BYTES or the disk would be full. Raises what `local_copy` raises.
+        """
+        if self.is_local:
+            return Held(self.resolved(), None)
+        folder = cache() / "held"
+        copy = folder / f"{digest[:32]}-{self.name}"
+        os.makedirs(folder.uri, exist_ok=True)
+        with open(_lock_of(copy.uri), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # freed with the process, however that ends
+            while (descriptor := _held(copy.uri)) is None:
+                size = int(self._info()["size"] or 0)
+                make_room(folder.uri, size, self.uri)
+                self._download(copy, size, digest)
+        return Held(copy, descriptor)
+
     def _download(self, copy: Store, size: int, digest: str | None) -> None:
         free = shutil.disk_usage(os.path.dirname(copy.uri)).free
         if free < size:
@@ -467,24 +493,54 @@ class Store:
         """
         with self._readable("npy") as file:
             header = npy_header(file, self.name)
-            if header.bytes + header.array_bytes > byte_count(file):
-                raise ValueError("it is shorter than its header declares")
+            require_complete(header, file)
             require_plausible(self.uri, header.array_bytes, header.array_bytes)
             file.seek(0)
             return np.lib.format.read_array(file, allow_pickle=False)
+
+    def npy_array(self) -> StoredArray:
+        """Where the array of an `.npy` file lies, found from its header.
+
+        Raises `DataError` for a damaged file, and for object arrays (pickles).
+        """
+        with self._seekable("npy") as file:
+            header = npy_header(file, self.name)
+            require_complete(header, file)
+            return StoredArray(self.resolved().uri, header.bytes, header.dtype, header.shape)
+
+    def write_npy(self, array: np.ndarray) -> bytes:
+        """Write `array` and return the file's bytes."""
+        buffer = io.BytesIO()
+        np.lib.format.write_array(buffer, array, allow_pickle=False)
+        data = buffer.getvalue()
+        self.write_bytes(data)
+        return data
 
     @contextlib.contextmanager
     def _readable(self, form: str, digest: str | None = None) -> Iterator[BinaryIO]:
         """This file opened, or held in memory where it is remote; what fails to read it is a
         `DataError`."""
+        with self._opened(form, lambda: io.BytesIO(self.read_bytes(digest=digest))) as file:
+            yield file
+
+    @contextlib.contextmanager
+    def _seekable(self, form: str) -> Iterator[BinaryIO]:
+        """This file opened, also where it is remote: then reads ask for ranges of it."""
+
+        def remote() -> BinaryIO:
+            fs, path = self._open_fs()
+            file: BinaryIO = fs.open(path, "rb", block_size=STREAM_BYTES)
+            return file
+
+        with self._opened(form, remote) as file:
+            yield file
+
+    @contextlib.contextmanager
+    def _opened(self, form: str, remote: Callable[[], BinaryIO]) -> Iterator[BinaryIO]:
         try:
             if self.is_local:
                 self._require_file(self.resolved().uri)
-            with (
-                open(self.resolved().uri, "rb")
-                if self.is_local
-                else io.BytesIO(self.read_bytes(digest=digest)) as file
-            ):
+            with open(self.resolved().uri, "rb") if self.is_local else remote() as file:
                 yield file
         except DraError:
             raise
@@ -497,12 +553,12 @@ class Store:
             ) from None
 
     def npz_arrays(self) -> dict[str, StoredArray] | None:
-        """Where the arrays of a local `.npz` file lie, found from its headers; None when they are
-        compressed.
+        """Where the arrays of an `.npz` file lie, found from its headers; None when they are
+        compressed. Of a remote file only headers are read.
 
         Raises `DataError` for a damaged file, and for object arrays (pickles).
         """
-        with self._readable("npz") as file, zipfile.ZipFile(file) as archive:
+        with self._seekable("npz") as file, zipfile.ZipFile(file) as archive:
             members = npy_members(archive)
             if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
                 return None
@@ -510,6 +566,73 @@ class Store:
             return {
                 name: stored_array(path, file, archive, member) for name, member in members.items()
             }
+
+    def inflate(self, folder: Store) -> dict[str, StoredArray]:
+        """Write the arrays of a compressed `.npz` file into `folder`, as NAME.npy each, in bounded
+        memory; where they lie then. Those that are whole there already stay.
+
+        Raises what `npz_arrays` raises.
+        """
+        with self._seekable("npz") as file, zipfile.ZipFile(file) as archive:
+            members = npy_members(archive)
+            for name, member in members.items():
+                array = folder / f"{name}.npy"
+                if array.exists() and array.size() == member.file_size:
+                    continue
+                require_plausible(self.uri, min(member.file_size, SMALL_BYTES), byte_count(file))
+                with archive.open(member) as stream:
+                    array.write_stream(iter(functools.partial(stream.read, STREAM_BYTES), b""))
+            return {name: (folder / f"{name}.npy").npy_array() for name in members}
+
+    @explained("write")
+    def write_stream(self, parts: Iterable[bytes]) -> None:
+        """Write a file whose parts come one by one, atomically; an object store gets it in the
+        parts of one upload.
+        """
+        fs, path = self._open_fs()
+        if not self.is_local:
+            with fs.open(path, "wb") as file:
+                for part in parts:
+                    file.write(part)
+            return
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        partial = f"{path}.{uuid.uuid4().hex}.partial"
+        try:
+            with open(partial, "wb") as file:
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            if os.path.exists(partial):
+                os.unlink(partial)
+
+    @explained("read")
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes at (start, length) of each; from an object store at the same time. No store has
+        a checksum of a part, so that only their lengths are checked.
+        """
+        fs, path = self._open_fs()
+        if self.is_local:
+            with open(path, "rb", buffering=0) as file:
+                parts = [os.pread(file.fileno(), length, start) for start, length in ranges]
+            return self._of_length(parts, ranges)
+        begins = [start for start, _ in ranges]
+        ends = [start + length for start, length in ranges]
+
+        def read() -> list[bytes]:
+            return self._of_length(fs.cat_ranges([path] * len(ranges), begins, ends), ranges)
+
+        return repeated(self.uri, read)
+
+    def _of_length(self, parts: list[bytes], ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        for part, (start, length) in zip(parts, ranges, strict=True):
+            if isinstance(part, Exception):
+                raise part
+            if len(part) != length:
+                raise WrongReply(f"{len(part):,} bytes from {start:,} on instead of {length:,}")
+        return parts
 
     def tar_members(self, text: str) -> list[TarMember]:
         """The files inside a local, uncompressed tar, in order, with the contents of those whose
@@ -605,6 +728,108 @@ class Store:
             "storage_path": path,
             "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
         }
+
+
+@dataclasses.dataclass
+class Held:
+    """A file on this node's disk that nobody removes before it is released."""
+
+    file: Store
+    descriptor: int | None
+
+    def release(self) -> None:
+        """May be called again."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)  # and with it the lock
+            self.descriptor = None
+
+
+def make_room(folder: str, needed: int, uri: str) -> None:
+    """Remove copies from `folder` that no process holds until `needed` more bytes, of the file at
+    `uri`, fit: within DRA_CACHE_BYTES, where that is set, and onto the disk.
+
+    Raises `StorageError` where those that are held leave no room.
+    """
+    copies = _copies(folder)
+    most = cache_bytes()
+    used = sum(status.st_size for status in copies.values())
+    free = shutil.disk_usage(folder).free
+
+    def short() -> bool:
+        return needed > free or (most is not None and used + needed > most)
+
+    for path, status in sorted(copies.items(), key=lambda copy: copy[1].st_mtime_ns):
+        if not short():
+            return
+        if _remove_unheld(path):
+            used, free = used - status.st_size, free + status.st_size
+    if short():
+        larger = (
+            "set DRA_CACHE to a larger disk" if most is None else f"raise DRA_CACHE_BYTES={most}"
+        )
+        raise StorageError(
+            f"'{uri}' has {needed:,} bytes, but the cache '{folder}' has no room for it: "
+            f"{used:,} bytes there are in use, and its disk has {free:,} bytes left; {larger}, or "
+            "lower synthetic.window_images"
+        )
+
+
+def _copies(folder: str) -> dict[str, os.stat_result]:
+    found = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # renamed or removed meanwhile
+                if not entry.name.endswith(".lock"):
+                    found[entry.path] = entry.stat()
+    return found
+
+
+def _held(path: str) -> int | None:
+    """A descriptor that keeps others from removing the file; None where it is not there."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    if os.fstat(descriptor).st_nlink:
+        os.utime(path)
+        return descriptor
+    os.close(descriptor)  # it was removed before the lock was ours
+    return None
+
+
+def _lock_of(path: str) -> str:
+    """Held while a copy is made: one of 256 files, by the digest that its name begins with."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f"{name[:2]}.lock")
+
+
+def _remove_unheld(path: str) -> bool:
+    """Whether the copy could be removed: nobody holds it or, where it is a part of one, whoever
+    made it was killed.
+    """
+    locked = _lock_of(path) if path.endswith(".partial") else path
+    try:
+        with open(locked, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+        return True
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def cache_bytes() -> int | None:
+    """DRA_CACHE_BYTES, what copies of shards may take on this node's disk; None where it is not
+    set, and they may take all of it.
+    """
+    given = os.environ.get("DRA_CACHE_BYTES", "").strip()
+    if not given:
+        return None
+    if not given.isdecimal() or not int(given):
+        raise StorageError(
+            f"DRA_CACHE_BYTES={given} is not a number of bytes; set it to one, such as 50000000000"
+        )
+    return int(given)
 
 
 @contextlib.contextmanager

@@ -12,16 +12,18 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import ray
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from dra_ray import cluster, data, runs
 from dra_ray.config import Synthesis
+from dra_ray.data import rows
 from dra_ray.errors import ConfigError, DataError, StorageError
 from dra_ray.runs import SyntheticProgress
 from dra_ray.storage import Lease, Store, sha256
@@ -37,17 +39,13 @@ SHEET_CLASSES, SHEET_ROWS = 10, 8
 CANDIDATES = "candidates"  # folder of the images to select from
 
 
-def shard_name(index: int) -> str:
-    return f"shard-{index:05d}.npz"
-
-
 def run(
     config: Synthesis,
     store: Store,
     progress: Callable[[SyntheticProgress], None] | None = None,
 ) -> runs.Manifest:
-    """Write `config.images` images to `store` and return its manifest; what is there already is
-    kept.
+    """Write `config.images` images to `store` as a set in rows and return its manifest; what is
+    there already is kept. A set of fewer images of the same config grows: its shards stay.
 
     Ray must have been initialised. `progress` gets a row after every shard. Raises `ConfigError`
     when `store` holds another set or the teacher makes no labelled images, `RunError` when a shard
@@ -69,6 +67,7 @@ def run(
     digest = _digest(config, teacher_digest, net)
     described = config.model_dump(mode="json") | {"teacher_digest": teacher_digest}
     facts = runs.Facts(teacher_digest=teacher_digest)
+    _grow(config, store, described, digest, teacher_digest, net)
     need, what = (1, config.cpus_per_worker, config.gpus_per_worker), f"synthesis '{store.name}'"
     manifest = runs.begin_run(
         store, "synthetic", described, digest, facts, lambda: cluster.require(*need, what)
@@ -78,16 +77,19 @@ def run(
     with Lease(store):
         log.info("waiting for the first shard of images")
         started = time.monotonic()
-        made = _make_all(config, store, teacher, net.num_classes, started, progress)
-        hashes = [found for found, _ in made]
+        parts = _parts(config, store, net.num_classes)
+        made = _make_all(config, store, teacher, parts, started, progress)
+        shards = [shard for shard, _ in made]
         if config.select:
-            hashes = _keep(
-                config,
-                store,
-                net.num_classes,
-                np.concatenate([scores for _, scores in made if scores is not None]),
-            )
+            scores = [scores for _, scores in made if scores is not None]
+            shards = _keep(config, store, net.num_classes, np.concatenate(scores))
         counts = np.bincount(np.arange(config.images) % net.num_classes, minlength=net.num_classes)
+        shape = (net.resolution, net.resolution, net.channels)
+        source: dict[str, JsonValue] = {
+            "teacher_digest": teacher_digest,
+            "sampler": _sampler(config, net),
+        }
+        rows.write_index(store, shards, shape, counts, source)
         (store / runs.SAMPLES).write_bytes(_samples(store, net.num_classes))
         return runs.update_manifest(
             store,
@@ -96,7 +98,7 @@ def run(
                 images=config.images,
                 counts={str(label): int(count) for label, count in enumerate(counts)},
                 sampler=_sampler(config, net),
-                shards={shard_name(index): found for index, found in enumerate(hashes)},
+                shards={shard.name: shard.sha256 for shard in shards},
                 elapsed_s=round(time.monotonic() - started, 3),
             ),
         )
@@ -143,6 +145,42 @@ def _digest(config: Synthesis, teacher_digest: str, net: Network) -> str:
     return found.digest()
 
 
+def _grow(
+    config: Synthesis,
+    store: Store,
+    described: Mapping[str, Any],
+    digest: str,
+    teacher_digest: str,
+    net: Network,
+) -> None:
+    """Let a set that differs in having fewer images alone go on. What is kept of candidates depends
+    on all of them, so that a set with `select` does not grow.
+    """
+    manifest = runs.read_manifest(store)
+    if manifest is None or manifest.kind != "synthetic" or config.select:
+        return
+    there = manifest.config.get("images")
+    if isinstance(there, int) and there < config.images:
+        smaller = config.model_copy(update={"images": there})
+        if manifest.digest == _digest(smaller, teacher_digest, net):
+            runs.adopt(store, described, digest)
+
+
+def _parts(config: Synthesis, store: Store, num_classes: int) -> list[range]:
+    """Which images every shard has: those of a set that grows, and then up to the next multiple of
+    `shard_images` each.
+    """
+    total, parts = _made(config, num_classes), list[range]()
+    if not config.select and (store / rows.INDEX).exists():
+        for shard in rows.read_index(store).shards:
+            begin = parts[-1].stop if parts else 0
+            parts.append(range(begin, begin + shard.images))
+    while (begin := parts[-1].stop if parts else 0) < total:
+        end = (begin // config.shard_images + 1) * config.shard_images
+        parts.append(range(begin, min(end, total)))
+    return parts
+
+
 def _made(config: Synthesis, num_classes: int) -> int:
     """How many images are sampled: the set's, or with `select` enough candidates of every class."""
     if config.select is None:
@@ -155,46 +193,42 @@ def _sampler(config: Synthesis, net: Network) -> dict[str, Any]:
     return facts | config.model_dump(mode="json", include={"batch", "seed"})
 
 
-Made = tuple[str, np.ndarray | None]  # SHA-256 of a shard, and its images' scores
+Made = tuple[rows.Shard, np.ndarray | None]  # a shard, and its images' scores
 
 
 def _make_all(
     config: Synthesis,
     store: Store,
     teacher: Store,
-    num_classes: int,
+    parts: list[range],
     started: float,
     progress: Callable[[SyntheticProgress], None] | None,
 ) -> list[Made]:
     """Every shard; at most `config.workers` are being made at the same time."""
-    total = _made(config, num_classes)
     settings = config.model_dump(mode="json")
     task = ray.remote(_make).options(
         num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker, max_retries=3
     )
     return tasks.in_order(
-        -(-total // config.shard_images),
-        lambda index: task.remote(settings, store.uri, teacher.uri, index),
+        len(parts),
+        lambda index: task.remote(settings, store.uri, teacher.uri, index, parts[index]),
         config.workers,
         f"synthesis '{store.name}'",
         store,
-        tasks.told(progress, config.shard_images, total, started),
+        tasks.told(progress, config.shard_images, parts[-1].stop, started),
     )
 
 
-def _make(settings: dict[str, Any], store_uri: str, teacher_uri: str, index: int) -> Made:
-    """Ray task: make shard `index` unless it is there and whole."""
+def _make(
+    settings: dict[str, Any], store_uri: str, teacher_uri: str, index: int, part: range
+) -> Made:
+    """Ray task: make shard `index`, of the images `part`, unless it is there and whole."""
     torch.set_num_threads(1)
     config = Synthesis(**settings)
-    file = (Store(store_uri) / CANDIDATES if config.select else Store(store_uri)) / shard_name(
-        index
-    )
+    folder = Store(store_uri) / CANDIDATES if config.select else Store(store_uri)
+    file = folder / rows.shard_name(index)
     net = checkpoint.load(Store(teacher_uri))
-    first, last = (
-        index * config.shard_images,
-        min((index + 1) * config.shard_images, _made(config, net.num_classes)),
-    )
-    numbers = np.arange(first, last)
+    numbers = np.arange(part.start, part.stop)
     wanted = {"label": numbers % net.num_classes, "seed": numbers + config.seed}
     picture = (net.resolution, net.resolution, net.channels)
     if not _is_whole(file, wanted, picture, scored=bool(config.select)):
@@ -204,28 +238,36 @@ def _make(settings: dict[str, Any], store_uri: str, teacher_uri: str, index: int
             if config.select
             else None
         )
-        file.write_npz(**_sample(config, net.to(device), judge, first, last), **wanted)
-    return sha256(file.read_bytes()), file.read_npz()["score"] if config.select else None
+        file.write_npy(rows.records(**_sample(config, net.to(device), judge, part), **wanted))
+    scores = file.read_npy()["score"] if config.select else None
+    return _described(file, len(part)), scores
+
+
+def _described(file: Store, images: int) -> rows.Shard:
+    return rows.Shard(name=file.name, images=images, sha256=sha256(file.read_bytes()))
 
 
 def _sample(
-    config: Synthesis, net: Network, judge: Student | None, first: int, last: int
+    config: Synthesis, net: Network, judge: Student | None, part: range
 ) -> dict[str, np.ndarray]:
-    """`image` uint8 [last-first,H,W,C], and `score` float32 [last-first] if there is a judge.
+    """`image` uint8 [n,H,W,C] of the images `part`, and `score` float32 [n] if there is a judge.
 
-    A short last batch is made in full and cut, so that no image depends on how many there are.
+    Batches begin at multiples of their size, and are made in full and cut, so that no image depends
+    on how many there are.
     """
     images, scores = [], []
     sampler = image_sampler(net, str(config.teacher))
-    for start in range(first, last, config.batch):
+    before = part.start % config.batch
+    chosen = slice(before, before + len(part))
+    for start in range(part.start - before, part.stop, config.batch):
         numbers = range(start, start + config.batch)
         labels = torch.tensor([number % net.num_classes for number in numbers])
         seeds = [config.seed + number for number in numbers]
         images.append(sampler.sample_images(config, seeds, labels))
         if judge:
             scores.append(confidence(judge, images[-1], labels))
-    made = {"image": torch.cat(images)[: last - first].permute(0, 2, 3, 1).contiguous().numpy()}
-    return made | ({"score": torch.cat(scores)[: last - first].numpy()} if judge else {})
+    made = {"image": torch.cat(images)[chosen].permute(0, 2, 3, 1).contiguous().numpy()}
+    return made | ({"score": torch.cat(scores)[chosen].numpy()} if judge else {})
 
 
 @torch.no_grad()
@@ -253,16 +295,18 @@ def best(scores: np.ndarray, num_classes: int, images: int) -> np.ndarray:
     return positions
 
 
-def _keep(config: Synthesis, store: Store, num_classes: int, scores: np.ndarray) -> list[str]:
-    """Write the set from the candidates; SHA-256 of every shard."""
-    kept, hashes = best(scores, num_classes, config.images), []
+def _keep(
+    config: Synthesis, store: Store, num_classes: int, scores: np.ndarray
+) -> list[rows.Shard]:
+    """Write the set from the candidates."""
+    kept, shards = best(scores, num_classes, config.images), []
     read = functools.lru_cache(maxsize=16)(
-        lambda index: (store / CANDIDATES / shard_name(index)).read_npz()["image"]
+        lambda index: (store / CANDIDATES / rows.shard_name(index)).read_npy()["image"]
     )
     for start in range(0, config.images, config.shard_images):
         mine, file = (
             kept[start : start + config.shard_images],
-            store / shard_name(start // config.shard_images),
+            store / rows.shard_name(start // config.shard_images),
         )
         wanted = {"label": mine % num_classes, "seed": mine + config.seed, "score": scores[mine]}
         picture = read(int(mine[0]) // config.shard_images).shape[1:]
@@ -270,9 +314,9 @@ def _keep(config: Synthesis, store: Store, num_classes: int, scores: np.ndarray)
             image = np.stack(
                 [read(int(at) // config.shard_images)[at % config.shard_images] for at in mine]
             )
-            file.write_npz(image=image, **wanted)
-        hashes.append(sha256(file.read_bytes()))
-    return hashes
+            file.write_npy(rows.records(image, **wanted))
+        shards.append(_described(file, len(mine)))
+    return shards
 
 
 def _is_whole(
@@ -282,25 +326,19 @@ def _is_whole(
     score for each.
     """
     try:
-        arrays = file.read_npz()
+        found = file.read_npy()
+        rows.require_shard(file, found, picture)
     except (DataError, StorageError):
         return False
-    keys = {"image", *wanted} | ({"score"} if scored else set())
-    if arrays.keys() != keys or not all(
-        np.array_equal(arrays[key], value) for key, value in wanted.items()
-    ):
-        return False
-    count = len(wanted["label"])
-    return (
-        arrays["image"].shape == (count, *picture)
-        and arrays["image"].dtype == np.uint8
-        and (not scored or arrays["score"].shape == (count,))
+    names = {"image", *wanted} | ({"score"} if scored else set())
+    return set(found.dtype.names or ()) == names and all(
+        np.array_equal(found[name], value) for name, value in wanted.items()
     )
 
 
 def _samples(store: Store, num_classes: int) -> bytes:
     """PNG of the first 8 images of each of the first classes, a column each."""
     classes = min(num_classes, SHEET_CLASSES)
-    arrays = (store / shard_name(0)).read_npz()
-    shown = arrays["image"][arrays["label"] < classes][: SHEET_ROWS * classes]
+    found = (store / rows.shard_name(0)).read_npy()
+    shown = found["image"][found["label"] < classes][: SHEET_ROWS * classes]
     return sheet(torch.from_numpy(shown).permute(0, 3, 1, 2), columns=classes)

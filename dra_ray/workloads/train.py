@@ -283,7 +283,12 @@ def train(experiment: config.Experiment, run: Store, session: Session) -> None:
     arithmetic.prepare(experiment.compute, experiment.resources.threads_per_worker)
     images = data.load(experiment.data)
     extra = ready.load_synthetic(experiment, images)
-    batches = data.batch_plan(experiment, len(images.train), len(extra) if extra else 0)
+    batches = data.batch_plan(
+        experiment,
+        len(images.train),
+        len(extra) if extra else 0,
+        data.windowed(experiment, extra),
+    )
     samples = ready.load_canonical(experiment, images.shape)
     sources = client.sources(experiment, str(device), run.name, samples)
     state, origin = initial_state(experiment, images.shape, sources, device)

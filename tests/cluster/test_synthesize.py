@@ -9,7 +9,7 @@ from ray.util.state import list_actors
 
 from dra_ray import data, runs
 from dra_ray.config import Data, Synthesis, TeacherTraining, UNet
-from dra_ray.data import synthetic
+from dra_ray.data import checking, in_memory, rows, synthetic
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
@@ -48,7 +48,7 @@ def teacher(plain, tmp_path_factory):
 
 
 def shards(store: Store) -> dict[str, bytes]:
-    return {name: (store / name).read_bytes() for name in store.names() if name.endswith(".npz")}
+    return {name: (store / name).read_bytes() for name in store.names() if name.endswith(".npy")}
 
 
 @pytest.mark.slow
@@ -113,13 +113,13 @@ def test_bytes_do_not_depend_on_who_makes_them(ray_cluster, teacher, tmp_path):
         teacher=teacher.uri, images=130, steps=4, batch=20, shard_images=40, workers=1
     )
     one, two = Store(str(tmp_path / "one")), Store(str(tmp_path / "two"))
-    rows = []
-    manifest = synthesize.run(config, one, rows.append)
+    shown = []
+    manifest = synthesize.run(config, one, shown.append)
     synthesize.run(config.model_copy(update={"workers": 2}), two)
     made = shards(one)
-    assert list(made) == [f"shard-{index:05d}.npz" for index in range(4)]
+    assert list(made) == [f"shard-{index:05d}.npy" for index in range(4)]
     assert made == shards(two)
-    assert [row.images for row in rows] == [40, 80, 120, 130]
+    assert [row.images for row in shown] == [40, 80, 120, 130]
     assert manifest.counts == {str(label): 13 for label in range(10)}
     assert manifest.teacher_digest == checkpoint.digest(teacher)
     assert synthesize.run(config, one) == manifest
@@ -127,21 +127,34 @@ def test_bytes_do_not_depend_on_who_makes_them(ray_cluster, teacher, tmp_path):
     # a job that stopped early, with a missing and a damaged shard, goes on to the same bytes
     two_manifest = (two / "manifest.json").read_json()
     (two / "manifest.json").write_json(two_manifest | {"status": "running"})
-    os.unlink((two / "shard-00001.npz").uri)
-    (two / "shard-00003.npz").write_bytes(made["shard-00003.npz"][:100])
+    os.unlink((two / "shard-00001.npy").uri)
+    (two / "shard-00003.npy").write_bytes(made["shard-00003.npy"][:100])
     synthesize.run(config, two)
     assert shards(two) == made
 
-    split = synthetic.read(one, 130, data.load(Data()))
+    split = in_memory(synthetic.read(one, 130, data.load(Data())))
     assert split.images.shape == (130, 1, 8, 8)
     assert torch.equal(split.labels, torch.arange(130) % 10)
 
-    longer = Store(str(tmp_path / "longer"))
-    synthesize.run(config.model_copy(update={"images": 160}), longer)
-    assert torch.equal(synthetic.read(longer, 130, data.load(Data())).images, split.images)
+    longer, more = Store(str(tmp_path / "longer")), config.model_copy(update={"images": 160})
+    synthesize.run(more, longer)
+    whole = in_memory(synthetic.read(longer, 160, data.load(Data())))
+    assert torch.equal(whole.images[:130], split.images)
+
+    # a set that is there grows: what it has stays, and what comes is what a larger one has
+    facts = data.picture_facts(synthetic.read(one, 130, data.load(Data())))
+    grown = synthesize.run(more, one)
+    assert grown.is_done
+    assert [grown.shards[name] for name in made] == list(manifest.shards.values())
+    assert [shard.images for shard in rows.read_index(one).shards] == [40, 40, 40, 10, 30]
+    assert torch.equal(in_memory(synthetic.read(one, 160, data.load(Data()))).images, whole.images)
+    assert data.picture_facts(synthetic.read(one, 130, data.load(Data()))) == facts
+    assert checking.check(one).images == 160
+    with pytest.raises(ConfigError, match="images is 160 there and 130 now"):
+        synthesize.run(config, one)
 
     with pytest.raises(ConfigError, match="seed is 0 there and 1 now"):
-        synthesize.run(config.model_copy(update={"seed": 1}), one)
+        synthesize.run(more.model_copy(update={"seed": 1}), one)
 
 
 def test_a_teacher_is_needed(tmp_path):

@@ -29,6 +29,11 @@ def test_streams_keep_the_values_that_old_runs_were_drawn_with() -> None:
         "CANONICAL_BATCH": 35,
         "CANONICAL_AUGMENT": 36,
         "BACKGROUND": 37,
+        "WINDOW_ORDER": 38,
+        "WINDOW_ROWS": 39,
+        "WINDOW_DRAWS": 40,
+        "CONVERT_BLOCKS": 41,
+        "CONVERT_ROWS": 42,
     }
 
 
