@@ -9,14 +9,17 @@ of a set are the same file under many names: 50 million images need no 154 GB of
 from __future__ import annotations
 
 import dataclasses
+import functools
 import http.server
 import math
 import multiprocessing
 import os
+import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
@@ -28,17 +31,21 @@ import psutil  # isort: skip
 
 from dra_ray import config, data
 from dra_ray.config.conversion import SHARD_BYTES
-from dra_ray.data import Split, augment, rows
+from dra_ray.data import Split, augment, conversion, rows
+from dra_ray.data.batches import BatchPlan
 from dra_ray.data.loader import Batches
 from dra_ray.data.random import Stream, generator
+from dra_ray.data.windows import Windows, suited
 from dra_ray.report import html
 from dra_ray.report.plots import Figure, frame, line
-from dra_ray.storage import Store, sha256
+from dra_ray.storage import Store
+from dra_ray.workloads import convert
 
 IMAGE = (32, 32, 3)
 REAL = 50_000
 RAM_IMAGES = 2**18  # that many are spread over more memory than any processor's cache has
 PASS_SHARDS, PASS_WINDOW = 12, 3  # of the case that goes through a whole set
+CONVERTED, COPIED = 200_000, 2**22  # images; bytes at a time
 BUCKET = "bench"
 LOOK_S = 0.25
 
@@ -90,11 +97,10 @@ def compare(settings: Settings, folder: str) -> tuple[list[Row], dict[str, float
     shard_images = SHARD_BYTES // math.prod(IMAGE)
     drawn = np.random.default_rng(0)
     image = drawn.integers(0, 256, (shard_images, *IMAGE), dtype=np.uint8)
-    content = (store / "shard.npy").write_npy(
-        rows.records(image, drawn.integers(0, 10, shard_images))
-    )
-    sizes = {images: _set(store, images, shard_images, content) for images in settings.images}
-    whole = _set(store, PASS_SHARDS * shard_images, shard_images, content)
+    label = drawn.integers(0, 10, shard_images)
+    digest = (store / "shard.npy").write_npy(rows.records(image, label))
+    sizes = {images: _set(store, images, shard_images, digest) for images in settings.images}
+    whole = _set(store, PASS_SHARDS * shard_images, shard_images, digest)
     found: list[Row] = []
     memory: Memory = []
     with _serving(folder, settings.latency_ms / 1000) as (endpoint, sent):
@@ -114,14 +120,18 @@ def compare(settings: Settings, folder: str) -> tuple[list[Row], dict[str, float
             found += [_against(row, ram) for row in (disk, warm, cold)]
             memory = watched
         before = sent.bytes
-        room = str((2 * PASS_WINDOW + 2) * len(content))
+        room = str((2 * PASS_WINDOW + 2) * (store / "shard.npy").size())
         own = remote | {"DRA_CACHE": (store / "cache-pass").uri, "DRA_CACHE_BYTES": room}
         case = Case("pass", PASS_SHARDS * shard_images, f"s3://{BUCKET}/{whole}", own)
         passed, _ = _case(settings, case)
         needed = PASS_SHARDS * shard_images * math.prod(IMAGE)
         ratio = round((sent.bytes - before) / needed, 3)
         found.append(dataclasses.replace(passed, fetched_over_needed=ratio))
-    return found, _figures(found, ratio), memory
+    figures = _figures(found, ratio) | {
+        "plan_300m_vs_1m": _planning(settings, 300_000_000) / _planning(settings, 1_000_000),
+        "convert_vs_copy": _converting(store),
+    }
+    return found, {name: round(value, 4) for name, value in figures.items()}, memory
 
 
 def _against(row: Row, ram: Row) -> Row:
@@ -143,13 +153,12 @@ def _figures(found: list[Row], fetched: float) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def _set(store: Store, images: int, shard_images: int, content: bytes) -> str:
+def _set(store: Store, images: int, shard_images: int, digest: str) -> str:
     """The name of a set whose shards are links to one file."""
     name, count = f"set-{images}", -(-images // shard_images)
     os.makedirs((store / name).uri, exist_ok=True)
     for number in range(count):
         os.link((store / "shard.npy").uri, (store / name / rows.shard_name(number)).uri)
-    digest = sha256(content)
     shards = [
         rows.Shard(name=rows.shard_name(number), images=shard_images, sha256=digest)
         for number in range(count)
@@ -159,6 +168,51 @@ def _set(store: Store, images: int, shard_images: int, content: bytes) -> str:
         store / name, shards, IMAGE, np.bincount(labels) * count, {"made_by": "dra bench data"}
     )
     return name
+
+
+def _planning(settings: Settings, images: int) -> float:
+    """Median seconds to plan a batch from a set of so many images, past the first small windows."""
+    shard_images = SHARD_BYTES // math.prod(IMAGE)
+    offsets = np.append(np.arange(0, images, shard_images), images)
+    size = suited(math.prod(IMAGE), settings.per_batch, replace=True)
+    windows = Windows(0, offsets, size, replace=True)
+    plan = BatchPlan(0, REAL, images, settings.batch, settings.fraction, None, windows)
+    taken = []
+    for step in range(1000, 1300):
+        began = time.perf_counter()
+        plan.indices(step)
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def _converting(store: Store) -> float:
+    """Seconds in which a worker on every core converts an `.npz` file, over those of a plain copy
+    of it: medians of three, in turn.
+    """
+    source, target = store / "source.npz", store / "converted"
+    image = np.random.default_rng(0).integers(0, 256, (CONVERTED, *IMAGE), dtype=np.uint8)
+    source.write_npz(image=image, label=np.arange(CONVERTED) * 10 // CONVERTED)
+    del image
+    settings, workers = config.Conversion(source=source.uri), os.cpu_count() or 1
+    opened = conversion.open_source(settings, target)
+    order = convert.order_of(settings, opened)
+    make = functools.partial(convert._make, target.uri, opened, order, again=False)
+    copying, converting = [], []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        list(pool.map(time.sleep, [0.1] * workers))  # they have started
+        for _ in range(4):
+            began = time.perf_counter()
+            size = source.size()
+            parts = (source.read_bytes(at, COPIED) for at in range(0, size, COPIED))
+            (store / "copied").write_stream(parts)
+            copying.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            list(pool.map(make, range(order.shards)))
+            converting.append(time.perf_counter() - began)
+            target.remove()
+    # the first round imports
+    return statistics.median(converting[1:]) / statistics.median(copying[1:])
 
 
 # -- a case in its own process ---------------------------------------------------------------------

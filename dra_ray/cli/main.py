@@ -406,9 +406,18 @@ def synthesize(
     set_: Set = None,
     storage_uri: Storage = "runs",
     name: Name = None,
+    device_price: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Of an hour of a GPU, or of a CPU where none is used: says what is left to pay.",
+        ),
+    ] = None,
     json: Json = None,
 ) -> None:
-    """Sample a class-balanced set of images from a teacher: --set teacher=runs/digits-edm."""
+    """Sample a class-balanced set of images from a teacher: --set teacher=runs/digits-edm. With
+    more images than a set of that name has, it grows.
+    """
     settings = config.load(recipe, config.Synthesis, set_)
     if settings.teacher is not None:
         require_teacher(settings.teacher)
@@ -420,7 +429,9 @@ def synthesize(
 
         job.check(settings)  # before Ray is started
         with cluster.connect():
-            manifest = job.run(settings, run, terminal.synthetic_rows(bars))
+            devices = settings.workers * (settings.gpus_per_worker or settings.cpus_per_worker)
+            price = None if device_price is None else device_price * devices
+            manifest = job.run(settings, run, terminal.synthetic_rows(bars, price))
     terminal.table(
         [{"class": label, "images": count} for label, count in manifest.counts.items()],
         f"{run}",

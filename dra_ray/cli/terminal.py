@@ -15,6 +15,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
@@ -211,9 +212,25 @@ def teacher_rows(bars: Bars, settings: config.TeacherTraining) -> Callable[[runs
     return show
 
 
-def synthetic_rows(bars: Bars) -> Callable[[runs.SyntheticProgress], None]:
+def synthetic_rows(
+    bars: Bars, price_per_hour: float | None = None
+) -> Callable[[runs.SyntheticProgress], None]:
+    """Images, and how many came per second over the last rows, how long the rest takes and, with a
+    price of all devices in an hour, what it costs.
+    """
+    last: deque[runs.SyntheticProgress] = deque(maxlen=20)
+
     def show(row: runs.SyntheticProgress) -> None:
-        bars.show("synthetic", row.images / row.images_total, f"synthetic images: {row.images}")
+        last.append(row)
+        text = f"synthetic images: {row.images:,} of {row.images_total:,}"
+        seconds, images = row.elapsed_s - last[0].elapsed_s, row.images - last[0].images
+        if seconds > 0 and images > 0:
+            rate = images / seconds
+            hours = (row.images_total - row.images) / rate / 3600
+            text += f", {rate:,.3g} a second, {hours:,.3g} hours left"
+            if price_per_hour is not None:
+                text += f" for {price_per_hour * hours:,.2f}"
+        bars.show("synthetic", row.images / row.images_total, text)
 
     return show
 

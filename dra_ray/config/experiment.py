@@ -724,6 +724,11 @@ class Resources(Frozen):
     threads_per_worker: Annotated[int, Field(ge=1, le=4096)] = Field(
         1, description="CPU threads of torch"
     )
+    resident_gib: NonNegativeFloat = Field(
+        4.0,
+        description="real and synthetic images together up to this size live on the worker's "
+        "device; more are read while training goes on",
+    )
     custom: dict[str, float] = Field(
         default_factory=dict, description="custom Ray resources of a worker, such as {student: 1}"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+import zlib
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -13,13 +13,16 @@ import torch
 from dra_ray import config
 from dra_ray.data import folders
 from dra_ray.data.pictures import Pictures
-from dra_ray.data.random import Stream, generator
+from dra_ray.data.random import Stream, derive, generator
 from dra_ray.errors import DataError
-from dra_ray.storage import Store, StoredArray, is_clutter
+from dra_ray.storage import Store, StoredArray, combined, is_clutter
 
 STAGED = "staged"  # folder of what was inflated
-LABELS_AT_ONCE = 2**20
 MOST_CLASSES = 100_000
+# of neighbours in one file of a source: which, and the CRC-32 of their bytes there
+CHECKS = np.dtype(
+    [("part", "i4"), ("first", "i8"), ("images", "i8"), ("image", "u4"), ("label", "u4")]
+)
 
 
 class Source(Protocol):
@@ -33,13 +36,19 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, runs: list[range]) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 [n,H,W,C] and labels int64 [n] at the positions of `runs`, one after
-        another.
+        """Images uint8 [n,H,W,C] and labels int64 [n] at the positions of `runs`, which ascend, one
+        after another.
         """
         ...
 
-    def labels(self) -> Iterator[np.ndarray]:
-        """All labels int64, in parts."""
+    def checksums(self, runs: list[range], images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """CHECKS of what `read` gave for `runs`, from the images and labels that were written."""
+        ...
+
+    def problem(self, checks: np.ndarray, counts: np.ndarray) -> str | None:
+        """What shows that all that was written, its checksums in any order and its images by class
+        [K], is not the source; None where it is.
+        """
         ...
 
 
@@ -83,8 +92,13 @@ class Decoded:
         images, labels = self.pictures.take(chosen)
         return images.permute(0, 2, 3, 1).contiguous().numpy(), labels.numpy()
 
-    def labels(self) -> Iterator[np.ndarray]:
-        yield self.pictures.labels.numpy()
+    def checksums(self, runs: list[range], images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """None: storage checks files of images whole, by what it knows of them."""
+        return np.empty(0, CHECKS)
+
+    def problem(self, checks: np.ndarray, counts: np.ndarray) -> str | None:
+        same = np.array_equal(counts, self.pictures.labels.bincount().numpy())
+        return None if same else "it has other images by class"
 
 
 class Part(NamedTuple):
@@ -135,27 +149,49 @@ class Npz:
             for own in self._ranges()
         ]
         images, labels = (
-            np.concatenate([_read(array, own) for array, own in zip(arrays, inside, strict=True)])
+            _joined([_read(array, own) for array, own in zip(arrays, inside, strict=True)])
             for arrays in zip(*self.parts, strict=True)
         )
-        order = np.argsort(np.concatenate(self._places(runs)), kind="stable")
-        return images[order], labels[order].astype(np.int64)
+        return images, labels.astype(np.int64)
 
-    def _places(self, runs: list[range]) -> list[np.ndarray]:
-        """For the images as `read` finds them, part by part, their places in `runs`."""
-        begins = np.cumsum([0, *(len(run) for run in runs)])
-        return [
-            begin + np.arange(max(run.start, own.start), min(run.stop, own.stop)) - run.start
-            for own in self._ranges()
-            for run, begin in zip(runs, begins, strict=False)
-        ]
+    def checksums(self, runs: list[range], images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        found = []
+        begins = np.cumsum([0, *(len(run) for run in runs)]).tolist()
+        for number, (part, own) in enumerate(zip(self.parts, self._ranges(), strict=True)):
+            for run, begin in zip(runs, begins, strict=False):
+                piece = range(max(run.start, own.start), min(run.stop, own.stop))
+                if not piece:
+                    continue
+                at = begin + piece.start - run.start
+                rows = slice(at, at + len(piece))
+                of_labels = labels[rows].astype(part.label.dtype)
+                crcs = (zlib.crc32(images[rows].data), zlib.crc32(of_labels.data))
+                found.append((number, piece.start - own.start, len(piece), *crcs))
+        return np.array(found, CHECKS)
 
-    def labels(self) -> Iterator[np.ndarray]:
-        for part in self.parts:
-            count = part.label.shape[0]
-            for begin in range(0, count, LABELS_AT_ONCE):
-                end = min(begin + LABELS_AT_ONCE, count)
-                yield _read(part.label, [range(begin, end)]).astype(np.int64)
+    def problem(self, checks: np.ndarray, counts: np.ndarray) -> str | None:
+        for number, part in enumerate(self.parts):
+            own = np.sort(checks[checks["part"] == number], order="first")
+            ends = own["first"] + own["images"]
+            whole = part.label.shape[0]
+            if not np.array_equal(own["first"], [0, *ends[:-1]]) or ends[-1:].tolist() != [whole]:
+                return f"images of '{part.image.path}' are missing or there twice"
+            for array, name in ((part.image, "image"), (part.label, "label")):
+                if not _is_what_was_read(array, own[name], own["images"]):
+                    return f"'{array.path}' has another CRC-32 of its {name}s"
+        return None
+
+
+def _is_what_was_read(array: StoredArray, crcs: np.ndarray, images: np.ndarray) -> bool:
+    if array.crc32 is None:
+        return True
+    header = Store(array.path).read_ranges([(array.offset - array.header, array.header)])
+    row_bytes = array.dtype.itemsize * math.prod(array.shape[1:])
+    whole = combined(
+        np.concatenate([[zlib.crc32(header.data)], crcs]).astype(np.uint32),
+        np.concatenate([[len(header)], images * row_bytes]),
+    )
+    return whole == array.crc32
 
 
 def _part(file: Store, staged: Store) -> Part:
@@ -182,13 +218,22 @@ def _part(file: Store, staged: Store) -> Part:
 def _read(array: StoredArray, rows: list[range]) -> np.ndarray:
     row_bytes = array.dtype.itemsize * math.prod(array.shape[1:])
     ranges = [(array.offset + run.start * row_bytes, len(run) * row_bytes) for run in rows if run]
-    content = b"".join(Store(array.path).read_ranges(ranges)) if ranges else b""
-    return np.frombuffer(content, array.dtype).reshape(-1, *array.shape[1:])
+    content = Store(array.path).read_ranges(ranges) if ranges else np.empty(0, np.uint8)
+    return content.view(array.dtype).reshape(-1, *array.shape[1:])
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    filled = [array for array in arrays if len(array)] or arrays[:1]
+    return filled[0] if len(filled) == 1 else np.concatenate(filled)
+
+
+def are_classes(labels: np.ndarray) -> bool:
+    return not len(labels) or bool(0 <= labels.min() <= labels.max() < MOST_CLASSES)
 
 
 def counts(labels: np.ndarray, source: object) -> np.ndarray:
     """Images by class; `DataError` for labels that are no classes."""
-    if len(labels) and not 0 <= labels.min() <= labels.max() < MOST_CLASSES:
+    if not are_classes(labels):
         worst = labels.min() if labels.min() < 0 else labels.max()
         raise DataError(f"'{source}' has the label {worst}; classes are numbered from 0 on")
     return np.bincount(labels)
@@ -200,8 +245,8 @@ class Order:
     """Which images of a source every shard gets, so that each shard is a sample of the whole.
 
     The source is cut into blocks of `block` images, which are read at once, and these into strata
-    of as many blocks as there are shards. Each shard gets one block of every stratum, by a
-    permutation, and its images in a random order. Of a source in the order of its classes every
+    of as many blocks as there are shards. Each shard gets one block of every stratum, by a random
+    rotation, and its images in a random order. Of a source in the order of its classes every
     shard so has the classes in their shares, to a block; no list is longer than a shard.
     """
 
@@ -223,11 +268,10 @@ class Order:
         """Positions in the source of a shard's images, ascending."""
         found = []
         for stratum in range(-(-self._blocks // self.shards)):
-            drawn = generator(self.seed, Stream.CONVERT_BLOCKS, stratum)
-            width = min(self.shards, self._blocks - stratum * self.shards)
-            place = torch.randperm(self.shards, generator=drawn)[shard].item()
-            if place < width:
-                first = (stratum * self.shards + int(place)) * self.block
+            place = (shard + derive(self.seed, Stream.CONVERT_BLOCKS, stratum)) % self.shards
+            block = stratum * self.shards + place
+            if block < self._blocks:
+                first = block * self.block
                 found.append(range(first, min(first + self.block, self.images)))
         return found
 

@@ -11,6 +11,7 @@ from dra_ray.storage.archives import (
     require_plausible,
     tar_content,
 )
+from dra_ray.storage.crc import combined
 from dra_ray.storage.lease import Lease
 from dra_ray.storage.plain_json import read_json
 from dra_ray.storage.replies import ATTEMPTS
@@ -25,6 +26,7 @@ __all__ = [
     "Store",
     "StoredArray",
     "cache",
+    "combined",
     "credentials_problem",
     "decoded_text",
     "folder_name",

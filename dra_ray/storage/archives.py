@@ -192,14 +192,16 @@ def decoded_text(raw: bytes) -> str:
 
 
 class StoredArray(NamedTuple):
-    """An array that lies uncompressed inside a local file. Cheap to pickle; nothing is read before
-    it is asked for.
+    """An array that lies uncompressed inside a file. Cheap to pickle; nothing is read before it is
+    asked for. `crc32` is what an archive says of its `header` bytes before `offset` and the array.
     """
 
     path: str
     offset: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    header: int = 0
+    crc32: int | None = None
 
     def read(self) -> np.ndarray:
         """All of it, in memory."""
@@ -254,7 +256,7 @@ def stored_array(
     offset = member.header_offset + 30 + name_bytes + extra_bytes + header.bytes
     if offset + header.array_bytes > byte_count(file):
         raise ValueError(f"{member.filename} is longer than the file")
-    return StoredArray(path, offset, header.dtype, header.shape)
+    return StoredArray(path, offset, header.dtype, header.shape, header.bytes, member.CRC)
 
 
 def tar_member(archive: tarfile.TarFile, member: tarfile.TarInfo, text: str) -> TarMember:

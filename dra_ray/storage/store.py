@@ -508,13 +508,18 @@ class Store:
             require_complete(header, file)
             return StoredArray(self.resolved().uri, header.bytes, header.dtype, header.shape)
 
-    def write_npy(self, array: np.ndarray) -> bytes:
-        """Write `array` and return the file's bytes."""
-        buffer = io.BytesIO()
-        np.lib.format.write_array(buffer, array, allow_pickle=False)
-        data = buffer.getvalue()
-        self.write_bytes(data)
-        return data
+    def write_npy(self, array: np.ndarray) -> str:
+        """Write `array`, C-contiguous, and return the file's SHA-256."""
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, np.lib.format.header_data_from_array_1_0(array)
+        )
+        parts = (header.getvalue(), array.reshape(-1).view(np.uint8).data)
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        self.write_stream(parts)
+        return digest.hexdigest()
 
     @contextlib.contextmanager
     def _readable(self, form: str, digest: str | None = None) -> Iterator[BinaryIO]:
@@ -582,10 +587,14 @@ class Store:
                 require_plausible(self.uri, min(member.file_size, SMALL_BYTES), byte_count(file))
                 with archive.open(member) as stream:
                     array.write_stream(iter(functools.partial(stream.read, STREAM_BYTES), b""))
-            return {name: (folder / f"{name}.npy").npy_array() for name in members}
+            arrays = {name: (folder / f"{name}.npy").npy_array() for name in members}
+            return {
+                name: array._replace(header=array.offset, crc32=members[name].CRC)
+                for name, array in arrays.items()
+            }
 
     @explained("write")
-    def write_stream(self, parts: Iterable[bytes]) -> None:
+    def write_stream(self, parts: Iterable[bytes | memoryview]) -> None:
         """Write a file whose parts come one by one, atomically; an object store gets it in the
         parts of one upload.
         """
@@ -609,30 +618,36 @@ class Store:
                 os.unlink(partial)
 
     @explained("read")
-    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes at (start, length) of each; from an object store at the same time. No store has
-        a checksum of a part, so that only their lengths are checked.
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
+        """The bytes at (start, length) of each, one after another, uint8; from an object store at
+        the same time. No store has a checksum of a part, so that only their lengths are checked.
         """
         fs, path = self._open_fs()
+        found = np.empty(sum(length for _, length in ranges), np.uint8)
+        ends = np.cumsum([length for _, length in ranges]).tolist()
+        places = [found[end - length : end] for end, (_, length) in zip(ends, ranges, strict=True)]
         if self.is_local:
             with open(path, "rb", buffering=0) as file:
-                parts = [os.pread(file.fileno(), length, start) for start, length in ranges]
-            return self._of_length(parts, ranges)
+                lengths = [
+                    os.preadv(file.fileno(), [place.data], start)
+                    for place, (start, _) in zip(places, ranges, strict=True)
+                ]
+            _require_lengths(lengths, ranges)
+            return found
         begins = [start for start, _ in ranges]
-        ends = [start + length for start, length in ranges]
+        stops = [start + length for start, length in ranges]
 
-        def read() -> list[bytes]:
-            return self._of_length(fs.cat_ranges([path] * len(ranges), begins, ends), ranges)
+        def read() -> np.ndarray:
+            parts = fs.cat_ranges([path] * len(ranges), begins, stops)
+            for part in parts:
+                if isinstance(part, Exception):
+                    raise part
+            _require_lengths([len(part) for part in parts], ranges)
+            for place, part in zip(places, parts, strict=True):
+                place[:] = np.frombuffer(part, np.uint8)
+            return found
 
         return repeated(self.uri, read)
-
-    def _of_length(self, parts: list[bytes], ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        for part, (start, length) in zip(parts, ranges, strict=True):
-            if isinstance(part, Exception):
-                raise part
-            if len(part) != length:
-                raise WrongReply(f"{len(part):,} bytes from {start:,} on instead of {length:,}")
-        return parts
 
     def tar_members(self, text: str) -> list[TarMember]:
         """The files inside a local, uncompressed tar, in order, with the contents of those whose
@@ -830,6 +845,12 @@ def cache_bytes() -> int | None:
             f"DRA_CACHE_BYTES={given} is not a number of bytes; set it to one, such as 50000000000"
         )
     return int(given)
+
+
+def _require_lengths(lengths: Sequence[int], ranges: Sequence[tuple[int, int]]) -> None:
+    for found, (start, length) in zip(lengths, ranges, strict=True):
+        if found != length:
+            raise WrongReply(f"{found:,} bytes from {start:,} on instead of {length:,}")
 
 
 @contextlib.contextmanager

@@ -299,7 +299,16 @@ def train(experiment: config.Experiment, run: Store, session: Session) -> None:
         _record_start(run, state.step, world, device, origin)
     with contextlib.ExitStack() as stack:
         loader = stack.enter_context(
-            contextlib.closing(Batches(images.train, extra, batches, device, place.mine))
+            contextlib.closing(
+                Batches(
+                    images.train,
+                    extra,
+                    batches,
+                    device,
+                    place.mine,
+                    resident_bytes=int(experiment.resources.resident_gib * 2**30),
+                )
+            )
         )
         for source in dict.fromkeys(sources):
             stack.enter_context(contextlib.closing(source))

@@ -4,8 +4,12 @@ shard is a sample of all.
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import itertools
 import pickle
+import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ from dra_ray import config
 from dra_ray.data import checking, conversion, folders, rows
 from dra_ray.data.conversion import Order
 from dra_ray.errors import DataError
-from dra_ray.storage import Store
+from dra_ray.storage import Store, combined
 from dra_ray.workloads import convert
 
 COUNT = 503
@@ -41,8 +45,9 @@ def converted(settings: config.Conversion, to: Store) -> tuple[np.ndarray, np.nd
     source = conversion.open_source(settings, to / conversion.STAGED)
     source = pickle.loads(pickle.dumps(source))
     order = convert.order_of(settings, source)
-    made = [convert._make(to.uri, source, order, index) for index in range(order.shards)]
-    counts = convert._verified(to, source, made)
+    made = [convert._make(to.uri, source, order, index, False) for index in range(order.shards)]
+    counts = convert._counts(made)
+    assert source.problem(np.concatenate([each.checks for each in made]), counts) is None
     index = rows.write_index(to, [each.shard for each in made], source.shape, counts, {})
     checking.check(to)
     pictures = rows.RowSet(to, index, index.images)
@@ -137,17 +142,84 @@ def test_what_is_no_set_is_said(tmp_path) -> None:
         converted(config.Conversion(source=str(tmp_path)), Store(str(tmp_path / "to")))
 
 
-def test_a_source_that_changed_meanwhile_is_noticed(tmp_path) -> None:
+@pytest.mark.parametrize("files", [1, 3])
+@pytest.mark.parametrize("field", ["image", "label"])
+def test_one_wrong_bit_is_noticed(tmp_path, files: int, field: str) -> None:
+    """By the CRC-32 that the archive has of the whole array, though no task sees the whole."""
     images, labels = arrays()
-    file = Store(str(tmp_path / "a.npz"))
-    npz(file, False, image=images, label=labels)
-    settings, to = config.Conversion(source=file.uri, shard_images=90), Store(str(tmp_path / "to"))
+    for number, part in enumerate(np.array_split(np.arange(COUNT), files)):
+        npz(Store(str(tmp_path / f"{number}.npz")), False, image=images[part], label=labels[part])
+    to = Store(str(tmp_path / "to"))
+    settings = config.Conversion(source=str(tmp_path), shard_images=90)
     source = conversion.open_source(settings, to)
     order = convert.order_of(settings, source)
-    made = [convert._make(to.uri, source, order, index) for index in range(order.shards)]
-    npz(file, False, image=images, label=np.zeros_like(labels))
-    with pytest.raises(DataError, match="or other classes; the source or a shard changed"):
-        convert._verified(to, source, made)
+
+    def checks() -> tuple[np.ndarray, np.ndarray]:
+        made = [convert._make(to.uri, source, order, index, False) for index in range(order.shards)]
+        return np.concatenate([each.checks for each in made]), convert._counts(made)
+
+    assert source.problem(*checks()) is None
+    whole, counts = checks()
+    assert "are missing or there twice" in str(source.problem(whole[1:], counts))
+    file = to / "shard-00002.npy"
+    written = file.read_npy().copy()
+    written[field][7] ^= 1
+    file.write_npy(written)
+    assert f"has another CRC-32 of its {field}s" in str(source.problem(*checks()))
+
+
+@dataclasses.dataclass
+class Flaky:
+    """A source of which every other read has a wrong pixel, another one each time."""
+
+    inner: conversion.Source
+    reads: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.inner.shape
+
+    def read(self, runs: list[range]) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = self.inner.read(runs)
+        self.reads += 1
+        if self.reads % 2:
+            images[self.reads % len(images), 1, 1, 1] ^= 1
+        return images, labels
+
+    def checksums(self, *written: Any) -> np.ndarray:
+        return self.inner.checksums(*written)
+
+
+def test_what_came_wrong_is_read_until_two_reads_agree(tmp_path) -> None:
+    images, labels = arrays()
+    npz(Store(str(tmp_path / "a.npz")), False, image=images, label=labels)
+    to, settings = Store(str(tmp_path / "to")), config.Conversion(source=str(tmp_path / "a.npz"))
+    source = conversion.open_source(settings, to)
+    order = convert.order_of(settings, source)
+    flaky: Any = Flaky(source)
+
+    def problem(again: bool) -> str | None:
+        made = convert._make(to.uri, flaky, order, 0, again)
+        return source.problem(made.checks, made.counts)
+
+    assert "another CRC-32 of its images" in str(problem(again=False))
+    assert problem(again=True) is None
+    assert flaky.reads == 4, "neither the first nor the third is another's"
+    before = (to / "shard-00000.npy").read_bytes()
+    assert problem(again=True) is None
+    assert (to / "shard-00000.npy").read_bytes() == before
+
+
+@pytest.mark.parametrize("case", range(20))
+def test_checksums_of_parts_are_that_of_the_whole(case: int) -> None:
+    """Against zlib."""
+    drawn = np.random.default_rng(case)
+    whole = drawn.integers(0, 256, int(drawn.integers(0, 5000))).astype(np.uint8).tobytes()
+    cuts = np.sort(drawn.integers(0, len(whole) + 1, int(drawn.integers(0, 30))))
+    ends = [0, *cuts.tolist(), len(whole)]
+    parts = [whole[begin:end] for begin, end in itertools.pairwise(ends)]
+    crcs = np.array([zlib.crc32(part) for part in parts], np.uint32)
+    assert combined(crcs, np.array([len(part) for part in parts])) == zlib.crc32(whole)
 
 
 # -- the order -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 from dra_ray import config, data
 from dra_ray.data import checking, in_memory, rows, synthetic
 from dra_ray.errors import DataError, StorageError
-from dra_ray.storage import Store, sha256
+from dra_ray.storage import Store
 
 SHAPE = (8, 8, 1)
 
@@ -43,8 +43,8 @@ def written(store: Store, sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
     for number, size in enumerate(sizes):
         part = slice(begin, begin + size)
         file = store / rows.shard_name(number)
-        content = file.write_npy(rows.records(images[part], labels[part]))
-        shards.append(rows.Shard(name=file.name, images=size, sha256=sha256(content)))
+        digest = file.write_npy(rows.records(images[part], labels[part]))
+        shards.append(rows.Shard(name=file.name, images=size, sha256=digest))
         begin += size
     rows.write_index(store, shards, SHAPE, np.bincount(labels, minlength=10), {"by": "a test"})
     return images, labels
