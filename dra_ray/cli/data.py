@@ -99,6 +99,23 @@ def data_check(
     terminal.table([checked.as_row()], uri, json)
 
 
+@data_app.command("export")
+def data_export(
+    uri: SetArgument,
+    to: Annotated[str, typer.Option("--to", metavar="URI", help="Folder for the tar shards.")],
+) -> None:
+    """Write a set as tar shards in WebDataset's layout: KEY.png and KEY.cls of every image."""
+    from dra_ray.data import export
+
+    with terminal.Bars() as bars:
+
+        def show(done: int, total: int) -> None:
+            bars.show("export", done / total, f"images exported: {done:,} of {total:,}")
+
+        shards = export.to_tar(Store(uri), Store(to), show)
+    terminal.out.print(f"{shards} shards in {to}")
+
+
 @data_app.command("show")
 def data_show(
     uri: SetArgument,

@@ -53,6 +53,7 @@ from dra_ray.storage.replies import ATTEMPTS, WrongReply, check_reply, repeated,
 from dra_ray.storage.unpickle import torch_from_bytes, what_it_is
 from dra_ray.storage.uris import require_named, require_no_credentials, require_plain
 
+PARTIAL, RESERVED = ".partial", ".reserved"  # of a copy that is being made, and its room
 STREAM_BYTES = 2**22  # of a file that is read or written part by part
 TEXT_BYTES = 2**26  # of a log's segment or a summary; those that we write are far smaller
 
@@ -400,8 +401,8 @@ class Store:
             fcntl.flock(lock, fcntl.LOCK_EX)  # freed with the process, however that ends
             while (descriptor := _held(copy.uri)) is None:
                 size = int(self._info()["size"] or 0)
-                make_room(folder.uri, size, self.uri)
-                self._download(copy, size, digest)
+                with _room(copy.uri, size, self.uri):
+                    self._download(copy, size, digest)
         return Held(copy, descriptor)
 
     def _download(self, copy: Store, size: int, digest: str | None) -> None:
@@ -415,8 +416,8 @@ class Store:
 
         def download() -> None:
             info = fs.info(path)
-            fs.get_file(path, f"{copy}.partial")
-            with open(f"{copy}.partial", "rb") as file:
+            fs.get_file(path, f"{copy}{PARTIAL}")
+            with open(f"{copy}{PARTIAL}", "rb") as file:
                 check_reply(
                     fs,
                     path,
@@ -427,7 +428,7 @@ class Store:
                 )
 
         repeated(self.uri, download)
-        os.replace(f"{copy}.partial", copy.uri)
+        os.replace(f"{copy}{PARTIAL}", copy.uri)
 
     # -- text, JSON, arrays, tensors ---------------------------------------------------------------
     def read_text(self) -> str:
@@ -759,7 +760,24 @@ class Held:
             self.descriptor = None
 
 
-def make_room(folder: str, needed: int, uri: str) -> None:
+@contextlib.contextmanager
+def _room(copy: str, needed: int, uri: str) -> Iterator[None]:
+    """The cache has `needed` bytes for `copy` while the block makes it: as long, an empty file of
+    that size stands for it, so that downloads at the same time do not count on the same room.
+    """
+    folder, reserved = os.path.dirname(copy), f"{copy}{RESERVED}"
+    with open(os.path.join(folder, "room.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _make_room(folder, needed, uri)
+        with open(reserved, "wb") as file:
+            file.truncate(needed)
+    try:
+        yield
+    finally:
+        os.unlink(reserved)
+
+
+def _make_room(folder: str, needed: int, uri: str) -> None:
     """Remove copies from `folder` that no process holds until `needed` more bytes, of the file at
     `uri`, fit: within DRA_CACHE_BYTES, where that is set, and onto the disk.
 
@@ -796,6 +814,9 @@ def _copies(folder: str) -> dict[str, os.stat_result]:
             with contextlib.suppress(FileNotFoundError):  # renamed or removed meanwhile
                 if not entry.name.endswith(".lock"):
                     found[entry.path] = entry.stat()
+    for path in [path for path in found if path.endswith(RESERVED)]:
+        found.pop(f"{path.removesuffix(RESERVED)}{PARTIAL}", None)
+        found.pop(path.removesuffix(RESERVED), None)  # renamed a moment ago
     return found
 
 
@@ -823,7 +844,7 @@ def _remove_unheld(path: str) -> bool:
     """Whether the copy could be removed: nobody holds it or, where it is a part of one, whoever
     made it was killed.
     """
-    locked = _lock_of(path) if path.endswith(".partial") else path
+    locked = _lock_of(path) if path.endswith((PARTIAL, RESERVED)) else path
     try:
         with open(locked, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -93,38 +93,55 @@ def _kill_once(run: Store, killed: list[int]) -> None:
             return
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("replace", [True, False], ids=["with replacement", "without"])
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_kill_changes_no_batch(
-    store: Proxy, ray_cluster: Any, tmp_path: Path, monkeypatch: Any, workers: int, replace: bool
-) -> None:
-    """On a disk, and on S3 of which one reply in forty is wrong: weights and losses as undisturbed,
-    to the bit.
-    """
-    root = Store(str(tmp_path))
-    disk = a_set(root / "set")
-    remote = a_set(Store(f"s3://streaming/{tmp_path.name}"))
-    quiet = root / "quiet"
+def undisturbed_and_killed(root: Store, remote: Store, workers: int, replace: bool) -> None:
+    """Run by a process with a cluster of its own, whose workers know the store."""
+    disk, name = a_set(root / "set"), f"{workers}-{replace}"
+    quiet = root / f"quiet-{name}"
     train.fit(streaming(disk, workers, replace), quiet)
     assert len(losses(quiet)) > 5
+    for uri, folder in ((disk, root), (a_set(remote / "set"), remote)):
+        run, killed = folder / f"killed-{name}", list[int]()
+        killer = threading.Thread(target=_kill_once, args=(run, killed))
+        killer.start()
+        train.fit(streaming(uri, workers, replace), run)
+        killer.join()
+        assert killed, run
+        assert weights(run) == weights(quiet), run
+        assert losses(run) == losses(quiet), run
+    resident = root / f"resident-{name}"
+    train.fit(streaming(disk, workers, replace, resources__resident_gib=4.0), resident)
+    assert weights(resident) == weights(quiet), "where images live changes no batch"
+
+
+DRIVER = """
+import sys
+from dra_ray import cluster
+from dra_ray.storage import Store
+from tests.cluster.test_streaming import undisturbed_and_killed
+
+with cluster.connect():
+    for workers in (1, 2):
+        for replace in (True, False):
+            undisturbed_and_killed(Store(sys.argv[1]), Store(sys.argv[2]), workers, replace)
+            print(workers, replace, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_changes_no_batch(store: Proxy, tmp_path: Path) -> None:
+    """With 1 and 2 workers, with and without replacement, on a disk and on S3 of which one reply in
+    forty is wrong, half-way: weights and losses as undisturbed, to the bit.
+    """
+    store.every = 40
     try:
-        for place, uri in (("disk", disk), ("s3", remote)):
-            run = Store(f"{'s3://streaming' if place == 's3' else root}/{tmp_path.name}-{place}")
-            store.every = 40 if place == "s3" else 0
-            killed: list[int] = []
-            killer = threading.Thread(target=_kill_once, args=(run, killed))
-            killer.start()
-            train.fit(streaming(uri, workers, replace), run)
-            killer.join()
-            assert killed, place
-            assert weights(run) == weights(quiet), place
-            assert losses(run) == losses(quiet), place
+        remote = f"s3://streaming/{tmp_path.name}"
+        done = subprocess.run(
+            [sys.executable, "-c", DRIVER, str(tmp_path), remote], capture_output=True, text=True
+        )
     finally:
         store.every = 0
-    resident = streaming(disk, workers, replace, resources__resident_gib=4.0)
-    train.fit(resident, root / "resident")
-    assert weights(root / "resident") == weights(quiet), "where images live changes no batch"
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.splitlines()) >= 4
 
 
 BASE = """

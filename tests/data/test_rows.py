@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import re
+import signal
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dra_ray import config, data
-from dra_ray.data import checking, in_memory, rows, synthetic
+from dra_ray.data import checking, export, in_memory, rows, synthetic
 from dra_ray.errors import DataError, StorageError
 from dra_ray.storage import Store
 
@@ -198,6 +204,54 @@ def test_a_download_that_was_killed_leaves_nothing_behind(tmp_path, digits, monk
     assert cached(tmp_path) == {"shard-00000.npy", "shard-00001.npy"}
 
 
+READING = """
+import sys, numpy as np, torch
+from dra_ray.data import rows
+from dra_ray.data.windows import Windows
+from dra_ray.storage import Store
+
+store, seed = Store(sys.argv[1]), int(sys.argv[2])
+index = rows.read_index(store)
+pictures = rows.RowSet(store, index, index.images)
+windows = Windows(seed, pictures.offsets, 60, replace=False)
+total = 0
+for draw in range(0, 4 * index.images, 20):
+    pictures.fetch(windows.near(draw))
+    positions = windows.draws(draw, 20)
+    images, _ = pictures.take(positions)
+    numbers = images[:, 0, 0, :2].long()
+    assert torch.equal(numbers[:, 0] + 256 * numbers[:, 1], positions)
+    print(draw, flush=True)
+"""
+
+
+def test_two_jobs_share_a_cache_that_is_too_small_for_both_and_one_is_killed(
+    tmp_path, s3_bucket
+) -> None:
+    store = Store(f"{s3_bucket}/{tmp_path.name}")
+    written(store, [30] * 12)
+    size = (store / "shard-00000.npy").size()
+    environment = os.environ | {"DRA_CACHE_BYTES": str(11 * size)}
+    command = [sys.executable, "-c", READING, store.uri]
+    one, two = (
+        subprocess.Popen([*command, seed], env=environment, stdout=subprocess.PIPE, text=True)
+        for seed in ("1", "2")
+    )
+    assert one.stdout
+    for _ in range(20):
+        one.stdout.readline()
+    one.kill()
+    assert two.wait(60) == 0
+    assert two.stdout
+    assert len(two.stdout.read().splitlines()) == 72
+    assert one.wait() == -signal.SIGKILL
+    third = subprocess.run([*command, "3"], env=environment, capture_output=True, text=True)
+    assert third.returncode == 0, third.stderr
+    held = (tmp_path / "cache/held").iterdir()
+    assert sum(file.stat().st_size for file in held) <= 11 * size
+    assert not list((tmp_path / "cache/held").glob("*.reserved"))
+
+
 @pytest.mark.parametrize("given", ["0", "-5", "10GB"])
 def test_a_cache_of_no_size_is_refused(tmp_path, digits, monkeypatch, given: str) -> None:
     store = stores(tmp_path, "elsewhere")
@@ -205,6 +259,32 @@ def test_a_cache_of_no_size_is_refused(tmp_path, digits, monkeypatch, given: str
     monkeypatch.setenv("DRA_CACHE_BYTES", given)
     with pytest.raises(StorageError, match=f"DRA_CACHE_BYTES={given} is not a number of bytes"):
         synthetic.read(store, 30, digits).take(torch.tensor([0]))
+
+
+# -- export ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_set_goes_out_as_webdataset(tmp_path, channels: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, channels)).astype(np.uint8)
+    labels, store = np.array([1, 0, 1, 2, 0]), stores(tmp_path, "disk")
+    shards = []
+    for number, part in enumerate((slice(0, 3), slice(3, 5))):
+        name = rows.shard_name(number)
+        digest = (store / name).write_npy(rows.records(images[part], labels[part]))
+        shards.append(rows.Shard(name=name, images=part.stop - part.start, sha256=digest))
+    rows.write_index(store, shards, (4, 4, channels), np.bincount(labels), {})
+    assert export.to_tar(store, Store(str(tmp_path / "tars"))) == 2
+    found = {}
+    for file in sorted((tmp_path / "tars").glob("tars-train-*.tar")):
+        with tarfile.open(file) as archive:
+            for member in archive:
+                content = archive.extractfile(member)
+                assert content
+                found[member.name] = content.read()
+    assert len(found) == 10
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        assert found[f"{number:010d}.cls"] == str(label).encode()
+        pixels = np.array(Image.open(io.BytesIO(found[f"{number:010d}.png"])))
+        assert np.array_equal(pixels.reshape(4, 4, channels), image)
 
 
 # -- dra data check --------------------------------------------------------------------------------

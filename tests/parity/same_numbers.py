@@ -177,6 +177,8 @@ ADDED: dict[str, Any] = {
         "gpus_per_worker": 0.0,
     },
     "wire": "float32",
+    "window_images": None,
+    "replace": True,
     "background": "none",
     "adr_temperature": [2.0, 1.0],
     "adr_share": [0.7, 0.95],
@@ -294,6 +296,10 @@ def _arrays(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             steady = [name for name in arrays.files if name not in ("seconds", "numerics")]
             return {prefix + name: arrays[name] for name in steady}
+    if path.suffix == ".npy":  # rows; the record is older than they, and has labels as int64
+        rows = np.load(io.BytesIO(data), allow_pickle=False)
+        columns = {name: rows[name] for name in rows.dtype.names or ()}
+        return columns | {"label": columns["label"].astype(np.int64)}
     if path.suffix == ".png":
         return {"pixels": np.array(Image.open(io.BytesIO(data)))}
     return {}

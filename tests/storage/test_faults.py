@@ -257,6 +257,8 @@ def test_a_full_disk_is_said_at_once(small_disk, aws) -> None:
     (remote := Store("s3://faults/large.bin")).write_bytes(bytes(2**21))
     with pytest.raises(StorageError, match="room for .*DRA_CACHE"):
         remote.local_copy()
+    with pytest.raises(StorageError, match=r"no room for it.*DRA_CACHE.*synthetic\.window_images"):
+        remote.held(hashlib.sha256(bytes(2**21)).hexdigest())
 
 
 @pytest.mark.parametrize(
