@@ -70,8 +70,10 @@ def data_convert(
     require_writable(run)
     with terminal.Bars() as bars:
         from dra_ray import cluster
+        from dra_ray.data import conversion
         from dra_ray.workloads import convert as job
 
+        conversion.check(settings)  # before Ray is started
         with cluster.connect():
             manifest = job.run(settings, run, terminal.synthetic_rows(bars))
     row = {

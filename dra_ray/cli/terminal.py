@@ -227,7 +227,8 @@ def synthetic_rows(
         if seconds > 0 and images > 0:
             rate = images / seconds
             hours = (row.images_total - row.images) / rate / 3600
-            text += f", {rate:,.3g} a second, {hours:,.3g} hours left"
+            left = f"{hours:,.1f} hours" if hours >= 2 else f"{60 * hours:.0f} minutes"
+            text += f", {rate:,.0f} a second, {left} left"
             if price_per_hour is not None:
                 text += f" for {price_per_hour * hours:,.2f}"
         bars.show("synthetic", row.images / row.images_total, text)

@@ -52,6 +52,30 @@ class Source(Protocol):
         ...
 
 
+def check(settings: config.Conversion) -> None:
+    """Raise what `open_source` raises of a source that is not there or of no known form; reads
+    names and, of an `.npz` file, headers.
+    """
+    if files := _npz_files(settings):
+        files[0].npz_arrays()
+
+
+def _npz_files(settings: config.Conversion) -> list[Store]:
+    store = Store(settings.source).resolved()
+    if store.uri.endswith(".npz"):
+        return [store]
+    names = store.names()
+    files = [store / name for name in names if name.endswith(".npz") and not is_clutter(name)]
+    if not files and not names:
+        raise DataError(f"source='{store}' is no folder, or it is empty; check the URI")
+    if not files and settings.resolution is None:
+        raise DataError(
+            f"source='{store}' holds no .npz files; of images in files or tar shards say "
+            "--resolution, to how many pixels a side they are brought"
+        )
+    return files
+
+
 def open_source(settings: config.Conversion, staged: Store) -> Source:
     """What `settings.source` holds: one `.npz` file, a folder of them, or class folders or tar
     shards with images to decode. Compressed `.npz` files are inflated into `staged` first.
@@ -59,16 +83,8 @@ def open_source(settings: config.Conversion, staged: Store) -> Source:
     Raises `DataError` where it is none of these, or its parts do not fit each other.
     """
     store = Store(settings.source).resolved()
-    if store.uri.endswith(".npz"):
-        return Npz.of([store], staged)
-    names = store.names()
-    if files := [name for name in names if name.endswith(".npz") and not is_clutter(name)]:
-        return Npz.of([store / name for name in files], staged)
-    if settings.resolution is None:
-        raise DataError(
-            f"source='{store}' holds no .npz files; of images in files or tar shards say "
-            "--resolution, to how many pixels a side they are brought"
-        )
+    if files := _npz_files(settings):
+        return Npz.of(files, staged)
     data = config.Data(name="folder", uri=store.uri, resolution=settings.resolution)
     return Decoded(folders.read(data).train)
 

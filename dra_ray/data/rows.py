@@ -70,10 +70,12 @@ def is_set(store: Store) -> bool:
 
 
 def read_index(store: Store) -> Index:
-    """`DataError` for an index that is damaged or contradicts itself, `StorageError` where there is
-    none.
-    """
+    """`DataError` where there is no index, and for one that is damaged or contradicts itself."""
     file = store / INDEX
+    if not file.exists():
+        raise DataError(
+            f"'{store}' has no {INDEX}, so it is no set in rows; `dra data convert` makes one"
+        )
     index = runs.parse(Index, file.read_json(at_most=INDEX_BYTES), f"'{file}'")
     if sum(index.counts.values()) != index.images or min(index.shape) < 1:
         raise DataError(

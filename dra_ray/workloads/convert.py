@@ -47,6 +47,7 @@ def run(
     """
     store = store.resolved()
     config = config.model_copy(update={"source": Store(config.source).resolved().uri})
+    conversion.check(config)
     what, need = f"conversion '{store.name}'", (1, config.cpus_per_worker, 0.0)
     manifest = runs.begin_run(
         store,

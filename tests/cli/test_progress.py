@@ -21,7 +21,7 @@ class Said:
 
 
 @pytest.mark.parametrize(
-    ("price", "ending"), [(None, "50 a second, 0.0222 hours left"), (9.0, "left for 0.20")]
+    ("price", "ending"), [(None, "50 a second, 1 minutes left"), (9.0, "left for 0.20")]
 )
 def test_the_rate_the_hours_left_and_their_price_are_said(price: float | None, ending: str) -> None:
     said: Any = Said()

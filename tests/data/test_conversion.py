@@ -19,7 +19,7 @@ from PIL import Image
 from dra_ray import config
 from dra_ray.data import checking, conversion, folders, rows
 from dra_ray.data.conversion import Order
-from dra_ray.errors import DataError
+from dra_ray.errors import DataError, StorageError
 from dra_ray.storage import Store, combined
 from dra_ray.workloads import convert
 
@@ -132,7 +132,13 @@ def test_wrong_sources_are_named(tmp_path, changes, words: str) -> None:
 
 
 def test_what_is_no_set_is_said(tmp_path) -> None:
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "none"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(DataError, match=f"{name}' is no folder, or it is empty"):
+            conversion.check(config.Conversion(source=str(tmp_path / name)))
+    with pytest.raises(StorageError, match="none.npz' does not exist"):
+        conversion.check(config.Conversion(source=str(tmp_path / "none.npz")))
+    (tmp_path / "empty" / "image.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"holds no \.npz files; .*say --resolution"):
         converted(config.Conversion(source=str(tmp_path / "empty")), Store(str(tmp_path / "to")))
     for number, size in enumerate((4, 5)):
