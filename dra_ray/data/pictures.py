@@ -204,9 +204,10 @@ def in_memory(pictures: Pictures) -> Split:
     if isinstance(pictures, Split):
         return pictures
     images = torch.empty((len(pictures), *pictures.picture_shape), dtype=torch.uint8)
+    labels = torch.empty(len(pictures), dtype=torch.int64)
     for rows in torch.arange(len(pictures)).split(CHUNK):
-        images[rows] = pictures.take(rows)[0]
-    return Split(images, pictures.labels)
+        images[rows], labels[rows] = pictures.take(rows)
+    return Split(images, labels)
 
 
 def reduced(pictures: Pictures, resolution: int) -> Split:
