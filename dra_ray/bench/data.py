@@ -287,7 +287,7 @@ def _measured(settings: Settings, case: Case, result: Connection) -> None:
         row = dataclasses.replace(
             row,
             images_per_s=round(settings.batch * len(seconds) / sum(seconds)),
-            first_batch_s=round(first, 3),
+            first_batch_s=None if case.source == "ram" else round(first, 3),
             wait_share=round(waits, 4),
         )
     loader.close()
