@@ -244,7 +244,7 @@ class RowSet:
         file = self.store / shard.name
         held = file.held(shard.sha256)
         try:
-            rows = held.file.npy_array()
+            rows = Store(held.path).npy_array()
             require_shard(file, rows, self.index.shape)
             if rows.shape != (shard.images,):
                 raise DataError(

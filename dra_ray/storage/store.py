@@ -50,10 +50,10 @@ from dra_ray.storage.archives import (
 from dra_ray.storage.failures import explained, first_line, unreachable
 from dra_ray.storage.plain_json import read_json, strict_json
 from dra_ray.storage.replies import ATTEMPTS, WrongReply, check_reply, repeated, whole
+from dra_ray.storage.room import PARTIAL, Held, held, lock_of, room
 from dra_ray.storage.unpickle import torch_from_bytes, what_it_is
 from dra_ray.storage.uris import require_named, require_no_credentials, require_plain
 
-PARTIAL, RESERVED = ".partial", ".reserved"  # of a copy that is being made, and its room
 STREAM_BYTES = 2**22  # of a file that is read or written part by part
 TEXT_BYTES = 2**26  # of a log's segment or a summary; those that we write are far smaller
 
@@ -209,17 +209,7 @@ class Store:
         if not self.is_local:  # one PUT of an object store is atomic
             fs.pipe_file(path, data)
             return
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        partial = f"{path}.{uuid.uuid4().hex}.partial"
-        try:
-            with open(partial, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            if os.path.exists(partial):
-                os.unlink(partial)
+        _write_local(path, [data])
 
     @explained("write")
     def append_bytes(self, data: bytes) -> None:
@@ -393,17 +383,17 @@ class Store:
         have more than DRA_CACHE_BYTES or the disk would be full. Raises what `local_copy` raises.
         """
         if self.is_local:
-            return Held(self.resolved(), None)
+            return Held(self.resolved().uri, None)
         folder = cache() / "held"
         copy = folder / f"{digest[:32]}-{self.name}"
         os.makedirs(folder.uri, exist_ok=True)
-        with open(_lock_of(copy.uri), "w") as lock:
+        with open(lock_of(copy.uri), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # freed with the process, however that ends
-            while (descriptor := _held(copy.uri)) is None:
+            while (descriptor := held(copy.uri)) is None:
                 size = int(self._info()["size"] or 0)
-                with _room(copy.uri, size, self.uri):
+                with room(copy.uri, size, self.uri):
                     self._download(copy, size, digest)
-        return Held(copy, descriptor)
+        return Held(copy.uri, descriptor)
 
     def _download(self, copy: Store, size: int, digest: str | None) -> None:
         free = shutil.disk_usage(os.path.dirname(copy.uri)).free
@@ -605,18 +595,7 @@ class Store:
                 for part in parts:
                     file.write(part)
             return
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        partial = f"{path}.{uuid.uuid4().hex}.partial"
-        try:
-            with open(partial, "wb") as file:
-                for part in parts:
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            if os.path.exists(partial):
-                os.unlink(partial)
+        _write_local(path, parts)
 
     @explained("read")
     def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -746,126 +725,20 @@ class Store:
         }
 
 
-@dataclasses.dataclass
-class Held:
-    """A file on this node's disk that nobody removes before it is released."""
-
-    file: Store
-    descriptor: int | None
-
-    def release(self) -> None:
-        """May be called again."""
-        if self.descriptor is not None:
-            os.close(self.descriptor)  # and with it the lock
-            self.descriptor = None
-
-
-@contextlib.contextmanager
-def _room(copy: str, needed: int, uri: str) -> Iterator[None]:
-    """The cache has `needed` bytes for `copy` while the block makes it: as long, an empty file of
-    that size stands for it, so that downloads at the same time do not count on the same room.
-    """
-    folder, reserved = os.path.dirname(copy), f"{copy}{RESERVED}"
-    with open(os.path.join(folder, "room.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        _make_room(folder, needed, uri)
-        with open(reserved, "wb") as file:
-            file.truncate(needed)
+def _write_local(path: str, parts: Iterable[bytes | memoryview]) -> None:
+    """Atomically, and on the disk when it returns."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    partial = f"{path}.{uuid.uuid4().hex}.partial"
     try:
-        yield
+        with open(partial, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
     finally:
-        os.unlink(reserved)
-
-
-def _make_room(folder: str, needed: int, uri: str) -> None:
-    """Remove copies from `folder` that no process holds until `needed` more bytes, of the file at
-    `uri`, fit: within DRA_CACHE_BYTES, where that is set, and onto the disk.
-
-    Raises `StorageError` where those that are held leave no room.
-    """
-    copies = _copies(folder)
-    most = cache_bytes()
-    used = sum(status.st_size for status in copies.values())
-    free = shutil.disk_usage(folder).free
-
-    def short() -> bool:
-        return needed > free or (most is not None and used + needed > most)
-
-    for path, status in sorted(copies.items(), key=lambda copy: copy[1].st_mtime_ns):
-        if not short():
-            return
-        if _remove_unheld(path):
-            used, free = used - status.st_size, free + status.st_size
-    if short():
-        larger = (
-            "set DRA_CACHE to a larger disk" if most is None else f"raise DRA_CACHE_BYTES={most}"
-        )
-        raise StorageError(
-            f"'{uri}' has {needed:,} bytes, but the cache '{folder}' has no room for it: "
-            f"{used:,} bytes there are in use, and its disk has {free:,} bytes left; {larger}, or "
-            "lower synthetic.window_images"
-        )
-
-
-def _copies(folder: str) -> dict[str, os.stat_result]:
-    found = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            with contextlib.suppress(FileNotFoundError):  # renamed or removed meanwhile
-                if not entry.name.endswith(".lock"):
-                    found[entry.path] = entry.stat()
-    for path in [path for path in found if path.endswith(RESERVED)]:
-        found.pop(f"{path.removesuffix(RESERVED)}{PARTIAL}", None)
-        found.pop(path.removesuffix(RESERVED), None)  # renamed a moment ago
-    return found
-
-
-def _held(path: str) -> int | None:
-    """A descriptor that keeps others from removing the file; None where it is not there."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
-    if os.fstat(descriptor).st_nlink:
-        os.utime(path)
-        return descriptor
-    os.close(descriptor)  # it was removed before the lock was ours
-    return None
-
-
-def _lock_of(path: str) -> str:
-    """Held while a copy is made: one of 256 files, by the digest that its name begins with."""
-    folder, name = os.path.split(path)
-    return os.path.join(folder, f"{name[:2]}.lock")
-
-
-def _remove_unheld(path: str) -> bool:
-    """Whether the copy could be removed: nobody holds it or, where it is a part of one, whoever
-    made it was killed.
-    """
-    locked = _lock_of(path) if path.endswith((PARTIAL, RESERVED)) else path
-    try:
-        with open(locked, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path)
-        return True
-    except (BlockingIOError, FileNotFoundError):
-        return False
-
-
-def cache_bytes() -> int | None:
-    """DRA_CACHE_BYTES, what copies of shards may take on this node's disk; None where it is not
-    set, and they may take all of it.
-    """
-    given = os.environ.get("DRA_CACHE_BYTES", "").strip()
-    if not given:
-        return None
-    if not given.isdecimal() or not int(given):
-        raise StorageError(
-            f"DRA_CACHE_BYTES={given} is not a number of bytes; set it to one, such as 50000000000"
-        )
-    return int(given)
+        if os.path.exists(partial):
+            os.unlink(partial)
 
 
 def _require_lengths(lengths: Sequence[int], ranges: Sequence[tuple[int, int]]) -> None:

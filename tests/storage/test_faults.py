@@ -34,7 +34,7 @@ WHOLE, RANGE, COPY = (
     (lambda: FILE.local_copy().read_bytes()),
 )
 HELD, RANGES = (
-    (lambda: FILE.held(hashlib.sha256(CONTENT).hexdigest()).file.read_bytes()),
+    (lambda: Store(FILE.held(hashlib.sha256(CONTENT).hexdigest()).path).read_bytes()),
     (lambda: FILE.read_ranges([(1000, 2000), (3000, 3000)]).tobytes()),
 )
 READS = {"whole": (WHOLE, CONTENT), "range": (RANGE, CONTENT[1000:6000]), "copy": (COPY, CONTENT)}
