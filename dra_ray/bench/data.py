@@ -43,7 +43,7 @@ from dra_ray.workloads import convert
 
 IMAGE = (32, 32, 3)
 REAL = 50_000
-RAM_IMAGES = 2**18  # that many are spread over more memory than any processor's cache has
+ROUNDS, SKIPPED = 5, 3  # of memory and source in turn; batches that were read ahead meanwhile
 PASS_SHARDS, PASS_WINDOW = 12, 3  # of the case that goes through a whole set
 CONVERTED, COPIED = 200_000, 2**22  # images; bytes at a time
 BUCKET = "bench"
@@ -73,6 +73,7 @@ class Row:
     source: str
     images: int
     images_per_s: float | None = None
+    ram_images_per_s: float | None = None
     of_ram: float | None = None
     first_batch_s: float | None = None
     wait_share: float | None = None
@@ -82,7 +83,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    source: str  # ram, disk, cache, store or pass
+    source: str  # disk, cache, store or pass
     images: int
     uri: str = ""
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -110,14 +111,12 @@ def compare(settings: Settings, folder: str) -> tuple[list[Row], dict[str, float
             "AWS_SECRET_ACCESS_KEY": "bench",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
-        ram = _case(settings, Case("ram", RAM_IMAGES))[0]
-        found.append(dataclasses.replace(ram, of_ram=1.0))
         for images, name in sizes.items():
             own = remote | {"DRA_CACHE": (store / f"cache-{images}").uri}
             cold, watched = _case(settings, Case("store", images, f"s3://{BUCKET}/{name}", own))
             warm, _ = _case(settings, Case("cache", images, f"s3://{BUCKET}/{name}", own))
             disk, _ = _case(settings, Case("disk", images, (store / name).uri))
-            found += [_against(row, ram) for row in (disk, warm, cold)]
+            found += [disk, warm, cold]
             memory = watched
         before = sent.bytes
         room = str((2 * PASS_WINDOW + 2) * (store / "shard.npy").size())
@@ -132,12 +131,6 @@ def compare(settings: Settings, folder: str) -> tuple[list[Row], dict[str, float
         "convert_vs_copy": _converting(store),
     }
     return found, {name: round(value, 4) for name, value in figures.items()}, memory
-
-
-def _against(row: Row, ram: Row) -> Row:
-    assert row.images_per_s
-    assert ram.images_per_s
-    return dataclasses.replace(row, of_ram=round(row.images_per_s / ram.images_per_s, 3))
 
 
 def _figures(found: list[Row], fetched: float) -> dict[str, float]:
@@ -249,7 +242,7 @@ def _measured(settings: Settings, case: Case, result: Connection) -> None:
     torch.set_num_threads(1)
     experiment = config.Experiment(
         synthetic=config.Synthetic(
-            uri=case.uri or "ram",
+            uri=case.uri,
             images=case.images,
             fraction=settings.fraction,
             window_images=(
@@ -259,36 +252,36 @@ def _measured(settings: Settings, case: Case, result: Connection) -> None:
         optim=config.Optim(batch=settings.batch),
         align=config.Align(weight=0.0),
     )
-    shape = data.Shape(10, IMAGE[2], IMAGE[0], (0.5,) * 3, (0.25,) * 3)
     real = _random(REAL)
     began = time.perf_counter()
-    synthetic: data.Pictures = (
-        _random(case.images)
-        if case.source == "ram"
-        else rows.read(Store(case.uri), case.images, shape, "cifar10")
-    )
-    plan = data.batch_plan(experiment, REAL, case.images, data.windowed(experiment, synthetic))
-    loader = Batches(
-        real,
-        synthetic,
-        plan,
-        torch.device("cpu"),
-        slice(0, settings.batch),
-        resident_bytes=2**62 if case.source == "ram" else 0,
-    )
-    row = Row(case.source, case.images)
+    shape = data.Shape(10, IMAGE[2], IMAGE[0], (0.5,) * 3, (0.25,) * 3)
+
+    def opened() -> Batches:
+        synthetic = rows.read(Store(case.uri), case.images, shape, "cifar10")
+        windows = data.windowed(experiment, synthetic)
+        plan = data.batch_plan(experiment, REAL, case.images, windows)
+        mine, device = slice(0, settings.batch), torch.device("cpu")
+        return Batches(real, synthetic, plan, device, mine, resident_bytes=0)
+
+    loader, row = opened(), Row(case.source, case.images)
     if case.source == "pass":
         _pass(loader, case.images // settings.per_batch)
     else:
         _taken(loader, experiment, 0)
         first = time.perf_counter() - began
-        step, seconds = _for(loader, experiment, 1, settings.seconds)
-        waits = _waits(loader, experiment, step, settings)
+        if case.source == "cache":  # all shards come that the measured batches need, and more
+            _for(loader, experiment, 1, 3 * settings.seconds)
+            loader.close()
+            loader = opened()
+        step, rates, ram_rates = _in_turn(loader, real, experiment, settings)
+        ratios = [rate / ram for rate, ram in zip(rates, ram_rates, strict=True)]
         row = dataclasses.replace(
             row,
-            images_per_s=round(settings.batch * len(seconds) / sum(seconds)),
-            first_batch_s=None if case.source == "ram" else round(first, 3),
-            wait_share=round(waits, 4),
+            images_per_s=round(statistics.median(rates)),
+            ram_images_per_s=round(statistics.median(ram_rates)),
+            of_ram=round(statistics.median(ratios), 3),
+            first_batch_s=round(first, 3),
+            wait_share=round(_waits(loader, experiment, step, settings), 4),
         )
     loader.close()
     result.send(row)
@@ -308,6 +301,24 @@ def _taken(loader: Batches, experiment: config.Experiment, step: int) -> None:
     images, _ = loader.get(step)
     draws = augment.parameters(len(images), experiment.data, generator(0, Stream.AUGMENT, step))
     augment.apply(images, experiment.data, draws)
+
+
+def _in_turn(
+    loader: Batches, real: Split, experiment: config.Experiment, settings: Settings
+) -> tuple[int, list[float], list[float]]:
+    """The next step, and images per second from the source and from memory, in ROUNDS turns."""
+    mine = slice(0, settings.batch)
+    plan = BatchPlan(0, REAL, 0, settings.batch, 0.0)
+    memory = Batches(real, None, plan, torch.device("cpu"), mine)
+    step, other = 1, 0
+    rates, ram_rates = [], []
+    for _ in range(ROUNDS):
+        other, seconds = _for(memory, experiment, other, settings.seconds / ROUNDS)
+        ram_rates.append(settings.batch / statistics.fmean(seconds))
+        step, seconds = _for(loader, experiment, step, settings.seconds / ROUNDS)
+        rates.append(settings.batch / statistics.fmean(seconds[SKIPPED:] or seconds))
+    memory.close()
+    return step, rates, ram_rates
 
 
 def _for(

@@ -145,6 +145,13 @@ class _Open(NamedTuple):
     held: Held
     rows: StoredArray
 
+    def read(self, numbers: np.ndarray) -> np.ndarray:
+        """Records at `numbers` int64 [n] of the shard."""
+        found = np.empty(len(numbers), self.rows.dtype)
+        out = found.view(np.uint8).reshape(len(numbers), -1)
+        self.held.read_rows(self.rows.offset, numbers, out)
+        return found
+
 
 class RowSet:
     """`Pictures`: the first `count` images of a set; nothing of a shard is read before a batch
@@ -202,15 +209,23 @@ class RowSet:
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         positions = indices if self._positions is None else self._positions[indices]
-        wanted = positions.numpy()
-        of_shard = np.searchsorted(self._first, wanted, side="right") - 1
-        images = np.empty((len(wanted), *self.index.shape), np.uint8)
-        labels = np.empty(len(wanted), np.int64)
-        shards = np.unique(of_shard).tolist()
-        for shard, pending in zip(shards, self._near(shards), strict=True):
-            inside = of_shard == shard
-            rows = pending.result().rows.map()[wanted[inside] - self._first[shard]]
-            images[inside], labels[inside] = rows["image"], rows["label"]
+        order = positions.argsort(stable=True).numpy()
+        ordered = positions.numpy()[order]
+        of_shard = np.searchsorted(self._first, ordered, side="right") - 1
+        shards, begins = np.unique(of_shard, return_index=True)
+        ends = [*begins[1:].tolist(), len(ordered)]
+        images = np.empty((len(ordered), *self.index.shape), np.uint8)
+        labels = np.empty(len(ordered), np.int64)
+        for group in range(0, len(shards), OPEN):  # a process may not open any number of files
+            part = slice(group, group + OPEN)
+            numbers = shards[part].tolist()
+            near = self._near(numbers)
+            for number, pending, begin, end in zip(
+                numbers, near, begins[part].tolist(), ends[part], strict=True
+            ):
+                rows = pending.result().read(ordered[begin:end] - self._first[number])
+                places = order[begin:end]
+                images[places], labels[places] = rows["image"], rows["label"]
         return (
             torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
             checked_labels(labels, len(labels), self.store, self.index.num_classes),

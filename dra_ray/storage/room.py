@@ -13,7 +13,9 @@ import os
 import shutil
 from collections.abc import Iterator
 
-from dra_ray.errors import StorageError
+import numpy as np
+
+from dra_ray.errors import DataError, StorageError
 
 PARTIAL, RESERVED = ".partial", ".reserved"  # of a copy that is being made, and its room
 
@@ -24,6 +26,22 @@ class Held:
 
     path: str
     descriptor: int | None
+
+    def read_rows(self, offset: int, rows: np.ndarray, out: np.ndarray) -> None:
+        """Rows with the numbers `rows` int64 [n], of as many bytes as `out` uint8 [n,bytes] has, of
+        which the first begins at `offset`. One read each: a mapped file would count as this
+        process's memory, and pages of which a few kB are needed cost more to map than to read.
+
+        Raises `DataError` where the file is shorter.
+        """
+        assert self.descriptor is not None
+        row_bytes = out.shape[1]
+        begins = (offset + rows * row_bytes).tolist()
+        for place, begin in zip(out, begins, strict=True):
+            if os.preadv(self.descriptor, [place], begin) != row_bytes:
+                raise DataError(
+                    f"'{self.path}' is shorter than it was; put it back and start again"
+                )
 
     def release(self) -> None:
         """May be called again."""

@@ -383,7 +383,8 @@ class Store:
         have more than DRA_CACHE_BYTES or the disk would be full. Raises what `local_copy` raises.
         """
         if self.is_local:
-            return Held(self.resolved().uri, None)
+            path = self.resolved().uri
+            return Held(path, os.open(path, os.O_RDONLY))
         folder = cache() / "held"
         copy = folder / f"{digest[:32]}-{self.name}"
         os.makedirs(folder.uri, exist_ok=True)
