@@ -72,8 +72,9 @@ def test_synthesis_as_a_job(head: Head, teacher: Store, tmp_path: Path) -> None:
     assert '"images_total": 40' in log  # progress on the way
     run = Store(str(tmp_path / "images"))
     files = [name for name in run.names() if "lease.json" not in name]
-    assert files == ["manifest.json", "samples.png", "shard-00000.npz", "shard-00001.npz"]
-    assert (run / "shard-00001.npz").read_npz()["image"].shape == (20, 8, 8, 1)
+    shards = ["shard-00000.npy", "shard-00001.npy"]
+    assert files == ["index.json", "manifest.json", "samples.png", *shards]
+    assert (run / "shard-00001.npy").read_npy()["image"].shape == (20, 8, 8, 1)
 
 
 @pytest.mark.slow
