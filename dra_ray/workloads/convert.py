@@ -110,6 +110,7 @@ def _make_all(
     order: conversion.Order,
     started: float,
     progress: Callable[[SyntheticProgress], None] | None,
+    *,
     again: bool = False,
 ) -> list[Made]:
     task = ray.remote(_make).options(num_cpus=config.cpus_per_worker, max_retries=3)

@@ -203,7 +203,7 @@ def test_the_command(teacher: Store, tmp_path) -> None:
 
     def analyse(*arguments: str) -> subprocess.CompletedProcess[str]:
         data_set = "--set", "name=digits", "--set", "test_images=300"
-        short = "--images", "50", "--steps", "2", "--sae-steps", "5"
+        short = "--images", "24", "--steps", "2", "--sae-steps", "5"
         return dra(tmp_path, "analyse", *arguments, *data_set, *short)
 
     files = "--json", "out.json", "--out", "page.html"
@@ -219,8 +219,8 @@ def test_the_command(teacher: Store, tmp_path) -> None:
         (("similarity", "nets:one"), "give a teacher or a second model"),
         (("geometry", teacher.uri, "package:fashion-edm", "nets:one"), "is a second teacher"),
         (
-            ("similarity", "nets:one", "nets:two", "--neighbours", "50"),
-            "neighbours=50 of 50 images",
+            ("similarity", "nets:one", "nets:two", "--neighbours", "24"),
+            "neighbours=24 of 24 images",
         ),
     ):
         done = analyse(*arguments)

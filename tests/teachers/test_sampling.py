@@ -9,7 +9,7 @@ import torch
 from dra_ray import config as configs
 from dra_ray import data, runs, students
 from dra_ray.config import Synthesis, UNet
-from dra_ray.data import synthetic
+from dra_ray.data import rows, synthetic
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint as student_checkpoint
@@ -83,11 +83,11 @@ def test_what_makes_no_images_is_refused(tmp_path):
 def test_a_flow_makes_images_of_the_students_size():
     net = latent_dit(resolution=6)
     config = Synthesis(images=3, batch=2, shard_images=2, flow=configs.Flow(times=3))
-    made = synthesize._sample(config, net, None, 0, 2)["image"]
+    made = synthesize._sample(config, net, None, range(2))["image"]
     assert made.shape == (2, 6, 6, 3)
     assert made.dtype == np.uint8
-    short = synthesize._sample(config, net, None, 2, 3)["image"]
-    assert np.array_equal(short, synthesize._sample(config, net, None, 2, 4)["image"][:1])
+    short = synthesize._sample(config, net, None, range(2, 3))["image"]
+    assert np.array_equal(short, synthesize._sample(config, net, None, range(2, 4))["image"][:1])
     with pytest.raises(ConfigError, match="sampling.times"):
         dit.Sampling(times=1)
     assert {field: getattr(configs.Flow(), field) for field in configs.Flow.model_fields} == vars(
@@ -107,34 +107,36 @@ def test_the_set_is_what_is_kept_of_the_candidates(tmp_path):
     select = configs.Select(run=(root / "run").uri, keep=0.5)
     config = Synthesis(images=25, steps=2, batch=10, shard_images=20, churn=1.0, select=select)
 
-    made = [
-        synthesize._make(
-            config.model_dump(mode="json"), (root / "set").uri, (root / "teacher").uri, index
+    parts = synthesize._parts(config, root / "set", 10)
+    assert parts == [range(20), range(20, 40), range(40, 60)]
+
+    def make(index: int) -> synthesize.Made:
+        settings, uris = (
+            config.model_dump(mode="json"),
+            ((root / "set").uri, (root / "teacher").uri),
         )
-        for index in range(3)
-    ]
+        return synthesize._make(settings, *uris, index, parts[index])
+
+    made = [make(index) for index in range(3)]
     scores = np.concatenate([found for _, found in made])
     assert len(scores) == synthesize._made(config, 10) == 60
     assert ((scores > 0) & (scores < 1)).all()
-    hashes = synthesize._keep(config, root / "set", 10, scores)
-    assert synthesize._keep(config, root / "set", 10, scores) == hashes
-    assert (
-        synthesize._make(
-            config.model_dump(mode="json"), (root / "set").uri, (root / "teacher").uri, 1
-        )[0]
-        == made[1][0]
-    )
+    shards = synthesize._keep(config, root / "set", 10, scores)
+    assert synthesize._keep(config, root / "set", 10, scores) == shards
+    assert make(1)[0] == made[1][0]
+    counts = np.bincount(np.arange(25) % 10)
+    rows.write_index(root / "set", shards, (8, 8, 1), counts, {})
 
     kept = synthesize.best(scores, 10, 25)
-    split = synthetic.read(root / "set", 25, data.load(experiment.data))
+    split = data.in_memory(synthetic.read(root / "set", 25, data.load(experiment.data)))
     assert torch.equal(split.labels, torch.arange(25) % 10)
-    shard = (root / "set" / "candidates" / synthesize.shard_name(0)).read_npz()
+    shard = (root / "set" / "candidates" / rows.shard_name(0)).read_npy()
     for position, at in enumerate(kept):
         if at < 20:
             assert np.array_equal(
                 split.images[position].permute(1, 2, 0).numpy(), shard["image"][at]
             )
-    assert "score" in (root / "set" / synthesize.shard_name(1)).read_npz()
+    assert "score" in (root / "set" / rows.shard_name(1)).read_npy().dtype.names
 
     before = synthesize._digest(config, "teacher", net)
     student_checkpoint.save(
