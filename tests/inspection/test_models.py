@@ -204,7 +204,7 @@ def test_the_command(teacher: Store, tmp_path) -> None:
     def analyse(*arguments: str) -> subprocess.CompletedProcess[str]:
         data_set = "--set", "name=digits", "--set", "test_images=300"
         short = "--images", "24", "--steps", "2", "--sae-steps", "5"
-        return dra(tmp_path, "analyse", *arguments, *data_set, *short)
+        return dra(tmp_path, "analyse", *arguments, *data_set, *short, timeout_s=400)
 
     files = "--json", "out.json", "--out", "page.html"
     done = analyse("all", teacher.uri, "nets:one", "nets:two", *files)
