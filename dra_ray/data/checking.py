@@ -59,7 +59,9 @@ def check(
                 f"'{file}' has another SHA-256 than '{store / rows.INDEX}' says; write the set "
                 "again"
             )
-        labels = _labels(file, shard, index)
+        found = file.npy_of(content)
+        rows.require_listed(file, found, shard, index)
+        labels = checked_labels(found["label"], len(found), file, index.num_classes)
         parts.append(np.bincount(labels, minlength=index.num_classes))
         done, size = done + shard.images, size + len(content)
         if progress:
@@ -79,17 +81,6 @@ def check(
         round(prefix_z(counts), 2),
         round(time.monotonic() - started, 2),
     )
-
-
-def _labels(file: Store, shard: rows.Shard, index: rows.Index) -> np.ndarray:
-    found = file.read_npy()
-    rows.require_shard(file, found, index.shape)
-    if len(found) != shard.images:
-        raise DataError(
-            f"'{file}' holds {len(found):,} images, but its index says {shard.images:,}; write the "
-            "set again"
-        )
-    return checked_labels(found["label"], len(found), file, index.num_classes).numpy()
 
 
 def prefix_z(counts: np.ndarray) -> float:

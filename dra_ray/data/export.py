@@ -25,7 +25,7 @@ def to_tar(store: Store, to: Store, progress: Callable[[int, int], None] | None 
         file = to / f"{to.name}-train-{number:05d}.tar"
         if not file.exists():
             found = (store / shard.name).read_npy()
-            rows.require_shard(store / shard.name, found, index.shape)
+            rows.require_listed(store / shard.name, found, shard, index)
             file.write_bytes(_tar(found, begin))
         begin += shard.images
         if progress:

@@ -140,6 +140,16 @@ def require_shard(file: Store, rows: np.ndarray | StoredArray, shape: Sequence[i
         )
 
 
+def require_listed(file: Store, rows: np.ndarray | StoredArray, shard: Shard, index: Index) -> None:
+    """`DataError` naming `file` unless its rows are what `index` says of `shard`."""
+    require_shard(file, rows, index.shape)
+    if rows.shape != (shard.images,):
+        raise DataError(
+            f"'{file}' holds {rows.shape[0]:,} images, but its index says {shard.images:,}; write "
+            "the set again"
+        )
+
+
 # -- reading ---------------------------------------------------------------------------------------
 class _Open(NamedTuple):
     held: Held
@@ -260,12 +270,7 @@ class RowSet:
         held = file.held(shard.sha256)
         try:
             rows = Store(held.path).npy_array()
-            require_shard(file, rows, self.index.shape)
-            if rows.shape != (shard.images,):
-                raise DataError(
-                    f"'{file}' holds {rows.shape[0]:,} images, but its index says "
-                    f"{shard.images:,}; write the set again"
-                )
+            require_listed(file, rows, shard, self.index)
         except (DataError, StorageError):
             held.release()
             raise

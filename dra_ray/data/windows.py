@@ -8,6 +8,7 @@ window are a fair sample of it. Draw number d is a pure function of (seed, d).
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 from typing import NamedTuple
@@ -74,11 +75,8 @@ class Windows:
     def _at(self, number: int, place: int) -> tuple[_Window, int]:
         """The window of pass `number` in which its draw `place` lies, and which one it is."""
         windows = _windows(self, number)
-        low, high = 0, len(windows)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if windows[middle].first <= place else (low, middle)
-        return windows[low], low
+        position = bisect.bisect_right(windows, place, key=lambda window: window.first) - 1
+        return windows[position], position
 
     def _sizes(self, shards: np.ndarray) -> np.ndarray:
         sizes: np.ndarray = self.offsets[shards + 1] - self.offsets[shards]

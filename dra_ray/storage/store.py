@@ -484,11 +484,19 @@ class Store:
         shorter than its header declares.
         """
         with self._readable("npy") as file:
-            header = npy_header(file, self.name)
-            require_complete(header, file)
-            require_plausible(self.uri, header.array_bytes, header.array_bytes)
-            file.seek(0)
-            return np.lib.format.read_array(file, allow_pickle=False)
+            return self._npy(file)
+
+    def npy_of(self, content: bytes) -> np.ndarray:
+        """What `read_npy` gives of this file, of which `content` was read."""
+        with self._telling("npy"):
+            return self._npy(io.BytesIO(content))
+
+    def _npy(self, file: BinaryIO) -> np.ndarray:
+        header = npy_header(file, self.name)
+        require_complete(header, file)
+        require_plausible(self.uri, header.array_bytes, header.array_bytes)
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
 
     def npy_array(self) -> StoredArray:
         """Where the array of an `.npy` file lies, found from its header.
@@ -534,11 +542,16 @@ class Store:
 
     @contextlib.contextmanager
     def _opened(self, form: str, remote: Callable[[], BinaryIO]) -> Iterator[BinaryIO]:
-        try:
+        with self._telling(form):
             if self.is_local:
                 self._require_file(self.resolved().uri)
             with open(self.resolved().uri, "rb") if self.is_local else remote() as file:
                 yield file
+
+    @contextlib.contextmanager
+    def _telling(self, form: str) -> Iterator[None]:
+        try:
+            yield
         except DraError:
             raise
         except (FileNotFoundError, PermissionError) as error:

@@ -85,10 +85,8 @@ def run(
             shards = _keep(config, store, net.num_classes, np.concatenate(scores))
         counts = np.bincount(np.arange(config.images) % net.num_classes, minlength=net.num_classes)
         shape = (net.resolution, net.resolution, net.channels)
-        source: dict[str, JsonValue] = {
-            "teacher_digest": teacher_digest,
-            "sampler": _sampler(config, net),
-        }
+        sampler = _sampler(config, net)
+        source: dict[str, JsonValue] = {"teacher_digest": teacher_digest, "sampler": sampler}
         rows.write_index(store, shards, shape, counts, source)
         (store / runs.SAMPLES).write_bytes(_samples(store, net.num_classes))
         return runs.update_manifest(
@@ -97,7 +95,7 @@ def run(
                 status="done",
                 images=config.images,
                 counts={str(label): int(count) for label, count in enumerate(counts)},
-                sampler=_sampler(config, net),
+                sampler=sampler,
                 shards={shard.name: shard.sha256 for shard in shards},
                 elapsed_s=round(time.monotonic() - started, 3),
             ),
