@@ -102,13 +102,66 @@ def targeted(
     """As `untargeted`, on the targeted DLR loss, towards the second to the (targets+1)-th largest
     logit of the clean image in turn.
     """
+
+
+    # asked anew for every target, as the package does: a row's logits have other bits in another
+    # batch
+    def ranked(rows: Tensor, place: int) -> Tensor:
+        return student(x[rows]).sort(dim=1)[1][:, -place - 2]
+
+    return _towards_each(student, x, labels, how, targets, draws, ranked)
+
+
+def towards_nearest(
+    student: Logits, x: Tensor, labels: Tensor, how: Ascent, targets: int, draws: Draws
+) -> Tensor:
+    """As `targeted`, towards the `targets` classes that are nearest by `nearest_classes`."""
+    order = nearest_classes(student, x, labels, how.norm)
+    return _towards_each(
+        student, x, labels, how, targets, draws, lambda rows, place: order[rows, place]
+    )
+
+
+def nearest_classes(
+    student: Logits, x: Tensor, labels: Tensor, norm: Norm, candidates: int = 100
+) -> Tensor:
+    """The wrong classes of each image, nearest first: int64 [n, min(candidates, K-1)].
+
+    The distance to class j is that of a linear student, (z_y - z_j) / |grad(z_y - z_j)|, in the
+    norm dual to the threat's (MALT: Melamed, Yehudai and Shamir 2024, arXiv 2407.02240, section 3);
+    only the `candidates` of largest logit are considered.
+    """
+    x = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        logits = student(x)
+        wrong = logits.detach().scatter(1, labels[:, None], -torch.inf)
+        classes = wrong.argsort(dim=1, descending=True)[:, : min(candidates, wrong.shape[1] - 1)]
+        margins = logits.gather(1, labels[:, None]) - logits.gather(1, classes)
+        distances = []
+        for margin in margins.unbind(1):
+            slope = torch.autograd.grad(margin.sum(), x, retain_graph=True)[0].flatten(1)
+            steepness = slope.abs().sum(1) if norm == "linf" else slope.norm(dim=1)
+            distances.append(margin.detach() / (steepness + 1e-12))
+    return classes.gather(1, torch.stack(distances, 1).argsort(dim=1))
+
+
+def _towards_each(
+    student: Logits,
+    x: Tensor,
+    labels: Tensor,
+    how: Ascent,
+    targets: int,
+    draws: Draws,
+    goals: Callable[[Tensor, int], Tensor],
+) -> Tensor:
+    """`goals`: rows int64 [m] of x and the number of the attempt, from 0 -> their classes [m]."""
     adversarial = x.clone()
     alive = student(x).argmax(1) == labels
-    for rank in range(2, targets + 2):
+    for place in range(targets):
         rows = alive.nonzero().squeeze(1)
         if len(rows):
-            goal = student(x[rows]).sort(dim=1)[1][:, -rank]
-            noise = draws.noise(NOISE[how.norm], rows.cpu(), x.shape[1:], rank, 0).to(x)
+            goal = goals(rows, place)
+            noise = draws.noise(NOISE[how.norm], rows.cpu(), x.shape[1:], place + 2, 0).to(x)
             fooled, images = ascend(student, x[rows], labels[rows], noise, how, _towards(goal))
             alive[rows[fooled]] = False
             adversarial[rows[fooled]] = images[fooled]

@@ -19,7 +19,8 @@ Levels:
         images are pyautoattack's, to the bit.
     fast: the student folded and channels_last, an image leaves a run when it is fooled; same maths,
         other rounding, each success confirmed by the student as it is.
-    screen: also bfloat16 where the device has it, and the APGD attacks only; an upper bound.
+    screen: also bfloat16 where the device has it, and of the attacks only APGD, towards the few
+        classes that MALT finds nearest; an upper bound.
 
 With streams='sample' every image has random numbers of its own (see `draws`), so its verdict
 depends neither on batch nor on order, as far as a row's logits do not depend on its batch.
@@ -38,8 +39,8 @@ from dra_ray.attacks.apgd import Objective
 from dra_ray.attacks.draws import Draws, PerBatch, PerImage
 from dra_ray.attacks.pgd import frozen
 from dra_ray.attacks.plan import Case, Plan, Settings
-from dra_ray.attacks.stock import package, projection_l2, projection_linf
-from dra_ray.config.catalogue import ATTACKS, TARGETS
+from dra_ray.attacks.stock import PACKAGED, package, projection_l2, projection_linf
+from dra_ray.config.catalogue import ATTACKS
 
 PROJECTIONS: dict[str, fab.Project] = {"linf": projection_linf, "l2": projection_l2}
 OBJECTIVES: dict[str, Objective] = {"ce": apgd.cross_entropy, "dlr": apgd.dlr}
@@ -75,11 +76,12 @@ def attack_chunk(student: nn.Module, case: Case) -> tuple[Tensor, Tensor]:
     with frozen(student), torch.no_grad(), torch.random.fork_rng(devices):
         logits = student(images)
         steady = torch.equal(logits, student(images)) and settings.version != "rand"
-        targets = min(TARGETS, logits.shape[1] - 1)
+        targets = min(ATTACKS[case.attack].targets, logits.shape[1] - 1)
         plain = settings.level == "reference"
         attacked = student if plain else levels.prepare(student, settings.level, images.device)
         # our Square in the l2 ball gives every image windows of its own, the package does not
         packaged = not steady or (case.attack == "square" and settings.threat.norm == "l2")
+        packaged = packaged and case.attack in PACKAGED
         if settings.streams == "batch" and packaged:
             adversarial = package(attacked, case, targets)
         else:
@@ -166,6 +168,10 @@ def _apgd_targeted(loop: _Loop) -> Tensor:
     return apgd.targeted(*loop.batch, loop.ascent, loop.targets, loop.draws)
 
 
+def _apgd_malt(loop: _Loop) -> Tensor:
+    return apgd.towards_nearest(*loop.batch, loop.ascent, loop.targets, loop.draws)
+
+
 def _fab(loop: _Loop) -> Tensor:
     return fab.untargeted(*loop.batch, loop.search, loop.restarts, loop.draws)
 
@@ -190,4 +196,5 @@ LOOPS: dict[str, Callable[[_Loop], Tensor]] = {
     "fab": _fab,
     "fab-t": _fab_targeted,
     "square": _square,
+    "apgd-malt": _apgd_malt,
 }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dra_ray.attacks.pgd import frozen
-from dra_ray.config.catalogue import ATTACKS, TARGETS, VERSIONS, Effort, attacks
+from dra_ray.config.catalogue import ATTACKS, TARGETS, VERSIONS, Effort, attacks, label
 from dra_ray.errors import DataError
 
 SQUARE_DROP = 0.002  # above it, official AutoAttack calls its own gradient attacks unreliable
@@ -94,7 +94,7 @@ def notes(version: str, level: str, streams: str, num_classes: int) -> list[str]
     """
     sentences = []
     if level == "screen":
-        names = " and ".join(attacks(num_classes, version, level))
+        names = " and ".join(label(name) for name in attacks(num_classes, version, level))
         sentences.append(
             f"Screened with {names} only, in bfloat16 where the device has it: an upper bound for "
             "sweeps, never a reported number."

@@ -13,10 +13,11 @@ from pyautoattack.fab_projections import projection_l2, projection_linf
 from torch import Tensor, nn
 
 from dra_ray.attacks.plan import Case, Settings
-from dra_ray.config.catalogue import ATTACKS, TARGETS, attacks
+from dra_ray.config.catalogue import ATTACKS, TARGETS, VERSIONS, attacks
 
-__all__ = ["package", "projection_l2", "projection_linf", "stock"]
+__all__ = ["PACKAGED", "package", "projection_l2", "projection_linf", "stock"]
 
+PACKAGED = frozenset(name for version in VERSIONS.values() for name in version.attacks)
 NORMS = {"linf": "Linf", "l2": "L2"}  # as the package spells them
 SILENT = logging.getLogger("dra_ray.silent")
 SILENT.disabled = True
@@ -28,12 +29,12 @@ def package(student: nn.Module, case: Case, targets: int) -> Tensor:
     """
     run = _loaded(student, case.settings, targets, case.images.device)
     attack = ATTACKS[case.attack]
-    if attack.loss and not attack.targeted:
+    if attack.loss and not attack.targets:
         run.apgd.loss = attack.loss
         loop = run.apgd
     elif case.attack in ("fab", "fab-t"):
-        run.fab.targeted = attack.targeted
-        run.fab.n_restarts = 1 if attack.targeted else run.fab.n_restarts
+        run.fab.targeted = attack.targets > 0
+        run.fab.n_restarts = 1 if attack.targets else run.fab.n_restarts
         loop = run.fab
     else:
         loop = {"apgd-t": run.apgd_targeted, "square": run.square}[case.attack]

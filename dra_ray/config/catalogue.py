@@ -11,6 +11,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Literal
 
 TARGETS = 9  # classes that a targeted attack tries, where there are as many wrong ones
+FEW_TARGETS = 3  # the same at level screen, which chooses them by their distance
 DEFAULT_CLASSES = 10  # of a student whose logits are not known yet
 
 
@@ -37,15 +38,13 @@ class Attack(Stage):
         stream: of its random numbers, where every image draws its own; never used again.
         loss: what it ascends; None for an attack that follows a boundary or a margin by itself.
         min_classes: with fewer, the loss divides by a difference that does not exist.
-        targeted: it goes towards `TARGETS` classes in turn.
-        screened: whether level screen runs it.
+        targets: classes that it goes towards in turn, at most; 0 for an untargeted attack.
     """
 
     stream: int
     loss: Literal["ce", "dlr"] | None = None
     min_classes: int = 2
-    targeted: bool = False
-    screened: bool = False
+    targets: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,11 +52,13 @@ class Version:
     """A version of AutoAttack: its attacks in their order.
 
     Attributes:
+        screen: what level screen runs instead.
         restarts: of the untargeted APGD and FAB.
         eot: passes that a gradient of APGD is averaged over.
     """
 
     attacks: tuple[str, ...]
+    screen: tuple[str, ...]
     restarts: int = 1
     eot: int = 1
 
@@ -83,15 +84,9 @@ CORRUPTIONS = Stage(name="corruptions", label="corruptions", passes=100)
 ATTACKS: dict[str, Attack] = {
     attack.name: attack
     for attack in (
-        Attack(name="apgd-ce", label="APGD-CE", passes=200, stream=1, loss="ce", screened=True),
+        Attack(name="apgd-ce", label="APGD-CE", passes=200, stream=1, loss="ce"),
         Attack(
-            name="apgd-dlr",
-            label="APGD-DLR",
-            passes=200,
-            stream=2,
-            loss="dlr",
-            min_classes=3,
-            screened=True,
+            name="apgd-dlr", label="APGD-DLR", passes=200, stream=2, loss="dlr", min_classes=3
         ),
         Attack(
             name="apgd-t",
@@ -100,23 +95,38 @@ ATTACKS: dict[str, Attack] = {
             stream=3,
             loss="dlr",
             min_classes=4,
-            targeted=True,
-            screened=True,
+            targets=TARGETS,
         ),
         Attack(name="fab", label="FAB", passes=1500, stream=4),
-        Attack(name="fab-t", label="FAB-T", passes=2700, stream=5, targeted=True),
+        Attack(name="fab-t", label="FAB-T", passes=2700, stream=5, targets=TARGETS),
         Attack(name="square", label="Square", passes=5000, stream=6),
+        # none of AutoAttack's: APGD-T towards the classes that MALT finds nearest
+        Attack(
+            name="apgd-malt",
+            label=f"APGD-T to {FEW_TARGETS} classes by MALT",
+            passes=620,
+            stream=7,
+            loss="dlr",
+            min_classes=4,
+            targets=FEW_TARGETS,
+        ),
     )
 }
 STAGES: dict[str, Stage] = {
     stage.name: stage for stage in (CLEAN, *ATTACKS.values(), CURVE, CORRUPTIONS)
 }
 VERSIONS: dict[str, Version] = {
-    "standard": Version(attacks=("apgd-ce", "apgd-t", "fab-t", "square")),
-    "plus": Version(
-        attacks=("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"), restarts=5
+    "standard": Version(
+        attacks=("apgd-ce", "apgd-t", "fab-t", "square"), screen=("apgd-ce", "apgd-malt")
     ),
-    "rand": Version(attacks=("apgd-ce", "apgd-dlr"), eot=20),
+    "plus": Version(
+        attacks=("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+        screen=("apgd-ce", "apgd-dlr", "apgd-malt"),
+        restarts=5,
+    ),
+    "rand": Version(
+        attacks=("apgd-ce", "apgd-dlr"), screen=("apgd-ce", "apgd-dlr"), eot=20
+    ),
 }
 
 if TYPE_CHECKING:
@@ -131,9 +141,9 @@ def attacks(
     """The attacks of a version, in their order, that `num_classes` classes allow (see
     `checks.class_flags`) and the level runs.
     """
-    names = VERSIONS[version].attacks
-    allowed = [name for name in names if num_classes >= ATTACKS[name].min_classes]
-    return tuple(name for name in allowed if level != "screen" or ATTACKS[name].screened)
+    of = VERSIONS[version]
+    names = of.screen if level == "screen" else of.attacks
+    return tuple(name for name in names if num_classes >= ATTACKS[name].min_classes)
 
 
 def label(name: str) -> str:
@@ -145,7 +155,8 @@ def label(name: str) -> str:
 
 def in_order(names: set[str], version: str) -> list[str]:
     """Attacks in the order in which the version ran them (files hold them by name), others last."""
-    known = VERSIONS.get(version, VERSIONS["standard"]).attacks
+    of = VERSIONS.get(version, VERSIONS["standard"])
+    known = list(dict.fromkeys((*of.attacks, *of.screen)))
     return [name for name in known if name in names] + sorted(names - set(known))
 
 

@@ -111,7 +111,7 @@ class Fidelity(Frozen):
     apgd_from: Probability | None = Field(
         None,
         description="share of a trial's epochs from which each validation also gets a verdict by "
-        "AutoAttack's level screen, APGD-CE and APGD-T; default: none does",
+        "AutoAttack's level screen; default: none does",
     )
     apgd_images: PositiveInt | None = Field(
         None, description="use only the first N validation images for that; default: all"

@@ -6,6 +6,7 @@ import copy
 import logging
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from pyautoattack import AutoAttack
@@ -14,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
-from dra_ray.attacks import checks, levels, square
+from dra_ray.attacks import apgd, checks, levels, square
 from dra_ray.attacks.autoattack import LOOPS, attack_chunk, clean_correct, single_process
 from dra_ray.attacks.checks import check
 from dra_ray.attacks.draws import PerBatch
@@ -254,9 +255,44 @@ def test_screening_is_an_upper_bound(student):
         whole(student, images, labels, 32, effort=QUICK, level=level)
         for level in ("reference", "screen")
     )
-    assert list(screen.robust_after) == ["apgd-ce", "apgd-t"]
+    assert list(screen.robust_after) == ["apgd-ce", "apgd-malt"]
     assert bool((screen.alive | ~reference.alive).all())
     assert int(screen.alive.sum() - reference.alive.sum()) <= 2
+
+
+@pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])
+def test_the_nearest_classes_of_a_linear_student(norm, dual):
+    """There the distance is exact, so an image falls just when its nearest class is in the ball."""
+    generator = torch.Generator().manual_seed(3)
+    flat = nn.Linear(16, 7)
+    scales = torch.tensor([1, 8, 0.2, 3, 1, 0.5, 2.0])  # so that the nearest has not the top logit
+    with torch.no_grad():
+        flat.weight.copy_(torch.randn(7, 16, generator=generator) * scales[:, None])
+        flat.bias.zero_()
+    linear = nn.Sequential(nn.Flatten(), flat)
+    x = 0.5 + 0.05 * torch.randn(200, 1, 4, 4, generator=generator)
+    with torch.no_grad():
+        logits = linear(x)
+    labels = logits.argmax(1)
+    z, w = logits.double().numpy(), flat.weight.detach().double().numpy()
+    distance = np.full(z.shape, np.inf)
+    for i, y in enumerate(labels.tolist()):
+        for j in range(7):
+            if j != y:
+                distance[i, j] = (z[i, y] - z[i, j]) / np.linalg.norm(w[y] - w[j], dual)
+    nearest = apgd.nearest_classes(linear, x, labels, norm)
+    assert nearest.tolist() == distance.argsort(1)[:, :6].tolist()
+    assert (nearest[:, 0] != logits.topk(2).indices[:, 1]).any(), "it is more than the logits' order"
+    assert apgd.nearest_classes(linear, x, labels, norm, candidates=2).shape == (200, 2)
+
+    eps = float(np.median(distance.min(1)))
+    how = apgd.Ascent(norm, eps, steps=20, drop=True)
+    found = apgd.towards_nearest(linear, x, labels, how, 1, PerBatch(SEED))
+    with torch.no_grad():
+        fooled = (linear(found).argmax(1) != labels).numpy()
+    sure = abs(distance.min(1) / eps - 1) > 0.02
+    assert (fooled == (distance.min(1) < eps))[sure].all()
+    assert sure.sum() > 150
 
 
 def test_square_asks_only_what_it_does_not_know(student):
@@ -558,12 +594,14 @@ def test_streams_and_names_never_change():
         "fab": 4,
         "fab-t": 5,
         "square": 6,
+        "apgd-malt": 7,
     }
     assert list(catalogue.STAGES) == ["clean", *catalogue.ATTACKS, "curve", "corruptions"]
 
 
 def test_every_attack_of_a_version_is_in_the_catalogue_and_has_a_loop():
-    named = {name for version in catalogue.VERSIONS.values() for name in version.attacks}
+    versions = catalogue.VERSIONS.values()
+    named = {name for version in versions for name in (*version.attacks, *version.screen)}
     assert named == set(catalogue.ATTACKS) == set(LOOPS)
     assert set(catalogue.VERSIONS) == set(get_args(Evaluation.model_fields["version"].annotation))
 
