@@ -103,7 +103,6 @@ def targeted(
     logit of the clean image in turn.
     """
 
-
     # asked anew for every target, as the package does: a row's logits have other bits in another
     # batch
     def ranked(rows: Tensor, place: int) -> Tensor:

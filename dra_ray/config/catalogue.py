@@ -85,9 +85,7 @@ ATTACKS: dict[str, Attack] = {
     attack.name: attack
     for attack in (
         Attack(name="apgd-ce", label="APGD-CE", passes=200, stream=1, loss="ce"),
-        Attack(
-            name="apgd-dlr", label="APGD-DLR", passes=200, stream=2, loss="dlr", min_classes=3
-        ),
+        Attack(name="apgd-dlr", label="APGD-DLR", passes=200, stream=2, loss="dlr", min_classes=3),
         Attack(
             name="apgd-t",
             label="APGD-T",
@@ -124,9 +122,7 @@ VERSIONS: dict[str, Version] = {
         screen=("apgd-ce", "apgd-dlr", "apgd-malt"),
         restarts=5,
     ),
-    "rand": Version(
-        attacks=("apgd-ce", "apgd-dlr"), screen=("apgd-ce", "apgd-dlr"), eot=20
-    ),
+    "rand": Version(attacks=("apgd-ce", "apgd-dlr"), screen=("apgd-ce", "apgd-dlr"), eot=20),
 }
 
 if TYPE_CHECKING:

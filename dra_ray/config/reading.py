@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any, overload
@@ -81,7 +82,8 @@ class _Files:
         if not isinstance(tree, dict):
             kind = "nothing" if tree is None else type(tree).__name__
             raise refusal(f"{source}: expected fields such as 'kind: experiment', found {kind}")
-        return self._on_top(document, (*chain, name))
+        beside = Document(_anchored(tree, _folder(source)), document.places)
+        return self._on_top(beside, (*chain, name))
 
     def _on_top(self, document: Document, chain: tuple[str, ...]) -> Document:
         """Fields on top of what their `extends` names, if they have one."""
@@ -117,6 +119,39 @@ class _Files:
                 tree[field] = below.value
                 places |= {(field, *path): place for path, place in below.places.items()}
         return Document(tree, places)
+
+
+def _folder(source: str) -> str:
+    """That of a file, with its slash; "" for a recipe, and for a file of the working directory."""
+    return source[: source.rfind("/") + 1] if source.endswith(FILE_ENDINGS) else ""
+
+
+def _anchored(tree: dict[str, Any], folder: str) -> dict[str, Any]:
+    """The same with the files that it is made of named from where we stand: a file names them from
+    where it lies itself.
+    """
+    parts = _parts()
+
+    def named(value: Any) -> Any:
+        relative = isinstance(value, str) and value.endswith(FILE_ENDINGS)
+        return _joined(folder, value) if relative and _is_relative(value) else value
+
+    def of(key: str, value: Any) -> Any:
+        if key == "extends" or (key in parts and isinstance(value, str)):
+            return named(value)
+        return _anchored(value, folder) if key in parts and isinstance(value, dict) else value
+
+    return {key: of(key, value) for key, value in tree.items()} if folder else tree
+
+
+def _joined(folder: str, file: str) -> str:
+    scheme, separator, path = folder.rpartition("://")
+    # object stores have no folder ".."
+    return f"{scheme}://{posixpath.normpath(path + file)}" if separator else folder + file
+
+
+def _is_relative(file: str) -> bool:
+    return "://" not in file and not file.startswith(("/", "~"))
 
 
 def _below(field: str, places: Mapping[Path, str]) -> dict[Path, str]:

@@ -282,7 +282,9 @@ def test_the_nearest_classes_of_a_linear_student(norm, dual):
                 distance[i, j] = (z[i, y] - z[i, j]) / np.linalg.norm(w[y] - w[j], dual)
     nearest = apgd.nearest_classes(linear, x, labels, norm)
     assert nearest.tolist() == distance.argsort(1)[:, :6].tolist()
-    assert (nearest[:, 0] != logits.topk(2).indices[:, 1]).any(), "it is more than the logits' order"
+    assert (nearest[:, 0] != logits.topk(2).indices[:, 1]).any(), (
+        "it is more than the logits' order"
+    )
     assert apgd.nearest_classes(linear, x, labels, norm, candidates=2).shape == (200, 2)
 
     eps = float(np.median(distance.min(1)))

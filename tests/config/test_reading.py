@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from dra_ray import config
+from dra_ray.config import Experiment, Sweep
 from dra_ray.errors import ConfigError, DraError
+from dra_ray.storage import Store
 
 # what is in the file, and what the one line says; "{}" is the file's own name
 FILES: dict[str, tuple[str | bytes, str]] = {
@@ -196,6 +198,24 @@ def test_a_part_extends_a_recipe(tmp_path: Path) -> None:
     )
     assert spelt == child == config.override(plain, {"seed": 3})
     assert twice == config.override(plain, {"seed": 3, "optim.epochs": 5})
+
+
+@pytest.mark.parametrize("root", ["", "memory://anchored"])
+def test_a_file_names_others_from_where_it_lies(root: str, tmp_path: Path) -> None:
+    folder = Store(root or str(tmp_path))
+    for name, text in {
+        "base.yaml": "extends: digits-dra\nseed: 7",
+        "deep/run.yaml": "extends: ../base.yaml\noptim: {epochs: 3}",
+        "deep/sweep.yaml": "kind: sweep\nbase: {extends: ../base.yaml}\nspace: {seed: [1]}",
+        "deep/named.yaml": "kind: sweep\nbase: run.yaml\nspace: {seed: [1]}",
+        "child.yaml": "extends: deep/named.yaml\nbase: {optim: {batch: 20}}",
+    }.items():
+        (folder / name).write_text(text)
+    run = config.load(f"{folder.uri}/deep/run.yaml", Experiment)
+    assert (run.seed, run.optim.epochs) == (7, 3)
+    assert config.load(f"{folder.uri}/deep/sweep.yaml", Sweep).base.seed == 7
+    child = config.load(f"{folder.uri}/child.yaml", Sweep).base
+    assert (child.seed, child.optim.epochs, child.optim.batch) == (7, 3, 20)
 
 
 def test_a_part_that_extends_nothing_is_named_with_its_line(tmp_path: Path) -> None:
