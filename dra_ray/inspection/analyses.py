@@ -312,6 +312,7 @@ OF_MODELS: Mapping[str, Callable[..., Analysis]] = {
     "sae": of_sae,
     "frequency": of_frequency,
 }
+LONG = {"sae": "training sparse autoencoders"}  # what a user waits for, where it takes minutes
 
 
 def analyse(
@@ -350,7 +351,10 @@ def analyse(
         "similarity": {"neighbours": neighbours},
         "sae": {"steps": how.sae_steps, "kept": kept},
     }
-    found = [OF_MODELS[name](seen, reference, **more.get(name, {})) for name in names]
+    found = []
+    for name in names:
+        progress(1.0, LONG.get(name, f"measuring {name}"))
+        found.append(OF_MODELS[name](seen, reference, **more.get(name, {})))
     if teacher and what in ("probe", "all"):
         progress(1.0, "attacking a head on the teacher")
         curves = models.probe_under_attack(teacher, chosen[0], how, kept)
