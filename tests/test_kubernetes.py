@@ -219,3 +219,18 @@ def test_the_image_has_what_the_manifests_start() -> None:
     scripts = re.findall(r"/home/ray/jobs/(\w+\.py)", (FOLDER / "rayjob.yaml").read_text())
     assert scripts
     assert all((ROOT / "jobs" / script).exists() for script in scripts)
+
+
+def test_the_skypilot_task_is_of_known_fields_and_brings_no_token() -> None:
+    """Field names of SkyPilot's YAML reference; its nodes pace Ray as cluster.yaml's do."""
+    text = (ROOT / "jobs" / "skypilot.yaml").read_text()
+    task = yaml.safe_load(text)
+    known = {"name", "num_nodes", "workdir", "resources", "envs", "secrets", "setup", "run"}
+    assert set(task) <= known
+    assert set(task["resources"]) <= {"accelerators", "cpus", "memory", "disk_size", "use_spot"}
+    assert task["secrets"] == {"RAY_AUTH_TOKEN": None}
+    assert task["envs"]["RAY_AUTH_MODE"] == "token"
+    paces = {entry["name"] for entry in next(pods(cluster_spec("rayjob")))["containers"][0]["env"]}
+    assert paces <= set(task["envs"])
+    assert "ray stop" not in task["run"]  # SkyPilot has a Ray of its own
+    assert not re.search(r"\b[0-9a-f]{64}\b|AKIA[0-9A-Z]{16}", text)

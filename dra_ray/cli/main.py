@@ -562,7 +562,11 @@ def plan(
     ] = None,
     cluster: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="A cluster.yaml: is there room for the run on it?"),
+        typer.Option(
+            metavar="FILE",
+            help="A cluster.yaml or RayCluster: is there room for the run, what does an hour cost, "
+            "and which role sets the pace?",
+        ),
     ] = None,
     analyses: Annotated[
         int | None,
@@ -582,19 +586,18 @@ def plan(
     warn_of_unread(settings, set_)
     with terminal.busy(f"planning {recipe}"):
         from dra_ray import plan as job
-        from dra_ray.bench import nodes
-        from dra_ray.plan import speed
+        from dra_ray.plan import nodes, speed
 
         known = speed.table(prices)
         nodes_ = nodes.read(cluster) if cluster else None
+        fit: nodes.Fit | None = None
         basis = _basis(settings, tflops, gpu, known)
         prices_ = _prices(settings, gpu, known)
         planned = job.plan(settings, basis.tflops, prices_, pace=basis.pace)
-        room: list[str] = []
-        if cluster and nodes_ and isinstance(settings, config.Sweep | config.Experiment):
-            demands = nodes.demands(settings, getattr(planned, "concurrent", 1))
-            room = nodes.require_room(nodes_, demands, cluster)
         rows = job.rows(planned)
+        if cluster and nodes_:
+            fit = nodes.fit(settings, planned, nodes_, known, cluster)
+            rows = [*rows, *nodes.rows(fit, known)]
         if analyses is not None:
             rows = [*rows, *_analyses(settings, analyses, basis)]
     if json:
@@ -604,12 +607,14 @@ def plan(
         terminal.table(shown, f"plan of {recipe}: {stage}")
         terminal.out.print()
     terminal.out.print(job.summary(planned))
-    for line in room:
-        terminal.out.print(line)
     terminal.err.print(f"hours: {basis.said}")
     for row in rows:
         if not row.stage:
             terminal.err.print(f"note: {row.text}")
+    if fit and fit.remedy:
+        if not fit.is_enough:
+            raise ConfigError(fit.remedy)
+        terminal.err.print(f"note: {fit.remedy}")
 
 
 def _analyses(settings: config.Config, images: int, basis: timing.Basis) -> list[job.PlannedRow]:

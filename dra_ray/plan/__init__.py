@@ -623,9 +623,9 @@ def _resources(config: Experiment, work_ratio: float, notes: set[str]) -> Resour
         cpus=resources.workers * resources.cpus_per_worker + replicas * pool.cpus_per_replica,
         gpus=resources.workers * resources.gpus_per_worker + replicas * pool.gpus_per_replica,
         min_replicas=replicas,
-        max_replicas=pools * pool.max_replicas if replicas else 0,
+        max_replicas=pools * pool.max_replicas,
     )
-    if not (replicas and work_ratio):
+    if not (pools and work_ratio):
         return request
     if bool(resources.gpus_per_worker) != bool(pool.gpus_per_replica):
         notes.add(

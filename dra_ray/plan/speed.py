@@ -11,7 +11,7 @@ import time
 from importlib import resources
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dra_ray.config import Frozen, validate
 from dra_ray.config.text import parse
@@ -31,13 +31,35 @@ class Gpu(Frozen):
     price: float = Field(ge=0)
 
 
+class Instance(Frozen):
+    """What a cloud rents: the list price of an hour, the share of it that it costs on spot
+    (default: the table's), and its GPUs' name in the table.
+    """
+
+    price: float = Field(ge=0)
+    spot: float | None = Field(None, gt=0, le=1)
+    gpu: str | None = None
+
+
 class Table(Frozen):
-    """`gpus.yaml`: cards by name, and what is guessed and priced."""
+    """`gpus.yaml`: cards and instances by name, and what is guessed and priced."""
 
     utilisation: float = Field(gt=0, le=1)
     currency: str
     cpu_hour: float = Field(ge=0)
+    spot: float = Field(0.5, gt=0, le=1)
     gpus: dict[str, Gpu]
+    instances: dict[str, Instance] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _knows_the_gpus(self) -> Table:
+        for name, instance in self.instances.items():
+            if instance.gpu is not None and instance.gpu not in self.gpus:
+                raise ValueError(
+                    f"instances.{name}.gpu={instance.gpu!r} is not in gpus; "
+                    f"{nearest(instance.gpu, self.gpus)}"
+                )
+        return self
 
     def gpu(self, name: str) -> Gpu:
         """By its name in the table, also within a longer one, such as 'NVIDIA A100-SXM4-80GB'.

@@ -1,9 +1,10 @@
 """The pool on clusters of several nodes, each in a process of its own: `python -m
-tests.cluster.pool_nodes lost|grown FOLDER`.
+tests.cluster.pool_nodes lost|grown|planned FOLDER`.
 
 `lost`: the node that holds the replicas is killed with requests in flight. `grown`: an autoscaling
-cluster of fake nodes gets a sweep. Both answer with what was seen. Run by test_pool_nodes.py, since
-a second Ray in the tests' own process would meet theirs.
+cluster of fake nodes gets a sweep. `planned`: one with the node types of our cluster.yaml gets what
+a run asks for. All answer with what was seen. Run by test_pool_nodes.py, since a second Ray in
+the tests' own process would meet theirs.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.cluster_utils import Cluster
 
 from dra_ray import cluster, config
+from dra_ray.plan import nodes as planned_nodes
 from dra_ray.pool import client as pool_client
 from dra_ray.pool import service
 from dra_ray.storage import Store
@@ -75,7 +79,11 @@ def lost() -> dict[str, Any]:
 
 
 # -- an autoscaling cluster whose nodes are processes of this machine ------------------------------
-KINDS = {"teacher": {"CPU": 1, "teacher": 1}, "student": {"CPU": 1, "student": 1}}
+KINDS: dict[str, dict[str, Any]] = {
+    name: {"resources": {"CPU": 1, name: 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}
+    for name in ("teacher", "student")
+}
+HEAD = {"CPU": 4, "student": 4}
 LISTS = (
     "setup_commands initialization_commands cluster_synced_files head_setup_commands "
     "worker_setup_commands head_start_ray_commands "
@@ -83,9 +91,11 @@ LISTS = (
 )
 
 
-def autoscaling(port: int, folder: Path) -> subprocess.Popen[bytes]:
-    """The head of such a cluster; it has the students' room, and may order nodes of both kinds.
-    Ray's own class needs a file that its wheel lacks.
+def autoscaling(
+    port: int, folder: Path, kinds: dict[str, dict[str, Any]], head: dict[str, int]
+) -> subprocess.Popen[bytes]:
+    """The head of such a cluster, which offers `head` and may order nodes of `kinds`. Ray's own
+    class needs a file that its wheel lacks.
     """
     provider = {
         "type": "external",
@@ -94,14 +104,9 @@ def autoscaling(port: int, folder: Path) -> subprocess.Popen[bytes]:
         "launch_multiple": True,
         "head_node_id": FAKE_HEAD_NODE_ID,
     }
-    kinds = {
-        name: {"resources": have, "node_config": {}, "min_workers": 0, "max_workers": 2}
-        for name, have in KINDS.items()
-    }
-    head = {"CPU": 4, "student": 4}
     settings = {
         "cluster_name": "fake",
-        "max_workers": 4,
+        "max_workers": sum(kind["max_workers"] for kind in kinds.values()),
         "provider": provider,
         "available_node_types": kinds
         | {"ray.head.default": {"resources": head, "node_config": {}, "max_workers": 0}},
@@ -118,7 +123,7 @@ def autoscaling(port: int, folder: Path) -> subprocess.Popen[bytes]:
     options = {
         "port": port,
         "num-cpus": head["CPU"],
-        "resources": json.dumps({"student": head["student"]}),
+        "resources": json.dumps({name: n for name, n in head.items() if name != "CPU"}),
         "object-store-memory": 2**28,
     }
     options |= {
@@ -157,17 +162,98 @@ def autoscaling(port: int, folder: Path) -> subprocess.Popen[bytes]:
 
 def grown(root: Path) -> dict[str, Any]:
     """A sweep whose pool wants teacher nodes: which nodes came, when, and when they were gone."""
+    return _on(root, KINDS, HEAD, lambda: _sweep(root))
+
+
+def planned(root: Path) -> dict[str, Any]:
+    """What a run of two workers and its pool ask for, on the node types of our cluster.yaml, whose
+    GPUs and CPUs are numbers here. Idle nodes go sooner.
+    """
+    file = str(Path(__file__).parents[2] / "cluster.yaml")
+    launcher = yaml.safe_load(Path(file).read_text())
+    kinds: dict[str, dict[str, Any]] = launcher["available_node_types"]
+    head = kinds.pop(launcher["head_node_type"])["resources"]
+    for kind in kinds.values():
+        kind |= {"node_config": {}, "idle_timeout_s": 6}
+    return _on(root, kinds, head, lambda: _requests(planned_nodes.read(file)))
+
+
+def _requests(known: planned_nodes.Nodes) -> dict[str, Any]:
+    """Two training workers and two replicas, as our code asks Ray for them."""
+    settings = config.Pool(
+        min_replicas=2,
+        max_replicas=2,
+        cpus_per_replica=1.0,
+        gpus_per_replica=1.0,
+        resources={"teacher": 1.0},
+        **QUICK,
+    )
+    resources = config.Resources(workers=2, cpus_per_worker=7.0, gpus_per_worker=1.0)
+    run = config.Experiment(pool=settings, resources=resources)
+    during = [demand for demand in planned_nodes.demands(run) if not demand.is_after]
+    expected = planned_nodes.pack(known, during).nodes
+    predicted = {
+        name.split("_")[0]: count
+        for name, count in expected.items()
+        if name != known.head_node_type
+    }
+    seen: list[tuple[float, dict[str, int]]] = []
+    stop = threading.Event()
+    watch = threading.Thread(target=_watch, args=(seen, stop))
+    watch.start()
+    try:
+        came, stayed = _place_and_leave(settings, resources, predicted)
+    finally:
+        stop.set()
+        watch.join()
+    most = {kind: max(nodes.get(kind, 0) for _, nodes in seen) for kind in ("student", "teacher")}
+    return {"predicted": predicted, "came": came, "most": most, "stayed": stayed}
+
+
+def _place_and_leave(
+    settings: config.Pool, resources: config.Resources, predicted: dict[str, int]
+) -> tuple[bool, dict[str, int]]:
+    """Whether the predicted nodes came, and which were left when the pool had gone."""
+    teachers.travel()
+    app = f"{service.PREFIX}planned"
+    place = cluster.placed(resources, resources.cpus_per_worker)
+    workers = [ray.remote(_Worker).options(**place).remote() for _ in range(resources.workers)]
+    service.deploy(app, functools.partial(Sums, 0.0), settings, config.Teacher(uri="planned"))
+    with service.held(app):
+        came = cluster.wait_until(lambda: _nodes() == predicted, 240)
+        ray.get([worker.ready.remote() for worker in workers], timeout=120)
+        came = came and cluster.wait_until(
+            lambda: service.replicas(app).get("RUNNING", 0) == settings.min_replicas, 240
+        )
+    cluster.wait_until(lambda: not _nodes().get("teacher"), 120)
+    return came, _nodes()
+
+
+class _Worker:
+    """Holds a training worker's resources."""
+
+    def ready(self) -> bool:
+        return True
+
+
+def _on(
+    root: Path,
+    kinds: dict[str, dict[str, Any]],
+    offered: dict[str, int],
+    body: Callable[[], dict[str, Any]],
+) -> dict[str, Any]:
+    """What `body` saw on an autoscaling cluster, which is gone afterwards."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    head = autoscaling(port, root)
+    head = autoscaling(port, root, kinds, offered)
     try:
         assert cluster.wait_until(
             lambda: "Ray runtime started" in (root / "head.log").read_text(), 60
         ), (root / "head.log").read_text()
         os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
         with cluster.connect():
-            return _sweep(root)
+            return body()
     finally:
         head.send_signal(signal.SIGTERM)
         try:
@@ -227,4 +313,7 @@ if __name__ == "__main__":
     os.environ["RAY_AUTH_MODE"] = "disabled"
     for name_, value_ in cluster.ENVIRONMENT.items():
         os.environ.setdefault(name_, value_)
-    answer(lost() if sys.argv[1] == "lost" else grown(Path(sys.argv[2])))
+    if sys.argv[1] == "lost":
+        answer(lost())
+    else:
+        answer({"grown": grown, "planned": planned}[sys.argv[1]](Path(sys.argv[2])))

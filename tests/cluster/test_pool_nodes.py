@@ -33,6 +33,17 @@ def test_a_sweep_gets_teacher_nodes_and_gives_them_back(teacher: Store, tmp_path
 
 
 @pytest.mark.slow
+def test_the_nodes_that_the_plan_predicts_come_and_idle_teachers_go(tmp_path: Path) -> None:
+    """On the node types of our cluster.yaml, students and teachers each on their own."""
+    seen = play("tests.cluster.pool_nodes", "planned", str(tmp_path), timeout_s=900)
+    print(seen)
+    assert seen["predicted"] == {"student": 2, "teacher": 2}
+    assert seen["came"]
+    assert seen["most"] == seen["predicted"]
+    assert seen["stayed"] == {"student": 2}
+
+
+@pytest.mark.slow
 def test_a_soak() -> None:
     """Three minutes of what `python -m tests.cluster.soak 20` does for twenty."""
     seen = play("tests.cluster.soak", "3", timeout_s=600)
