@@ -255,10 +255,10 @@ def demands(config: Config, concurrent: int = 1) -> list[Demand]:
 
 
 def _of_training(config: Experiment | Sweep, concurrent: int) -> list[Demand]:
+    base = config.base if isinstance(config, Sweep) else config
+    trials = [base]
     if isinstance(config, Sweep):
-        base, trials = config.base, list(spaces.experiments(config).values())
-    else:
-        base, trials = config, [config]
+        trials = list(spaces.experiments(config).values())
     resources, pool = base.resources, base.pool
     fewer = "asha.max_concurrent" if isinstance(config, Sweep) else "resources.workers"
     each = _each(resources.cpus_per_worker, resources.gpus_per_worker, resources.custom)

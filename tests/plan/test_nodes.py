@@ -62,7 +62,9 @@ def test_four_trials_find_room_on_our_own_cluster() -> None:
     assert fit.idle == {"head": 1}
     assert fit.smallest.nodes == {"head": 1, "student_gpu": 4, "teacher_spot": 1}
     assert fit.largest.nodes == {"head": 1, "student_gpu": 4, "teacher_spot": 3}
-    assert fit.after.nodes == {"head": 1, "student_gpu": 2}
+    assert fit.after.nodes == {"head": 1, "teacher_spot": 2}  # chunks ask for one CPU
+    kept = fitted(sweep(4, resources__custom={"student": 1}))
+    assert kept.after.nodes == {"head": 1, "student_gpu": 2}
 
 
 def test_a_fifth_trial_does_not_and_the_remedy_is_one_line() -> None:
@@ -77,7 +79,7 @@ def test_a_fifth_trial_does_not_and_the_remedy_is_one_line() -> None:
 
 
 def test_a_pool_that_cannot_grow_to_its_most_does_not_stop_the_run() -> None:
-    fit = fitted(experiment(pool__max_replicas=9))
+    fit = fitted(experiment(pool__max_replicas=9, pool__resources={"teacher": 1}))
     assert fit.is_enough
     assert fit.remedy
     assert "room for 8 of the 9 teacher replicas" in fit.remedy
@@ -147,7 +149,7 @@ def test_demands_are_what_our_code_asks_ray_for() -> None:
     config = experiment(
         resources__custom={"student": 1},
         resources__labels={"pool": "student"},
-        resources__workers=3,
+        resources__workers=4,
     )
     workers, replicas, chunks = nodes.demands(config)
     scaling = cluster.scaling(config.resources)

@@ -269,6 +269,9 @@ def test_replicas_follow_the_ratio_of_work(teacher):
     assert any("pool.max_replicas=1" in note for note in many.notes)
     mixed = planning.plan(override(one, {"resources.gpus_per_worker": 1}))
     assert mixed.resources.replicas_needed is None
+    resting = planning.plan(override(one, {"pool.min_replicas": 0}))
+    assert resting.resources.replicas_needed == made.resources.replicas_needed
+    assert (resting.resources.min_replicas, resting.resources.max_replicas) == (0, 1)
     assert mixed.notes
 
 
