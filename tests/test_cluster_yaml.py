@@ -136,3 +136,15 @@ def test_mounts_are_files_of_the_repository_and_versions_agree():
     )
     assert cluster()["docker"]["image"].startswith(f"rayproject/ray:{pins['ray']}-py311")
     assert pins["boto3"] == pins["botocore"]
+
+
+def test_what_a_user_edits_stands_in_one_block():
+    """Every value of the block is taken by name further down, where no such value is written."""
+    block, _, rest = TEXT.partition("# -- how it hangs together")
+    names = re.findall(r"&(\w+)", block)
+    assert len(names) >= 10
+    assert [name for name in names if not re.search(rf"\*{name}\b", rest)] == []
+    values = re.findall(r"&\w+ ([\w./:-]{6,})", block)
+    assert len(values) >= 5
+    code = "\n".join(line.partition("#")[0] for line in rest.splitlines())
+    assert [value for value in values if re.search(rf": {re.escape(value)}$", code, re.M)] == []

@@ -122,6 +122,7 @@ def autoscaling(
     (folder / "autoscaling.json").write_text(json.dumps(settings))
     options = {
         "port": port,
+        "ray-client-server-port": _free_port(),  # 10001 may be another's
         "num-cpus": head["CPU"],
         "resources": json.dumps({name: n for name, n in head.items() if name != "CPU"}),
         "object-store-memory": 2**28,
@@ -243,13 +244,11 @@ def _on(
     body: Callable[[], dict[str, Any]],
 ) -> dict[str, Any]:
     """What `body` saw on an autoscaling cluster, which is gone afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
+    port = _free_port()
     head = autoscaling(port, root, kinds, offered)
     try:
         assert cluster.wait_until(
-            lambda: "Ray runtime started" in (root / "head.log").read_text(), 60
+            lambda: "Ray runtime started" in (root / "head.log").read_text(), 240
         ), (root / "head.log").read_text()
         os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
         with cluster.connect():
@@ -260,6 +259,13 @@ def _on(
             head.wait(30)
         except subprocess.TimeoutExpired:
             os.killpg(head.pid, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _sweep(root: Path) -> dict[str, Any]:
