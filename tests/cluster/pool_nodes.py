@@ -92,7 +92,11 @@ LISTS = (
 
 
 def autoscaling(
-    port: int, folder: Path, kinds: dict[str, dict[str, Any]], head: dict[str, int]
+    port: int,
+    folder: Path,
+    kinds: dict[str, dict[str, Any]],
+    head: dict[str, int],
+    dashboard: bool,
 ) -> subprocess.Popen[bytes]:
     """The head of such a cluster, which offers `head` and may order nodes of `kinds`. Ray's own
     class needs a file that its wheel lacks.
@@ -129,7 +133,7 @@ def autoscaling(
     }
     options |= {
         "autoscaling-config": folder / "autoscaling.json",
-        "include-dashboard": "true",
+        "include-dashboard": str(dashboard).lower(),
         "dashboard-host": "127.0.0.1",
         "dashboard-port": 0,
     }
@@ -176,7 +180,7 @@ def planned(root: Path) -> dict[str, Any]:
     head = kinds.pop(launcher["head_node_type"])["resources"]
     for kind in kinds.values():
         kind |= {"node_config": {}, "idle_timeout_s": 6}
-    return _on(root, kinds, head, lambda: _requests(planned_nodes.read(file)))
+    return _on(root, kinds, head, lambda: _requests(planned_nodes.read(file)), dashboard=False)
 
 
 def _requests(known: planned_nodes.Nodes) -> dict[str, Any]:
@@ -242,10 +246,11 @@ def _on(
     kinds: dict[str, dict[str, Any]],
     offered: dict[str, int],
     body: Callable[[], dict[str, Any]],
+    dashboard: bool = True,
 ) -> dict[str, Any]:
     """What `body` saw on an autoscaling cluster, which is gone afterwards."""
     port = _free_port()
-    head = autoscaling(port, root, kinds, offered)
+    head = autoscaling(port, root, kinds, offered, dashboard)
     try:
         assert cluster.wait_until(
             lambda: "Ray runtime started" in (root / "head.log").read_text(), 240
