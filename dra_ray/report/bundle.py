@@ -23,7 +23,7 @@ from dra_ray.report import page
 from dra_ray.report.card import CARD, model_card
 from dra_ray.report.collect import collect
 from dra_ray.report.summary import Summary
-from dra_ray.storage import Store, sha256
+from dra_ray.storage import Store, open_tar, sha256, tar_content
 from dra_ray.sweeps.answer import WINNER
 
 INDEX, CONFIG, ENVIRONMENT = "index.json", "config.yaml", "environment.txt"
@@ -141,16 +141,17 @@ def _members(file: Store) -> dict[str, bytes]:
     """
     contents: dict[str, bytes] = {}
     try:
-        with tarfile.open(fileobj=io.BytesIO(file.read_bytes()), mode="r:") as archive:
+        with open_tar(io.BytesIO(file.read_bytes())) as archive:
             for member in archive:
-                inside = archive.extractfile(member) if member.isfile() else None
                 parts = member.name.split("/")
-                if inside is None or member.name in contents or not all(parts) or ".." in parts:
+                plain = member.isfile() and not member.issparse()  # a hole takes room in memory
+                inside = all(parts) and ".." not in parts and "::" not in member.name
+                if not plain or not inside or member.name in contents:
                     raise DataError(
                         f"'{file}' holds '{member.name}', which no bundle does; do not use it"
                     )
-                contents[member.name] = inside.read()
-    except (tarfile.TarError, EOFError) as error:
+                contents[member.name] = tar_content(archive, member)
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
         raise DataError(f"'{file}' is not a whole tar file ({error}); fetch it again") from None
     return contents
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from dra_ray.errors import DataError
+from dra_ray.storage.archives import require_plausible
 
 # what a reader of a pickle raises, such as Ray, where the file is empty or was cut
 CUT_SHORT = (OSError, EOFError, pickle.UnpicklingError)
@@ -29,9 +30,12 @@ def torch_from_bytes(data: bytes, source: str) -> Any:
     if kind := what_it_is(data):
         raise DataError(f"'{source}' is not a weights-only torch file: it is {kind}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old pickle protocols
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if not _makes_bytes(data, source):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of old pickle protocols
+                return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except DataError:
+        raise
     except Exception:  # in any way where the file is damaged; torch's advice is to trust the file
         pass
     try:
@@ -45,6 +49,20 @@ def torch_from_bytes(data: bytes, source: str) -> Any:
             f"'{source}' is not a weights-only torch file ({reason}); fetch it again from where "
             "you trust it"
         ) from None
+
+
+def _makes_bytes(data: bytes, source: str) -> bool:
+    """Whether `torch.load` might fill memory with a `bytearray` of as many zeros as the file names.
+
+    It also unpacks whatever is compressed, so `DataError` where that is beyond any proportion.
+    """
+    if not data.startswith(b"PK"):
+        return b"bytearray" in data
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+        require_plausible(source, sum(member.file_size for member in members), len(data))
+        pickles = [member for member in members if member.filename.endswith(".pkl")]
+        return any(b"bytearray" in archive.read(member) for member in pickles)
 
 
 class _StandIn:
