@@ -25,6 +25,7 @@ from dra_ray.storage.store import Store
 
 LEASE = "lease.json"
 TERM_S = 30.0  # how long a driver that is gone is waited for
+LONGEST_TERM_S = 3600.0  # of somebody else, who is waited for
 STALE_TERMS = 4  # without a renewal a driver counts as gone in lists; leaves room for clocks
 log = logging.getLogger("dra_ray")
 
@@ -51,6 +52,17 @@ class Holder:
 
     def text(self) -> bytes:
         return strict_json(dataclasses.asdict(self)).encode()
+
+    def require_plain(self) -> None:
+        """`ValueError` for values that no driver writes, such as a term without end."""
+        texts = (self.driver, self.machine, self.process or "0")
+        numbers = (self.attempt, self.beat, self.term_s)
+        plain = all(isinstance(text, str) for text in texts) and all(
+            isinstance(number, int | float) for number in numbers
+        )
+        if not plain or not 0 < self.term_s <= LONGEST_TERM_S:
+            raise ValueError("not a driver's")
+        int((self.process or "0").split(" ")[0])
 
     def is_gone(self) -> bool:
         """Whether it certainly does not run any more; without asking the storage again."""
@@ -92,8 +104,10 @@ def _holder(run: Store, content: bytes) -> Holder:
     try:
         fields: dict[str, Any] = read_json(content.decode())
         known = {field.name for field in dataclasses.fields(Holder)}
-        return Holder(**{k: v for k, v in fields.items() if k in known})
-    except (ValueError, TypeError, AttributeError):
+        holder = Holder(**{k: v for k, v in fields.items() if k in known})
+        holder.require_plain()
+        return holder
+    except (ValueError, TypeError, AttributeError, RecursionError):
         raise DataError(f"'{run / LEASE}' is damaged; delete it") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -194,7 +195,19 @@ def test_who_has_lost_the_lease_is_refused_and_releases_nothing(run: Store) -> N
     assert left[0].driver == "somebody else"  # not released by who has lost it
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"\xff", b'{"attempt": 1}'])
+def lease_of(**changes: object) -> bytes:
+    fields = {"attempt": 1, "driver": "a", "machine": "b", "process": "1 2", "term_s": 1.0}
+    return json.dumps(fields | changes).encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"[]", b"{}", b"\xff", b'{"attempt": 1}', b"[" * 50_000, lease_of(process=5),
+        lease_of(process="x"), lease_of(term_s="1"), lease_of(term_s=1e12), lease_of(term_s=-1),
+        lease_of(term_s=float("nan")), lease_of(attempt=None), lease_of(machine=[]),
+    ],
+)  # fmt: skip
 def test_a_damaged_lease_is_told(tmp_path, text: bytes) -> None:
     (tmp_path / LEASE).write_bytes(text)
     with pytest.raises(DataError, match="delete it"), Lease(Store(str(tmp_path))):
