@@ -15,11 +15,11 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field
 
 from dra_ray import config
 from dra_ray.config.catalogue import STANDARD
+from dra_ray.config.text import parse, shown
 from dra_ray.errors import ConfigError, DataError, nearest
 from dra_ray.storage import Store
 
@@ -88,19 +88,15 @@ def facts(store: Store, experiment: config.Experiment) -> Facts:
 
     Raises `ConfigError` naming the field, the value and the remedy.
     """
-    try:
-        tree = yaml.safe_load(store.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"'{store}' is not valid YAML ({str(error).splitlines()[0]}); mend it"
-        ) from None
+    tree = parse(store.read_text(), str(store)).value
     if not isinstance(tree, dict):
         raise ConfigError(
             f"'{store}' holds no fields; write title, authors, year, venue and link, one a line"
         )
     if unknown := [field for field in tree if field not in Facts.model_fields]:
         raise ConfigError(
-            f"{store}: unknown field '{unknown[0]}'; {nearest(str(unknown[0]), Facts.model_fields)}"
+            f"{store}: unknown field {shown(unknown[0])}; "
+            f"{nearest(unknown[0][:100], Facts.model_fields)}"
         )
     own: dict[str, Any] = {"synthetic_images": experiment.synthetic.images}
     if "name" in experiment.data.model_fields_set:  # else it says nothing of what was evaluated

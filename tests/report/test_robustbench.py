@@ -257,6 +257,11 @@ def test_facts_are_a_file_whose_gaps_the_run_fills(tmp_path) -> None:
         ("titel: x\n", "did you mean 'title'"),
         ("- x\n", "holds no fields"),
         ("a: [", "not valid YAML"),
+        ("a: " + "[" * 9_000, "nested more than 32 deep"),
+        ("a: 2020-99-99\n", "unknown field 'a'"),
+        ("5: x\n", "put it in quotes"),
+        (f"title: {'9' * 5_000}\n", "a number of 5,000 characters"),
+        ("title: !!python/object:os.system x\n", "is not read"),
     ):
         store.write_text(content)
         with pytest.raises(ConfigError, match=words) as caught:
