@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -50,6 +51,11 @@ class Expression:
         """
         try:
             return bool(_value(self.tree, values))
+        except KeyError as error:
+            raise refusal(
+                f"{shown(self.text)} cannot be computed: {shown(error.args[0])} has no value of "
+                "its own; name one of its fields"
+            ) from None
         except (TypeError, ZeroDivisionError, OverflowError) as error:
             fields = ", ".join(f"{field}={shown(values[field])}" for field in sorted(self.fields))
             raise refusal(
@@ -69,8 +75,17 @@ class Expression:
             sides = _value(tree.left, values), _value(tree.comparators[0], values)
             if all(isinstance(side, int | float) for side in sides):
                 # a strict comparison of two equal numbers is violated, if by nothing
-                return abs(float(sides[0]) - float(sides[1])) or 1.0
+                return _distance(*sides) or 1.0
         return 1.0
+
+
+def _distance(one: float, other: float) -> float:
+    """Between two numbers; 1 where no float holds it."""
+    try:
+        distance = abs(float(one) - float(other))
+    except OverflowError:
+        return 1.0
+    return distance if math.isfinite(distance) else 1.0
 
 
 @functools.lru_cache(maxsize=1024)
@@ -92,6 +107,11 @@ def of(text: str) -> Expression:
     return Expression(text, frozenset(fields), tree)
 
 
+def _written(node: ast.expr, text: str) -> str:
+    """As it stands in the text; `ast.unparse` would go down any depth."""
+    return shown(ast.get_source_segment(text.strip(), node) or "")
+
+
 def _refused(text: str, problem: str) -> ValueError:
     return ValueError(f"{shown(text)} {problem}; allowed are {ALLOWED}")
 
@@ -104,12 +124,12 @@ def _check(node: ast.expr, text: str, fields: set[str], depth: int) -> None:
     if isinstance(node, ast.Name | ast.Attribute):
         name = _name(node)
         if name is None:
-            raise _refused(text, f"holds {shown(ast.unparse(node))}")
+            raise _refused(text, f"holds {_written(node, text)}")
         if name not in _WORDS:
             fields.add(name)
     elif isinstance(node, ast.Constant):
         if not isinstance(node.value, int | float | str | None):
-            raise _refused(text, f"holds {shown(ast.unparse(node))}")
+            raise _refused(text, f"holds {_written(node, text)}")
     elif isinstance(node, ast.BoolOp):
         parts = node.values
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub | ast.UAdd):
@@ -119,7 +139,7 @@ def _check(node: ast.expr, text: str, fields: set[str], depth: int) -> None:
     elif isinstance(node, ast.Compare) and all(type(op) in _COMPARISONS for op in node.ops):
         parts = [node.left, *node.comparators]
     else:
-        raise _refused(text, f"holds {shown(ast.unparse(node))}")
+        raise _refused(text, f"holds {_written(node, text)}")
     for part in parts:
         _check(part, text, fields, depth - 1)
 
@@ -151,6 +171,8 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
         sides = _value(node.left, values), _value(node.right, values)
         if any(isinstance(side, str) for side in sides):
             raise TypeError("arithmetic on text")
+        if any(isinstance(side, list | dict) for side in sides):  # [x] * 10**9 fills the memory
+            raise TypeError("arithmetic on a list")
         return _ARITHMETIC[type(node.op)](*sides)
     assert isinstance(node, ast.Compare)
     left = _value(node.left, values)

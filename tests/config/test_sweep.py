@@ -10,6 +10,7 @@ import pytest
 from dra_ray import config
 from dra_ray.config import Sweep, expressions
 from dra_ray.errors import ConfigError
+from dra_ray.sweeps import spaces
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "condition without an axis": (
@@ -175,3 +176,25 @@ def test_a_violation_is_a_distance() -> None:
     rule = expressions.of("synthetic.images <= 1000 * optim.epochs")
     assert rule.violation({"synthetic.images": 5000, "optim.epochs": 2}) == 3000
     assert rule.violation({"synthetic.images": 2000, "optim.epochs": 2}) == 0
+
+
+@pytest.mark.parametrize(
+    ("constraint", "words"),
+    [
+        ("f(" + "-" * 480 + "1) > seed", "holds 'f(---"),  # deeper than Python's own stack
+        ("optim.betas * 9000000000 == seed", "arithmetic on a list"),
+        ("seed > 0 and optim > 1", "'optim' has no value of its own; name one of its fields"),
+    ],
+)
+def test_what_a_constraint_cannot_compute_is_one_line(constraint: str, words: str) -> None:
+    tree = {"space": {"seed": [1, 2]}, "constraints": [constraint]}
+    with pytest.raises(ConfigError) as caught:
+        spaces.experiments(config.validate(Sweep, tree, "test"))
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_distance_that_no_float_holds_is_a_violation() -> None:
+    assert expressions.of(f"seed > {'9' * 400}").violation({"seed": 1}) == 1
+    assert expressions.of("seed > 1e999 - 1").violation({"seed": 1}) == 1
+    assert expressions.of("seed > 3").violation({"seed": 1}) == 2
