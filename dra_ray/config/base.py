@@ -140,7 +140,7 @@ def _place_of(path: list[str], places: Places, source: str) -> str:
 
 def one_line(kind: type[Frozen], first: ErrorDetails) -> str:
     parts = [str(part) for part in first["loc"]]
-    field = ".".join(parts) or kind.__name__.lower()
+    field = shown_value(".".join(parts)) or kind.__name__.lower()
     if first["type"] == "extra_forbidden":
         return f"unknown field {shown(field)}; {suggest(kind, parts)}"
     if first["type"] == "credentials":
@@ -164,7 +164,9 @@ def override(config: C, changes: Mapping[str, Any]) -> C:
     for field, value in changes.items():
         _place_value(type(config), tree, field, value)
     return validate(
-        type(config), tree, ", ".join(f"{field}={shown_value(v)}" for field, v in changes.items())
+        type(config),
+        tree,
+        ", ".join(f"{shown_value(field)}={shown_value(v)}" for field, v in changes.items()),
     )
 
 

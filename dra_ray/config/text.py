@@ -25,6 +25,7 @@ from yaml.events import (
 from yaml.resolver import Resolver
 
 from dra_ray.errors import ConfigError
+from dra_ray.storage import masked
 
 TEXT_BYTES = 100_000  # a sweep that lists 10,000 seeds has half of it
 EXPANDED_CHARACTERS = 1_000_000
@@ -65,8 +66,10 @@ def printable(text: str, kept: str = "") -> str:
 
 
 def shown(value: object) -> str:
-    """`repr`, cut where a message would drown in it."""
-    text = value if isinstance(value, str) else _shallow(value)
+    """`repr`, cut where a message would drown in it; without secrets, which could not be told as
+    such once they are cut.
+    """
+    text = masked(value) if isinstance(value, str) else _shallow(value)
     cut = text[:_SHOWN_CHARACTERS]
     word = repr(cut) if isinstance(value, str) else cut
     return word if len(text) <= _SHOWN_CHARACTERS else f"{word}..."
@@ -252,10 +255,19 @@ class _Parser:
         node = yaml.ScalarNode(_TAG + kind, text)
         try:
             if kind == "int":
-                return self.constructor.construct_yaml_int(node)
+                return self._integer(event, self.constructor.construct_yaml_int(node))
             number = self.constructor.construct_yaml_float(node)
         except (ValueError, OverflowError):  # "0b", "0x_": the pattern is wider than the number
             return text
         if not math.isfinite(number):
             raise self._error(event, f"{text} is not a finite number")
         return number
+
+    def _integer(self, event: ScalarEvent, value: int) -> int:
+        """Hexadecimal digits stand for more decimal ones, which could not be read back."""
+        characters = len(str(value))
+        if characters > NUMBER_CHARACTERS:
+            raise self._error(
+                event, f"a number of {characters} digits; write at most {NUMBER_CHARACTERS}"
+            )
+        return value
