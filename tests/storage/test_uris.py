@@ -216,3 +216,16 @@ def test_names_that_are_no_folder_are_refused(name: str) -> None:
     assert len(line) < 250
     assert isinstance(caught.value, DraError)
     line.encode()  # lone surrogates could not be printed
+
+
+@pytest.mark.parametrize("beside", range(0, 100, 7))
+def test_what_is_cut_was_masked_before(beside: int) -> None:
+    """A login whose '@' lies beyond what is shown could not be told as one any more."""
+    uri = f"s3://AKIA:{SECRET}{'x' * beside}{SECRET}@bucket"
+    for value in (uri, [uri], {uri: uri}):
+        with pytest.raises(ConfigError) as caught:
+            config.override(config.Experiment(), {"seed": value})
+        assert SECRET not in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        config.override(config.Experiment(), {f"pool.labels.{uri}": 5})
+    assert SECRET not in str(caught.value)
