@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: install trackers quickstart lint check quick test test-with-ray test-without-ray test-slow fashion-mnist chromium
+.PHONY: licences sbom install trackers quickstart lint check quick test test-with-ray test-without-ray test-slow fashion-mnist chromium
 .DEFAULT_GOAL := install
 
 install: .venv/.installed
@@ -53,6 +53,15 @@ test-with-ray: install
 
 test-without-ray: install
 	nice -n 19 $(BIN)/python -m pytest -n auto --durations=15 --ignore=tests/cluster $(ARGS) || [ $$? -eq 5 ]
+
+# docs/licences.md, from what each package says of itself
+licences: install
+	$(BIN)/python .ci/licences.py
+
+# every package that is installed, with its licence, as CycloneDX; the tool has an environment of its own, or it would list itself
+sbom: install
+	@$(PYTHON) -m venv .sbom && .sbom/bin/python -m pip install -qq --disable-pip-version-check 'cyclonedx-bom>=7,<8'
+	.sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o sbom.cdx.json $(BIN)/python
 
 # $(1) is a package of Debian's, installed where we may; where not, $(2) says what is skipped without it and what helps
 define from_debian
