@@ -4,11 +4,13 @@ on the dashboard.
 
 from __future__ import annotations
 
+import base64
 import os
 import shlex
 import subprocess
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,8 +187,23 @@ def content(path: Path) -> bytes:
     """What a file holds; nothing where it went away since it was listed."""
     try:
         return path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return b""
+
+
+def forms(value: str) -> list[bytes]:
+    """A text as it is, as URIs have it, and as it lies in base64, whatever comes before it."""
+    raw = value.encode()
+    coded = [
+        base64.b64encode(bytes(shift) + raw)[(8 * shift + 5) // 6 : 8 * (shift + len(raw)) // 6]
+        for shift in range(3)
+    ]
+    return [raw, urllib.parse.quote(value, safe="").encode(), *coded]
+
+
+def temporary(session: Path) -> Path:
+    """The folder for temporary files of this process's cluster."""
+    return session.parents[1] / f"tmp-{os.getpid()}"
 
 
 # -- secrets ---------------------------------------------------------------------------------------
@@ -269,10 +286,13 @@ def test_no_key_of_the_environment_is_in_a_file_or_on_the_dashboard(
     ray_cluster: Any, work: str, request: pytest.FixtureRequest
 ) -> None:
     run: Store = request.getfixturevalue(work)
-    values = [value.encode() for value in SECRETS.values()]
-    written = files(session(ray_cluster)) + files(Path(run.uri))
+    values = [form for value in SECRETS.values() for form in forms(value)]
+    folder = session(ray_cluster)
+    written = files(folder) + files(temporary(folder)) + files(Path(run.uri))
     assert len(written) > 20
     assert not [path for path in written if any(value in content(path) for value in values)]
+    command_lines = [content(Path("/proc", str(pid), "cmdline")) for pid in processes()]
+    assert not [line for line in command_lines if any(value in line for value in values)]
     headers = {"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
     for table in (
         "actors",
