@@ -52,6 +52,18 @@ class LeaseError(RunError):
     exit_code = 2
 
 
+class StoppedError(RunError):
+    """A job was stopped by somebody; the same command goes on with it."""
+
+    exit_code = 3
+
+
+class ClusterError(DraError):
+    """A Ray cluster cannot be reached, or does not let us in."""
+
+    exit_code = 2
+
+
 class LastingError(RunError):
     """A workload failed in a way that comes again: starting the same command once more does not
     help.

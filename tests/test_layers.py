@@ -14,7 +14,7 @@ LAYERS = (
     {"config", "runs", "storage", "errors", "recipes"},
     {"attacks", "students", "teachers", "data"},
     {"sweeps", "training", "evaluation", "inspection"},
-    {"pool", "cluster"},
+    {"pool", "cluster", "submission"},
     {"bench", "workloads", "plan", "report"},
     {"cli", "__main__"},
 )

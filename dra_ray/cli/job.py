@@ -6,16 +6,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
+from dra_ray import __version__
 from dra_ray.cluster import connect
 from dra_ray.config import Experiment, Frozen, Sweep, load
 from dra_ray.config.text import printable
 from dra_ray.errors import ConfigError, DraError
 from dra_ray.runs import MANIFEST, Record
 from dra_ray.storage import Store, folder_name, masked
+from dra_ray.submission.work import SUBMITTED_BY
 from dra_ray.sweeps import spaces
 
 Result = Record | Mapping[str, object]
@@ -30,6 +34,7 @@ def main(kind: type[Frozen] | None, call: Callable[..., Result]) -> NoReturn:
     (2 for what the user can mend), else 1.
     """
     arguments = _parser(kind).parse_args()
+    _say_code()
     try:
         run = _folder(arguments.storage, arguments.name)
         given: list[object] = [run]
@@ -38,6 +43,9 @@ def main(kind: type[Frozen] | None, call: Callable[..., Result]) -> NoReturn:
             _look_at_targets(settings, run)
             given = [settings, run]
         with connect():
+            # a job's stop: what is under way is given back, such as the pool; only now, since
+            # joining Ray sets a handler that ends the process at once
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             result = call(*given, progress=_progress)
     except KeyboardInterrupt:
         print("error: stopped; the same job resumes it", file=sys.stderr)
@@ -47,6 +55,22 @@ def main(kind: type[Frozen] | None, call: Callable[..., Result]) -> NoReturn:
         sys.exit(error.exit_code)
     print(json.dumps(plain(result), sort_keys=True), flush=True)
     sys.exit(0)
+
+
+def _say_code() -> None:
+    """Which code this is, where `dra submit` sent it; warns where it is of another version."""
+    submitted_by = os.environ.get(SUBMITTED_BY)
+    if submitted_by is None:
+        return
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    print(f"dra_ray {__version__} in '{folder}'", file=sys.stderr, flush=True)
+    if submitted_by != __version__:
+        print(
+            f"warning: submitted by dra_ray {submitted_by}, but the cluster has {__version__}; "
+            "install the same version there, or submit with --code tree",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _parser(kind: type[Frozen] | None) -> argparse.ArgumentParser:

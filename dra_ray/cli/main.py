@@ -43,6 +43,7 @@ from dra_ray.cli.options import (
     warn_of_unread,
 )
 from dra_ray.cli.pool import pool_app
+from dra_ray.cli.submit import jobs_app, submit
 from dra_ray.cli.sweep import sweep_app
 from dra_ray.cli.teacher import teacher_app
 from dra_ray.config import networks
@@ -64,12 +65,14 @@ app = typer.Typer(
 app.add_typer(bench_app, name="bench")
 app.add_typer(canonical_app, name="canonical")
 app.add_typer(data_app, name="data")
+app.add_typer(jobs_app, name="jobs")
 app.add_typer(pool_app, name="pool")
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(teacher_app, name="teacher")
 app.command("runs")(status_commands.runs)
 app.command("analyse")(analyse)
 app.command("status")(status_commands.status)
+app.command("submit")(submit)
 
 
 def _show_version(wanted: bool) -> None:

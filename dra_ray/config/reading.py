@@ -262,7 +262,9 @@ _Dumper.add_representer(
 )
 
 
-def to_yaml(config: Frozen) -> str:
-    """Every field with its value; `load` of a file of this text gives an equal config."""
-    tree = config.model_dump(mode="json")
+def to_yaml(config: Frozen | Mapping[str, Any]) -> str:
+    """Every field with its value; `load` of a file of this text gives an equal config. Also of a
+    config's plain data.
+    """
+    tree = config.model_dump(mode="json") if isinstance(config, Frozen) else dict(config)
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=96)

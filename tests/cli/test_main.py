@@ -94,6 +94,9 @@ def _after_usage(text: str) -> str:
     return text[text.find("List the") :]
 
 
+AT = ["--address", "http://127.0.0.1:9"]  # where nobody listens
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -176,6 +179,20 @@ def _after_usage(text: str) -> str:
         (["export", "nowhere"], ["'nowhere'"]),
         (["export", "nowhere", "--to", "pickle"], ["--to pickle"]),
         (["train"], ["RECIPE|FILE"]),
+        (["submit", "trian", "digits-dm-at", *AT], ["KIND 'trian'", "did you mean 'train'"]),
+        (["submit", "train", "digits-dm-at"], ["--address is not given", "http://127.0.0.1:8265"]),
+        (["submit", "train", *AT], ["RECIPE|FILE is not given"]),
+        (["submit", "evaluate", *AT], ["--name is not given"]),
+        (["submit", "evaluate", "digits-dm-at", *AT], ["evaluate takes no RECIPE"]),
+        (["submit", "train", "digits-dm-at", *AT, "--code", "mine"], ["--code 'mine'", "tree"]),
+        (["submit", "train", "digits-dra", *AT], ["teacher.uri is not set"]),
+        (
+            ["submit", "train", "digits-dm-at", "--address", "http://192.0.2.1:8265"],
+            ["--storage 'runs'", "path of this machine", "s3://bucket/runs", "file:///mnt"],
+        ),
+        (["jobs", "list", "--address", "192.0.2.1:6379"], ["URL of a Ray dashboard"]),
+        (["jobs", "stop", "x", "--address", "http://u:pw@192.0.2.1"], ["holds credentials"]),
+        (["jobs", "list", *AT], ["no Ray dashboard answers at 'http://127.0.0.1:9'"]),
         (["synthesize", "--fast"], ["--fast"]),
         (
             ["teacher", "probe", "package:fashion-edn"],
@@ -323,6 +340,7 @@ COMMANDS = [
     "plan",
     "config",
     "recipes",
+    "submit",
 ]
 POOL_COMMANDS = ["up", "status", "down"]
 TEACHER_COMMANDS = [
@@ -342,7 +360,8 @@ TEACHER_COMMANDS = [
     "command",
     COMMANDS
     + [f"teacher {name}" for name in TEACHER_COMMANDS]
-    + [f"pool {name}" for name in ("up", "status", "down")],
+    + [f"pool {name}" for name in ("up", "status", "down")]
+    + [f"jobs {name}" for name in ("list", "logs", "follow", "stop")],
 )
 def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     done = in_process(*command.split(), "--help", cwd=tmp_path)
