@@ -23,6 +23,7 @@ from types import FrameType
 from typing import Any
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private import auto_init_hook, ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.experimental import internal_kv
@@ -32,7 +33,7 @@ from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-from dra_ray import runs
+from dra_ray import meters, runs
 from dra_ray.config import Resources
 from dra_ray.errors import ConfigError, DraError, LastingError, RunError, is_lasting
 from dra_ray.runs import R
@@ -85,13 +86,14 @@ def connect(num_cpus: int | None = None) -> Iterator[Any]:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if os.environ.get("RAY_ADDRESS"):
         log.info("joining the Ray cluster at %s", os.environ["RAY_ADDRESS"])
-        with ray.init(address="auto", **quiet) as context:
+        with ray.init(address="auto", **quiet) as context, meters.of_stores():
             yield context
         return
     log.info("starting Ray on this machine")
     with _private(), _temporary_folder() as folder, _started(num_cpus, folder, quiet) as context:
         try:
-            yield context
+            with meters.of_stores():
+                yield context
         finally:
             # only where a pool has brought it in
             if "ray.serve" in sys.modules:
@@ -211,6 +213,13 @@ def _closed_folder() -> str:
         closed = tempfile.mkdtemp(prefix="dra-ray-")
     os.chmod(closed, 0o700)
     return closed
+
+
+def ray_folders() -> list[str]:
+    """Where clusters of this machine keep their sessions: those that Ray's own commands start, and
+    ours.
+    """
+    return [get_default_ray_temp_dir(), os.path.join(_closed_folder(), "ray")]
 
 
 def of_our_own() -> dict[str, str]:

@@ -11,6 +11,7 @@ import base64
 import binascii
 import datetime
 import difflib
+import hashlib
 import json
 import math
 import os
@@ -311,6 +312,19 @@ class EvaluationProgress(Record):
     images: int
     seconds: float  # of work on this stage, summed over batches
     stages: list[str]  # all that there may be
+
+
+def metric_labels(run: Store) -> dict[str, str]:
+    """{"run", "trial"} of a run's metrics: its folder's name with six characters of the digest of
+    its URI, so that namesakes are told apart, and no trial; a trial has those of its sweep, and its
+    own name.
+    """
+    folder, trial = run.resolved().uri.rstrip("/"), ""
+    above, _, name = folder.rpartition("/")
+    if above.endswith(f"/{TRIALS}"):
+        folder, trial = above.removesuffix(f"/{TRIALS}"), name
+    name = folder.rpartition("/")[2]
+    return {"run": f"{name}-{hashlib.sha256(folder.encode()).hexdigest()[:6]}", "trial": trial}
 
 
 def pack_verdicts(withstood: NDArray[np.bool_]) -> str:

@@ -14,8 +14,8 @@ LAYERS = (
     {"config", "runs", "storage", "errors", "recipes"},
     {"attacks", "students", "teachers", "data"},
     {"sweeps", "training", "evaluation", "inspection"},
-    {"pool", "cluster", "submission"},
-    {"bench", "workloads", "plan", "report"},
+    {"pool", "cluster", "meters", "submission"},
+    {"bench", "workloads", "plan", "report", "dashboards"},
     {"cli", "__main__"},
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

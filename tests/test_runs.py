@@ -289,3 +289,16 @@ def test_finalists_lie_in_their_sweep(tmp_path: Path) -> None:
     runs.update_manifest(sweep, runs.Facts(finals={"dra": "../../elsewhere"}))
     with pytest.raises(ConfigError, match=r"finals\.dra '\.\./\.\./elsewhere': it is a path"):
         runs.finalists(sweep)
+
+
+def test_metrics_tell_namesakes_apart_and_trials_share_their_sweep(tmp_path: Path) -> None:
+    one, two = (Store(str(tmp_path / folder / "sweep")) for folder in ("one", "two"))
+    trials = [runs.metric_labels(one / runs.TRIALS / f"trial-00{number}") for number in range(2)]
+    assert trials[0]["run"] == trials[1]["run"] == runs.metric_labels(one)["run"]
+    assert [labels["trial"] for labels in trials] == ["trial-000", "trial-001"]
+    assert runs.metric_labels(one)["trial"] == ""
+    labels = {runs.metric_labels(store)["run"] for store in (one, two)}
+    assert len(labels) == 2
+    assert all(label.startswith("sweep-") and len(label) == len("sweep-") + 6 for label in labels)
+    assert runs.metric_labels(Store(f"{one}/")) == runs.metric_labels(one)
+    assert runs.metric_labels(Store("s3://bucket/runs/a"))["run"].startswith("a-")

@@ -20,6 +20,7 @@ from dra_ray.cli import terminal
 from dra_ray.cli.analyse import analyse
 from dra_ray.cli.bench import bench_app
 from dra_ray.cli.canonical import canonical_app
+from dra_ray.cli.dashboards import dashboards_app
 from dra_ray.cli.data import data_app
 from dra_ray.cli.options import (
     Check,
@@ -64,6 +65,7 @@ app = typer.Typer(
 )
 app.add_typer(bench_app, name="bench")
 app.add_typer(canonical_app, name="canonical")
+app.add_typer(dashboards_app, name="dashboards")
 app.add_typer(data_app, name="data")
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(pool_app, name="pool")
@@ -456,6 +458,14 @@ def report(
             metavar="FILE", callback=to_write, help="Page on which several sweeps are compared."
         ),
     ] = "comparison.html",
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow",
+            help="Write it anew every few seconds until the run ends; a browser that shows it "
+            "keeps up.",
+        ),
+    ] = False,
     json: Json = None,
 ) -> None:
     """Write report.html and summary.json of a run or of an evaluation alone, and print its table of
@@ -463,6 +473,8 @@ def report(
     """
     for run in runs_:
         runs.require_folder(Store(run))
+    if follow and len(runs_) > 1:
+        raise ConfigError("--follow keeps up with one run; give one, or leave --follow out")
     if len(runs_) > 1:
         with terminal.busy(f"comparing {len(runs_)} sweeps"):
             from dra_ray.report import versus
@@ -472,6 +484,8 @@ def report(
         terminal.out.print(to)
         return
     run = runs_[0]
+    if follow:
+        status_commands.follow_page(Store(run).resolved())
     with terminal.busy(f"writing the report of '{run}'"):
         from dra_ray import report as job
 

@@ -22,6 +22,7 @@ from dra_ray.storage.plain_json import strict_json
 
 COLUMNS = 80
 LOOK_S, LOOK_AT_STORE_S = 3.0, 15.0
+REPORT_S, REPORT_AT_STORE_S = 10, 60  # between pages; one takes a second or two
 BAR = 24  # characters
 DAY_S = 86400.0
 
@@ -124,21 +125,43 @@ def _follow(shown: Overview, look: Callable[[], Overview], period_s: float) -> N
     """Show a run in place until it ends, or until its driver is gone; without a terminal, print
     what changed.
     """
-    is_over = _is_over(shown, shown)
+    over = is_over(shown, shown)
     with Live(_screen(shown), console=terminal.out, auto_refresh=False) as live:
         if not terminal.out.is_terminal:
             terminal.out.print("\n".join(lines(shown)))
-        while not is_over:
+        while not over:
             time.sleep(period_s)
             before, shown = shown, look()
-            is_over = _is_over(before, shown)
+            over = is_over(before, shown)
             if terminal.out.is_terminal:
                 live.update(_screen(shown), refresh=True)
             elif lines(before)[1:] != lines(shown)[1:]:
                 terminal.out.print("\n".join(lines(shown)))
 
 
-def _is_over(before: Overview, now: Overview) -> bool:
+def follow_page(run: Store, period_s: int | None = None) -> None:
+    """Write a run's report every `period_s`, for a browser that loads it anew, until the run ends;
+    Ctrl-C ends this alone. Who calls it writes the last one.
+    """
+    from dra_ray import report
+
+    period_s = period_s or (REPORT_S if run.is_local else REPORT_AT_STORE_S)
+    shown, over, told = overview.read(run, time.time()), False, ""
+    try:
+        while not (over or shown.has_ended):
+            page = report.write(run, refresh_s=period_s)
+            if page.uri != told:
+                terminal.err.print(f"{page} is written anew every {period_s} s; Ctrl-C ends that")
+                told = page.uri
+            time.sleep(period_s)
+            before, shown = shown, overview.read(run, time.time())
+            over = is_over(before, shown)
+    except KeyboardInterrupt:
+        terminal.err.print("the run goes on; the page is as it is now")
+
+
+def is_over(before: Overview, now: Overview) -> bool:
+    """Whether the run has ended, or its driver is gone since the look before."""
     return now.has_ended or (before.status == "running" and now.status == "unfinished")
 
 

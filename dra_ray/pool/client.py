@@ -15,15 +15,13 @@ import torch
 from ray import serve
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RaySystemError
 from ray.serve.exceptions import RayServeException
-from ray.util import metrics
 from torch import Tensor
 
-from dra_ray import config
+from dra_ray import config, meters
 from dra_ray.data.canonical import CanonicalImages
 from dra_ray.errors import PoolError
 from dra_ray.pool.ledger import find_ledger
-from dra_ray.pool.metrics import METRICS, SECONDS
-from dra_ray.pool.records import Description, Totals
+from dra_ray.pool.records import Cost, Description, Totals
 from dra_ray.pool.service import app_name
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
@@ -45,29 +43,26 @@ class PoolClient:
     Args:
         app: name of the application, as `up` gave it.
         settings: bounds and deadline.
-        trial: names the sender in metrics and totals.
+        sender: names a run, or a trial as RUN/TRIAL, in totals; metrics name the run.
     """
 
     REPORT_S = 1.0
 
-    def __init__(self, app: str, settings: config.Pool, trial: str = "") -> None:
+    def __init__(self, app: str, settings: config.Pool, sender: str = "") -> None:
         self._handle = serve.get_app_handle(app).options(_by_reference=False)
         self._settings = settings
         self._ledger = find_ledger(app)
-        self._name, self._trial = uuid.uuid4().hex, trial
+        self._name, self._sender = uuid.uuid4().hex, sender
         self._inflight: deque[Call] = deque()
         self._totals = Totals()
         self._reported = 0.0
-        self._tags = {"teacher": app, "trial": trial}
-        self._wait = metrics.Histogram(
-            "dra_teacher_wait_seconds",
-            METRICS["dra_teacher_wait_seconds"],
-            SECONDS,
-            tag_keys=tuple(self._tags),
-        )
-        self._retries = metrics.Counter(
-            "dra_teacher_retries", METRICS["dra_teacher_retries"], tag_keys=tuple(self._tags)
-        )
+        labels = {"teacher": app, "run": sender.partition("/")[0]}
+        self._labels = labels
+        self._wait = meters.Histogram("dra_teacher_wait_seconds", labels)
+        self._requests = meters.Counter("dra_teacher_requests", [labels])
+        self._images = meters.Counter("dra_teacher_images", [labels])
+        self._hits = meters.Counter("dra_teacher_hits", [labels])
+        self._retries = meters.Counter("dra_teacher_retries", [labels])
         teacher: Description = self._handle.describe.remote().result(timeout_s=settings.timeout_s)
         self.feature_dim, self.micro_batch = teacher.feature_dim, teacher.micro_batch
 
@@ -84,8 +79,14 @@ class PoolClient:
 
     def count(self, more: Totals) -> None:
         self._totals += more
-        if more.retries:
-            self._retries.inc(more.retries, self._tags)
+        self._retries.add(more.retries, self._labels)
+
+    def answered(self, images: int, cost: Cost) -> None:
+        """Note that a replica answered a part of a request."""
+        self.count(Totals(service_s=cost.service_s, hits=cost.hit))
+        self._requests.add(1, self._labels)
+        self._images.add(images, self._labels)
+        self._hits.add(cost.hit, self._labels)
 
     @property
     def totals(self) -> Totals:
@@ -95,14 +96,14 @@ class PoolClient:
     def _finished(self, call: Call, images: int, waited_s: float) -> None:
         self._inflight.remove(call)
         self.count(Totals(requests=1, images=images, wait_s=waited_s))
-        self._wait.observe(waited_s, self._tags)
+        self._wait.observe(waited_s)
         self._report()
 
     def _report(self, last: bool = False) -> None:
         now = time.monotonic()
         if last or now - self._reported >= self.REPORT_S:
             self._reported = now
-            self._ledger.record.remote(self._name, self._trial, self.totals, last)
+            self._ledger.record.remote(self._name, self._sender, self.totals, last)
 
 
 class Call:
@@ -152,9 +153,7 @@ class _Part:
     def send(self, again: bool = False) -> None:
         if self._features is None and (again or self._response is None):
             client = self._client
-            self._response = client._handle.encode.remote(
-                self._request, client._name, client._trial
-            )
+            self._response = client._handle.encode.remote(self._request, client._name)
 
     def result(self, deadline_s: float, limit_s: float) -> np.ndarray:
         """Features [b,D] as they were sent; see `Call.result`. `limit_s` is for the message."""
@@ -188,7 +187,7 @@ class _Part:
                     "data.name"
                 ) from error
             else:
-                self._client.count(Totals(service_s=cost.service_s, hits=cost.hit))
+                self._client.answered(len(self._request), cost)
                 self._features = np.array(features)
         return self._features
 
@@ -237,7 +236,7 @@ def of_pool(pool: config.Pool) -> tuple[float, float]:
 def sources(
     experiment: config.Experiment,
     device: str,
-    trial: str = "",
+    sender: str = "",
     samples: CanonicalImages | None = None,
 ) -> list[FeatureSource]:
     """The source of each term of the alignment; none without alignment. Terms of one teacher share
@@ -248,14 +247,14 @@ def sources(
         return [CanonicalFeatures(samples)]
     teachers = experiment.teachers
     of_teacher = {
-        teacher: _source(teacher, experiment.pool, device, trial) for teacher in set(teachers)
+        teacher: _source(teacher, experiment.pool, device, sender) for teacher in set(teachers)
     }
     return [of_teacher[teacher] for teacher in teachers]
 
 
-def _source(teacher: config.Teacher, pool: config.Pool, device: str, trial: str) -> FeatureSource:
+def _source(teacher: config.Teacher, pool: config.Pool, device: str, sender: str) -> FeatureSource:
     if pool.kind == "pool":
-        return PoolClient(app_name(teacher), pool, trial)
+        return PoolClient(app_name(teacher), pool, sender)
     assert teacher.uri
     net = checkpoint.load(Store(teacher.uri))
     return LocalTeacher(net, teacher, pool.threads_per_replica, device)

@@ -12,11 +12,9 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 from ray import serve
 from ray.exceptions import RayError
-from ray.util import metrics
 
-from dra_ray import config
+from dra_ray import config, meters
 from dra_ray.pool import exchange
-from dra_ray.pool.metrics import METRICS, SECONDS
 from dra_ray.pool.records import Cost, Description
 from dra_ray.pool.rows import BatchedTeacher, Encoder
 from dra_ray.storage import Store
@@ -39,37 +37,13 @@ class TeacherReplica:
     def __init__(self, make: Callable[[], BatchedTeacher], settings: config.Pool) -> None:
         self._settings = settings
         self._app = serve.get_replica_context().app_name
-        tags = ("teacher", "trial")
-        self._requests = metrics.Counter(
-            "dra_teacher_requests", METRICS["dra_teacher_requests"], tag_keys=tags
-        )
-        self._images = metrics.Counter(
-            "dra_teacher_images", METRICS["dra_teacher_images"], tag_keys=tags
-        )
-        self._hits = metrics.Counter("dra_teacher_hits", METRICS["dra_teacher_hits"], tag_keys=tags)
-        self._service = metrics.Histogram(
-            "dra_teacher_service_seconds",
-            METRICS["dra_teacher_service_seconds"],
-            SECONDS,
-            tag_keys=("teacher",),
-        )
-        self._queued = metrics.Histogram(
-            "dra_teacher_queue_seconds",
-            METRICS["dra_teacher_queue_seconds"],
-            SECONDS,
-            tag_keys=("teacher",),
-        )
-        self._encoded = metrics.Counter(
-            "dra_teacher_encoded", METRICS["dra_teacher_encoded"], tag_keys=("teacher",)
-        )
-        self._batches = metrics.Counter(
-            "dra_teacher_batches", METRICS["dra_teacher_batches"], tag_keys=("teacher",)
-        )
-        self._length = metrics.Gauge(
-            "dra_teacher_queue_length",
-            METRICS["dra_teacher_queue_length"],
-            tag_keys=("teacher", "replica"),
-        )
+        self._labels = {"teacher": self._app}
+        self._service = meters.Histogram("dra_teacher_service_seconds", self._labels)
+        self._queued = meters.Histogram("dra_teacher_queue_seconds", self._labels)
+        self._encoded = meters.Counter("dra_teacher_encoded", [self._labels])
+        self._batches = meters.Counter("dra_teacher_batches", [self._labels])
+        self._gauges = meters.Gauges(self._labels)
+        self._gauges.set("dra_teacher_replicas_limit", settings.max_replicas)
         self._busy_s = 0.0
         self._reported_at = time.monotonic()
         self._mean_s = 0.0  # of the last requests
@@ -80,16 +54,14 @@ class TeacherReplica:
 
     def _count_batch(self, rows: int, seconds: float) -> None:
         self._busy_s += seconds
-        self._encoded.inc(rows, {"teacher": self._app})
-        self._batches.inc(1, {"teacher": self._app})
+        self._encoded.add(rows, self._labels)
+        self._batches.add(1, self._labels)
 
     def describe(self) -> Description:
         teacher = self.encoder.teacher
         return Description(teacher.feature_dim, teacher.micro_batch, self.encoder.merges)
 
-    async def encode(
-        self, request: Request, client: str = "", trial: str = ""
-    ) -> tuple[Array, Cost]:
+    async def encode(self, request: Request, client: str = "") -> tuple[Array, Cost]:
         """Features [B,D] of one request, as `LocalTeacher.encode` gives them, and what
         they cost here.
         """
@@ -108,7 +80,9 @@ class TeacherReplica:
             features = await self._window.get(key, lambda: self._once(key, make))
         else:
             features = await make()
-        self._count_request(len(request), cost, trial)
+        if not cost.hit:
+            self._service.observe(cost.service_s)
+            self._queued.observe(cost.waited_s)
         return features, cost
 
     def _note_service(self, service_s: float) -> None:
@@ -140,16 +114,6 @@ class TeacherReplica:
         self._exchange.give.remote(key, features)
         return features
 
-    def _count_request(self, images: int, cost: Cost, trial: str) -> None:
-        tags = {"teacher": self._app, "trial": trial}
-        self._requests.inc(1, tags)
-        self._images.inc(images, tags)
-        if cost.hit:
-            self._hits.inc(1, tags)
-        else:
-            self._service.observe(cost.service_s, {"teacher": self._app})
-            self._queued.observe(cost.waited_s, {"teacher": self._app})
-
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve every so often: the busy share since the last call, requests that wait,
         and the mean service time.
@@ -158,9 +122,7 @@ class TeacherReplica:
         span_s, self._reported_at = max(now - self._reported_at, 1e-6), now
         busy_s, self._busy_s = self._busy_s, 0.0
         waiting = self.encoder.waiting
-        self._length.set(
-            waiting, {"teacher": self._app, "replica": serve.get_replica_context().replica_tag}
-        )
+        self._gauges.set("dra_teacher_queue_length", waiting)
         # a micro-batch that is longer than the span counts while it runs
         busy = max(busy_s, min(self.encoder.busy_for_s(), span_s)) / span_s
         return {"busy": min(1.0, busy), "waiting": float(waiting), "service_s": self._mean_s}

@@ -20,14 +20,12 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.exceptions import RayServeException
-from ray.util import metrics
 
-from dra_ray import config, runs
+from dra_ray import config, meters, runs
 from dra_ray.errors import PoolError, StorageError
 from dra_ray.pool import replica
 from dra_ray.pool.exchange import NAMESPACE, open_exchange
 from dra_ray.pool.ledger import find_ledger, open_ledger
-from dra_ray.pool.metrics import METRICS
 from dra_ray.pool.policy import DemandPolicy
 from dra_ray.pool.records import Books, LogRow, Status
 from dra_ray.pool.replica import TeacherReplica
@@ -261,19 +259,14 @@ class Watch:
         self._before = rows[-1] if rows else LogRow(at=0.0, running=0)
         self._every_s = self.EVERY_S if log is None or log.is_local else self.EVERY_AT_STORE_S
         self._service: deque[tuple[float, float]] = deque(maxlen=64)
-        self._gauges = [
-            metrics.Gauge(name, METRICS[name], tag_keys=("teacher",))
-            for name in (
-                "dra_teacher_replicas_running",
-                "dra_teacher_replicas_target",
-                "dra_teacher_demand",
-                "dra_teacher_clients",
-            )
-        ]
+        self._gauges: meters.Gauges | None = None
 
     def __enter__(self) -> Watch:
         if self._driver:
             ray.get(find_ledger(self._app).acquire.remote(self._driver))
+        # a driver without a log outlives the one that brought the pool up
+        look = self._look if self._rows is None else None
+        self._gauges = meters.Gauges({"teacher": self._app}, look)
         for thread in self._threads:
             thread.start()
         return self
@@ -285,6 +278,8 @@ class Watch:
         if self._rows is not None:
             with contextlib.suppress(RayError, RayServeException, KeyError, ValueError):
                 self.log(self.sample())
+        if self._gauges is not None:
+            self._gauges.close()
 
     def sample(self) -> LogRow:
         """The pool now; demand is that of the last seconds, totals those since the log began."""
@@ -312,9 +307,16 @@ class Watch:
         )
 
     def _set_gauges(self, running: int, target: int, demand: float, clients: int) -> None:
-        values = (running, target, round(demand, 3), clients)
-        for gauge, value in zip(self._gauges, values, strict=True):
-            gauge.set(value, {"teacher": self._app})
+        if self._gauges is None:
+            return
+        self._gauges.set("dra_teacher_replicas_running", running)
+        self._gauges.set("dra_teacher_replicas_target", target)
+        self._gauges.set("dra_teacher_demand", round(demand, 3))
+        self._gauges.set("dra_teacher_clients", clients)
+
+    def _look(self, gauges: meters.Gauges) -> None:
+        with contextlib.suppress(RayError, RayServeException, KeyError, ValueError):
+            self.sample()
 
     def _repeat(self, duty: Callable[[], None]) -> None:
         while not self._stop.wait(self.PERIOD_S):

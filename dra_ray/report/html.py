@@ -278,9 +278,11 @@ def page(
     sections: Iterable[Section | None],
     description: str = "",
     name: str = "",
+    *,
+    refresh_s: int | None = None,
 ) -> str:
     """A whole page of the sections that are there; `name` is its title in a browser's tab, by
-    default `title`.
+    default `title`. A browser loads it anew every `refresh_s`, where that is given.
     """
     shown = [section for section in sections if section is not None]
     return (
@@ -292,6 +294,7 @@ def page(
             kind=kind,
             headline=headline,
             description=description,
+            refresh_s=refresh_s,
             sections=shown,
             contents=shown if len(shown) > CONTENTS else [],
             plotly=Markup(get_plotlyjs())

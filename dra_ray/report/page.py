@@ -26,8 +26,9 @@ from dra_ray.storage import Store
 from dra_ray.sweeps import equal
 
 
-def write(run: Store) -> Store:
+def write(run: Store, refresh_s: int | None = None) -> Store:
     """Write summary.json and report.html into the run's folder; return the Store of report.html.
+    A browser that shows it loads it anew every `refresh_s`, where that is given.
 
     Equal files give an equal report, byte for byte. Raises `DataError` as `collect` does.
     """
@@ -36,7 +37,7 @@ def write(run: Store) -> Store:
         summary = summary.model_copy(update={"findings": found.tree()})
     (run / runs.SUMMARY).write_json(summary.tree())
     page = run / "report.html"
-    page.write_text(_page(run, summary, found))
+    page.write_text(_page(run, summary, found, refresh_s))
     return page
 
 
@@ -50,7 +51,9 @@ def findings_of(run: Store) -> Findings | None:
     return find(manifest, rungs, read_late(folder))
 
 
-def _page(run: Store, summary: Summary, found: Findings | None) -> str:
+def _page(
+    run: Store, summary: Summary, found: Findings | None, refresh_s: int | None = None
+) -> str:
     figures = figures_of(run, summary)
     sections = [
         _missing(summary),
@@ -75,6 +78,7 @@ def _page(run: Store, summary: Summary, found: Findings | None) -> str:
         sections,
         str(summary.description or ""),
         f"{title} ({kind.lower()})",
+        refresh_s=refresh_s,
     )
 
 

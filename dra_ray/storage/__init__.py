@@ -16,7 +16,7 @@ from dra_ray.storage.lease import Lease
 from dra_ray.storage.plain_json import read_json
 from dra_ray.storage.replies import ATTEMPTS
 from dra_ray.storage.room import Held
-from dra_ray.storage.store import Store, cache, sha256
+from dra_ray.storage.store import Store, cache, held_bytes, sha256
 from dra_ray.storage.unpickle import torch_from_bytes, unpickle
 from dra_ray.storage.uris import credentials_problem, folder_name, masked, masked_tree
 
@@ -31,6 +31,7 @@ __all__ = [
     "credentials_problem",
     "decoded_text",
     "folder_name",
+    "held_bytes",
     "is_clutter",
     "masked",
     "masked_tree",

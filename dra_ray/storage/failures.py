@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from dra_ray.errors import DraError, StorageError
+from dra_ray.storage import tally
 from dra_ray.storage.uris import masked
 
 log = logging.getLogger("dra_ray")
@@ -56,6 +57,8 @@ def explained(
                 except DraError:
                     raise
                 except Exception as error:
+                    if not isinstance(error, FileNotFoundError):
+                        tally.add("errors")
                     raise StorageError(unreachable(place.uri, error, what == "write")) from None
 
         return call

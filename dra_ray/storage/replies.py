@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from dra_ray.errors import StorageError
+from dra_ray.storage import tally
 from dra_ray.storage.archives import require_readable
 from dra_ray.storage.failures import first_line
 
@@ -35,10 +36,12 @@ def repeated(uri: str, read: Callable[[], T]) -> T:
             ):
                 raise
             if wait_s is None:
+                tally.add("errors")
                 raise StorageError(
                     f"'{uri}' came back wrong {ATTEMPTS} times, the last time with "
                     f"{first_line(error)}; check the network and the store"
                 ) from None
+            tally.add("retries")
             time.sleep(wait_s)
     raise AssertionError("the last attempt returns or raises")
 

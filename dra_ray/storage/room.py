@@ -97,6 +97,14 @@ def _make_room(folder: str, needed: int, uri: str) -> None:
         )
 
 
+def copied_bytes(folder: str) -> int:
+    """Bytes of all copies in the folder, which need not be there."""
+    try:
+        return sum(status.st_size for status in _copies(folder).values())
+    except FileNotFoundError:
+        return 0
+
+
 def _copies(folder: str) -> dict[str, os.stat_result]:
     found = {}
     with os.scandir(folder) as entries:

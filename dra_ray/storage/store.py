@@ -30,6 +30,7 @@ import fsspec
 import numpy as np
 
 from dra_ray.errors import DataError, DraError, StorageError
+from dra_ray.storage import tally
 from dra_ray.storage.archives import (
     SMALL_BYTES,
     StoredArray,
@@ -50,11 +51,12 @@ from dra_ray.storage.archives import (
 from dra_ray.storage.failures import explained, first_line, unreachable
 from dra_ray.storage.plain_json import read_json, strict_json
 from dra_ray.storage.replies import ATTEMPTS, WrongReply, check_reply, repeated, whole
-from dra_ray.storage.room import PARTIAL, Held, held, lock_of, room
+from dra_ray.storage.room import PARTIAL, Held, copied_bytes, held, lock_of, room
 from dra_ray.storage.unpickle import torch_from_bytes, what_it_is
 from dra_ray.storage.uris import require_named, require_no_credentials, require_plain
 
 STREAM_BYTES = 2**22  # of a file that is read or written part by part
+HELD = "held"  # the part of a node's cache that has a bound
 TEXT_BYTES = 2**26  # of a log's segment or a summary; those that we write are far smaller
 
 
@@ -369,7 +371,9 @@ class Store:
         copy = cache() / f"{key[:16]}-{self.name}"
         with open(f"{copy}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # freed with the process, however that ends
-            if not copy.exists():
+            if copy.exists():
+                tally.add("cache_hits")
+            else:
                 self._download(copy, int(info["size"] or 0), digest)
         return copy
 
@@ -385,15 +389,18 @@ class Store:
         if self.is_local:
             path = self.resolved().uri
             return Held(path, os.open(path, os.O_RDONLY))
-        folder = cache() / "held"
+        folder = cache() / HELD
         copy = folder / f"{digest[:32]}-{self.name}"
         os.makedirs(folder.uri, exist_ok=True)
         with open(lock_of(copy.uri), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # freed with the process, however that ends
-            while (descriptor := held(copy.uri)) is None:
+            if (descriptor := held(copy.uri)) is not None:
+                tally.add("cache_hits")
+            while descriptor is None:
                 size = int(self._info()["size"] or 0)
                 with room(copy.uri, size, self.uri):
                     self._download(copy, size, digest)
+                descriptor = held(copy.uri)
         return Held(copy.uri, descriptor)
 
     def _download(self, copy: Store, size: int, digest: str | None) -> None:
@@ -420,6 +427,8 @@ class Store:
 
         repeated(self.uri, download)
         os.replace(f"{copy}{PARTIAL}", copy.uri)
+        tally.add("cache_misses")
+        tally.add("fetched_bytes", size)
 
     # -- text, JSON, arrays, tensors ---------------------------------------------------------------
     def read_text(self) -> str:
@@ -859,6 +868,11 @@ def cache() -> Store:
             "can write"
         ) from None
     return Store(os.path.abspath(folder))
+
+
+def held_bytes() -> int:
+    """Bytes of the copies in the part of this node's cache that has a bound."""
+    return copied_bytes((cache() / HELD).uri)
 
 
 def sha256(data: bytes) -> str:

@@ -22,6 +22,8 @@ from dra_ray.sweeps.search import Search, State, Told
 from dra_ray.sweeps.spaces import Point, Space, repeat_name, trial_name
 
 Fields = dict[str, Any]
+# of trials: those that go on, at their rung or over, and ends
+STATES = ("running", "queued", "waiting", "paused", "done", "stopped", "failed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +204,22 @@ class Tournament:
 
     def state(self, trial: str) -> State:
         return self._ended.get(trial, "running")
+
+    def by_state(self) -> dict[str, int]:
+        """Trials by state, 0 included; also while another thread changes them."""
+        states = dict.fromkeys(STATES, 0)
+        started, waiting, ended = self._started.copy(), self._waiting.copy(), self._ended.copy()
+        for trial in list(self.fields):
+            last = self._last.get(trial)
+            if trial in ended:
+                states[ended[trial]] += 1
+            elif trial in waiting:
+                states["waiting"] += 1
+            elif last is not None and last.decision == "paused":
+                states["paused"] += 1
+            else:
+                states["running" if trial in started else "queued"] += 1
+        return states
 
     def told(self) -> list[Told]:
         """What a sampler may know; repeats of a point are no trials of their own."""

@@ -22,6 +22,7 @@ from dra_ray import config
 from dra_ray.attacks import pgd
 from dra_ray.students import Student
 from dra_ray.training import losses, perturbation
+from dra_ray.training.clock import Clock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,10 +248,11 @@ def attacked(
     epoch: int,
     average: nn.Module | None = None,
     done: float = 0.0,
+    clock: Clock | None = None,
 ) -> Iterator[Attacked]:
     """Attack a batch as training does; where the recipe perturbs weights (AWP), they are perturbed
     until the block ends. `average` are the averaged weights, which ADR asks, and `done` is the part
-    of the training that is over.
+    of the training that is over. The `clock` gets the time of the attack.
     """
     objective = of(loss)
     perturb = bool(loss.awp) and epoch >= loss.awp_from_epoch
@@ -268,7 +270,8 @@ def attacked(
         assert average is not None
         with torch.no_grad(), pgd.as_attacked(average, threat):
             target = objective.rectified(average(x), labels, done)
-    adversarial = objective.attack(student, x, target, threat, noise.to(x.device))
+    with clock.part("attack") if clock else contextlib.nullcontext():
+        adversarial = objective.attack(student, x, target, threat, noise.to(x.device))
     batch = Attacked(student, x, adversarial, labels, target, objective, class_means, clean)
     with (
         perturbation.perturbed(student, loss.awp, batch.total)

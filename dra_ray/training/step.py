@@ -30,6 +30,7 @@ from dra_ray.training import (
     syncnorm,
     workers,
 )
+from dra_ray.training.clock import Clock
 
 PARTS = ("loss", "loss_clean", "loss_robust", "loss_align")
 
@@ -192,9 +193,15 @@ def drawing(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def step(
-    state: State, experiment: config.Experiment, batch: Batch, mine: slice, epoch: int = 0
+    state: State,
+    experiment: config.Experiment,
+    batch: Batch,
+    mine: slice,
+    epoch: int = 0,
+    clock: Clock | None = None,
 ) -> Tensor:
     """One adversarial step on this worker's slice of the batch, gradients averaged over workers.
+    The `clock` gets the time of its attack.
 
     Returns float32 [4]: loss and its clean, robust and alignment parts; [5] with that of
     distillation where there is any.
@@ -228,6 +235,7 @@ def step(
             epoch=epoch,
             average=state.average,
             done=epoch / experiment.optim.epochs,
+            clock=clock,
         ) as attacked,
     ):
         loss_clean, loss_robust, features = attacked.losses(maps=experiment.teacher.tokens)

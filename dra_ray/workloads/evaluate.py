@@ -16,6 +16,7 @@ and started again. In the subject's folder, which is `<run>/evaluation` for a ru
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -35,7 +36,7 @@ import ray
 import torch
 from torch import Tensor, nn
 
-from dra_ray import cluster, config
+from dra_ray import cluster, config, meters, runs
 from dra_ray.attacks.pgd import noise_like
 from dra_ray.attacks.plan import Chunk
 from dra_ray.config import catalogue
@@ -137,7 +138,10 @@ def _drive(jobs: list[_Job], workers: int, progress: Progress) -> None:
         chunk = job.take()
         return job.submit(chunk), (job, chunk)
 
-    with Tasks[tuple[_Job, Chunk]](workers) as tasks:
+    with contextlib.ExitStack() as stack:
+        for job in jobs:
+            stack.enter_context(meters.gauges(job.metric_labels, job.show))
+        tasks = stack.enter_context(Tasks[tuple[_Job, Chunk]](workers))
         for ref, (job, chunk) in tasks.finished(submit):
             try:
                 outcome = _outcome(ref, job, chunk)
@@ -339,6 +343,18 @@ class _Job:
             else:
                 self.resumed += 1
                 self._absorb(chunk, stored)
+
+    @property
+    def metric_labels(self) -> dict[str, str]:
+        """Of its metrics: those of the run, or of the folder that it is evaluated to."""
+        uri = self.folder.resolved().uri.rstrip("/").removesuffix(f"/{runs.EVALUATION}")
+        return runs.metric_labels(Store(uri))
+
+    def show(self, gauges: meters.Gauges) -> None:
+        """Called by a thread of its own."""
+        for stage, batches_ in self._of.copy().items():
+            gauges.set("dra_evaluation_batches", batches_, stage=stage)
+            gauges.set("dra_evaluation_batches_done", self._done[stage], stage=stage)
 
     # -- one batch ---------------------------------------------------------------------------------
     def _stored_chunk(self, chunk: Chunk) -> Arrays | None:

@@ -22,7 +22,9 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from dra_ray import cluster, config, data, plan, runs
+from dra_ray import cluster, config, data, meters, plan, runs
+from dra_ray.config.metrics import DECISIONS
+from dra_ray.config.sweep import Budget
 from dra_ray.errors import ConfigError, DraError, RunError, StorageError, is_lasting
 from dra_ray.inspection import listing
 from dra_ray.plan import ready, speed, timing
@@ -130,7 +132,12 @@ def run(
             )
         )
 
+        shown = stack.enter_context(
+            contextlib.closing(_Shown(store, tournament, sweep.budget, expected))
+        )
+
         def on_row(row: RungRow) -> None:
+            shown.decided(row)
             if late:
                 late.after(row)
             trackers.row(row.trial, row)
@@ -499,6 +506,45 @@ class _Decisions(_Stateless, FIFOScheduler):
     def errors(self) -> dict[str, BaseException]:
         """By trial; only once Ray Tune has ended."""
         return {trial.config["trial"]: _error(trial) for trial in self._errored}
+
+
+class _Shown:
+    """What Prometheus sees of a sweep."""
+
+    def __init__(
+        self, store: Store, tournament: Tournament, budget: Budget, planned: runs.Planned
+    ) -> None:
+        self._tournament = tournament
+        self._run = {"run": runs.metric_labels(store)["run"]}
+        self._decisions = meters.Counter(
+            "dra_sweep_decisions", [self._run | {"decision": decision} for decision in DECISIONS]
+        )
+        self.gauges = meters.Gauges(self._run, self._show_states)
+        for what, limit in budget.model_dump(exclude_none=True).items():
+            self.gauges.set("dra_sweep_budget", limit, what=what)
+        self.gauges.set("dra_sweep_planned", planned.trials, what="trials")
+        self.gauges.set("dra_sweep_planned", planned.images.high, what="images")
+        if planned.money is not None:
+            self.gauges.set("dra_sweep_planned", planned.money.high, what="money")
+        self._show_states(self.gauges)
+        self._show_spent()
+
+    def decided(self, row: RungRow) -> None:
+        self._decisions.add(1, self._run | {"decision": row.decision})
+        self._show_states(self.gauges)
+        self._show_spent()
+
+    def _show_states(self, gauges: meters.Gauges) -> None:
+        for state, count in self._tournament.by_state().items():
+            gauges.set("dra_sweep_trials", count, state=state)
+
+    def _show_spent(self) -> None:
+        for what, spent in dataclasses.asdict(self._tournament.spent()).items():
+            if spent is not None:
+                self.gauges.set("dra_sweep_spent", spent, what=what)
+
+    def close(self) -> None:
+        self.gauges.close()
 
 
 # -- before the first trial ------------------------------------------------------------------------

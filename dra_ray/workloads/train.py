@@ -12,9 +12,8 @@ import contextlib
 import dataclasses
 import logging
 import math
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from ray.train import RunConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util import metrics
 from torch import nn
 
-from dra_ray import cluster, config, data, runs
+from dra_ray import cluster, config, data, meters, runs
+from dra_ray.config.metrics import PARTS
 from dra_ray.data import Pictures
 from dra_ray.data import batches as batch_plan
 from dra_ray.data.loader import Batches
@@ -37,15 +36,13 @@ from dra_ray.runs import StepRow, ValidationRow
 from dra_ray.storage import Lease, Store
 from dra_ray.students import checkpoint
 from dra_ray.training import arithmetic, averaging, optimisers, schedule, tracking, workers
+from dra_ray.training.clock import Clock
 from dra_ray.training.step import Feed, State, _mean, initial_state, step
 from dra_ray.training.validation import CHUNK, judge_chunk
 from dra_ray.workloads.session import KEPT, InProcess, OnRayTrain, Place, Session, read_snapshot
 
 logger = logging.getLogger("dra_ray")
-METRICS = {
-    "dra_train_images": "training images seen, over all workers",
-    "dra_train_robust_accuracy": "robust accuracy on the validation images",
-}
+LOSSES = ("total", "clean", "robust", "align", "distill")  # in metrics
 Row = ValidationRow | StepRow
 
 
@@ -278,6 +275,11 @@ def train_worker(job: dict[str, Any]) -> None:
 
 def train(experiment: config.Experiment, run: Store, session: Session) -> None:
     """A worker's share of a run: set up, pick up the last checkpoint, train to the end."""
+    with meters.of_stores():
+        _train(experiment, run, session)
+
+
+def _train(experiment: config.Experiment, run: Store, session: Session) -> None:
     rank, world, device = session.rank, session.world, session.device
     place = Place(rank, world, batch_plan.part_of(experiment.optim.batch, rank, world), device)
     arithmetic.prepare(experiment.compute, experiment.resources.threads_per_worker)
@@ -290,7 +292,7 @@ def train(experiment: config.Experiment, run: Store, session: Session) -> None:
         data.windowed(experiment, extra),
     )
     samples = ready.load_canonical(experiment, images.shape)
-    sources = client.sources(experiment, str(device), run.name, samples)
+    sources = client.sources(experiment, str(device), _sender(run), samples)
     state, origin = initial_state(experiment, images.shape, sources, device)
     session.restore(state)
     if state.aligner and state.step == 0:
@@ -298,6 +300,9 @@ def train(experiment: config.Experiment, run: Store, session: Session) -> None:
     if rank == 0:
         _record_start(run, state.step, world, device, origin)
     with contextlib.ExitStack() as stack:
+        shown = stack.enter_context(
+            contextlib.closing(Shown(run, place, experiment.resources.gpus_per_worker, state.rows))
+        )
         loader = stack.enter_context(
             contextlib.closing(
                 Batches(
@@ -314,45 +319,83 @@ def train(experiment: config.Experiment, run: Store, session: Session) -> None:
             stack.enter_context(contextlib.closing(source))
         feed = Feed(
             experiment,
-            loader.get,
+            shown.clock.timed("data_wait", loader.get),
             place.mine,
-            sources,
+            shown.clock.sources(sources),
             experiment.optim.epochs * batches.steps_per_epoch,
             samples,
         )
-        best = state.rows[-1].robust_accuracy if state.rows else None
-        shown = stack.enter_context(contextlib.closing(Shown(run.name, best)))
         _Loop(experiment, run, place, session, batches.steps_per_epoch).run(
             state, feed, images.validation, shown
         )
 
 
+def _sender(run: Store) -> str:
+    """As whom a run's clients ask the pool: RUN, or RUN/TRIAL."""
+    labels = runs.metric_labels(run)
+    return f"{labels['run']}/{labels['trial']}".rstrip("/")
+
+
 class Shown:
-    """`dra_train_robust_accuracy`, set again and again: Ray drops a gauge that was not set for 20
-    s, and validations are minutes apart.
+    """What Prometheus sees of a run on this worker; worker 0 tells what all share.
+
+    Args:
+        gpus: that this worker holds.
+        rows: of the validations so far.
     """
 
-    PERIOD_S = 5.0
+    PERIOD_S = 2.0
 
-    def __init__(self, run: str, value: float | None) -> None:
-        self._gauge = metrics.Gauge(
-            "dra_train_robust_accuracy", METRICS["dra_train_robust_accuracy"], tag_keys=("run",)
-        )
-        self._run, self._value = run, value
-        self._stop = threading.Event()
-        threading.Thread(target=self._repeat, daemon=True).start()
+    def __init__(
+        self, run: Store, place: Place, gpus: float, rows: Sequence[ValidationRow] = ()
+    ) -> None:
+        labels = runs.metric_labels(run)
+        self.clock = Clock(place.device)
+        self._run, self._gpus = {"run": labels["run"]}, gpus
+        self._images = meters.Counter("dra_train_images", [self._run])
+        self._gpu_s = meters.Counter("dra_train_gpu_seconds", [self._run])
+        self._told_at = time.monotonic()
+        self._gauges: meters.Gauges | None = None
+        if place.rank == 0:
+            self._seconds = meters.Counter(
+                "dra_train_step_seconds", [self._run | {"part": part} for part in PARTS]
+            )
+            self._gauges = meters.Gauges(labels)
+            for row in rows[-1:]:
+                self.validated(row)
 
-    def set(self, value: float) -> None:
-        self._value = value
-        self._gauge.set(value, {"run": self._run})
+    def stepped(self, images: int, step: int) -> None:
+        """`step` steps are done, the last with `images` images on this worker."""
+        self._images.add(images, self._run)
+        if time.monotonic() - self._told_at >= self.PERIOD_S:
+            self._tell()
+        if self._gauges is not None:
+            self._gauges.set("dra_train_step", step)
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        self._gpu_s.add((now - self._told_at) * self._gpus, self._run)
+        self._told_at = now
+        parts = self.clock.split()
+        if self._gauges is not None:
+            for part, seconds in parts.items():
+                self._seconds.add(seconds, self._run | {"part": part})
+
+    def losses(self, parts: Sequence[float]) -> None:
+        """Of a step, in the order of `training.step.PARTS`, with that of distillation if any."""
+        if self._gauges is not None:
+            for name, value in zip(LOSSES, parts, strict=False):
+                self._gauges.set("dra_train_loss", value, part=name)
+
+    def validated(self, row: ValidationRow) -> None:
+        if self._gauges is not None:
+            self._gauges.set("dra_train_accuracy", row.clean_accuracy, kind="clean")
+            self._gauges.set("dra_train_accuracy", row.robust_accuracy, kind="robust")
 
     def close(self) -> None:
-        self._stop.set()
-
-    def _repeat(self) -> None:
-        while not self._stop.wait(self.PERIOD_S):
-            if self._value is not None:
-                self.set(self._value)
+        self._tell()
+        if self._gauges is not None:
+            self._gauges.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,14 +414,15 @@ class _Loop:
         epoch_steps, total_steps = self.epoch_steps, optim.epochs * self.epoch_steps
         log = StepLog(run, state.step, optim.batch, epoch_steps) if place.rank == 0 else None
         validated = Rows(run, state.rows) if place.rank == 0 else None
-        counter = metrics.Counter("dra_train_images", METRICS["dra_train_images"])
         start, already_s = time.monotonic(), state.rows[-1].elapsed_s if state.rows else 0.0
         interruptions = Interruptions(run.uri, self.session, place)
         while state.step < total_steps:
             epoch = state.step // epoch_steps
             rate, momentum = schedule.at(state.step, epoch_steps, optim)
             optimisers.set_rate(state.optimizer, rate, momentum)
-            parts = step(state, experiment, feed.take(state.step), place.mine, epoch)
+            with shown.clock.part("step"):
+                batch = feed.take(state.step)
+                parts = step(state, experiment, batch, place.mine, epoch, shown.clock)
             state.sums += parts
             state.step += 1
             if optim.averaging == "step":
@@ -389,10 +433,11 @@ class _Loop:
                     optim.averaging_ramp,
                 )
                 averaging.update(state.average, state.student, decay)
-            counter.inc(place.mine.stop - place.mine.start)
+            shown.stepped(place.mine.stop - place.mine.start, state.step)
 
             if state.step % resources.metrics_steps == 0:
                 now = _mean(parts, place.mine, optim.batch).tolist()
+                shown.losses(now)
                 if log:
                     log.write(state.step, now, rate)
                 if not all(map(math.isfinite, now)):
@@ -419,7 +464,7 @@ class _Loop:
                         where = f"at step {state.step}"
                         _stop(run, state, place.rank, f"the loss or a weight is not finite {where}")
                         return
-                    shown.set(row.robust_accuracy)
+                    shown.validated(row)
                     self.session.report(state, row.on_disk(), at_once=notice or stop)
                     if stop:
                         return

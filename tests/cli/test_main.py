@@ -361,7 +361,8 @@ TEACHER_COMMANDS = [
     COMMANDS
     + [f"teacher {name}" for name in TEACHER_COMMANDS]
     + [f"pool {name}" for name in ("up", "status", "down")]
-    + [f"jobs {name}" for name in ("list", "logs", "follow", "stop")],
+    + [f"jobs {name}" for name in ("list", "logs", "follow", "stop")]
+    + ["dashboards up"],
 )
 def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     done = in_process(*command.split(), "--help", cwd=tmp_path)

@@ -4,7 +4,6 @@ if nothing had happened.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -274,29 +272,6 @@ def _equal(run: Store, reference: Store) -> None:
 def _last_state(run: Store) -> dict[str, Any]:
     newest = session.read_snapshot(run)["latest_checkpoint_result"]["checkpoint_dir_name"]
     return (run / "checkpoints" / run.name / newest / "state.pt").read_torch()
-
-
-@pytest.mark.slow
-def test_a_gauge_is_there_between_validations(ray_cluster: Any) -> None:
-    """Ray forgets one that was not set for 20 s."""
-    port = ray.nodes()[0]["MetricsExportPort"]
-
-    def value() -> float | None:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
-            lines = reply.read().decode().splitlines()
-        found = [line for line in lines if "dra_train_robust_accuracy{" in line and GAUGED in line]
-        return float(found[0].rpartition(" ")[2]) if found else None
-
-    with contextlib.closing(train.Shown(GAUGED, 0.25)):
-        assert wait_until(lambda: value() == 0.25, 30)
-        since = time.monotonic()
-        while time.monotonic() - since < 45:
-            assert value() == 0.25
-            time.sleep(1)
-    assert wait_until(lambda: value() is None, 90)
-
-
-GAUGED = "gauged-run"
 
 
 def test_what_can_never_start_is_told_at_once(ray_cluster: Any, teacher: Store, tmp_path) -> None:

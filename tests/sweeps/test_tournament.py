@@ -21,7 +21,7 @@ from dra_ray.runs import RungRow, TrialRow
 from dra_ray.storage import Store
 from dra_ray.sweeps import orders, schedulers
 from dra_ray.sweeps.orders import Order
-from dra_ray.sweeps.tournament import Circumstances, Scores, Tournament
+from dra_ray.sweeps.tournament import STATES, Circumstances, Scores, Tournament
 
 EPOCHS, PER_EPOCH, IMAGES = 12, 1000, 200
 
@@ -213,6 +213,21 @@ def test_every_trial_is_accounted_for_and_no_report_stands_twice(scheduler: str)
     waited = {(r["trial"], r["images_seen"]) for r in rungs if r["decision"] == "waiting"}
     assert {trial for trial, count in reports.items() if count == 2} == waited  # and its end
     assert bool(waited) == (scheduler == "halving")
+
+
+def test_trials_are_counted_by_state_while_they_go_on() -> None:
+    folder = Store("memory://states")
+    tournament = Tournament(sweep(scheduler="none"), folder, around())
+    assert not any(tournament.by_state().values())
+    one, two = tournament.start(), tournament.start()
+    assert one
+    assert two
+    assert tournament.by_state() == dict.fromkeys(STATES, 0) | {"running": 2}
+    tournament.stop(one, "by hand")
+    assert tournament.by_state() == dict.fromkeys(STATES, 0) | {"running": 1, "stopped": 1}
+    # a trial is on record before it starts, so the next driver finds it
+    again = Tournament(sweep(scheduler="none"), folder, around())
+    assert again.by_state() == dict.fromkeys(STATES, 0) | {"queued": 1, "stopped": 1}
 
 
 def test_a_budget_pauses_and_a_larger_one_goes_on() -> None:
