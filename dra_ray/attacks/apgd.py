@@ -108,7 +108,7 @@ def targeted(
     def ranked(rows: Tensor, place: int) -> Tensor:
         return student(x[rows]).sort(dim=1)[1][:, -place - 2]
 
-    return _towards_each(student, x, labels, how, targets, draws, ranked)
+    return _towards_each(student, x, labels, how, draws, targets=targets, goals=ranked)
 
 
 def towards_nearest(
@@ -117,7 +117,13 @@ def towards_nearest(
     """As `targeted`, towards the `targets` classes that are nearest by `nearest_classes`."""
     order = nearest_classes(student, x, labels, how.norm)
     return _towards_each(
-        student, x, labels, how, targets, draws, lambda rows, place: order[rows, place]
+        student,
+        x,
+        labels,
+        how,
+        draws,
+        targets=targets,
+        goals=lambda rows, place: order[rows, place],
     )
 
 
@@ -149,8 +155,9 @@ def _towards_each(
     x: Tensor,
     labels: Tensor,
     how: Ascent,
-    targets: int,
     draws: Draws,
+    *,
+    targets: int,
     goals: Callable[[Tensor, int], Tensor],
 ) -> Tensor:
     """`goals`: rows int64 [m] of x and the number of the attempt, from 0 -> their classes [m]."""

@@ -393,7 +393,8 @@ class Shown:
             self._gauges.set("dra_train_accuracy", row.robust_accuracy, kind="robust")
 
     def close(self) -> None:
-        self._tell()
+        with contextlib.suppress(RuntimeError):  # a device that failed has ended the run already
+            self._tell()
         if self._gauges is not None:
             self._gauges.close()
 
