@@ -84,7 +84,7 @@ def test_maps_in_float16_are_the_same_to_the_bit_from_the_pool_and_half_as_long(
             answer = client.submit(asked).result()
             assert answer.dtype == torch.float32
             assert torch.equal(answer, source.submit(asked).result())
-        sent, _ = client._handle.encode.remote(asked, "", "").result()
+        sent, _ = client._handle.encode.remote(asked, "").result()
         assert 2 * sent.nbytes == answer.numpy().nbytes
 
 
