@@ -140,9 +140,10 @@ def _place_of(path: list[str], places: Places, source: str) -> str:
 
 def one_line(kind: type[Frozen], first: ErrorDetails) -> str:
     parts = [str(part) for part in first["loc"]]
-    field = shown_value(".".join(parts)) or kind.__name__.lower()
+    name = ".".join(parts)
     if first["type"] == "extra_forbidden":
-        return f"unknown field {shown(field)}; {suggest(kind, parts)}"
+        return f"unknown field {shown(name)}; {suggest(kind, parts)}"
+    field = shown_value(name) or kind.__name__.lower()
     if first["type"] == "credentials":
         return f"{field}: {first['msg']}"
     if first["type"] == "value_error":

@@ -69,7 +69,7 @@ def test_rows_of_a_log_are_read_back_and_older_ones_too() -> None:
 @pytest.mark.seconds
 def test_what_must_start_at_once_imports_no_torch() -> None:
     """The ledger, the exchange and the policy: torch alone takes seconds."""
-    modules = ("policy", "exchange", "ledger", "records", "metrics")
-    code = f"import sys\nimport {', '.join(f'dra_ray.pool.{name}' for name in modules)}\n"
+    modules = [f"dra_ray.pool.{name}" for name in ("policy", "exchange", "ledger", "records")]
+    code = f"import sys\nimport {', '.join([*modules, 'dra_ray.config.metrics'])}\n"
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
