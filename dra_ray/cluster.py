@@ -711,16 +711,30 @@ def following(file: Store, kind: type[R], on_row: Callable[[R], None] | None) ->
     if on_row is None:
         yield
         return
-    stop, tail = threading.Event(), runs.Tail(file, kind)
+    tail = runs.Tail(file, kind)
     _new(tail)
 
     def poll() -> None:
         for row in _new(tail):
             on_row(row)
 
+    try:
+        with repeating(poll, LOOK_S if file.is_local else LOOK_AT_STORE_S):
+            yield
+    finally:
+        poll()
+
+
+@contextmanager
+def repeating(act: Callable[[], None], period_s: float) -> Iterator[None]:
+    """Meanwhile, call `act` every `period_s`, in a thread of this process, which has ended when the
+    block has.
+    """
+    stop = threading.Event()
+
     def loop() -> None:
-        while not stop.wait(LOOK_S if file.is_local else LOOK_AT_STORE_S):
-            poll()
+        while not stop.wait(period_s):
+            act()
 
     thread = threading.Thread(target=loop, daemon=True)
     thread.start()
@@ -729,7 +743,6 @@ def following(file: Store, kind: type[R], on_row: Callable[[R], None] | None) ->
     finally:
         stop.set()
         thread.join()
-        poll()
 
 
 def _new(tail: runs.Tail[R]) -> list[R]:

@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -188,22 +187,15 @@ def _answers(target: str) -> bool:
 
 @contextlib.contextmanager
 def _looking_for_clusters(file: Store, ray_folders: Sequence[str]) -> Iterator[None]:
-    """Meanwhile, keep `file` up to date, in a thread of this process."""
-    stop = threading.Event()
+    """Meanwhile, keep `file` up to date."""
 
     def look() -> None:
         file.write_json([{"targets": targets(ray_folders)}])
 
-    def loop() -> None:
-        while not stop.wait(LOOK_S):
-            with contextlib.suppress(DraError):
-                look()
+    def look_again() -> None:
+        with contextlib.suppress(DraError):
+            look()
 
     look()
-    thread = threading.Thread(target=loop, daemon=True, name="dra-targets")
-    thread.start()
-    try:
+    with cluster.repeating(look_again, LOOK_S):
         yield
-    finally:
-        stop.set()
-        thread.join()
