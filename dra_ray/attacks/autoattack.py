@@ -80,8 +80,8 @@ def attack_chunk(student: nn.Module, case: Case) -> tuple[Tensor, Tensor]:
         plain = settings.level == "reference"
         attacked = student if plain else levels.prepare(student, settings.level, images.device)
         # our Square in the l2 ball gives every image windows of its own, the package does not
-        packaged = not steady or (case.attack == "square" and settings.threat.norm == "l2")
-        packaged = packaged and case.attack in PACKAGED
+        apart = case.attack == "square" and settings.threat.norm == "l2"
+        packaged = case.attack in PACKAGED and (apart or not steady)
         if settings.streams == "batch" and packaged:
             adversarial = package(attacked, case, targets)
         else:

@@ -125,14 +125,14 @@ def _follow(shown: Overview, look: Callable[[], Overview], period_s: float) -> N
     """Show a run in place until it ends, or until its driver is gone; without a terminal, print
     what changed.
     """
-    over = is_over(shown, shown)
+    over = _is_over(shown, shown)
     with Live(_screen(shown), console=terminal.out, auto_refresh=False) as live:
         if not terminal.out.is_terminal:
             terminal.out.print("\n".join(lines(shown)))
         while not over:
             time.sleep(period_s)
             before, shown = shown, look()
-            over = is_over(before, shown)
+            over = _is_over(before, shown)
             if terminal.out.is_terminal:
                 live.update(_screen(shown), refresh=True)
             elif lines(before)[1:] != lines(shown)[1:]:
@@ -146,21 +146,22 @@ def follow_page(run: Store, period_s: int | None = None) -> None:
     from dra_ray import report
 
     period_s = period_s or (REPORT_S if run.is_local else REPORT_AT_STORE_S)
-    shown, over, told = overview.read(run, time.time()), False, ""
+    shown, told = overview.read(run, time.time()), ""
+    over = _is_over(shown, shown)
     try:
-        while not (over or shown.has_ended):
+        while not over:
             page = report.write(run, refresh_s=period_s)
             if page.uri != told:
                 terminal.err.print(f"{page} is written anew every {period_s} s; Ctrl-C ends that")
                 told = page.uri
             time.sleep(period_s)
             before, shown = shown, overview.read(run, time.time())
-            over = is_over(before, shown)
+            over = _is_over(before, shown)
     except KeyboardInterrupt:
         terminal.err.print("the run goes on; the page is as it is now")
 
 
-def is_over(before: Overview, now: Overview) -> bool:
+def _is_over(before: Overview, now: Overview) -> bool:
     """Whether the run has ended, or its driver is gone since the look before."""
     return now.has_ended or (before.status == "running" and now.status == "unfinished")
 

@@ -37,6 +37,8 @@ from dra_ray.teachers import checkpoint
 logger = logging.getLogger("dra_ray")
 DEPLOYMENT = "teacher"
 PREFIX = "teacher-"  # of the applications that are pools
+# what a question to a pool raises that is going up or down: the next one tells
+_BETWEEN = (RayError, RayServeException, KeyError, ValueError)
 POLICY = {
     "min_replicas",
     "max_replicas",
@@ -276,7 +278,7 @@ class Watch:
         for thread in self._threads:
             thread.join()
         if self._rows is not None:
-            with contextlib.suppress(RayError, RayServeException, KeyError, ValueError):
+            with contextlib.suppress(*_BETWEEN):
                 self.log(self.sample())
         if self._gauges is not None:
             self._gauges.close()
@@ -315,13 +317,12 @@ class Watch:
         self._gauges.set("dra_teacher_clients", clients)
 
     def _look(self, gauges: meters.Gauges) -> None:
-        with contextlib.suppress(RayError, RayServeException, KeyError, ValueError):
+        with contextlib.suppress(*_BETWEEN):
             self.sample()
 
     def _repeat(self, duty: Callable[[], None]) -> None:
         while not self._stop.wait(self.PERIOD_S):
-            # the pool is going up or down: the next time tells
-            with contextlib.suppress(RayError, RayServeException, KeyError, ValueError):
+            with contextlib.suppress(*_BETWEEN):
                 duty()
 
     def _renew(self) -> None:
