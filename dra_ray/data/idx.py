@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dra_ray import config
+from dra_ray.config.data_sets import DATA_SETS
 from dra_ray.data.pictures import Parts, Split
 from dra_ray.errors import DataError
 from dra_ray.storage import Store, require_plausible
@@ -28,9 +29,10 @@ def read(settings: config.Data) -> Parts:
     """
     uri = settings.uri
     if not uri or not Store(uri).exists():
+        wrong = f"data.uri='{uri}' does not exist" if uri else "data.uri is not set"
         raise DataError(
-            f"data.uri='{uri or ''}' does not exist; install Debian's package "
-            "dataset-fashion-mnist or give the folder with the idx files"
+            f"{wrong}; install Debian's package dataset-fashion-mnist, which is at "
+            f"{DATA_SETS['fashion-mnist'].usual['uri']}, or give the folder with the idx files"
         )
     return Parts(_part(Store(uri), "train"), _part(Store(uri), "t10k"))
 

@@ -6,126 +6,28 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import requests
 
-from dra_ray import cluster, config, runs
+from dra_ray import config, runs
 from dra_ray.storage import Store
+from tests.cluster.head import JOB_S, Head, drivers, lose, started, until
 from tests.cluster.small import experiment
 
 pytestmark = pytest.mark.slow
-START_S, JOB_S = 180, 900  # of a busy machine
-BIN = Path(sys.executable).parent
-ROOT = Path(__file__).parents[2]
 SECRET = "hunter2hunter2"  # stands for a key of this machine's
-LASTING = {"ServeController", "JobSupervisor"}  # actors of the cluster, not of a run
-
-
-class Head:
-    """A head node with a token in a session folder of its own, and `dra` as a user calls it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.token, self.folder = secrets.token_hex(16), folder
-        names = ("port", "dashboard-port", "dashboard-agent-listen-port", "metrics-export-port")
-        ports = dict(zip(names, free_ports(len(names)), strict=True))
-        self.address = f"http://127.0.0.1:{ports['dashboard-port']}"
-        taken = {*cluster.of_our_own(), "RAY_JOB_CONFIG_JSON_ENV_VAR"}
-        plain = {name: value for name, value in os.environ.items() if name not in taken}
-        plain |= {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-        self.outside = plain | {"RAY_AUTH_TOKEN_PATH": str(folder / "none")}
-        self.inside = plain | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
-        command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=4"]
-        command += ["--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"]
-        command += [f"--temp-dir={folder}"] + [f"--{name}={port}" for name, port in ports.items()]
-        self.process = subprocess.Popen(
-            list(map(str, command)),
-            env=self.inside | cluster.ENVIRONMENT | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"},
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def get(self, path: str) -> Any:
-        header = {"Authorization": f"Bearer {self.token}"}
-        return requests.get(self.address + path, headers=header, timeout=60)
-
-    def answers(self) -> bool:
-        assert self.process.poll() is None
-        try:
-            return self.get("/api/jobs/").status_code == 200
-        except requests.RequestException:
-            return False
-
-    def dra(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self._command(arguments),
-            env=self.inside | environment,
-            capture_output=True,
-            text=True,
-            timeout=JOB_S,
-        )
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self._command(arguments),
-            env=self.inside,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def _command(self, arguments: tuple[str, ...]) -> list[str]:
-        return [sys.executable, "-m", "dra_ray", *arguments, "--address", self.address]
-
-    def living(self) -> list[str]:
-        """Classes of the actors that live and are not the cluster's own."""
-        listed = self.get("/api/v0/actors?limit=1000").json()["data"]["result"]["result"]
-        return [
-            actor["class_name"]
-            for actor in listed
-            if actor["state"] != "DEAD" and actor["class_name"] not in LASTING
-        ]
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def until(condition: Callable[[], object], timeout_s: float, what: str) -> None:
-    assert cluster.wait_until(lambda: bool(condition()), timeout_s), f"waited in vain for {what}"
+QUICK = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    # sockets' paths are short
-    folder = Path(tempfile.mkdtemp(prefix="dra-head-", dir="/tmp"))
-    head = Head(folder)
-    try:
-        until(head.answers, START_S, "the head")
+    with started(more=QUICK) as head:
         yield head
-    finally:
-        os.killpg(head.process.pid, signal.SIGTERM)
-        try:
-            head.process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.process.pid, signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +141,8 @@ def test_a_job_whose_driver_was_killed_goes_on(
     begun = head.dra(*train(place, "killed"), "--no-follow")
     (job,) = begun.stdout.split()
     until(lambda: some_rows(place, "killed"), JOB_S, "a validation")
-    os.kill(driver("killed"), signal.SIGKILL)
+    (driver,) = drivers("killed")
+    os.kill(driver, signal.SIGKILL)
     followed = head.dra("jobs", "follow", job)
     assert followed.returncode == 1, followed.stderr
     assert "failed (" in followed.stderr
@@ -250,16 +153,24 @@ def test_a_job_whose_driver_was_killed_goes_on(
     until(lambda: not head.living(), 120, "the end of all actors")
 
 
-def driver(name: str) -> int:
-    """Process id of the job's driver, which Ray starts through a shell."""
-    for folder in Path("/proc").iterdir():
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0") if folder.name.isdigit() else []
-        except OSError:
-            continue  # it has ended
-        if b"train.py" in words and name.encode() in words:
-            return int(folder.name)
-    raise AssertionError(f"nobody drives '{name}'")
+def test_after_a_lost_head_the_same_command_goes_on_with_a_new_one(
+    place: Path, undisturbed: subprocess.CompletedProcess[str]
+) -> None:
+    """Jobs and their logs are gone with it; the run's folder is not."""
+    with started(more=QUICK) as lost:
+        begun = lost.dra(*train(place, "headless"), "--no-follow")
+        assert begun.returncode == 0, begun.stderr
+        until(lambda: some_rows(place, "headless"), JOB_S, "a validation")
+        lose(lost.process)
+        refused = lost.dra("jobs", "list")
+        assert refused.returncode == 2
+        assert refused.stderr.count("\n") == 1, refused.stderr
+    assert not (place / "runs" / "headless" / runs.MODEL).exists(), "it was lost too late"
+    with started(more=QUICK) as new:
+        on = new.dra(*train(place, "headless"))
+        assert on.returncode == 0, on.stdout + on.stderr
+        assert f"submitted job '{begun.stdout.strip()}'" in on.stderr
+    assert weights(place, "headless") == weights(place, "calm")
 
 
 def test_two_commands_at_once_are_one_job(head: Head, place: Path) -> None:

@@ -1,0 +1,253 @@
+"""The main job, trained and attacked on a cluster in which something is killed every two minutes:
+`python -m tests.cluster.chaos MINUTES [EVERY_S]`.
+
+A head, two nodes, an S3 server. In turn and in a drawn order: a replica of the teacher, a training
+worker (or a task of the attack), the driver of the job, a whole node, and the storage for half a
+minute. A driver that died is followed by the same `dra submit`, a node by a new one. Answers with
+what was killed and when, and with what the disturbed runs have otherwise than an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray  # noqa: F401  # brings psutil along
+
+import psutil  # isort: skip
+
+from dra_ray import config, runs
+from dra_ray.storage import Store
+from tests.cluster.apart import answer
+from tests.cluster.head import ROOT, Head, drivers, lose, started
+from tests.support.s3 import Proxy, faulty_store
+
+BUCKET, EVERY_S, OUTAGE_S, LOOK_S = "chaos", 120.0, 30.0, 3.0
+JOB_S = 3600.0  # of a job that nobody disturbs, at most
+NODE = {"num_cpus": 2, "resources": '{"student": 2}'}
+NOT_THE_MATHS = {"elapsed_s", "at", "images_per_s"}  # of a row
+
+
+def main(minutes: float, every_s: float = EVERY_S) -> dict[str, Any]:
+    with faulty_store(BUCKET) as proxy, started(cpus=2) as head:
+        root = Store(f"s3://{BUCKET}/runs")
+        folder = Path(head.folder)
+        (folder / "main.yaml").write_text(config.to_yaml(job(minutes)))
+        play = Play(head, proxy, root, folder / "main.yaml")
+        began = time.monotonic()
+        play.to_the_end("calm", None)
+        calm_s = time.monotonic() - began
+        disturbed: list[str] = []
+        chaos = play.chaos(every_s)
+        began = time.monotonic()
+        while not disturbed or time.monotonic() - began < 60 * minutes:
+            name = f"disturbed-{len(disturbed) + 1}"
+            play.to_the_end(name, chaos, until_s=began + 60 * minutes)
+            disturbed.append(name)
+        return {
+            "minutes": (time.monotonic() - began) / 60,
+            "calm_minutes": calm_s / 60,
+            "runs": disturbed,
+            "kills": [{**kill, "at_s": round(kill["at_s"] - began)} for kill in play.kills],
+            "submissions": play.submissions,
+            "differences": {name: differences(root / "calm", root / name) for name in disturbed},
+            "result": scores(root / "calm"),
+        }
+
+
+def job(minutes: float) -> config.Experiment:
+    """The study's student, by two workers and a pool of one or two; some minutes, undisturbed."""
+    long = minutes >= 30
+    settings = {
+        "data.train_images": 20_000 if long else 4_000,
+        "data.test_images": 500,
+        "align.weight": 2.0,
+        "align.sigma": 0.2,
+        "align.transform": "standardise",
+        "teacher.layer": "dec.5x5_block0",
+        "pool.kind": "pool",
+        "pool.max_replicas": 2,
+        "pool.cpus_per_replica": 0.1,
+        "optim.epochs": 6 if long else 2,
+        "selection.every_epochs": 1,
+        "evaluation.level": "screen",
+        "evaluation.batch": 100,
+        "resources.workers": 2,
+        "resources.custom": "{student: 1}",
+        "resources.checkpoint_steps": 25,
+        "resources.max_failures": 1000,
+    }
+    changes = [f"{field}={value}" for field, value in settings.items()]
+    return config.load(str(ROOT / "docs/study/base.yaml"), config.Experiment, changes)
+
+
+class Play:
+    """The cluster, what was killed on it, and the jobs that were submitted."""
+
+    def __init__(self, head: Head, proxy: Proxy, root: Store, file: Path) -> None:
+        self.head, self.proxy, self.root, self.file = head, proxy, root, file
+        self.nodes = [head.node(**NODE) for _ in range(2)]
+        self.kills: list[dict[str, Any]] = []
+        self.submissions = 0
+        self._due = ""  # what is to be killed
+        self._calm_again = 0.0  # when the storage answers again
+
+    def to_the_end(self, name: str, chaos: Iterator[str] | None, until_s: float = 0.0) -> None:
+        """Train and attack the run `name`, killing something whenever `chaos` says what."""
+        where = ["--storage", self.root.uri, "--name", name]
+        for command in (["train", str(self.file), *where], ["evaluate", *where]):
+            deadline = time.monotonic() + JOB_S + max(0.0, until_s - time.monotonic())
+            while (status := self._submit(command)) != "SUCCEEDED":
+                assert time.monotonic() < deadline, (command, status, self._log())
+                time.sleep(LOOK_S)
+                self._mend()
+                if chaos is not None and time.monotonic() < until_s:
+                    self._due = next(chaos) or self._due
+                    self._kill(name)
+
+    def chaos(self, every_s: float) -> Iterator[str]:
+        """What is to be killed from now on, "" between two kills."""
+        drawn, last = random.Random(0), time.monotonic()
+        while True:
+            kinds = ["replica", "worker", "driver", "node", "storage"]
+            drawn.shuffle(kinds)
+            for kind in kinds:
+                while time.monotonic() - last < every_s:
+                    yield ""
+                last = time.monotonic()
+                yield kind
+
+    # -- the job -----------------------------------------------------------------------------------
+    def _submit(self, command: list[str]) -> str:
+        """The state of the job of that work, which is submitted where none runs."""
+        runs_now = [job for job in self._jobs() if job["status"] in ("PENDING", "RUNNING")]
+        if runs_now:
+            return str(runs_now[0]["status"])
+        done = self.head.dra("submit", *command, "--no-follow")
+        if done.returncode and self.proxy.refusal:
+            return "REFUSED"  # by the storage, as it is told to
+        assert done.returncode == 0, (done.stdout, done.stderr)
+        if "has succeeded" in done.stderr:
+            return "SUCCEEDED"
+        self.submissions += 1
+        return "PENDING"
+
+    def _jobs(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.head.get("/api/jobs/").json()  # the head is never killed
+        return found
+
+    def _log(self) -> str:
+        last = max(self._jobs(), key=lambda job: job["start_time"])["submission_id"]
+        return self.head.dra("jobs", "logs", last).stdout[-4000:]
+
+    # -- what happens to it ------------------------------------------------------------------------
+    def _mend(self) -> None:
+        """A new node for one that was lost, and a storage that answers again."""
+        self.nodes = [
+            node if node.poll() is None else self.head.node(**NODE) for node in self.nodes
+        ]
+        if self.proxy.refusal and time.monotonic() > self._calm_again:
+            self.proxy.refusal = None
+
+    def _kill(self, name: str) -> None:
+        """Strike as is due, once there is a victim."""
+        if not self._due:
+            return
+        victims: dict[str, Callable[[str], object]] = {
+            "replica": lambda _: _kill_one(_titled("ServeReplica:teacher")),
+            "worker": lambda name: _kill_one(_titled("RayTrainWorker") or _titled(f"{name}:")),
+            "driver": lambda name: _kill_one(drivers(name)),
+            "node": self._lose_a_node,
+            "storage": self._refuse,
+        }
+        hit = victims[self._due](name)
+        if hit is None:
+            return
+        kill = {"at_s": time.monotonic(), "kind": self._due, "hit": hit, "run": name}
+        self.kills.append(kill)
+        self._due = ""
+        print(time.strftime("%H:%M:%S"), kill, file=sys.stderr, flush=True)
+
+    def _lose_a_node(self, _: str) -> object:
+        """The one with the most of our processes."""
+        node = max(self.nodes, key=lambda each: len(_family(each.pid)))
+        pids = len(_family(node.pid))
+        lose(node)
+        return f"{pids} processes"
+
+    def _refuse(self, _: str) -> object:
+        self.proxy.refusal = (503, "SlowDown")
+        self._calm_again = time.monotonic() + OUTAGE_S
+        return f"{OUTAGE_S:g} s"
+
+
+def _family(pid: int) -> list[int]:
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _titled(part: str) -> list[int]:
+    """Processes of Ray's whose title has that part."""
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if (words := process.info["cmdline"]) and words[0].startswith("ray::") and part in words[0]
+    ]
+
+
+def _kill_one(pids: list[int]) -> int | None:
+    """Who was killed; `None` where nobody is there."""
+    if not pids:
+        return None
+    victim = random.Random(sum(pids)).choice(pids)
+    os.kill(victim, signal.SIGKILL)
+    return victim
+
+
+# -- what is compared ------------------------------------------------------------------------------
+def differences(one: Store, two: Store) -> list[str]:
+    """Files of two runs of one config that are not the same, but for times."""
+    found = []
+    if (one / runs.MODEL).read_bytes() != (two / runs.MODEL).read_bytes():
+        found.append(runs.MODEL)
+    rows = (runs.METRICS, runs.STEPS)
+    found += [name for name in rows if _rows(one / name) != _rows(two / name)]
+    one_attacked, two_attacked = _verdicts(one), _verdicts(two)
+    if one_attacked.keys() != two_attacked.keys() or not all(
+        np.array_equal(one_attacked[key], two_attacked[key]) for key in one_attacked
+    ):
+        found.append(runs.VERDICTS)
+    return found
+
+
+def scores(run: Store) -> dict[str, float]:
+    """The share of the verdicts of each kind that are good."""
+    found = _verdicts(run).items()
+    return {key: float(array.mean()) for key, array in found if array.dtype.kind in "bf"}
+
+
+def _verdicts(run: Store) -> dict[str, np.ndarray]:
+    (file,) = [file for file in run.files() if file.endswith(runs.VERDICTS)]
+    with np.load(io.BytesIO((run / file).read_bytes())) as arrays:
+        return {key: arrays[key] for key in arrays.files}
+
+
+def _rows(file: Store) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in row.items() if key not in NOT_THE_MATHS}
+        for row in file.read_jsonl()
+    ]
+
+
+if __name__ == "__main__":
+    answer(main(*map(float, sys.argv[1:])))
