@@ -61,7 +61,7 @@ CHECKPOINTS, EVALUATION, TRIALS = "checkpoints", "evaluation", "trials"
 JUDGING = "fidelity"  # in a sweep: weights that wait for a verdict, and verdicts under way
 TEACHER, SYNTHETIC, SWEEP = "teacher", "synthetic", "sweep"  # the stages of a quickstart
 
-Kind = Literal["canonical", "quickstart", "sweep", "synthetic", "teacher", "train"]
+Kind = Literal["analysis", "canonical", "quickstart", "sweep", "synthetic", "teacher", "train"]
 Weights = Literal["average", "raw"]
 LateAttack = Literal["apgd", "autoattack"]
 Decision = Literal["continue", "done", "failed", "paused", "stop", "waiting"]
@@ -298,6 +298,16 @@ class SyntheticProgress(Record):
 
     images: int
     images_total: int
+    elapsed_s: Seconds
+
+
+class AnalysisProgress(Record):
+    """Batches and autoencoders of an analysis that are made, of all that were missing; in no
+    file.
+    """
+
+    done: int
+    total: int
     elapsed_s: Seconds
 
 

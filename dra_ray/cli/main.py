@@ -656,6 +656,8 @@ def _asked_gpus(settings: config.Config) -> float:
     """GPUs that a training worker asks for; 0 means CPU threads."""
     if isinstance(settings, config.Synthesis | config.Canonical):
         return settings.gpus_per_worker
+    if isinstance(settings, config.Analysis):
+        return 0.0
     if isinstance(settings, config.Quickstart):
         return settings.sweep.base.resources.gpus_per_worker
     experiment = settings.base if isinstance(settings, config.Sweep) else settings

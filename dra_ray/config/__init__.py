@@ -1,5 +1,6 @@
 """Everything that a recipe or `--set` may say, as frozen pydantic models."""
 
+from dra_ray.config.analysis import Analysis
 from dra_ray.config.base import (
     Frozen,
     NonNegativeFloat,
@@ -45,6 +46,7 @@ from dra_ray.config.teacher import Flow, Select, Synthesis, TeacherTraining, UNe
 __all__ = [
     "KINDS",
     "Align",
+    "Analysis",
     "Asha",
     "Canonical",
     "CanonicalSet",

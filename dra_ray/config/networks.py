@@ -12,6 +12,9 @@ MOST_LAYERS, MOST_PARAMETERS = 1001, 10**10
 TIMM, DIFFUSION = "timm/", "diffusion/"
 # name -> module and class in students/ of those that are built from classes and normalisation alone
 PLAIN = {"rawrn-70-16": ("wrn", "RaWRN"), "resnet-18": ("resnet", "ResNet18")}
+# of what is evaluated beside places: a classifier of timm, a RobustBench checkpoint, a function
+ROBUSTBENCH = "robustbench:"
+FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _WIDE = re.compile(r"(relu-)?wrn-(\d{1,9})-(\d{1,9})")
 _VIT = re.compile(r"vit-([tsb])-([1-9]\d{0,8})")
 
@@ -31,6 +34,13 @@ def vit(name: str) -> tuple[str, int] | None:
 def teacher_of(name: str) -> str | None:
     """The teacher's URI in diffusion/URI; None for other names."""
     return name.removeprefix(DIFFUSION) if name.startswith(DIFFUSION) else None
+
+
+def is_place(what: str) -> bool:
+    """Whether what is evaluated is a path or a URI: timm/NAME, robustbench:URI and module:function
+    are not.
+    """
+    return not (what.startswith((TIMM, ROBUSTBENCH)) or FUNCTION.fullmatch(what))
 
 
 def problem(name: str) -> str | None:

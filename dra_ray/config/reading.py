@@ -10,6 +10,7 @@ from typing import Any, overload
 import yaml
 from pydantic import BaseModel
 
+from dra_ray.config.analysis import Analysis
 from dra_ray.config.base import C, Frozen, override, shown_value, validate
 from dra_ray.config.canonical import Canonical
 from dra_ray.config.experiment import Experiment
@@ -23,13 +24,14 @@ from dra_ray.storage import Store
 FILE_ENDINGS = (".yaml", ".yml", ".json")
 FILES, CHAIN = 32, 8  # files that one config may be made of, and how many of them in a row
 
-Config = Experiment | Sweep | TeacherTraining | Synthesis | Canonical | Quickstart
+Config = Experiment | Sweep | TeacherTraining | Synthesis | Canonical | Analysis | Quickstart
 KINDS: dict[str, type[Frozen]] = {
     "experiment": Experiment,
     "sweep": Sweep,
     "teacher": TeacherTraining,
     "synthesis": Synthesis,
     "canonical": Canonical,
+    "analysis": Analysis,
     "quickstart": Quickstart,
 }
 

@@ -34,7 +34,6 @@ from dra_ray.storage import Store, sha256
 from dra_ray.students import checkpoint, robustbench
 from dra_ray.students.weights import Weights, load_into, read_weights
 
-FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 STATE = "state.pt"  # of a training checkpoint
 IN_RUN = (
@@ -177,13 +176,8 @@ def read(what: str, options: Options | None = None) -> Subject:
     )
 
 
-def is_place(what: str) -> bool:
-    """Whether it is a path or a URI: timm/NAME, robustbench:URI and module:function are not."""
-    return not (what.startswith(("timm/", "robustbench:")) or FUNCTION.fullmatch(what))
-
-
 def _is_run(what: str) -> bool:
-    return is_place(what) and not _is_file(what)
+    return networks.is_place(what) and not _is_file(what)
 
 
 def _is_file(what: str) -> bool:
@@ -421,7 +415,7 @@ Found = tuple[nn.Module, dict[str, Any], tuple[ModuleType, ...]]
 
 def _student(what: str, experiment: config.Experiment, options: Options, shape: Shape) -> Found:
     """The student, what it is, and the modules that travel with it."""
-    if FUNCTION.fullmatch(what):
+    if networks.FUNCTION.fullmatch(what):
         return _made_by(what)
     if what.startswith("robustbench:"):
         if not options.architecture:

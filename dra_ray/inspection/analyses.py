@@ -193,6 +193,7 @@ def of_frequency(seen: Sequence[Seen], reference: Seen | None = None) -> Analysi
 SAE_SEEDS = 3
 HELD_OUT = 5  # one image in so many is not learnt from
 WIDER = 8  # latents per feature
+LATENTS = (4, 8, 16, 32, 64, 128)  # that an autoencoder may use at a time
 
 
 def of_sae(
@@ -209,12 +210,11 @@ def of_sae(
     for each in seen:
         width = each.features.shape[1]
         curves[each.name] = {"k": [], "error": [], "deviation": []}
-        for k in (k for k in (4, 8, 16, 32, 64, 128) if k <= max(width // 2, 4)):
-            settings = sae.Settings(k, WIDER * width, steps)
-            found = _autoencoders(each.features, settings, kept)
+        for settings in autoencoders(width, steps):
+            found = autoencoded(each.features, settings, kept)
             errors = np.array([quality.error for quality in found])
             dead = np.mean([quality.dead for quality in found])
-            row = {"model": each.name, "k": k, "error": float(errors.mean())}
+            row = {"model": each.name, "k": settings.k, "error": float(errors.mean())}
             rows.append(row | {"deviation": float(errors.std(ddof=1)), "dead": float(dead)})
             for column in ("k", "error", "deviation"):
                 curves[each.name][column].append(rows[-1][column])
@@ -230,8 +230,14 @@ def of_sae(
     )
 
 
-def _autoencoders(features: Tensor, settings: sae.Settings, kept: Kept) -> list[sae.Quality]:
-    """One for each seed, judged on the images that none has learnt from."""
+def autoencoders(width: int, steps: int) -> list[sae.Settings]:
+    """Of features of that width: fewer and more latents at a time."""
+    most = max(width // 2, LATENTS[0])
+    return [sae.Settings(k, WIDER * width, steps) for k in LATENTS if k <= most]
+
+
+def autoencoded(features: Tensor, settings: sae.Settings, kept: Kept) -> list[sae.Quality]:
+    """One autoencoder for each seed, judged on the images that none has learnt from."""
     name = f"sae-{identity(features, dataclasses.asdict(settings), HELD_OUT, SAE_SEEDS)}"
     found = kept.value(
         name, lambda: [dataclasses.asdict(each) for each in _trained(features, settings)]

@@ -14,9 +14,10 @@ from dra_ray import config, data
 from dra_ray.attacks.autoattack import single_process
 from dra_ray.attacks.pgd import frozen, noise_like, strongest
 from dra_ray.attacks.plan import Settings
+from dra_ray.config import networks
 from dra_ray.config.catalogue import STANDARD, Effort
 from dra_ray.data.random import Stream, generator
-from dra_ray.errors import ConfigError
+from dra_ray.errors import ConfigError, DataError
 from dra_ray.evaluation import subjects
 from dra_ray.evaluation.subjects import Options, Subject
 from dra_ray.inspection import frozen as frozen_probe
@@ -80,7 +81,7 @@ def is_teacher(what: str) -> bool:
     """Whether `what` is a teacher's folder, or package:NAME."""
     if what.startswith("package:"):
         return True
-    return subjects.is_place(what) and (Store(what) / CARD).is_file()
+    return networks.is_place(what) and (Store(what) / CARD).is_file()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +169,23 @@ def look(
 
 def batch_count(found: Subject) -> int:
     return -(-len(found.images) // BATCH)
+
+
+def width(found: Subject) -> int:
+    """Of its features; `ConfigError` for a classifier without a linear layer."""
+    return _last(found.student).in_features
+
+
+def kept_features(key: str, batches: int, kept: Kept) -> Tensor:
+    """The features [N,D] of clean images that `look_at_batch` has kept under `key`; `DataError`
+    where one of them is not there.
+    """
+
+    def missing() -> Mapping[str, Tensor]:
+        raise DataError(f"'{kept.store}' lacks a batch of {key}; repeat the command to make it")
+
+    names = (batch_name(key, number) for number in range(batches))
+    return torch.cat([kept.tensors(name, missing)["features"] for name in names])
 
 
 def seen_key(found: Subject, how: How) -> str:

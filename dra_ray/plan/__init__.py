@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dra_ray import data, runs, students
 from dra_ray.config import (
+    Analysis,
     Canonical,
     Config,
     Data,
@@ -39,6 +40,7 @@ from dra_ray.config import (
 )
 from dra_ray.config.sweep import Budget
 from dra_ray.data import Shape
+from dra_ray.errors import ConfigError
 from dra_ray.plan import pace as pacing
 from dra_ray.plan.pace import Pace
 from dra_ray.sweeps import forecast, rungs, spaces
@@ -356,6 +358,11 @@ def _plan(config: Config, known: Known) -> Plan:
         return _synthesis(config, known)
     if isinstance(config, Canonical):
         return _canonical(config, known)
+    if isinstance(config, Analysis):
+        raise ConfigError(
+            "a file of analyses has no plan of its own; `dra plan RECIPE --analyses IMAGES` tells "
+            "what they cost for a recipe's student"
+        )
     return _quickstart(config, known)
 
 

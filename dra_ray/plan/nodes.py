@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import Field
 
 from dra_ray.config import (
+    Analysis,
     Canonical,
     Config,
     Experiment,
@@ -243,6 +244,8 @@ def demands(config: Config, concurrent: int = 1) -> list[Demand]:
         raise ConfigError(
             "--cluster: the quickstart runs on one machine; plan its sweep or another recipe"
         )
+    if isinstance(config, Analysis):
+        return [Demand("tasks", 1, config.workers, _each(1.0, 0.0), {}, "workers")]
     if isinstance(config, Synthesis | Canonical):
         each = _each(config.cpus_per_worker, config.gpus_per_worker)
         return [Demand("tasks", 1, config.workers, each, {}, "workers")]

@@ -32,6 +32,7 @@ KINDS: Mapping[str, tuple[str, type[config.Frozen] | None]] = {
     "evaluate": ("evaluate.py", None),
     "synthesize": ("synthesize.py", config.Synthesis),
     "canonical": ("canonical.py", config.Canonical),
+    "analyse": ("analyse.py", config.Analysis),
     "train-teacher": ("train_teacher.py", config.TeacherTraining),
 }
 CONFIG = "config.yaml"
@@ -197,10 +198,16 @@ def _located(field: str, value: Any, address: str, code: Code) -> Any:
         return [_located(field, each, address, code) for each in value]
     if not isinstance(value, str) or value in _NO_PATHS:
         return value
+    if field == "models":  # of an analysis
+        if value.startswith(networks.ROBUSTBENCH):
+            place = value.removeprefix(networks.ROBUSTBENCH)
+            return networks.ROBUSTBENCH + _path(field, place, address, code)
+        return _path(field, value, address, code) if networks.is_place(value) else value
     if _is_one_of(field, ("model.name",)):
         encoder = networks.teacher_of(value)
         return networks.DIFFUSION + _path(field, encoder, address, code) if encoder else value
-    return _path(field, value, address, code) if _is_one_of(field, _PATHS) else value
+    is_path = field == "weights" or _is_one_of(field, _PATHS)  # of an analysis
+    return _path(field, value, address, code) if is_path else value
 
 
 def _is_one_of(field: str, names: tuple[str, ...]) -> bool:

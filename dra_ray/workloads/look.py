@@ -1,5 +1,6 @@
-"""Look at models for analyses by Ray tasks, one for each batch of a model's images: attacks and
-features, kept in a folder from which `inspection.analyses` takes them.
+"""Look at models for analyses by Ray tasks: one for each batch of a model's images, its attacks and
+features, then one for each size of autoencoder. All is kept in a folder from which
+`inspection.analyses` takes it.
 
 A batch is the same bytes whoever makes it (on one kind of machine), and what is there is not made
 again, so a killed analysis goes on.
@@ -8,31 +9,37 @@ again, so a killed analysis goes on.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 
 import ray
 import torch
 
+from dra_ray import config, runs
 from dra_ray.errors import ConfigError
 from dra_ray.evaluation.subjects import Options, Subject
-from dra_ray.inspection import analyses, models
+from dra_ray.inspection import analyses, models, sae
 from dra_ray.inspection.kept import Kept
 from dra_ray.inspection.models import How
-from dra_ray.storage import Store
+from dra_ray.storage import Lease, Store
 from dra_ray.workloads import tasks
+
+FOUND = "analysis.json"  # rows and curves
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is to be looked at: classifiers as they were given, how, and how many batches each has
-    under which key.
+    """What is to be looked at, by which analysis: classifiers as they were given, how, and of each
+    the key of what is seen, its number of batches and the width of its features.
     """
 
+    what: str
     given: tuple[str, ...]
     options: Options
     how: How
     keys: tuple[str, ...]
     batches: tuple[int, ...]
+    widths: tuple[int, ...]
 
 
 def plan(what: str, given: Sequence[str], options: Options, how: How) -> Plan:
@@ -47,11 +54,13 @@ def plan(what: str, given: Sequence[str], options: Options, how: How) -> Plan:
                 "here"
             )
     return Plan(
+        what,
         tuple(each for each in given if each != teacher),
         options,
         how,
         tuple(models.seen_key(each, how) for each in chosen),
         tuple(models.batch_count(each) for each in chosen),
+        tuple(models.width(each) for each in chosen),
     )
 
 
@@ -61,8 +70,9 @@ def run(
     workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Make every batch that `store` lacks; `progress` gets how many of them are made. Ray must have
-    been initialised. Raises `RunError` where a task fails, after which the same call goes on.
+    """Make every batch and every autoencoder that `store` lacks; `progress` gets how many of them
+    are made. Ray must have been initialised. Raises `RunError` where a task fails, after which the
+    same call goes on.
     """
     kept = Kept(store.resolved())
     missing = [
@@ -80,17 +90,104 @@ def run(
         )
         return ref
 
-    tasks.in_order(
-        len(missing),
-        start,
-        workers,
-        "the analysis",
-        store,
-        lambda done: progress(done, len(missing)),
+    def made(
+        count: int, start: Callable[[int], ray.ObjectRef[None]], before: int, total: int
+    ) -> None:
+        def on_end(done: int) -> None:
+            progress(before + done, total)
+
+        tasks.in_order(count, start, workers, "the analysis", store, on_end)
+
+    sizes = _sizes(plan)
+    total = len(missing) + len(sizes)
+    made(len(missing), start, 0, total)
+    train = ray.remote(_autoencode).options(num_cpus=1, max_retries=3)
+
+    def start_autoencoders(index: int) -> ray.ObjectRef[None]:
+        place, settings = sizes[index]
+        ref: ray.ObjectRef[None] = train.remote(
+            plan.keys[place], plan.batches[place], settings, store.resolved().uri
+        )
+        return ref
+
+    made(len(sizes), start_autoencoders, len(missing), total)
+
+
+def analyse(
+    settings: config.Analysis,
+    folder: Store,
+    progress: Callable[[runs.AnalysisProgress], None] | None = None,
+) -> dict[str, object]:
+    """Write the analyses that `settings` ask for to `folder`, as a page and a JSON file, and return
+    what each of them sees here, in a sentence. What was looked at is kept there too. Ray must have
+    been initialised.
+
+    Raises `ConfigError` where `folder` holds something else, beside what `plan` and `run` raise.
+    """
+    from dra_ray.report import analyses as page  # with plots, which nothing else here draws
+
+    how = How(
+        settings.images,
+        settings.steps,
+        settings.sigma,
+        settings.layer,
+        settings.seed,
+        sae_steps=settings.sae_steps,
+        autoattack_images=settings.autoattack,
     )
+    options = Options(
+        settings.settings,
+        settings.eps_255,
+        settings.norm,
+        weights=settings.weights,
+        architecture=settings.architecture,
+    )
+    planned = plan(settings.what, settings.models, options, how)
+    tree, digest = settings.model_dump(mode="json"), settings.digest()
+    runs.begin_run(folder, "analysis", tree, digest)
+    began = time.monotonic()
+
+    def told(done: int, total: int) -> None:
+        if progress:
+            elapsed_s = round(time.monotonic() - began, 3)
+            progress(runs.AnalysisProgress(done=done, total=total, elapsed_s=elapsed_s))
+
+    with Lease(folder):
+        run(planned, folder, settings.workers, told)
+        found, facts = analyses.analyse(
+            settings.what,
+            settings.models,
+            options,
+            how,
+            neighbours=settings.neighbours,
+            kept=Kept(folder),
+        )
+        (folder / FOUND).write_json({each.name: dataclasses.asdict(each) for each in found})
+        page.write(folder / runs.REPORT, ", ".join(settings.models), facts, found)
+        elapsed_s = round(time.monotonic() - began, 3)
+        runs.update_manifest(folder, runs.Facts(status="done", elapsed_s=elapsed_s))
+    return {each.name: each.here for each in found}
 
 
 _SUBJECTS: dict[str, tuple[Subject, str]] = {}
+
+
+def _sizes(plan: Plan) -> list[tuple[int, sae.Settings]]:
+    """A model's place and the autoencoders' settings, of every task."""
+    if plan.what not in ("sae", "all"):
+        return []
+    return [
+        (place, settings)
+        for place, width in enumerate(plan.widths)
+        for settings in analyses.autoencoders(width, plan.how.sae_steps)
+    ]
+
+
+def _autoencode(key: str, batches: int, settings: sae.Settings, store: str) -> None:
+    """Ray task: train a model's autoencoders of one size, from its kept features."""
+    torch.set_num_threads(1)
+    kept = Kept(Store(store))
+    analyses.autoencoded(models.kept_features(key, batches, kept), settings, kept)
 
 
 def _look(given: str, options: Options, how: How, store: str, number: int) -> None:

@@ -2,9 +2,11 @@
 
 import os
 
+import pytest
 import torch
 
 from dra_ray import config, data, runs, students
+from dra_ray.errors import ConfigError
 from dra_ray.evaluation.subjects import Options
 from dra_ray.inspection import analyses, models
 from dra_ray.inspection.kept import Kept
@@ -37,6 +39,7 @@ def test_tasks_see_what_one_process_sees_and_a_stopped_analysis_goes_on(
 
     planned, seen = look.plan("geometry", given, Options(), HOW), []
     assert planned.batches == (2, 2)
+    assert set(planned.widths) == {64}
     look.run(planned, root / "shared", 2, lambda done, total: seen.append((done, total)))
     assert seen[-1] == (4, 4)
     shared, _ = analyses.analyse("geometry", given, Options(), HOW, kept=Kept(root / "shared"))
@@ -62,6 +65,27 @@ def test_tasks_see_what_one_process_sees_and_a_stopped_analysis_goes_on(
 
     other = models.How(images=HOW.images, steps=3)
     assert look.plan("geometry", given, Options(), other).keys != planned.keys
+
+
+def test_the_job_makes_the_page_and_its_autoencoders_in_tasks(ray_cluster, tmp_path) -> None:
+    """And the numbers of the command, which trains them in its own process."""
+    root = Store(str(tmp_path))
+    given = tuple(trained(root / f"run-{seed}", seed) for seed in (1, 2))
+    asked = config.Analysis(what="sae", models=given, images=60, steps=2, sae_steps=3)
+    seen: list[tuple[int, int]] = []
+    told = look.analyse(asked, root / "page", lambda row: seen.append((row.done, row.total)))
+    assert seen[-1] == (10, 10), "two models, each with a batch and four sizes of autoencoder"
+    how = models.How(images=60, steps=2, sae_steps=3)
+    alone, _ = analyses.analyse("sae", given, Options(), how)
+    found = (root / "page" / look.FOUND).read_json()["sae"]
+    assert found["rows"] == alone[0].rows
+    assert told == {"sae": alone[0].here}
+    assert alone[0].here in (root / "page" / runs.REPORT).read_text()
+    seen.clear()
+    look.analyse(asked, root / "page", lambda row: seen.append((row.done, row.total)))
+    assert not seen, "nothing is made again"
+    with pytest.raises(ConfigError, match="exists with another config"):
+        look.analyse(config.override(asked, {"seed": 1}), root / "page")
 
 
 def test_code_of_this_machine_stays_here(tmp_path) -> None:

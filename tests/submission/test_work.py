@@ -105,6 +105,15 @@ def test_a_teacher_of_the_package_is_the_one_there() -> None:
         of.located(settings, HERE, "tree")
 
 
+def test_of_an_analysis_the_models_that_are_places_travel_as_such() -> None:
+    given = ("runs/a", "timm/resnet18", "my_net:net", "robustbench:c.pt", "package:fashion-edm")
+    sent = of.located(config.Analysis(models=given), HERE, "installed")["models"]
+    here = [str(Path(name).absolute()) for name in ("runs/a", "c.pt")]
+    assert sent == [here[0], *given[1:3], f"robustbench:{here[1]}", given[4]]
+    with pytest.raises(ConfigError, match="^models: 'runs/a' is a path of this machine"):
+        of.located(config.Analysis(models=given), ELSEWHERE, "installed")
+
+
 @pytest.mark.parametrize(
     ("address", "here"),
     [
