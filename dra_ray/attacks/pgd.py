@@ -2,23 +2,26 @@
 for validation (margin, cross-entropy).
 
 Images are float [B,C,H,W] in [0,1]; what an attack returns has their memory format. A step of the
-loop costs one forward and one backward to the input: parameters are frozen, the update happens in
-place, and nothing waits for the device.
+loop costs one forward and one backward to the input: parameters are frozen, and nothing waits for
+the device. A step is one function of tensors, `climbed`, so that it can be one compiled graph.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dra_ray import config
+from dra_ray.errors import ConfigError
 
 EvaluationLoss = Literal["margin", "cross-entropy"]
+STUDENTS = 64  # of a process, each kind of which has a graph of its own
 NORMAL_START = 0.001  # deviation of the start "normal", in [0,1] units (TRADES)
 
 
@@ -72,8 +75,24 @@ def as_attacked(student: nn.Module, threat: config.Threat) -> Iterator[None]:
     """The student as training's attack sees it: as it is with BatchNorm untracked (DM-AT), or in
     eval mode (TRADES).
     """
-    with untracked(student) if threat.mode == "train" else evaluating(student):
+    with untracked(student) if threat.mode == "train" else evaluating(student), _steady(student):
         yield
+
+
+@contextmanager
+def _steady(model: nn.Module) -> Iterator[None]:
+    """BatchNorm's momentum, of no effect where statistics are left alone, is one number meanwhile:
+    a graph is compiled for each that it sees, and training has two.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [module.momentum for module in norms]
+    for module in norms:
+        module.momentum = 0.0
+    try:
+        yield
+    finally:
+        for module, momentum in zip(norms, before, strict=True):
+            module.momentum = momentum
 
 
 # -- where the attack may go -----------------------------------------------------------------------
@@ -115,20 +134,30 @@ def random_start(x: Tensor, eps: float, noise: Tensor) -> Tensor:
 
 def project(adversarial: Tensor, x: Tensor, threat: config.Threat) -> Tensor:
     """Into the ball around x in [0,1] (of each sample, for l2) and into [0,1]."""
-    return _projection(x, threat)(adversarial.clone())
+    return _into(_ball(x, threat), adversarial.clone())
 
 
-def _projection(x: Tensor, threat: config.Threat) -> Callable[[Tensor], Tensor]:
-    """Projects in place, as often as needed."""
+# what bounds an attack: (least, most) of every pixel in linf, (x, eps) in l2
+Ball = tuple[Tensor, Tensor] | tuple[Tensor, float]
+
+
+def _ball(x: Tensor, threat: config.Threat) -> Ball:
     if threat.norm == "linf":
-        lower, upper = (x - threat.eps).clamp_(min=0), (x + threat.eps).clamp_(max=1)
-        return lambda z: z.clamp_(lower, upper)
+        return (x - threat.eps).clamp_(min=0), (x + threat.eps).clamp_(max=1)
+    return x, threat.eps
+
+
+def _into(ball: Ball, z: Tensor) -> Tensor:
+    """`z` itself, projected in place."""
+    center, end = ball
+    if isinstance(end, Tensor):
+        return z.clamp_(center, end)
     # DM-AT's order; shrinking towards x leaves [0,1] by rounding only
-    return lambda z: z.clamp_(0, 1).sub_(x).renorm_(2, 0, threat.eps).add_(x).clamp_(0, 1)
+    return z.clamp_(0, 1).sub_(center).renorm_(2, 0, end).add_(center).clamp_(0, 1)
 
 
-def _direction(gradient: Tensor, threat: config.Threat, escape: Tensor | None) -> Tensor:
-    if threat.norm == "linf":
+def _direction(gradient: Tensor, ball: Ball, escape: Tensor | None) -> Tensor:
+    if isinstance(ball[1], Tensor):  # linf
         return gradient.sign()
     norm = torch.linalg.vector_norm(gradient, dim=tuple(range(1, gradient.dim())), keepdim=True)
     return torch.where(
@@ -137,6 +166,51 @@ def _direction(gradient: Tensor, threat: config.Threat, escape: Tensor | None) -
 
 
 # -- attacks ---------------------------------------------------------------------------------------
+Loss = Callable[[Tensor], Tensor]
+Climb = Callable[[Loss, Tensor, Ball, Tensor, Tensor | None, int], Tensor]
+
+
+def climbed(
+    loss: Loss, z: Tensor, ball: Ball, length: Tensor, escape: Tensor | None, passes: int
+) -> Tensor:
+    """`z` a step of `length` (a scalar tensor) up the slope of `loss`, and back in the ball. Reads
+    no value of a tensor, so that torch.compile makes one graph of it.
+    """
+    at = z.detach().requires_grad_(True)
+    gradient = _gradient(loss, at)
+    for _ in range(passes - 1):
+        gradient = gradient + _gradient(loss, at)
+    with torch.no_grad():
+        return _into(ball, z + length * _direction(gradient, ball, escape))
+
+
+def graph(backend: str = "inductor") -> Climb:
+    """`climbed` as one graph, compiled at its first call for a student, its mode and a batch size;
+    `ConfigError` where it would be more than one. What a student draws, as for dropout, it draws as
+    without. Needs torch 2.14 or newer.
+    """
+    options: dict[str, Any] | None = {"fallback_random": True} if backend == "inductor" else None
+    compiled = torch.compile(
+        climbed, fullgraph=True, dynamic=False, backend=backend, options=options
+    )
+
+    @functools.wraps(climbed)
+    def climb(
+        loss: Loss, z: Tensor, ball: Ball, length: Tensor, escape: Tensor | None, passes: int
+    ) -> Tensor:
+        try:
+            with torch._dynamo.config.patch(trace_autograd_ops=True, recompile_limit=STUDENTS):
+                return compiled(loss, z, ball, length, escape, passes)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise ConfigError(
+                "compute.compile='attack': a step of the attack on this student cannot be compiled "
+                f"as one graph ({str(error).strip().splitlines()[0]}); write "
+                "compute.compile='forward' or 'off'"
+            ) from error
+
+    return climb
+
+
 def pgd(
     loss: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -147,6 +221,7 @@ def pgd(
     step: float | None = None,
     escape: Tensor | None = None,
     passes: int = 1,
+    climb: Climb = climbed,
 ) -> Tensor:
     """Ascend `loss` (of a batch, summed or averaged: only the direction per sample counts) by
     `steps` steps from `start`.
@@ -161,29 +236,30 @@ def pgd(
             nowhere.
         passes: through a randomised student, whose gradients are summed for each step (EOT; Athalye
             et al., arXiv 1707.07397).
+        climb: takes the steps; `graph()` compiles them.
 
     Returns:
         Within eps of x and inside [0,1] after one step or more.
     """
-    x, length = x.detach(), threat.step if step is None else step
-    projected = _projection(x, threat)
-    adversarial = start.detach().clone()
+    ball, adversarial = _ball(x.detach(), threat), start.detach().clone()
+    length = x.new_full((), threat.step if step is None else step)
     for _ in range(steps):
-        gradient = _gradient(loss, adversarial)
-        for _ in range(passes - 1):
-            gradient = gradient + _gradient(loss, adversarial)
-        with torch.no_grad():
-            projected(adversarial.add_(_direction(gradient, threat, escape), alpha=length))
-    return adversarial.detach()
+        adversarial = climb(loss, adversarial, ball, length, escape, passes)
+    return adversarial
 
 
-def _gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _gradient(loss: Loss, x: Tensor) -> Tensor:
     with torch.enable_grad():
-        return torch.autograd.grad(loss(x.requires_grad_(True)), x)[0]
+        return torch.autograd.grad(loss(x), x)[0]
 
 
 def trades(
-    student: nn.Module, x: Tensor, target: Tensor, threat: config.Threat, noise: Tensor
+    student: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    threat: config.Threat,
+    noise: Tensor,
+    climb: Climb = climbed,
 ) -> Tensor:
     """The training attack of TRADES in DM-AT's form: maximise KL(target || softmax f(x')).
 
@@ -196,7 +272,8 @@ def trades(
         return F.kl_div(F.log_softmax(student(adversarial), 1), target, reduction="sum")
 
     with frozen(student), as_attacked(student, threat):
-        return pgd(divergence, x, start(x, threat, noise), threat, threat.steps, escape=noise)
+        begun = start(x, threat, noise)
+        return pgd(divergence, x, begun, threat, threat.steps, escape=noise, climb=climb)
 
 
 def adversarial(
@@ -206,6 +283,7 @@ def adversarial(
     threat: config.Threat,
     noise: Tensor,
     label_smoothing: float = 0.0,
+    climb: Climb = climbed,
 ) -> Tensor:
     """PGD on the cross-entropy, for training on its result (Madry et al. 2018).
 
@@ -217,7 +295,7 @@ def adversarial(
         return F.cross_entropy(student(z), labels, reduction="sum", label_smoothing=label_smoothing)
 
     with frozen(student), as_attacked(student, threat):
-        return pgd(cross_entropy, x, start(x, threat, noise), threat, threat.steps)
+        return pgd(cross_entropy, x, start(x, threat, noise), threat, threat.steps, climb=climb)
 
 
 def evaluate_pgd(

@@ -1,4 +1,4 @@
-"""`dra bench step`: a textbook TRADES step against ours, in turn."""
+"""`dra bench step`: a textbook TRADES step against ours, as students times ways to compute."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,10 @@ class Variant:
     compute: config.Compute | None  # none: the textbook step
 
 
+PEAK_OF = {"bf16": "bfloat16"}  # of a variant; float32 of the others
+OURS_FP32 = ("eager", "forward", "attack")
+
+
 def compare(
     *,
     student: str,
@@ -39,16 +43,16 @@ def compare(
     threads: int,
     compiled: bool,
     device: str,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Time a textbook TRADES step against ours, in turn, from equal weights on equal images: (rows,
-    figures).
+) -> dict[str, Any]:
+    """Time a textbook TRADES step against ours, in turn, from equal weights on equal images: rows,
+    one for each way to compute, and figures.
 
     The textbook step is DM-AT's as its authors run it: NCHW, eager, float32, gradients of the
     parameters enabled during the attack, a clean forward of its own for the target. Every round
     starts all variants from the same weights, so their losses may differ by rounding only.
     `peak_share` is the share of the matmul peak, measured in the same run, that the step's
-    necessary arithmetic (see `dra plan`) reaches. bf16 is left out on a CPU without instructions
-    for it.
+    necessary arithmetic (see `dra plan`) reaches. `first_s` is what the first step took longer than
+    the others: compiling, mostly. bf16 is left out on a CPU without instructions for it.
     """
     torch.set_num_threads(threads)
     shape = data.Shape(CLASSES, 3, resolution, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
@@ -72,30 +76,54 @@ def compare(
     seconds: dict[str, list[float]] = {v.name: [] for v in variants}
     found: dict[str, list[float]] = {v.name: [] for v in variants}
     peaks: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    first: dict[str, float] = {}
+    memory: dict[str, float] = {}
     for number in range(rounds + 1):  # the first round warms up and compiles
         for name, (load, run) in runners.items():
             load(start)
-            _wait(on)
-            begun = time.perf_counter()
-            loss = run()
-            _wait(on)
+            if on.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(on)
+            took, loss = _timed(run, on)
             if number:
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append(took)
                 found[name].append(float(loss))
+            else:
+                first[name] = took
+            if on.type == "cuda":
+                memory[name] = torch.cuda.max_memory_allocated(on) / 2**30
         for kind in peaks:
             peaks[kind].append(_matmul_flops(getattr(torch, kind), on))
-    return _figures(
-        experiment, shape, seconds, found, {kind: max(values) for kind, values in peaks.items()}
-    )
+    most = {kind: max(values) for kind, values in peaks.items()}
+    figures = _figures(experiment, shape, seconds, found, most)
+    for row in figures["rows"]:
+        row["first_s"] = first[row["step"]] - row["seconds"]
+        row["memory_gib"] = memory.get(row["step"])
+    return figures
+
+
+def _timed(run: Callable[[], Tensor], device: torch.device) -> tuple[float, Tensor]:
+    """(seconds, what `run` returned); on a GPU by its own clock."""
+    if device.type == "cuda":
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        events[0].record()
+        loss = run()
+        events[1].record()
+        torch.cuda.synchronize(device)
+        return events[0].elapsed_time(events[1]) / 1e3, loss
+    begun = time.perf_counter()
+    loss = run()
+    return time.perf_counter() - begun, loss
 
 
 def _variants(on: torch.device, compiled: bool) -> list[Variant]:
     variants = [Variant("textbook", None), Variant("eager", config.Compute())]
-    variants += [Variant("compiled", config.Compute(compile=True))] if compiled else []
+    ways: tuple[Literal["forward", "attack"], ...] = ("forward", "attack") if compiled else ()
+    variants += [Variant(way, config.Compute(compile=way)) for way in ways]
     # without such instructions a CPU emulates bfloat16, which takes minutes a step and tells
     # nothing
     if on.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        variants += [Variant("bf16", config.Compute(precision="bf16", compile=compiled))]
+        compute = config.Compute(precision="bf16", compile="attack" if compiled else "off")
+        variants += [Variant("bf16", compute)]
     return variants
 
 
@@ -105,7 +133,7 @@ def _figures(
     seconds: dict[str, list[float]],
     losses: dict[str, list[float]],
     peaks: dict[str, float],
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+) -> dict[str, Any]:
     with torch.device("meta"):
         student = students.build(experiment.model, shape).eval()
     forward = plan.macs(
@@ -120,17 +148,21 @@ def _figures(
     rows: list[dict[str, Any]] = []
     for name, times in seconds.items():
         # rounds are paired: a ratio per round, so that a slow moment of the machine hits both sides
-        ratio = statistics.median(a / b for a, b in zip(seconds["textbook"], times, strict=True))
+        ratios = [a / b for a, b in zip(seconds["textbook"], times, strict=True)]
         off = max(
             abs(a - b) / abs(b) for a, b in zip(losses[name], losses["textbook"], strict=True)
         )
-        peak = peaks["bfloat16" if name == "bf16" else "float32"]
+        peak = peaks[PEAK_OF.get(name, "float32")]
         middle = statistics.median(times)
         rows.append(
             {
                 "step": name,
                 "seconds": middle,
-                "ratio": ratio,
+                "seconds_min": min(times),
+                "seconds_max": max(times),
+                "ratio": statistics.median(ratios),
+                "ratio_min": min(ratios),
+                "ratio_max": max(ratios),
                 "loss_rel_diff": off,
                 "gflop_per_s": flops / middle / 1e9,
                 "peak_gflop_per_s": peak / 1e9,
@@ -138,23 +170,20 @@ def _figures(
             }
         )
     bf16 = next((row for row in rows if row["step"] == "bf16"), None)
-    best = max(
-        (row for row in rows if row["step"] in ("eager", "compiled")), key=lambda row: row["ratio"]
-    )
-    figures = {
+    ours = [row for row in rows if row["step"] in OURS_FP32]
+    best = max(ours, key=lambda row: row["ratio"])
+    return {
         "student": experiment.model.name,
         "batch": experiment.optim.batch,
+        "rounds": len(seconds["textbook"]),
         "textbook_s": textbook,
         "ratio_fp32": best["ratio"],
         "ratio_bf16": bf16["ratio"] if bf16 else None,
-        "loss_rel_diff": max(
-            row["loss_rel_diff"] for row in rows if row["step"] in ("eager", "compiled")
-        ),
+        "loss_rel_diff": max(row["loss_rel_diff"] for row in ours),
         "loss_rel_diff_bf16": bf16["loss_rel_diff"] if bf16 else None,
         "peak_share": best["peak_share"],
         "rows": rows,
     }
-    return rows, figures
 
 
 Runner = tuple[Callable[[dict[str, Tensor]], None], Callable[[], Tensor]]

@@ -70,7 +70,9 @@ def bench_policy(
 
 @bench_app.command("step")
 def bench_step(
-    student: Annotated[str, typer.Option(help="As model.name.")] = "wrn-16-4",
+    student: Annotated[
+        str, typer.Option(help="As model.name; several with commas between them.")
+    ] = "wrn-16-4",
     batch: Annotated[int, typer.Option(min=2)] = 32,
     resolution: Annotated[int, typer.Option(min=8, help="Pixels a side.")] = 32,
     attack_steps: Annotated[int, typer.Option(min=1)] = 10,
@@ -83,7 +85,8 @@ def bench_step(
     compiled: Annotated[
         bool,
         typer.Option(
-            "--compile/--no-compile", help="Also time compiled steps (takes a minute to compile)."
+            "--compile/--no-compile",
+            help="Also time compiled forward passes and attacks (takes minutes to compile).",
         ),
     ] = True,
     device: str = "cpu",
@@ -94,23 +97,26 @@ def bench_step(
     """
     from dra_ray.bench import step as job
 
-    rows, figures = job.compare(
-        student=student,
-        batch=batch,
-        resolution=resolution,
-        attack_steps=attack_steps,
-        rounds=rounds,
-        threads=threads or os.cpu_count() or 1,
-        compiled=compiled,
-        device=device,
-    )
-    terminal.table(
-        rows, f"TRADES-{attack_steps} step of {student}, batch {batch}, on {device}", None
-    )
-    if figures["ratio_bf16"] is None:
-        terminal.err.print("note: this CPU has no bfloat16 instructions, so bf16 was left out")
+    found = []
+    for name in student.split(","):
+        figures = job.compare(
+            student=name.strip(),
+            batch=batch,
+            resolution=resolution,
+            attack_steps=attack_steps,
+            rounds=rounds,
+            threads=threads or os.cpu_count() or 1,
+            compiled=compiled,
+            device=device,
+        )
+        found.append(figures)
+        title = f"TRADES-{attack_steps} step of {name}, batch {batch}, on {device}"
+        hidden = ("seconds_min", "seconds_max", "gflop_per_s", "peak_gflop_per_s")
+        terminal.table(figures["rows"], title, hidden=hidden)
+        if figures["ratio_bf16"] is None:
+            terminal.err.print("note: this CPU has no bfloat16 instructions, so bf16 was left out")
     if json:
-        Store(json).write_json(figures)
+        Store(json).write_json(found[0] if len(found) == 1 else {"students": found})
 
 
 @bench_app.command("evaluate")

@@ -9,10 +9,10 @@ value and the remedy. Units are in names: `*_255` are pixel steps of 1/255, `*_s
 from __future__ import annotations
 
 import importlib.util
-from importlib import resources
+from importlib import metadata, resources
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from dra_ray.config import networks
 from dra_ray.config.base import (
@@ -191,6 +191,13 @@ class Model(Frozen):
         return self
 
 
+def _named_compilation(given: object) -> object:
+    return ("off", "forward")[given] if isinstance(given, bool) else given
+
+
+ATTACK_GRAPH = (2, 14)  # of torch, which can have torch.autograd.grad in a graph from here on
+
+
 class Compute(Frozen):
     """How the student's arithmetic is carried out. Same maths with other rounding; bf16's rounding
     changes results.
@@ -204,10 +211,35 @@ class Compute(Frozen):
     channels_last: bool = Field(
         True, description="keep images and weights with the channels last in memory"
     )
-    compile: bool = Field(False, description="torch.compile: pays where steps are many")
+    compile: Annotated[
+        Literal["off", "forward", "attack"],
+        BeforeValidator(_named_compilation),
+        PlainSerializer(lambda name: {"off": False, "forward": True}.get(name, name)),
+    ] = Field(  # on disk as it was when there were two
+        "off",
+        description="by torch.compile, which takes minutes and pays where steps are many: forward "
+        "passes (true means this), or also each step of training's attack as one graph",
+    )
     sync_batchnorm: bool = Field(
         False, description="BatchNorm over all workers' images; otherwise over each worker's own"
     )
+
+    @model_validator(mode="after")
+    def _can_be_one_graph(self) -> Compute:
+        if self.compile != "attack":
+            return self
+        if self.sync_batchnorm:
+            raise ValueError(
+                "compile='attack' makes one graph of a step, but sync_batchnorm=true has messages "
+                "between workers in it; write compile='forward' or sync_batchnorm=false"
+            )
+        version = metadata.version("torch")
+        if tuple(int(part) for part in version.split(".")[:2]) < ATTACK_GRAPH:
+            raise ValueError(
+                f"compile='attack' needs torch {'.'.join(map(str, ATTACK_GRAPH))} or newer, but "
+                f"this is {version}; write compile='forward' or update torch"
+            )
+        return self
 
 
 class Threat(Frozen):
@@ -931,6 +963,13 @@ class Experiment(Frozen):
             raise ValueError(
                 f"threat.steps={self.threat.steps}, but loss.name='fgsm-rs' takes one step; set "
                 "threat.steps=1 or loss.name='pgd-at'"
+            )
+        grows = self.threat.norm == "l2" and self.threat.ramp_epochs > 1
+        if self.compute.compile == "attack" and grows:
+            raise ValueError(
+                f"compute.compile='attack' would compile a graph for each of "
+                f"threat.ramp_epochs={self.threat.ramp_epochs}, whose radii differ in l2; write "
+                "compute.compile='forward'"
             )
         if self.teacher.tokens and self.align.loss != "cosine":
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from dra_ray import config
+from dra_ray.attacks import pgd
+from dra_ray.attacks.pgd import Climb
 
 WithFeatures = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -34,7 +37,19 @@ def arranged(student: Any, compute: config.Compute) -> Any:
 def _arranged(forward: WithFeatures, compute: config.Compute) -> WithFeatures:
     if compute.precision == "bf16":
         forward = _in_bf16(forward)
-    return torch.compile(forward) if compute.compile else forward
+    return forward if compute.compile == "off" else torch.compile(forward)
+
+
+def climb(compute: config.Compute) -> Climb:
+    """What takes the steps of training's attack; the same for all steps of a process, which so
+    share their graph.
+    """
+    return _graph() if compute.compile == "attack" else pgd.climbed
+
+
+@functools.cache
+def _graph() -> Climb:
+    return pgd.graph()
 
 
 def _in_bf16(forward: WithFeatures) -> WithFeatures:

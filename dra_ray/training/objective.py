@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from dra_ray import config
 from dra_ray.attacks import pgd
+from dra_ray.attacks.pgd import Climb
 from dra_ray.students import Student
 from dra_ray.training import losses, perturbation
 from dra_ray.training.clock import Clock
@@ -58,10 +59,16 @@ class Objective(Protocol):
     asks_average: bool  # whether the averaged weights look at every batch
 
     def attack(
-        self, student: nn.Module, x: Tensor, target: Tensor, threat: config.Threat, noise: Tensor
+        self,
+        student: nn.Module,
+        x: Tensor,
+        target: Tensor,
+        threat: config.Threat,
+        noise: Tensor,
+        climb: Climb,
     ) -> Tensor:
         """Adversarial x [B,C,H,W]. `target`: with two views softmax [B,K] of the clean logits, with
-        one the labels int64 [B], or what `rectified` makes of them.
+        one the labels int64 [B], or what `rectified` makes of them. `climb` takes its steps.
         """
 
     def terms(self, logits: Logits) -> tuple[Tensor, Tensor]:
@@ -81,9 +88,15 @@ class Trades:
     asks_average = False
 
     def attack(
-        self, student: nn.Module, x: Tensor, target: Tensor, threat: config.Threat, noise: Tensor
+        self,
+        student: nn.Module,
+        x: Tensor,
+        target: Tensor,
+        threat: config.Threat,
+        noise: Tensor,
+        climb: Climb,
     ) -> Tensor:
-        return pgd.trades(student, x, target, threat, noise)
+        return pgd.trades(student, x, target, threat, noise, climb)
 
     def terms(self, logits: Logits) -> tuple[Tensor, Tensor]:
         return losses.trades(*logits.both, logits.labels, self.loss.beta, self.loss.label_smoothing)
@@ -121,9 +134,15 @@ class CrossEntropy:
     asks_average = False
 
     def attack(
-        self, student: nn.Module, x: Tensor, target: Tensor, threat: config.Threat, noise: Tensor
+        self,
+        student: nn.Module,
+        x: Tensor,
+        target: Tensor,
+        threat: config.Threat,
+        noise: Tensor,
+        climb: Climb,
     ) -> Tensor:
-        return pgd.adversarial(student, x, target, threat, noise)
+        return pgd.adversarial(student, x, target, threat, noise, climb=climb)
 
     def terms(self, logits: Logits) -> tuple[Tensor, Tensor]:
         smoothing = self.loss.label_smoothing
@@ -141,7 +160,13 @@ class Plain(CrossEntropy):
     attacks = False
 
     def attack(
-        self, student: nn.Module, x: Tensor, target: Tensor, threat: config.Threat, noise: Tensor
+        self,
+        student: nn.Module,
+        x: Tensor,
+        target: Tensor,
+        threat: config.Threat,
+        noise: Tensor,
+        climb: Climb,
     ) -> Tensor:
         return x
 
@@ -249,10 +274,12 @@ def attacked(
     average: nn.Module | None = None,
     done: float = 0.0,
     clock: Clock | None = None,
+    climb: Climb = pgd.climbed,
 ) -> Iterator[Attacked]:
     """Attack a batch as training does; where the recipe perturbs weights (AWP), they are perturbed
     until the block ends. `average` are the averaged weights, which ADR asks, and `done` is the part
-    of the training that is over. The `clock` gets the time of the attack.
+    of the training that is over. The `clock` gets the time of the attack, and `climb`
+    takes its steps.
     """
     objective = of(loss)
     perturb = bool(loss.awp) and epoch >= loss.awp_from_epoch
@@ -271,7 +298,7 @@ def attacked(
         with torch.no_grad(), pgd.as_attacked(average, threat):
             target = objective.rectified(average(x), labels, done)
     with clock.part("attack") if clock else contextlib.nullcontext():
-        adversarial = objective.attack(student, x, target, threat, noise.to(x.device))
+        adversarial = objective.attack(student, x, target, threat, noise.to(x.device), climb)
     batch = Attacked(student, x, adversarial, labels, target, objective, class_means, clean)
     with (
         perturbation.perturbed(student, loss.awp, batch.total)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dra_ray import config, data, runs, students
 from dra_ray.attacks import pgd
+from dra_ray.attacks.pgd import Climb
 from dra_ray.data import augment, random
 from dra_ray.data.canonical import CanonicalBatch, CanonicalImages
 from dra_ray.storage import Store
@@ -199,9 +200,11 @@ def step(
     mine: slice,
     epoch: int = 0,
     clock: Clock | None = None,
+    climb: Climb | None = None,
 ) -> Tensor:
     """One adversarial step on this worker's slice of the batch, gradients averaged over workers.
-    The `clock` gets the time of its attack.
+    The `clock` gets the time of its attack, whose steps `climb` takes; default: as
+    `compute.compile` says.
 
     Returns float32 [4]: loss and its clean, robust and alignment parts; [5] with that of
     distillation where there is any.
@@ -236,6 +239,7 @@ def step(
             average=state.average,
             done=epoch / experiment.optim.epochs,
             clock=clock,
+            climb=climb or arithmetic.climb(experiment.compute),
         ) as attacked,
     ):
         loss_clean, loss_robust, features = attacked.losses(maps=experiment.teacher.tokens)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from dra_ray import config, data, students
 from dra_ray.attacks import pgd
 from dra_ray.data import Shape
+from dra_ray.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -337,3 +338,47 @@ def test_the_margin_loss_leaves_alone_what_it_broke(
         assert (broken | ~ever).all(), "a broken image was repaired"
         ever |= broken
     assert ever.any()
+
+
+# -- one graph -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("threat", EVERY[:4])
+@pytest.mark.parametrize("attack", ["trades", "adversarial"])
+def test_a_graph_of_a_step_gives_the_bits_of_no_graph(
+    student: nn.Module, batch, threat: config.Threat, attack: str
+) -> None:
+    """By the tracer alone: the compiler that is usual behind it rounds in its own way."""
+    x, labels = batch
+    target = F.softmax(student(x).detach(), 1) if attack == "trades" else labels
+    climb, counts = pgd.graph("aot_eager"), torch._dynamo.utils.counters
+    student.train()
+    run = getattr(pgd, attack)
+    torch._dynamo.reset()
+    counts.clear()
+    for seed in (1, 2):
+        noise = noise_for(x, threat, seed)
+        plain = run(student, x, target, threat, noise)
+        assert torch.equal(run(student, x, target, threat, noise, climb=climb), plain)
+    assert counts["stats"]["unique_graphs"] == 1, "for all steps of all batches"
+    smaller = threat.model_copy(update={"step_255": threat.step_255 / 2})
+    plain = run(student, x, target, smaller, noise)
+    assert torch.equal(run(student, x, target, smaller, noise, climb=climb), plain)
+    assert counts["stats"]["unique_graphs"] == 1, "a step of another length is no other graph"
+
+
+def test_a_student_that_is_no_graph_is_refused(batch) -> None:
+    x, labels = batch
+
+    class Printing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(x[0].numel(), 10)
+
+        def forward(self, images: Tensor) -> Tensor:
+            if float(images.mean()) > 0:  # reads a value
+                images = images + 0
+            return self.linear(images.flatten(1))
+
+    with pytest.raises(ConfigError, match="as one graph .*write compute.compile='forward'"):
+        pgd.adversarial(
+            Printing(), x, labels, LINF, noise_for(x, LINF), climb=pgd.graph("aot_eager")
+        )

@@ -5,6 +5,7 @@ objectives; other arithmetic.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dra_ray import config, data, students
+from dra_ray.attacks import pgd
+from dra_ray.attacks.pgd import Climb
 from dra_ray.data import batches
 from dra_ray.errors import ConfigError
 from dra_ray.plan import ready
@@ -49,14 +52,24 @@ def small(**changes: Any) -> config.Experiment:
 
 
 def run(
-    experiment: config.Experiment, rank: int = 0, workers: int = 1
+    experiment: config.Experiment,
+    rank: int = 0,
+    workers: int = 1,
+    climb: Climb | None = None,
+    resumed: Store | None = None,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """(state dict, losses) after a few steps of one worker."""
+    """(state dict, losses) after a few steps of one worker; `resumed`: where its state is kept
+    before the last one, which another state takes over.
+    """
     images = data.load(experiment.data)
     state, _ = step.initial_state(experiment, images.shape, (), torch.device("cpu"))
     mine = batches.part_of(BATCH, rank, workers)
     losses = []
     for number in range(STEPS):
+        if resumed and number == STEPS - 1:
+            state.save(resumed)
+            state, _ = step.initial_state(experiment, images.shape, (), torch.device("cpu"))
+            state.load(resumed)
         optimisers.set_rate(state.optimizer, experiment.optim.lr, 0.9)
         chosen = torch.arange(number * BATCH, (number + 1) * BATCH)[mine]
         parts = step.step(
@@ -64,6 +77,8 @@ def run(
             experiment,
             step.prepare(experiment, *images.train.take(chosen), state.step, mine, ()),
             mine,
+            epoch=number,
+            climb=climb,
         )
         losses.append(step._mean(parts, mine, BATCH))
         state.step += 1
@@ -71,6 +86,42 @@ def run(
 
 
 SYNCHRONISED, APART = small(compute__sync_batchnorm=True), small()
+
+
+L2 = {"threat__norm": "l2", "threat__start": "normal", "threat__eps_255": 128}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss__name": "trades"},
+        {"loss__name": "trades", **L2},
+        {"loss__name": "pgd-at"},
+        {"loss__name": "pgd-at", **L2},
+        {"loss__name": "ikl", "threat__ramp_epochs": 3, "threat__mode": "eval"},
+    ],
+    ids=str,
+)
+def test_an_attack_as_one_graph_trains_the_same_student_also_after_a_resume(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    wanted = small(**changes)
+    weights, parts = run(wanted)
+    torch._dynamo.utils.counters.clear()
+    found, ours = run(wanted, climb=pgd.graph("aot_eager"), resumed=Store(str(tmp_path)))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "of both students"
+    assert torch.equal(ours, parts)
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+@pytest.mark.slow
+def test_the_compiled_attack_trains_as_compiled_forwards_do() -> None:
+    """Up to rounding, which the compiler places as it likes."""
+    _, parts = run(small(compute__compile="attack"))
+    for other in ("forward", "off"):
+        torch.testing.assert_close(
+            run(small(compute__compile=other))[1], parts, rtol=1e-3, atol=1e-4
+        )
 
 
 def _halves(rank: int) -> list[tuple[dict[str, torch.Tensor], torch.Tensor]]:
