@@ -92,7 +92,7 @@ def compare(
             if on.type == "cuda":
                 memory[name] = torch.cuda.max_memory_allocated(on) / 2**30
         for kind in peaks:
-            peaks[kind].append(_matmul_flops(getattr(torch, kind), on))
+            peaks[kind].append(matmul_flops(getattr(torch, kind), on))
     most = {kind: max(values) for kind, values in peaks.items()}
     figures = _figures(experiment, shape, seconds, found, most)
     for row in figures["rows"]:
@@ -287,7 +287,7 @@ class Textbook:
         return total.detach()
 
 
-def _matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
+def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of a square matrix product, the best of a few: what the arithmetic units can do at
     most.
     """
@@ -295,14 +295,14 @@ def _matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(3):
-        _wait(device)
+        wait(device)
         begun = time.perf_counter()
         a @ b
-        _wait(device)
+        wait(device)
         best = min(best, time.perf_counter() - begun)
     return 2 * size**3 / best
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

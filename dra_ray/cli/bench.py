@@ -119,6 +119,57 @@ def bench_step(
         Store(json).write_json(found[0] if len(found) == 1 else {"students": found})
 
 
+@bench_app.command("teacher")
+def bench_teacher(
+    teachers: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TEACHER...",
+            help="Folders, package:NAME, or recipes of kind teacher, with random weights.",
+        ),
+    ],
+    batch: Annotated[int, typer.Option(min=1, help="As teacher.micro_batch.")] = 64,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Timed rounds; each encodes once in every way.")
+    ] = 5,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; default: the machine's cores.")
+    ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile/--no-compile", help="Also time compiled networks (takes minutes to compile)."
+        ),
+    ] = True,
+    device: str = "cpu",
+    json: Json = None,
+) -> None:
+    """Images per second of frozen teachers, by how they compute, and what an answer costs beside
+    the network.
+    """
+    from dra_ray.bench import teacher as job
+
+    found = []
+    for name in teachers:
+        figures = job.compare(
+            name,
+            batch=batch,
+            rounds=rounds,
+            threads=threads or os.cpu_count() or 1,
+            compiled=compiled,
+            device=device,
+        )
+        found.append(figures)
+        title = (
+            f"{name}, {figures['gflop_per_image']:.3g} GFLOP an image, batch {batch}, on {device}"
+        )
+        terminal.table(figures["rows"], title, hidden=("teacher",))
+        beside = ", ".join(f"{part} {share:.2%}" for part, share in figures["beside"].items())
+        terminal.out.print(f"beside the network, of fp32's time: {beside}")
+    if json:
+        Store(json).write_json(found)
+
+
 @bench_app.command("evaluate")
 def bench_evaluate(
     run: RunArgument,

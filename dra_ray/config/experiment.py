@@ -493,7 +493,9 @@ TeacherUri = Annotated[str | None, AfterValidator(teacher_path)]
 class Teacher(Frozen):
     """The frozen diffusion encoder."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"tokens", "wire"})
+    ADDED: ClassVar[frozenset[str]] = frozenset(
+        {"tokens", "wire", "precision", "channels_last", "compile"}
+    )
 
     uri: TeacherUri = Field(
         None,
@@ -522,6 +524,16 @@ class Teacher(Frozen):
         64,
         description="the only batch size the teacher ever runs at; longer requests are split, "
         "shorter padded",
+    )
+    # these three change the bits, so each choice has a pool of its own
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: convolutions and matrix products in bfloat16, by autocast"
+    )
+    channels_last: bool = Field(
+        False, description="keep images and weights with the channels last in memory"
+    )
+    compile: bool = Field(
+        False, description="torch.compile, which takes each replica a minute when it starts"
     )
 
 

@@ -456,7 +456,8 @@ def _forward_macs(net: Network) -> float:
 
 
 @functools.lru_cache(maxsize=16)  # the trials of a sweep share their teacher
-def _feature_macs(net: Network, layer: str | None) -> float:
+def feature_macs(net: Network, layer: str | None) -> float:
+    """Of one image up to its feature; `net` has shapes only (torch.device("meta"))."""
     return macs(lambda: net.features(*_noisy_input(net), layer))
 
 
@@ -486,9 +487,9 @@ def _experiment(config: Experiment, known: Known) -> RunPlan:
     student_params, forward, feature_dim = student_cost(config.model, shape)
     notes = _weights_note(config)
     teacher = _aligned_teacher(config, known, shape, notes)
-    feature = _feature_macs(teacher, config.teacher.layer) if teacher else 0.0
+    feature = feature_macs(teacher, config.teacher.layer) if teacher else 0.0
     layers = [each.layer for each in config.teachers] if teacher else []  # of an image's features
-    encode = sum(_feature_macs(teacher, layer) for layer in layers) if teacher else 0.0
+    encode = sum(feature_macs(teacher, layer) for layer in layers) if teacher else 0.0
     units = mean_step_units(config)
     step = units * forward
     if teacher:
@@ -1086,7 +1087,7 @@ def _teacher(config: TeacherTraining, known: Known) -> TeacherPlan:
             params=parameters(net),
             forward_gmacs=forward / 1e9,
             layer=layer,
-            feature_gmacs=_feature_macs(net, None) / 1e9,
+            feature_gmacs=feature_macs(net, None) / 1e9,
         ),
         run=TrainingOfTeacher(
             steps=steps,

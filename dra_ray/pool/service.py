@@ -56,18 +56,12 @@ def log_name(number: int) -> str:
 
 
 def app_name(teacher: config.Teacher) -> str:
-    """The Serve application for this teacher: equal weights, layer, label use, tokens,
-    micro-batch and wire share one.
+    """The Serve application for this teacher: equal weights and settings share one, wherever the
+    weights lie.
     """
     assert teacher.uri
-    parts = [
-        checkpoint.digest(Store(teacher.uri)),
-        teacher.layer,
-        teacher.label,
-        teacher.micro_batch,
-        *["tokens"] * teacher.tokens,
-        *["float16"] * (teacher.wire == "float16"),
-    ]
+    settings = teacher.model_copy(update={"uri": None})
+    parts = [checkpoint.digest(Store(teacher.uri)), settings.digest()]
     return PREFIX + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 

@@ -178,6 +178,9 @@ class LocalTeacher:
         self, net: Network, config: Teacher, threads: int = 1, device: str = "cpu"
     ) -> None:
         self.net = net.to(device).eval().requires_grad_(False)
+        if config.channels_last:
+            self.net = self.net.to(memory_format=torch.channels_last)
+        self._features = torch.compile(net.features) if config.compile else net.features
         self.config = config
         self.threads = threads
         self.device = device
@@ -245,7 +248,10 @@ class LocalTeacher:
         one_hot = None
         if self.net.num_classes and self.config.label == "true":
             one_hot = _padded(self.net.one_hot(request.labels), size, 0.0).to(self.device)
-        features = self.net.features(noisy, sigma, one_hot, self.layer, not self.config.tokens)
+        if self.config.channels_last:
+            noisy = noisy.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(noisy.device.type, torch.bfloat16, self.config.precision == "bf16"):
+            features = self._features(noisy, sigma, one_hot, self.layer, not self.config.tokens)
         features = features[:count].to("cpu", torch.float32)
         sent = features.to(self._wire)
         if self._wire is torch.float16 and bool((sent.isinf() & features.isfinite()).any()):

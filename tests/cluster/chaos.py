@@ -1,10 +1,11 @@
 """The main job, trained and attacked on a cluster in which something is killed every two minutes:
-`python -m tests.cluster.chaos MINUTES [EVERY_S]`.
+`python -m tests.cluster.chaos MINUTES EVERY_S [others]`; `others`: synthetic images and a sweep.
 
-A head, two nodes, an S3 server. In turn and in a drawn order: a replica of the teacher, a training
-worker (or a task of the attack), the driver of the job, a whole node, and the storage for half a
-minute. A driver that died is followed by the same `dra submit`, a node by a new one. Answers with
-what was killed and when, and with what the disturbed runs have otherwise than an undisturbed one.
+A head, two nodes, an S3 server. In turn and in a drawn order: a replica of the teacher, a worker
+(that trains, attacks, makes images, or is a trial), the driver of the job, a whole node, and the
+storage for half a minute. A driver that died is followed by the same `dra submit`, a node by a new
+one. Answers with what was killed and when, and with what the disturbed runs have otherwise than an
+undisturbed one.
 """
 
 from __future__ import annotations
@@ -30,18 +31,23 @@ from tests.cluster.apart import answer
 from tests.cluster.head import ROOT, Head, drivers, lose, started
 from tests.support.s3 import Proxy, faulty_store
 
-BUCKET, EVERY_S, OUTAGE_S, LOOK_S = "chaos", 120.0, 30.0, 3.0
+BUCKET, OUTAGE_S, LOOK_S = "chaos", 30.0, 3.0
 JOB_S = 3600.0  # of a job that nobody disturbs, at most
 NODE = {"num_cpus": 2, "resources": '{"student": 2}'}
 NOT_THE_MATHS = {"elapsed_s", "at", "images_per_s"}  # of a row
 
 
-def main(minutes: float, every_s: float = EVERY_S) -> dict[str, Any]:
+WORKERS = (
+    "RayTrainWorker",
+    "_make",
+    "ImplicitFunc",
+)  # in titles; a task of an attack has its run's
+
+
+def main(minutes: float, every_s: float, others: bool = False) -> dict[str, Any]:
     with faulty_store(BUCKET) as proxy, started(cpus=2) as head:
         root = Store(f"s3://{BUCKET}/runs")
-        folder = Path(head.folder)
-        (folder / "main.yaml").write_text(config.to_yaml(job(minutes)))
-        play = Play(head, proxy, root, folder / "main.yaml")
+        play = Play(head, proxy, root, works_of_others() if others else works(minutes))
         began = time.monotonic()
         play.to_the_end("calm", None)
         calm_s = time.monotonic() - began
@@ -59,8 +65,28 @@ def main(minutes: float, every_s: float = EVERY_S) -> dict[str, Any]:
             "kills": [{**kill, "at_s": round(kill["at_s"] - began)} for kill in play.kills],
             "submissions": play.submissions,
             "differences": {name: differences(root / "calm", root / name) for name in disturbed},
-            "result": scores(root / "calm"),
+            "result": {} if others else scores(root / "calm"),
         }
+
+
+Work = tuple[str, config.Frozen | None, str]  # kind, config, what the run's name ends in
+
+
+def works(minutes: float) -> list[Work]:
+    return [("train", job(minutes), ""), ("evaluate", None, "")]
+
+
+def works_of_others() -> list[Work]:
+    """Some minutes each, undisturbed."""
+    images = {"teacher": "package:fashion-edm-10", "images": 20_000, "steps": 10}
+    made = config.Synthesis.model_validate(images | {"shard_images": 1000})
+    base = config.override(job(0), {"resources.workers": 1, "optim.epochs": 4})
+    space = {"align.weight": [0, 1, 2, 4]}
+    tried = config.Sweep.model_validate({"base": base, "space": space, "scheduler": "none"})
+    return [("synthesize", made, SYNTHETIC), ("sweep", tried, SWEEP)]
+
+
+SYNTHETIC, SWEEP = "-synthetic", "-sweep"
 
 
 def job(minutes: float) -> config.Experiment:
@@ -92,8 +118,8 @@ def job(minutes: float) -> config.Experiment:
 class Play:
     """The cluster, what was killed on it, and the jobs that were submitted."""
 
-    def __init__(self, head: Head, proxy: Proxy, root: Store, file: Path) -> None:
-        self.head, self.proxy, self.root, self.file = head, proxy, root, file
+    def __init__(self, head: Head, proxy: Proxy, root: Store, works: list[Work]) -> None:
+        self.head, self.proxy, self.root, self.works = head, proxy, root, works
         self.nodes = [head.node(**NODE) for _ in range(2)]
         self.kills: list[dict[str, Any]] = []
         self.submissions = 0
@@ -102,8 +128,12 @@ class Play:
 
     def to_the_end(self, name: str, chaos: Iterator[str] | None, until_s: float = 0.0) -> None:
         """Train and attack the run `name`, killing something whenever `chaos` says what."""
-        where = ["--storage", self.root.uri, "--name", name]
-        for command in (["train", str(self.file), *where], ["evaluate", *where]):
+        for kind, settings, ending in self.works:
+            file = Path(self.head.folder) / f"{kind}.yaml"
+            if settings:
+                file.write_text(config.to_yaml(settings))
+            command = [kind, *([str(file)] if settings else [])]
+            command += ["--storage", self.root.uri, "--name", name + ending]
             deadline = time.monotonic() + JOB_S + max(0.0, until_s - time.monotonic())
             while (status := self._submit(command)) != "SUCCEEDED":
                 assert time.monotonic() < deadline, (command, status, self._log())
@@ -111,7 +141,7 @@ class Play:
                 self._mend()
                 if chaos is not None and time.monotonic() < until_s:
                     self._due = next(chaos) or self._due
-                    self._kill(name)
+                    self._kill(name + ending)
 
     def chaos(self, every_s: float) -> Iterator[str]:
         """What is to be killed from now on, "" between two kills."""
@@ -163,7 +193,7 @@ class Play:
             return
         victims: dict[str, Callable[[str], object]] = {
             "replica": lambda _: _kill_one(_titled("ServeReplica:teacher")),
-            "worker": lambda name: _kill_one(_titled("RayTrainWorker") or _titled(f"{name}:")),
+            "worker": lambda name: _kill_one(_titled(*WORKERS, f"{name}:")),
             "driver": lambda name: _kill_one(drivers(name)),
             "node": self._lose_a_node,
             "storage": self._refuse,
@@ -196,12 +226,13 @@ def _family(pid: int) -> list[int]:
         return []
 
 
-def _titled(part: str) -> list[int]:
-    """Processes of Ray's whose title has that part."""
+def _titled(*parts: str) -> list[int]:
+    """Processes of Ray's whose title has one of the parts."""
     return [
         process.pid
         for process in psutil.process_iter(["cmdline"])
-        if (words := process.info["cmdline"]) and words[0].startswith("ray::") and part in words[0]
+        if (title := " ".join(process.info["cmdline"] or [])).startswith("ray::")
+        and any(part in title for part in parts)
     ]
 
 
@@ -217,6 +248,8 @@ def _kill_one(pids: list[int]) -> int | None:
 # -- what is compared ------------------------------------------------------------------------------
 def differences(one: Store, two: Store) -> list[str]:
     """Files of two runs of one config that are not the same, but for times."""
+    if (Store(one.uri + SYNTHETIC) / runs.MANIFEST).exists():
+        return _differences_of_others(one, two)
     found = []
     if (one / runs.MODEL).read_bytes() != (two / runs.MODEL).read_bytes():
         found.append(runs.MODEL)
@@ -228,6 +261,17 @@ def differences(one: Store, two: Store) -> list[str]:
     ):
         found.append(runs.VERDICTS)
     return found
+
+
+def _differences_of_others(one: Store, two: Store) -> list[str]:
+    """The digests of the images, and what the trials reported, in no order."""
+    made = [runs.read_manifest(Store(run.uri + SYNTHETIC)) for run in (one, two)]
+    told = [_rows(Store(run.uri + SWEEP) / runs.RUNGS) for run in (one, two)]
+    reports = [sorted(map(repr, rows)) for rows in told]
+    assert made[0]
+    assert made[1]
+    found = ["images"] if made[0].shards != made[1].shards else []
+    return found + (["trials"] if reports[0] != reports[1] else [])
 
 
 def scores(run: Store) -> dict[str, float]:
@@ -250,4 +294,4 @@ def _rows(file: Store) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    answer(main(*map(float, sys.argv[1:])))
+    answer(main(float(sys.argv[1]), float(sys.argv[2]), "others" in sys.argv))

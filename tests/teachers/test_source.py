@@ -44,6 +44,25 @@ def test_features_in_float16_are_those_in_float32_rounded(tokens):
     assert halved.encode(request(1, 0)).dtype == torch.float16
 
 
+@pytest.mark.parametrize(
+    ("changes", "off"),
+    [({"channels_last": True}, 1e-4), ({"precision": "bf16", "channels_last": True}, 5e-2)],
+    ids=["channels-last", "bf16"],
+)
+def test_other_arithmetic_is_another_teacher_whose_rows_stand_alone(changes, off):
+    plain, other = teacher(), teacher(**changes)
+    assert plain.config.digest() != other.config.digest()
+    whole = request(1, 20)
+    features = other.encode(whole)
+    assert features.dtype == torch.float32
+    torch.testing.assert_close(features, plain.encode(whole), rtol=off, atol=off)
+    assert torch.equal(torch.cat(list(map(other.encode, whole.split(7)))), features)
+    assert teacher(**changes).config == other.config
+    assert (
+        Teacher(precision="fp32", channels_last=False, compile=False).digest() == Teacher().digest()
+    )
+
+
 def test_features_beyond_float16_are_refused_and_not_sent_as_infinite():
     source = teacher(wire="float16")
     with torch.no_grad():
