@@ -170,6 +170,26 @@ def bench_teacher(
         Store(json).write_json(found)
 
 
+@bench_app.command("start")
+def bench_start(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="A trained run; default: `dra train` alone is timed."),
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="That is trained.")] = "digits-dm-at",
+    rounds: Annotated[int, typer.Option(min=1, help="Starts of each command.")] = 5,
+    json: Json = None,
+) -> None:
+    """Seconds from `dra train` to its first step, and from `dra evaluate` to its first batch, by
+    part.
+    """
+    from dra_ray.bench import start as job
+
+    with tempfile.TemporaryDirectory() as folder:
+        rows = job.measure(Store(folder), rounds, recipe, run)
+    terminal.table([dataclasses.asdict(row) for row in rows], f"{rounds} starts", json)
+
+
 @bench_app.command("evaluate")
 def bench_evaluate(
     run: RunArgument,

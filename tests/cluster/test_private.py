@@ -281,7 +281,52 @@ def jobs_run(ray_cluster: Any, teacher: Store, tmp_path_factory: pytest.TempPath
     return run
 
 
-@pytest.mark.parametrize("work", ["trained", "swept", "evaluated", "synthesized", "jobs_run"])
+LOGIN = SECRETS["AWS_SECRET_ACCESS_KEY"]
+NOWHERE = "s3://nowhere/runs"
+FAILING = (
+    f"train digits-dm-at --storage s3://me:{LOGIN}@bucket/runs",
+    f"train digits-dm-at --set data.uri=https://me:{LOGIN}@host/images.npz",
+    f"train digits-dm-at --set optim.lr={LOGIN}",
+    f"report s3://bucket/run?secret={LOGIN}",
+    f"submit train digits-dm-at --address http://me:{LOGIN}@127.0.0.1:1",
+    "submit train digits-dm-at --address http://127.0.0.1:1",
+    f"train digits-dm-at --storage {NOWHERE}",
+    f"runs {NOWHERE}",
+)
+
+
+@pytest.fixture(scope="module")
+def told(trained: Store) -> Store:
+    """What a run is packed into, and what commands say that fail, also for want of a store."""
+    folder = Path(trained.uri) / "told"
+    folder.mkdir()
+    closed = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "RAY_ADDRESS": ""}
+    packing = f"bundle {trained.uri} --to {folder}/run.tar"
+    for number, words in enumerate((packing, "plan digits-dm-at", *FAILING)):
+        done = subprocess.run(
+            [sys.executable, "-m", "dra_ray", *shlex.split(words)],
+            env=os.environ | closed,
+            cwd=folder,
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode == 0) == (words not in FAILING), (words, done.stderr)
+        (folder / f"{number}.txt").write_bytes(done.stdout + done.stderr)
+    assert (folder / "run.tar").stat().st_size > 10_000
+    return trained
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "trained",
+        "swept",
+        "evaluated",
+        "synthesized",
+        "jobs_run",
+        pytest.param("told", marks=pytest.mark.slow),
+    ],
+)
 def test_no_key_of_the_environment_is_in_a_file_or_on_the_dashboard(
     ray_cluster: Any, work: str, request: pytest.FixtureRequest
 ) -> None:
