@@ -28,7 +28,8 @@ from dra_ray.submission import work
 START_S, JOB_S = 180, 900  # of a busy machine
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
-LASTING = {"ServeController", "JobSupervisor"}  # actors of the cluster, not of a run
+# actors of the cluster, not of a run
+LASTING = {"ServeController", "JobSupervisor", "_AutoscalingCoordinatorActor"}
 SCRIPTS = {script for script, _ in work.KINDS.values()}
 HEAD_PORTS = ("port", "dashboard-port")
 NODE_PORTS = ("dashboard-agent-listen-port", "metrics-export-port")
