@@ -302,7 +302,7 @@ class SyntheticProgress(Record):
 
 
 class AnalysisProgress(Record):
-    """Batches and autoencoders of an analysis that are made, of all that were missing; in no
+    """Batches, autoencoders and attacks of an analysis that are made, of all that were to be; in no
     file.
     """
 

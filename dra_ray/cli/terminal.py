@@ -245,7 +245,9 @@ def canonical_rows(bars: Bars) -> Callable[[runs.SyntheticProgress], None]:
 
 def analysis_rows(bars: Bars) -> Callable[[int, int], None]:
     def show(done: int, total: int) -> None:
-        bars.show("models", done / max(total, 1), f"batches and autoencoders: {done} of {total}")
+        bars.show(
+            "models", done / max(total, 1), f"batches, autoencoders and attacks: {done} of {total}"
+        )
 
     return show
 

@@ -363,9 +363,9 @@ def analyse(
         found.append(OF_MODELS[name](seen, reference, **more.get(name, {})))
     if teacher and what in ("probe", "all"):
         progress(1.0, "attacking a head on the teacher")
-        curves = models.probe_under_attack(teacher, chosen[0], how, kept)
-        beside = (models.by_radius(each, how, kept) for each in chosen)
-        found.append(of_probe([*curves, *beside]))
+        numbers = range(models.curve_count(chosen))
+        curves = [models.curve(teacher, chosen, how, number, kept) for number in numbers]
+        found.append(of_probe(curves))
         if how.autoattack_images:
             progress(1.0, "AutoAttack on a head on the teacher")
             found.append(of_heads(models.heads_under_autoattack(teacher, chosen[0], how, kept)))

@@ -269,45 +269,78 @@ def observed(student: nn.Module, last: nn.Linear, x: Tensor) -> tuple[Tensor, Te
     return logits, seen[0]
 
 
-def probe_under_attack(
-    what: str, beside: Subject, how: How, kept: Kept = NOTHING_KEPT
-) -> list[Curve]:
-    """Accuracy by radius of a head on a teacher, with one stored noise and with fresh noise, and of
-    a classifier on the same images. Raises as `look_at_teacher` does, and `ConfigError` for a
-    teacher that sees latents.
+# curves of a head on a teacher, which come before those of the classifiers: noise that is fresh in
+# every pass, and passes that a gradient is averaged over
+HEADS: tuple[tuple[bool, int | None], ...] = (
+    (False, None),
+    *((True, eot) for eot in frozen_probe.EOT),
+)
+
+
+def curve_count(chosen: Sequence[object]) -> int:
+    """Of the heads on a teacher and so many classifiers."""
+    return len(HEADS) + len(chosen)
+
+
+def curve(
+    what: str,
+    chosen: Sequence[Subject],
+    how: How,
+    number: int,
+    kept: Kept = NOTHING_KEPT,
+    radii_255: Sequence[float] = frozen_probe.EPS_255,
+) -> Curve:
+    """Accuracy by radius: curve `number` of those of a head on the teacher `what`, with one stored
+    noise and with fresh noise, and of the classifiers `chosen`, all on the first one's images.
+
+    Raises as `look_at_teacher` does, and `ConfigError` for a teacher that sees latents.
     """
-    net, train = _net_and_training_images(what, beside, how)
-    curves = []
-    for fresh in (False, True):
-        head = frozen_probe.train(net, train, how.sigma, how.layer, fresh=fresh, seed=how.seed)
-        for eot in frozen_probe.EOT if fresh else (None,):
-            name = f"head on {what}" + (f", fresh noise, EOT {eot}" if fresh else "")
-            curves.append(Curve(name, _within_radii(head, beside, how, kept, eot)))
-    return curves
+    if number >= len(HEADS):
+        beside = chosen[number - len(HEADS)]
+        return Curve(beside.name, _within(beside.student, beside, how, kept, radii_255))
+    fresh, eot = HEADS[number]
+    name = f"head on {what}" + (f", fresh noise, EOT {eot}" if fresh else "")
+    head = _head(what, chosen[0].experiment.data, how, fresh)
+    return Curve(name, _within(head, chosen[0], how, kept, radii_255, eot))
 
 
-def _within_radii(
-    student: nn.Module, beside: Subject, how: How, kept: Kept, eot: int | None = None
+def _within(
+    student: nn.Module,
+    beside: Subject,
+    how: How,
+    kept: Kept,
+    radii_255: Sequence[float],
+    eot: int | None = None,
 ) -> list[float]:
-    """Accuracies of `student` within the radii of `frozen`, on a classifier's images."""
+    """Accuracies of `student` within radii, on a classifier's images; each is kept on its own."""
     threat = beside.experiment.threat.model_dump(mode="json", include={"norm", "eps_255"})
     given = beside.images, beside.labels
-    name = identity(student, *given, threat, how.steps, how.seed, eot, frozen_probe.EPS_255)
 
-    def attack() -> list[float]:
+    def attack(radius_255: float) -> list[float]:
         with torch.random.fork_rng():
             torch.manual_seed(how.seed)
             return frozen_probe.by_radius(
                 student,
                 *given,
                 beside.experiment.threat,
+                [radius_255],
                 steps=how.steps,
                 eot=eot,
                 seed=how.seed,
             )
 
-    found: list[float] = kept.value(f"radii-{name}", attack)
+    name = identity(student, *given, threat, how.steps, how.seed, eot)
+    found: list[float] = []
+    for radius in radii_255:
+        found += kept.value(f"radius-{name}-{radius:g}", functools.partial(attack, radius))
     return found
+
+
+@functools.lru_cache(maxsize=2)  # one with stored and one with fresh noise
+def _head(what: str, images: config.Data, how: How, fresh: bool) -> frozen_probe.FrozenProbe:
+    """A head on the teacher `what`, fitted to training images."""
+    net, train = _net_and_training_images(what, images, how)
+    return frozen_probe.train(net, train, how.sigma, how.layer, fresh=fresh, seed=how.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,14 +359,13 @@ def heads_under_autoattack(
 ) -> list[Verdict]:
     """AutoAttack within a classifier's ball on heads on a teacher: with one stored noise, and with
     fresh noise in every pass as the plain version finds it and as the one for randomised networks
-    does, which averages gradients over passes. Raises as `probe_under_attack` does.
+    does, which averages gradients over passes. Raises as `curve` does.
     """
-    net, train = _net_and_training_images(what, beside, how)
     count = how.autoattack_images
     images, labels = beside.images[:count], beside.labels[:count]
     threat, found = beside.experiment.threat, []
     for fresh, version in ((False, "standard"), (True, "standard"), (True, "rand")):
-        head = frozen_probe.train(net, train, how.sigma, how.layer, fresh=fresh, seed=how.seed)
+        head = _head(what, beside.experiment.data, how, fresh)
         settings = Settings(
             threat=threat, seed=how.seed, effort=how.effort, version=version, level="fast"
         )
@@ -354,17 +386,14 @@ def heads_under_autoattack(
     return found
 
 
-def _net_and_training_images(what: str, beside: Subject, how: How) -> tuple[Network, data.Split]:
+def _net_and_training_images(
+    what: str, images: config.Data, how: How
+) -> tuple[Network, data.Split]:
     """The teacher, and what a head on it is fitted to."""
     settings = config.validate(config.Teacher, {"uri": what, "layer": how.layer}, "teacher")
     assert settings.uri
-    train = data.load(beside.experiment.data).train[: how.head_images]
+    train = data.load(images).train[: how.head_images]
     return checkpoint.load(Store(settings.uri)), data.in_memory(train)
-
-
-def by_radius(beside: Subject, how: How, kept: Kept = NOTHING_KEPT) -> Curve:
-    """A classifier's accuracy by radius."""
-    return Curve(beside.name, _within_radii(beside.student, beside, how, kept))
 
 
 def look_at_teacher(what: str, images: Tensor, how: How) -> Seen:

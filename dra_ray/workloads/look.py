@@ -1,6 +1,6 @@
 """Look at models for analyses by Ray tasks: one for each batch of a model's images, its attacks and
-features, then one for each size of autoencoder. All is kept in a folder from which
-`inspection.analyses` takes it.
+features, then one for each size of autoencoder, and one for each radius within which a head on the
+teacher or a model is attacked. All is kept in a folder from which `inspection.analyses` takes it.
 
 A batch is the same bytes whoever makes it (on one kind of machine), and what is there is not made
 again, so a killed analysis goes on.
@@ -19,6 +19,7 @@ from dra_ray import config, runs
 from dra_ray.errors import ConfigError
 from dra_ray.evaluation.subjects import Options, Subject
 from dra_ray.inspection import analyses, models, sae
+from dra_ray.inspection.frozen import EPS_255
 from dra_ray.inspection.kept import Kept
 from dra_ray.inspection.models import How
 from dra_ray.storage import Lease, Store
@@ -34,6 +35,7 @@ class Plan:
     """
 
     what: str
+    teacher: str | None
     given: tuple[str, ...]
     options: Options
     how: How
@@ -55,6 +57,7 @@ def plan(what: str, given: Sequence[str], options: Options, how: How) -> Plan:
             )
     return Plan(
         what,
+        teacher,
         tuple(each for each in given if each != teacher),
         options,
         how,
@@ -70,7 +73,7 @@ def run(
     workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Make every batch and every autoencoder that `store` lacks; `progress` gets how many of them
+    """Make every batch, autoencoder and attack that `store` lacks; `progress` gets how many of them
     are made. Ray must have been initialised. Raises `RunError` where a task fails, after which the
     same call goes on.
     """
@@ -98,8 +101,8 @@ def run(
 
         tasks.in_order(count, start, workers, "the analysis", store, on_end)
 
-    sizes = _sizes(plan)
-    total = len(missing) + len(sizes)
+    sizes, radii = _sizes(plan), _radii(plan)
+    total = len(missing) + len(sizes) + len(radii)
     made(len(missing), start, 0, total)
     train = ray.remote(_autoencode).options(num_cpus=1, max_retries=3)
 
@@ -111,6 +114,16 @@ def run(
         return ref
 
     made(len(sizes), start_autoencoders, len(missing), total)
+    probe = ray.remote(_probe).options(num_cpus=1, max_retries=3)
+
+    def start_attack(index: int) -> ray.ObjectRef[None]:
+        assert plan.teacher
+        ref: ray.ObjectRef[None] = probe.remote(
+            plan.teacher, plan.given, plan.options, plan.how, store.resolved().uri, *radii[index]
+        )
+        return ref
+
+    made(len(radii), start_attack, len(missing) + len(sizes), total)
 
 
 def analyse(
@@ -144,7 +157,9 @@ def analyse(
     )
     planned = plan(settings.what, settings.models, options, how)
     tree, digest = settings.model_dump(mode="json"), settings.digest()
-    runs.begin_run(folder, "analysis", tree, digest)
+    if runs.begin_run(folder, "analysis", tree, digest).is_done:
+        told_before = (folder / FOUND).read_json()
+        return {name: each["here"] for name, each in told_before.items()}
     began = time.monotonic()
 
     def told(done: int, total: int) -> None:
@@ -167,6 +182,37 @@ def analyse(
         elapsed_s = round(time.monotonic() - began, 3)
         runs.update_manifest(folder, runs.Facts(status="done", elapsed_s=elapsed_s))
     return {each.name: each.here for each in found}
+
+
+def _radii(plan: Plan) -> list[tuple[int, float]]:
+    """A curve's number and a radius, of every task; those that take longest first."""
+    if plan.what not in ("probe", "all") or plan.teacher is None:
+        return []
+    curves = range(models.curve_count(plan.given))
+    longest_first = sorted(curves, key=lambda n: n != len(models.HEADS) - 1)
+    return [(number, radius) for number in longest_first for radius in EPS_255]
+
+
+_CHOSEN: dict[str, list[Subject]] = {}
+
+
+def _probe(
+    teacher: str,
+    given: tuple[str, ...],
+    options: Options,
+    how: How,
+    store: str,
+    number: int,
+    radius_255: float,
+) -> None:
+    """Ray task: attack what a curve is of within one radius."""
+    torch.set_num_threads(1)
+    name = f"{given} {options} {how}"
+    if name not in _CHOSEN:  # a worker keeps the last ones
+        found = [models.subject(each, options, how) for each in given]
+        _CHOSEN.clear()
+        _CHOSEN[name] = found
+    models.curve(teacher, _CHOSEN[name], how, number, Kept(Store(store)), [radius_255])
 
 
 _SUBJECTS: dict[str, tuple[Subject, str]] = {}

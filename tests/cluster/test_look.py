@@ -61,7 +61,7 @@ def test_tasks_see_what_one_process_sees_and_a_stopped_analysis_goes_on(
     assert os.stat((folder / "batch-00001.safetensors").uri).st_mtime_ns == untouched
     again, _ = analyses.analyse("frequency", given, Options(), HOW, kept=Kept(root / "shared"))
     assert [row["model"] for row in again[0].rows] == [row["model"] for row in alone[0].rows]
-    assert look.plan("frequency", given, Options(), HOW) == planned  # and shares it all
+    assert look.plan("frequency", given, Options(), HOW).keys == planned.keys  # and shares it all
 
     other = models.How(images=HOW.images, steps=3)
     assert look.plan("geometry", given, Options(), other).keys != planned.keys
@@ -86,6 +86,22 @@ def test_the_job_makes_the_page_and_its_autoencoders_in_tasks(ray_cluster, tmp_p
     assert not seen, "nothing is made again"
     with pytest.raises(ConfigError, match="exists with another config"):
         look.analyse(config.override(asked, {"seed": 1}), root / "page")
+
+
+def test_a_teacher_s_head_is_attacked_in_tasks_too(ray_cluster, teacher, tmp_path) -> None:
+    """With the numbers of one process, and each radius kept on its own."""
+    given = (teacher.uri, trained(Store(str(tmp_path)) / "run", 1))
+    how = models.How(images=12, steps=1, sigma=0.3, head_images=40)
+    planned, made = look.plan("probe", given, Options(), how), []
+    shared = Store(str(tmp_path)) / "shared"
+    look.run(planned, shared, 2, lambda done, total: made.append((done, total)))
+    radii = [name for name in shared.names() if name.startswith("radius-")]
+    assert len(radii) == 7 * 5, "four heads and a model"
+    assert made[-1] == (36, 36), "and a batch of the model"
+    kept, _ = analyses.analyse("probe", given, Options(), how, kept=Kept(shared))
+    alone, _ = analyses.analyse("probe", given, Options(), how)
+    assert kept[0].rows == alone[0].rows
+    assert sorted(shared.names()) == sorted({*radii, *shared.names()}), "nothing was made anew"
 
 
 def test_code_of_this_machine_stays_here(tmp_path) -> None:

@@ -141,8 +141,9 @@ def test_each_analysis_has_rows_a_sentence_and_a_section(teacher: Store, tmp_pat
         for name, each in analyses.OF_MODELS.items()
     ]
     how = models.How(images=40, steps=2, head_images=100)
-    heads = models.probe_under_attack(teacher.uri, a_subject(0), how)
-    found.append(analyses.of_probe([*heads, models.by_radius(a_subject(0), how)]))
+    chosen = [a_subject(0)]
+    numbers = range(models.curve_count(chosen))
+    found.append(analyses.of_probe([models.curve(teacher.uri, chosen, how, n) for n in numbers]))
     small = dataclasses.replace(how, autoattack_images=12, effort=Effort(3, 2, 5))
     verdicts = models.heads_under_autoattack(teacher.uri, a_subject(0), small)
     found.append(analyses.of_heads(verdicts))
