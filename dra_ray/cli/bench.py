@@ -21,6 +21,11 @@ bench_app = typer.Typer(
 )
 
 
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads; default: the machine's cores.")
+]
+
+
 @bench_app.command("policy")
 def bench_policy(
     sweeps_at_h: Annotated[
@@ -79,9 +84,7 @@ def bench_step(
     rounds: Annotated[
         int, typer.Option(min=1, help="Timed rounds; each takes every kind of step once.")
     ] = 3,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; default: the machine's cores.")
-    ] = None,
+    threads: Threads = None,
     compiled: Annotated[
         bool,
         typer.Option(
@@ -132,9 +135,7 @@ def bench_teacher(
     rounds: Annotated[
         int, typer.Option(min=1, help="Timed rounds; each encodes once in every way.")
     ] = 5,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; default: the machine's cores.")
-    ] = None,
+    threads: Threads = None,
     compiled: Annotated[
         bool,
         typer.Option(
@@ -209,9 +210,7 @@ def bench_evaluate(
             help="Scales all steps and queries; below 1 it is no standard AutoAttack.",
         ),
     ] = 1.0,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; default: the machine's cores.")
-    ] = None,
+    threads: Threads = None,
     driver: Annotated[
         bool,
         typer.Option(
