@@ -226,7 +226,25 @@ def of_sae(
         curves,
         "Synthetic images and DRA both lower the error: features become easier to take apart into "
         "sparse ones (figure 6).",
-        _extremes(most, "error", f"is easiest to rebuild from {most[0]['k']} latents", min),
+        _easiest(most),
+    )
+
+
+def _easiest(rows: Sequence[Row]) -> str:
+    """Of rows of one k; models that are no further apart than training seeds are not told apart."""
+    words = f"is easiest to rebuild from {rows[0]['k']} latents"
+    best, *others = sorted(rows, key=lambda row: row["error"])
+    alike = [
+        row
+        for row in others
+        if row["error"] - best["error"] <= max(best["deviation"], row["deviation"])
+    ]
+    if not alike:
+        return _extremes(rows, "error", words, min)
+    names = ", ".join(row["model"] for row in alike)
+    return (
+        f"{best['model']} {words} ({best['error']:.3g}), but no more than training seeds "
+        f"deviate before {names}."
     )
 
 
