@@ -42,9 +42,8 @@ def test_it_shrinks_grows_and_resumes(teacher: Store, tmp_path: Path) -> None:
         return list(manifest.world_sizes) if manifest else []
 
     def steps() -> int:
-        file = run / runs.STEPS
-        rows = file.read_jsonl() if file.exists() else []
-        return int(rows[-1]["step"]) if rows else 0
+        rows = runs.read_rows(run / runs.STEPS, runs.StepRow)
+        return rows[-1].step if rows else 0
 
     def trains_on(count: int, what: str) -> int:
         """Wait until the last of `count` starts has made 30 steps; the step before that start."""
