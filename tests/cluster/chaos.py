@@ -253,8 +253,13 @@ def differences(one: Store, two: Store) -> list[str]:
     found = []
     if (one / runs.MODEL).read_bytes() != (two / runs.MODEL).read_bytes():
         found.append(runs.MODEL)
-    rows = (runs.METRICS, runs.STEPS)
-    found += [name for name in rows if _rows(one / name) != _rows(two / name)]
+    kinds: dict[str, type[runs.Record]] = {
+        runs.METRICS: runs.ValidationRow,
+        runs.STEPS: runs.StepRow,
+    }
+    found += [
+        name for name, kind in kinds.items() if _rows(one / name, kind) != _rows(two / name, kind)
+    ]
     one_attacked, two_attacked = _verdicts(one), _verdicts(two)
     if one_attacked.keys() != two_attacked.keys() or not all(
         np.array_equal(one_attacked[key], two_attacked[key]) for key in one_attacked
@@ -266,7 +271,7 @@ def differences(one: Store, two: Store) -> list[str]:
 def _differences_of_others(one: Store, two: Store) -> list[str]:
     """The digests of the images, and what the trials reported, in no order."""
     made = [runs.read_manifest(Store(run.uri + SYNTHETIC)) for run in (one, two)]
-    told = [_rows(Store(run.uri + SWEEP) / runs.RUNGS) for run in (one, two)]
+    told = [_rows(Store(run.uri + SWEEP) / runs.RUNGS, runs.RungRow) for run in (one, two)]
     reports = [sorted(map(repr, rows)) for rows in told]
     assert made[0]
     assert made[1]
@@ -286,10 +291,10 @@ def _verdicts(run: Store) -> dict[str, np.ndarray]:
         return {key: arrays[key] for key in arrays.files}
 
 
-def _rows(file: Store) -> list[dict[str, Any]]:
+def _rows(file: Store, kind: type[runs.Record]) -> list[dict[str, Any]]:
     return [
-        {key: value for key, value in row.items() if key not in NOT_THE_MATHS}
-        for row in file.read_jsonl()
+        {key: value for key, value in row.on_disk().items() if key not in NOT_THE_MATHS}
+        for row in runs.read_rows(file, kind)
     ]
 
 
