@@ -10,6 +10,7 @@ undisturbed one.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import random
@@ -192,8 +193,8 @@ class Play:
         if not self._due:
             return
         victims: dict[str, Callable[[str], object]] = {
-            "replica": lambda _: _kill_one(_titled("ServeReplica:teacher")),
-            "worker": lambda name: _kill_one(_titled(*WORKERS, f"{name}:")),
+            "replica": lambda _: _kill_one(self._titled("ServeReplica:teacher")),
+            "worker": lambda name: _kill_one(self._titled(*WORKERS, f"{name}:")),
             "driver": lambda name: _kill_one(drivers(name)),
             "node": self._lose_a_node,
             "storage": self._refuse,
@@ -205,6 +206,19 @@ class Play:
         self.kills.append(kill)
         self._due = ""
         print(time.strftime("%H:%M:%S"), kill, file=sys.stderr, flush=True)
+
+    def _titled(self, *parts: str) -> list[int]:
+        """Processes of this cluster's, of which there may be others here, whose title has one of
+        the parts.
+        """
+        roots = [self.head.process.pid, *(node.pid for node in self.nodes)]
+        found = []
+        for pid in (pid for root in roots for pid in _family(root)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                title = " ".join(psutil.Process(pid).cmdline())
+                if title.startswith("ray::") and any(part in title for part in parts):
+                    found.append(pid)
+        return found
 
     def _lose_a_node(self, _: str) -> object:
         """The one with the most of our processes."""
@@ -224,16 +238,6 @@ def _family(pid: int) -> list[int]:
         return [child.pid for child in psutil.Process(pid).children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
-
-
-def _titled(*parts: str) -> list[int]:
-    """Processes of Ray's whose title has one of the parts."""
-    return [
-        process.pid
-        for process in psutil.process_iter(["cmdline"])
-        if (title := " ".join(process.info["cmdline"] or [])).startswith("ray::")
-        and any(part in title for part in parts)
-    ]
 
 
 def _kill_one(pids: list[int]) -> int | None:
