@@ -22,13 +22,13 @@ pool_app = typer.Typer(
 def pool_status(json: Json = None) -> None:
     """The pools that are up: replicas, requests, hits, retries, by teacher and by trial."""
     from dra_ray import cluster
-    from dra_ray.pool import service
+    from dra_ray.pool import service, sources
 
     with cluster.connect_to_running():
         pools = [
             service.status(app)
             for app in sorted(service.applications())
-            if app.startswith(service.PREFIX)
+            if app.startswith(sources.PREFIX)
         ]
     if json:
         Store(json).write_json([status.as_json() for status in pools])
@@ -77,10 +77,10 @@ def pool_down(
 ) -> None:
     """Take pools down. Runs that use one wait for it until pool.timeout_s and can be resumed."""
     from dra_ray import cluster
-    from dra_ray.pool import service
+    from dra_ray.pool import service, sources
 
     with cluster.connect_to_running():
-        found = sorted(app for app in service.applications() if app.startswith(service.PREFIX))
+        found = sorted(app for app in service.applications() if app.startswith(sources.PREFIX))
         if name is not None and name not in found:
             raise ConfigError(
                 f"there is no pool '{name}'; "

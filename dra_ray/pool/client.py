@@ -18,14 +18,10 @@ from ray.serve.exceptions import RayServeException
 from torch import Tensor
 
 from dra_ray import config, meters
-from dra_ray.data.canonical import CanonicalImages
 from dra_ray.errors import PoolError
 from dra_ray.pool.ledger import find_ledger
 from dra_ray.pool.records import Cost, Description, Totals
-from dra_ray.pool.service import app_name
-from dra_ray.storage import Store
-from dra_ray.teachers import checkpoint
-from dra_ray.teachers.source import CanonicalFeatures, FeatureSource, LocalTeacher, Request
+from dra_ray.teachers.source import Request
 
 # Such a request never ran to its end. RayTaskError is not among them: it says that the request ran
 # and failed.
@@ -214,47 +210,3 @@ class _Part:
 def _reason(error: Exception) -> str:
     lines = str(getattr(error, "cause", error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def reserved(experiment: config.Experiment) -> tuple[float, float]:
-    """(CPUs, GPUs) that the pools of this experiment may take on a machine that it shares with
-    training workers.
-    """
-    pools = len(set(experiment.teachers)) if experiment.pool.kind == "pool" else 0
-    cpus, gpus = of_pool(experiment.pool)
-    return pools * cpus, pools * gpus
-
-
-def of_pool(pool: config.Pool) -> tuple[float, float]:
-    """(CPUs, GPUs) that one pool may take."""
-    return (
-        pool.max_replicas * pool.cpus_per_replica,
-        pool.max_replicas * pool.gpus_per_replica,
-    )
-
-
-def sources(
-    experiment: config.Experiment,
-    device: str,
-    sender: str = "",
-    samples: CanonicalImages | None = None,
-) -> list[FeatureSource]:
-    """The source of each term of the alignment; none without alignment. Terms of one teacher share
-    one: a client of its pool, or the teacher itself where `pool.kind` is local. With
-    align.target=canonical it is `samples`.
-    """
-    if samples and experiment.aligns_to_canonical:
-        return [CanonicalFeatures(samples)]
-    teachers = experiment.teachers
-    of_teacher = {
-        teacher: _source(teacher, experiment.pool, device, sender) for teacher in set(teachers)
-    }
-    return [of_teacher[teacher] for teacher in teachers]
-
-
-def _source(teacher: config.Teacher, pool: config.Pool, device: str, sender: str) -> FeatureSource:
-    if pool.kind == "pool":
-        return PoolClient(app_name(teacher), pool, sender)
-    assert teacher.uri
-    net = checkpoint.load(Store(teacher.uri))
-    return LocalTeacher(net, teacher, pool.threads_per_replica, device)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import logging
 import threading
 import time
@@ -31,12 +29,11 @@ from dra_ray.pool.records import Books, LogRow, Status
 from dra_ray.pool.replica import TeacherReplica
 from dra_ray.pool.router import LeastOutstanding
 from dra_ray.pool.rows import BatchedTeacher
+from dra_ray.pool.sources import app_name
 from dra_ray.storage import Store
-from dra_ray.teachers import checkpoint
 
 logger = logging.getLogger("dra_ray")
 DEPLOYMENT = "teacher"
-PREFIX = "teacher-"  # of the applications that are pools
 # what a question to a pool raises that is going up or down: the next one tells
 _BETWEEN = (RayError, RayServeException, KeyError, ValueError)
 POLICY = {
@@ -53,16 +50,6 @@ POLICY = {
 def log_name(number: int) -> str:
     """Of the pools of a run or a sweep, the file that the log of one goes to."""
     return f"pool-{number}.jsonl" if number else runs.POOL
-
-
-def app_name(teacher: config.Teacher) -> str:
-    """The Serve application for this teacher: equal weights and settings share one, wherever the
-    weights lie.
-    """
-    assert teacher.uri
-    settings = teacher.model_copy(update={"uri": None})
-    parts = [checkpoint.digest(Store(teacher.uri)), settings.digest()]
-    return PREFIX + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def up(teacher: config.Teacher, pool: config.Pool, change: bool = False) -> str:

@@ -28,7 +28,7 @@ from dra_ray.config.sweep import Budget
 from dra_ray.errors import ConfigError, DraError, RunError, StorageError, is_lasting
 from dra_ray.inspection import listing
 from dra_ray.plan import ready, speed, timing
-from dra_ray.pool import client, service
+from dra_ray.pool import sources
 from dra_ray.pool.records import LogRow
 from dra_ray.runs import RungRow
 from dra_ray.storage import Lease, Store
@@ -603,7 +603,9 @@ class _Pools:
                 self._known.add(teacher)
 
     def _bring_up(self, teacher: config.Teacher, pool: config.Pool) -> None:
-        app = service.app_name(teacher)
+        from dra_ray.pool import service  # with Ray Serve
+
+        app = sources.app_name(teacher)
         if app not in self._hours:
             log = self._store / service.log_name(len(self._hours))
             self._stack.enter_context(service.serving(teacher, pool, log))
@@ -619,7 +621,7 @@ def _slots(experiments: Mapping[str, config.Experiment], sweep: config.Sweep) ->
     resources and none would start.
     """
     kept = {
-        service.app_name(teacher): client.of_pool(e.pool)
+        sources.app_name(teacher): sources.of_pool(e.pool)
         for e in experiments.values()
         for teacher in e.teachers
         if e.pool.kind == "pool"

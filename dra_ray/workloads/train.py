@@ -31,7 +31,7 @@ from dra_ray.data import batches as batch_plan
 from dra_ray.data.loader import Batches
 from dra_ray.errors import ConfigError, LastingError, StorageError
 from dra_ray.plan import ready
-from dra_ray.pool import client, service
+from dra_ray.pool import sources as feature_sources
 from dra_ray.runs import StepRow, ValidationRow
 from dra_ray.storage import Lease, Store
 from dra_ray.students import checkpoint
@@ -77,6 +77,8 @@ def fit(
         if not callbacks:  # a trial's is its sweep's
             stack.enter_context(Lease(run))
         if experiment.pool.kind == "pool":
+            from dra_ray.pool import service  # with Ray Serve
+
             for number, teacher in enumerate(dict.fromkeys(experiment.teachers)):
                 log = None if callbacks else run / service.log_name(number)
                 stack.enter_context(service.serving(teacher, experiment.pool, log))
@@ -128,7 +130,7 @@ def _require_room(experiment: config.Experiment, run: Store) -> None:
         resources.cpus_per_worker,
         resources.gpus_per_worker,
         f"training '{run.name}'",
-        client.reserved(experiment),
+        feature_sources.reserved(experiment),
     )
 
 
@@ -292,7 +294,7 @@ def _train(experiment: config.Experiment, run: Store, session: Session) -> None:
         data.windowed(experiment, extra),
     )
     samples = ready.load_canonical(experiment, images.shape)
-    sources = client.sources(experiment, str(device), _sender(run), samples)
+    sources = feature_sources.sources(experiment, str(device), _sender(run), samples)
     state, origin = initial_state(experiment, images.shape, sources, device)
     session.restore(state)
     if state.aligner and state.step == 0:

@@ -32,7 +32,7 @@ from ray.cluster_utils import Cluster
 from dra_ray import cluster, config
 from dra_ray.plan import nodes as planned_nodes
 from dra_ray.pool import client as pool_client
-from dra_ray.pool import service
+from dra_ray.pool import service, sources
 from dra_ray.storage import Store
 from dra_ray.workloads import sweep
 from tests.cluster.apart import answer
@@ -59,7 +59,7 @@ def lost() -> dict[str, Any]:
     workers = [nodes.add_node(num_cpus=1, resources={"teacher": 1}) for _ in range(2)]
     ray.init(nodes.address, log_to_driver=False)
     app, settings = (
-        f"{service.PREFIX}lost",
+        f"{sources.PREFIX}lost",
         config.Pool(min_replicas=2, max_replicas=2, **ON_TEACHERS, **QUICK),
     )
     service.deploy(app, functools.partial(Sums, 0.1), settings, config.Teacher(uri="lost"))
@@ -220,7 +220,7 @@ def _place_and_leave(
 ) -> tuple[bool, dict[str, int]]:
     """Whether the predicted nodes came, and which were left when the pool had gone."""
     teachers.travel()
-    app = f"{service.PREFIX}planned"
+    app = f"{sources.PREFIX}planned"
     place = cluster.placed(resources, resources.cpus_per_worker)
     workers = [ray.remote(_Worker).options(**place).remote() for _ in range(resources.workers)]
     service.deploy(app, functools.partial(Sums, 0.0), settings, config.Teacher(uri="planned"))

@@ -22,7 +22,7 @@ import torch
 
 from dra_ray import cluster, config
 from dra_ray.pool import client as pool_client
-from dra_ray.pool import service
+from dra_ray.pool import service, sources
 from tests.cluster.apart import answer
 from tests.cluster.small import replica_pids
 from tests.support import teachers
@@ -43,7 +43,7 @@ SETTINGS = config.Pool(
 
 def main(minutes: float) -> dict[str, Any]:
     teachers.travel()
-    app = f"{service.PREFIX}soak"
+    app = f"{sources.PREFIX}soak"
     with cluster.connect(num_cpus=4):
         service.deploy(app, functools.partial(Sums, 0.02), SETTINGS, config.Teacher(uri="soak"))
         with service.held(app):

@@ -24,7 +24,7 @@ from dra_ray import config
 from dra_ray import runs as run_folder
 from dra_ray.cluster import wait_until
 from dra_ray.errors import ConfigError, RunError
-from dra_ray.pool import client
+from dra_ray.pool import sources as feature_sources
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint
 from dra_ray.training import step
@@ -289,7 +289,7 @@ def test_alignment_reaches_the_student(runs: dict[str, Store], teacher: Store) -
     """Lambda changes the weights: the alignment gradient flows through the adversarial feature."""
     images = train.data.load(config.Data())
     wanted = experiment(teacher, pool__kind="local")
-    sources = client.sources(wanted, "cpu")
+    sources = feature_sources.sources(wanted, "cpu")
     cpu, everything = torch.device("cpu"), slice(0, 128)
     state, _ = step.initial_state(wanted, images.shape, sources, cpu)
     assert state.aligner is not None

@@ -73,3 +73,10 @@ def test_what_must_start_at_once_imports_no_torch() -> None:
     code = f"import sys\nimport {', '.join([*modules, 'dra_ray.config.metrics'])}\n"
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.seconds
+def test_a_training_worker_imports_no_ray_serve_before_it_asks_a_pool() -> None:
+    code = "import sys\nimport dra_ray.workloads.train, dra_ray.workloads.sweep\n"
+    code += "sys.exit('ray.serve' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -13,7 +13,7 @@ from dra_ray import config, data
 from dra_ray.data.canonical import CanonicalBatch, CanonicalImages
 from dra_ray.data.pictures import Split
 from dra_ray.errors import ConfigError, DataError
-from dra_ray.pool import client
+from dra_ray.pool import sources as feature_sources
 from dra_ray.storage import Store
 from dra_ray.teachers.source import CanonicalFeatures, Request
 from dra_ray.training import distillation, losses, optimisers, step, workers
@@ -251,7 +251,7 @@ def test_a_step_s_samples_are_shared_among_workers() -> None:
 # -- the bridge ------------------------------------------------------------------------------------
 def test_class_matched_targets_are_pure_functions_of_class_and_seed() -> None:
     known = samples()
-    (source,) = client.sources(
+    (source,) = feature_sources.sources(
         experiment(align__weight=1.0, align__target="canonical", distill__weight=0.0),
         "cpu",
         samples=known,

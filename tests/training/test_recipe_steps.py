@@ -15,7 +15,7 @@ from dra_ray import config, data
 from dra_ray.data.canonical import shard_name
 from dra_ray.data.loader import Batches
 from dra_ray.plan import ready
-from dra_ray.pool import client
+from dra_ray.pool import sources as feature_sources
 from dra_ray.storage import Store
 from dra_ray.sweeps import spaces
 from dra_ray.teachers import checkpoint
@@ -161,7 +161,7 @@ def _two_steps(experiment: config.Experiment) -> None:
     everything = slice(0, experiment.optim.batch)
     loader = Batches(images.train, extra, batches, device, everything)
     samples = ready.load_canonical(experiment, images.shape)
-    sources = client.sources(experiment, "cpu", samples=samples)
+    sources = feature_sources.sources(experiment, "cpu", samples=samples)
     feed = step.Feed(experiment, loader.get, everything, sources, batches.steps_per_epoch, samples)
     state, _ = step.initial_state(experiment, images.shape, sources, device)
     before = {
