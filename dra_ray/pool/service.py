@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import ActorAlreadyExistsError, RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.exceptions import RayServeException
 
@@ -34,6 +34,7 @@ from dra_ray.storage import Store
 
 logger = logging.getLogger("dra_ray")
 DEPLOYMENT = "teacher"
+START_S = 30.0  # within which Serve that another driver starts can be found
 # what a question to a pool raises that is going up or down: the next one tells
 _BETWEEN = (RayError, RayServeException, KeyError, ValueError)
 POLICY = {
@@ -112,7 +113,7 @@ def deploy(
         health_check_timeout_s=10,  # three in a row, and a replica counts as dead
         ray_actor_options=place,
     )(TeacherReplica)
-    serve.start(proxy_location="Disabled")  # nothing speaks HTTP here
+    _start_serve()
     ledger = open_ledger(app, teacher, pool.keep)
     ledger.keep.remote(pool.keep)
     open_exchange(app, pool.window_bytes)
@@ -125,6 +126,21 @@ def deploy(
             f"the teacher pool did not start ({reason}); check teacher.uri='{teacher.uri}' "
             "and pool resources"
         ) from None
+
+
+def _start_serve() -> None:
+    """Ray Serve, unless it runs; of several drivers that begin at the same moment one starts it,
+    and the others find it there.
+    """
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            serve.start(proxy_location="Disabled")  # nothing speaks HTTP here
+            return
+        except ActorAlreadyExistsError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def _path(cls: type) -> str:
