@@ -438,6 +438,12 @@ class Log(Generic[R]):
         self.rows += rows
         self._lines.append("\n".join(strict_json(row.on_disk()) for row in rows))
 
+    def flush(self) -> None:
+        """Write the rows that could not be written when they came; `StorageError` where they still
+        cannot.
+        """
+        self._lines.write()
+
 
 class Tail(Generic[R]):
     """New rows of a log that somebody else writes; a look reads its newest segments alone."""

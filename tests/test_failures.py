@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from dra_ray import cluster, errors
+from dra_ray.errors import StorageError
 from dra_ray.pool.records import LogRow
 from dra_ray.pool.service import Watch
-from dra_ray.runs import read_rows
+from dra_ray.runs import StepRow, read_rows
 from dra_ray.storage import Store
 from dra_ray.workloads import sweep
 from dra_ray.workloads.train import StepLog
@@ -80,6 +83,27 @@ def test_a_step_log_that_cannot_be_written_stops_no_training(
     (tmp_path / "run").unlink()
     log.write(2, [1.0, 1.0, 0.0, 0.0], 0.1)
     assert [row["step"] for row in (blocked / "steps.jsonl").read_jsonl()] == [1, 2]
+
+
+def test_a_row_that_came_in_an_outage_is_there_before_the_next_checkpoint(tmp_path) -> None:
+    """A run that is killed after that checkpoint goes on behind the row."""
+    run, row = Store(str(tmp_path)) / "run", [1.0, 1.0, 0.0, 0.0]
+    log = StepLog(run, 0, 8, 10)
+    log.write(1, row, 0.1)
+    os.rename(tmp_path / "run", tmp_path / "away")
+    (tmp_path / "run").write_text("a file where the folder should be")
+    log.write(2, row, 0.1)
+    with pytest.raises(StorageError):
+        log.flush()
+    (tmp_path / "run").unlink()
+    os.rename(tmp_path / "away", tmp_path / "run")
+    log.flush()
+    written = (tmp_path / "run" / "steps.jsonl").stat().st_mtime_ns
+    log.flush()
+    assert (tmp_path / "run" / "steps.jsonl").stat().st_mtime_ns == written, "nothing was late"
+    again = StepLog(run, 2, 8, 10)
+    again.write(3, row, 0.1)
+    assert [row.step for row in read_rows(run / "steps.jsonl", StepRow)] == [1, 2, 3]
 
 
 def test_a_pool_log_that_cannot_be_written_is_one_warning(

@@ -48,6 +48,7 @@ class Lines:
         filled = [number for number, text in enumerate(kept) if text]
         self._number = filled[-1] if filled else 0
         self._text = kept[self._number] if kept else ""
+        self.is_late = False  # a line waits to be written
         self._due = {number: kept[number] for number in sorted(changed) if number != self._number}
 
     def append(self, line: str) -> None:
@@ -55,9 +56,17 @@ class Lines:
         them too.
         """
         self._text += line + "\n"
+        self.is_late = True
+        self.write()
+
+    def write(self) -> None:
+        """Write what an earlier call could not; `StorageError` as `append` raises it."""
+        if not self.is_late:
+            return
         for number in list(self._due):
             segment(self.file, number).write_text(self._due[number])
             del self._due[number]
         segment(self.file, self._number).write_text(self._text)
+        self.is_late = False
         if len(self._text) >= SEGMENT_BYTES:
             self._number, self._text = self._number + 1, ""

@@ -468,6 +468,8 @@ class _Loop:
                         _stop(run, state, place.rank, f"the loss or a weight is not finite {where}")
                         return
                     shown.validated(row)
+                    if log:
+                        log.flush()
                     self.session.report(state, row.on_disk(), at_once=notice or stop)
                     if stop:
                         return
@@ -475,6 +477,8 @@ class _Loop:
             if due or notice or stop:
                 # a checkpoint is worker 0's, so all must hold the same
                 state.sums.copy_(_mean(state.sums, place.mine, optim.batch))
+                if log:
+                    log.flush()
                 self.session.report(state, {"step": state.step}, at_once=notice or stop)
             if stop:
                 return
@@ -671,6 +675,12 @@ class StepLog:
             self.log.append(row)
         except StorageError as error:
             logger.warning("%s; training goes on, and the next row brings this one", error)
+
+    def flush(self) -> None:
+        """Before a checkpoint, from which a resumed run goes on without making these rows again;
+        `StorageError` where the checkpoint could not be written either.
+        """
+        self.log.flush()
 
 
 def _stop(run: Store, state: State, rank: int, why: str) -> None:
