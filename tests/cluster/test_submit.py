@@ -155,7 +155,9 @@ def test_a_job_whose_driver_was_killed_goes_on(
     assert on.returncode == 0, on.stdout + on.stderr
     assert f"submitted job '{job}-2'" in on.stderr
     assert weights(place, "killed") == weights(place, "calm")
-    until(lambda: not head.living(), 120, "the end of all actors")
+    # Ray's own, without resources, of a killed controller: it calls `exit_actor` from a thread of
+    # its own, which ends nothing (ray 2.60)
+    until(lambda: set(head.living()) <= {"PlacementGroupCleaner"}, 120, "the end of all actors")
 
 
 def test_after_a_lost_head_the_same_command_goes_on_with_a_new_one(
