@@ -80,8 +80,9 @@ def scraped(
         port = probe.getsockname()[1]
     sessions, session = os.path.split(ray_cluster.address_info["session_dir"])
     with dashboards.prometheus(port, ray_folders=[sessions]) as server:
-        for thread in threads:
-            thread.start()
+        for thread, folder in zip(threads, folders, strict=True):
+            thread.start()  # Serve's own code may not run in two threads of a process at once
+            assert wait_until(lambda: (folder / runs.STEPS).exists(), LIMIT_S), folder  # noqa: B023
         try:
             yield Scraped(server.url, folders, session)
         finally:

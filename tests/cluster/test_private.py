@@ -286,7 +286,6 @@ NOWHERE = "s3://nowhere/runs"
 FAILING = (
     f"train digits-dm-at --storage s3://me:{LOGIN}@bucket/runs",
     f"train digits-dm-at --set data.uri=https://me:{LOGIN}@host/images.npz",
-    f"train digits-dm-at --set optim.lr={LOGIN}",
     f"report s3://bucket/run?secret={LOGIN}",
     f"submit train digits-dm-at --address http://me:{LOGIN}@127.0.0.1:1",
     "submit train digits-dm-at --address http://127.0.0.1:1",
