@@ -283,6 +283,7 @@ def adversarial(
     threat: config.Threat,
     noise: Tensor,
     label_smoothing: float = 0.0,
+    *,
     climb: Climb = climbed,
 ) -> Tensor:
     """PGD on the cross-entropy, for training on its result (Madry et al. 2018).

@@ -200,6 +200,7 @@ def step(
     mine: slice,
     epoch: int = 0,
     clock: Clock | None = None,
+    *,
     climb: Climb | None = None,
 ) -> Tensor:
     """One adversarial step on this worker's slice of the batch, gradients averaged over workers.

@@ -119,7 +119,7 @@ def run(
     def start_attack(index: int) -> ray.ObjectRef[None]:
         assert plan.teacher
         ref: ray.ObjectRef[None] = probe.remote(
-            plan.teacher, plan.given, plan.options, plan.how, store.resolved().uri, *radii[index]
+            plan.teacher, plan.given, plan.options, plan.how, store.resolved().uri, radii[index]
         )
         return ref
 
@@ -202,10 +202,12 @@ def _probe(
     options: Options,
     how: How,
     store: str,
-    number: int,
-    radius_255: float,
+    attack: tuple[int, float],
 ) -> None:
-    """Ray task: attack what a curve is of within one radius."""
+    """Ray task: attack what a curve is of within one radius; `attack` is the curve's number and the
+    radius.
+    """
+    number, radius_255 = attack
     torch.set_num_threads(1)
     name = f"{given} {options} {how}"
     if name not in _CHOSEN:  # a worker keeps the last ones

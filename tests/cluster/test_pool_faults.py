@@ -21,8 +21,9 @@ import torch
 from dra_ray import cluster, config
 from dra_ray.errors import PoolError
 from dra_ray.pool import client as pool_client
-from dra_ray.pool import service, sources
+from dra_ray.pool import service
 from dra_ray.pool.ledger import Ledger
+from dra_ray.pool.sources import PREFIX
 from dra_ray.storage import Store
 from tests.cluster.small import replica_pids
 from tests.support import teachers
@@ -45,7 +46,7 @@ Client = Callable[..., pool_client.PoolClient]
 @contextlib.contextmanager
 def serving(name: str, make: Callable[[], Sums], **settings: Any) -> Iterator[Client]:
     """A pool of that teacher, which gives clients."""
-    app, pool = f"{sources.PREFIX}{name}", config.Pool(**USUAL | settings)
+    app, pool = f"{PREFIX}{name}", config.Pool(**USUAL | settings)
     service.deploy(app, make, pool, config.Teacher(uri=name))
     with service.held(app):
         yield lambda **more: pool_client.PoolClient(app, pool.model_copy(update=more))
@@ -53,7 +54,7 @@ def serving(name: str, make: Callable[[], Sums], **settings: Any) -> Iterator[Cl
 
 
 def running(name: str) -> int:
-    return service.replicas(f"{sources.PREFIX}{name}").get("RUNNING", 0)
+    return service.replicas(f"{PREFIX}{name}").get("RUNNING", 0)
 
 
 @pytest.mark.slow
@@ -83,7 +84,7 @@ def test_a_pool_whose_log_cannot_be_written_stays_up(ray_cluster: Any, tmp_path:
     """Far longer than a silent driver is waited for."""
     (tmp_path / "run").write_text("a file where the folder should be")
     log = Store(str(tmp_path)) / "run" / "pool.jsonl"
-    app, pool = f"{sources.PREFIX}unlogged", config.Pool(**USUAL)
+    app, pool = f"{PREFIX}unlogged", config.Pool(**USUAL)
     service.deploy(app, functools.partial(Sums), pool, config.Teacher(uri="unlogged"))
     with service.held(app, log):
         time.sleep(2 * Ledger.DRIVER_S)
@@ -153,7 +154,7 @@ class Worker:
     """A client in a process that can be killed."""
 
     def __init__(self, settings: config.Pool) -> None:
-        self._source = pool_client.PoolClient(f"{sources.PREFIX}left", settings)
+        self._source = pool_client.PoolClient(f"{PREFIX}left", settings)
 
     def send(self) -> int:
         self._calls = [self._source.submit(request(number, 160)) for number in range(4)]
@@ -244,7 +245,7 @@ def test_requests_of_trials_in_lock_step_are_computed_once(ray_cluster: Any) -> 
         assert not wrong
         hits = sum(source.totals.hits for source in sources)
         assert trials * requests - hits <= 1.3 * requests
-        seen = service.status(f"{sources.PREFIX}shared")
+        seen = service.status(f"{PREFIX}shared")
     assert seen.replicas == {"RUNNING": 2}
 
 

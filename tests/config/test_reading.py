@@ -23,7 +23,7 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     "kind that is a list": ("kind: []", "{}, line 1, column 1: unknown kind []"),
     "kind that is a mapping": ("kind: {}", "unknown kind {{}}"),
     "kind that is null": ("kind:", "unknown kind None"),
-    "kind that is a number": ("kind: 5", "unknown kind 5; known: canonical, experiment"),
+    "kind that is a number": ("kind: 5", "unknown kind 5; known: analysis, canonical, experiment"),
     "name that is a mapping": ("data: {name: {a: b}}", "data.name={{'a': 'b'}}"),
     "name that is a list": ("data: {name: [a]}", "data.name=['a']"),
     "part that is a number": ("data: 5", "data=5: takes fields of its own (name, uri"),

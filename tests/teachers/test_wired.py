@@ -35,7 +35,7 @@ def test_the_plan_counts_the_autoencoder(tmp_path):
     assert next(net.parameters()).is_meta
     with torch.device("meta"):
         transformer = LightningDiT(TINY)
-    behind, alone = plan._feature_macs(net, "blocks.2"), plan._feature_macs(transformer, "blocks.2")
+    behind, alone = plan.feature_macs(net, "blocks.2"), plan.feature_macs(transformer, "blocks.2")
     encoder = plan.macs(
         lambda: net.clean(torch.empty(1, 3, 6, 6, dtype=torch.uint8, device="meta"))
     )
