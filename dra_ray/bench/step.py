@@ -7,7 +7,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ class Variant:
     compute: config.Compute | None  # none: the textbook step
 
 
+Found = TypeVar("Found")
 PEAK_OF = {"bf16": "bfloat16"}  # of a variant; float32 of the others
 OURS_FP32 = ("eager", "forward", "attack")
 
@@ -83,7 +84,7 @@ def compare(
             load(start)
             if on.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(on)
-            took, loss = _timed(run, on)
+            took, loss = timed(run, on)
             if number:
                 seconds[name].append(took)
                 found[name].append(float(loss))
@@ -101,27 +102,32 @@ def compare(
     return figures
 
 
-def _timed(run: Callable[[], Tensor], device: torch.device) -> tuple[float, Tensor]:
+def timed(run: Callable[[], Found], device: torch.device) -> tuple[float, Found]:
     """(seconds, what `run` returned); on a GPU by its own clock."""
     if device.type == "cuda":
         events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         events[0].record()
-        loss = run()
+        found = run()
         events[1].record()
         torch.cuda.synchronize(device)
-        return events[0].elapsed_time(events[1]) / 1e3, loss
+        return events[0].elapsed_time(events[1]) / 1e3, found
     begun = time.perf_counter()
-    loss = run()
-    return time.perf_counter() - begun, loss
+    found = run()
+    return time.perf_counter() - begun, found
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Without such instructions a CPU emulates bfloat16, which takes minutes a step and tells
+    nothing.
+    """
+    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _variants(on: torch.device, compiled: bool) -> list[Variant]:
     variants = [Variant("textbook", None), Variant("eager", config.Compute())]
     ways: tuple[Literal["forward", "attack"], ...] = ("forward", "attack") if compiled else ()
     variants += [Variant(way, config.Compute(compile=way)) for way in ways]
-    # without such instructions a CPU emulates bfloat16, which takes minutes a step and tells
-    # nothing
-    if on.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if has_bf16(on):
         compute = config.Compute(precision="bf16", compile="attack" if compiled else "off")
         variants += [Variant("bf16", compute)]
     return variants

@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import functools
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dra_ray import config, plan
-from dra_ray.bench.step import matmul_flops, wait
+from dra_ray.bench.step import has_bf16, matmul_flops, timed
 from dra_ray.config import recipe_names
 from dra_ray.data import outline
 from dra_ray.storage import Store
@@ -61,7 +60,7 @@ def compare(
     ways = {
         way: settings
         for way, settings in WAYS.items()
-        if (compiled or not settings.get("compile")) and (_has_bf16(on) or "bf16" not in way)
+        if (compiled or not settings.get("compile")) and (has_bf16(on) or "bf16" not in way)
     }
     sources = {}
     for way, settings in ways.items():
@@ -74,7 +73,7 @@ def compare(
     peaks: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
     for number in range(rounds + 1):
         for way, source in sources.items():
-            took, features[way] = _timed(functools.partial(source.encode, request), on)
+            took, features[way] = timed(functools.partial(source.encode, request), on)
             if number:
                 seconds[way].append(took)
             else:
@@ -108,7 +107,7 @@ def compare(
         "copies": lambda: [array.copy() for array in request.arrays],
     }
     beside = {
-        part: statistics.median(_timed(call, on)[0] for _ in range(rounds)) / whole
+        part: statistics.median(timed(call, on)[0] for _ in range(rounds)) / whole
         for part, call in parts.items()
     }
     return {
@@ -119,15 +118,3 @@ def compare(
         "beside": beside,
         "rows": rows,
     }
-
-
-def _timed(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    wait(device)
-    begun = time.perf_counter()
-    found = call()
-    wait(device)
-    return time.perf_counter() - begun, found
-
-
-def _has_bf16(device: torch.device) -> bool:
-    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -181,7 +181,7 @@ def _is_run(what: str) -> bool:
 
 
 def _is_file(what: str) -> bool:
-    return not what.startswith(("timm/", "robustbench:")) and (
+    return not what.startswith((networks.TIMM, networks.ROBUSTBENCH)) and (
         what.endswith(FILES) or (Store(what) / STATE).exists()
     )
 
@@ -417,13 +417,13 @@ def _student(what: str, experiment: config.Experiment, options: Options, shape: 
     """The student, what it is, and the modules that travel with it."""
     if networks.FUNCTION.fullmatch(what):
         return _made_by(what)
-    if what.startswith("robustbench:"):
+    if what.startswith(networks.ROBUSTBENCH):
         if not options.architecture:
             raise ConfigError(
                 f"--architecture is not set, but '{what}' needs one, such as wrn-28-10"
             )
         student = robustbench.load(
-            Store(what.removeprefix("robustbench:")), experiment.model, shape
+            Store(what.removeprefix(networks.ROBUSTBENCH)), experiment.model, shape
         )
         return student, {"kind": "robustbench", "architecture": options.architecture}, ()
     if what.startswith(networks.TIMM):

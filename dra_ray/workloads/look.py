@@ -9,8 +9,10 @@ again, so a killed analysis goes on.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import ray
 import torch
@@ -77,53 +79,44 @@ def run(
     are made. Ray must have been initialised. Raises `RunError` where a task fails, after which the
     same call goes on.
     """
-    kept = Kept(store.resolved())
-    missing = [
-        (place, number)
+    kept, uri = Kept(store.resolved()), store.resolved().uri
+    look, autoencode, probe = _task(_look), _task(_autoencode), _task(_probe)
+    seen = (plan.options, plan.how, uri)
+    batches = [
+        functools.partial(look.remote, plan.given[place], *seen, number)
         for place, (key, count) in enumerate(zip(plan.keys, plan.batches, strict=True))
         for number in range(count)
         if not kept.has(models.batch_name(key, number))
     ]
-    task = ray.remote(_look).options(num_cpus=1, max_retries=3)
+    autoencoders = [
+        functools.partial(autoencode.remote, plan.keys[place], plan.batches[place], settings, uri)
+        for place, settings in _sizes(plan)
+    ]
+    attacks = [
+        functools.partial(probe.remote, plan.teacher, plan.given, *seen, attack)
+        for attack in _radii(plan)
+    ]
+    total, before = len(batches) + len(autoencoders) + len(attacks), 0
+    for works in (batches, autoencoders, attacks):  # autoencoders need all batches
+        _in_turn(works, workers, store, functools.partial(_told, progress, before, total))
+        before += len(works)
 
-    def start(index: int) -> ray.ObjectRef[None]:
-        place, number = missing[index]
-        ref: ray.ObjectRef[None] = task.remote(
-            plan.given[place], plan.options, plan.how, store.resolved().uri, number
-        )
-        return ref
 
-    def made(
-        count: int, start: Callable[[int], ray.ObjectRef[None]], before: int, total: int
-    ) -> None:
-        def on_end(done: int) -> None:
-            progress(before + done, total)
+def _task(work: Callable[..., None]) -> Any:
+    return ray.remote(work).options(num_cpus=1, max_retries=3)
 
-        tasks.in_order(count, start, workers, "the analysis", store, on_end)
 
-    sizes, radii = _sizes(plan), _radii(plan)
-    total = len(missing) + len(sizes) + len(radii)
-    made(len(missing), start, 0, total)
-    train = ray.remote(_autoencode).options(num_cpus=1, max_retries=3)
+def _in_turn(
+    works: Sequence[Callable[[], ray.ObjectRef[None]]],
+    workers: int,
+    store: Store,
+    on_end: Callable[[int], None],
+) -> None:
+    tasks.in_order(len(works), lambda index: works[index](), workers, "the analysis", store, on_end)
 
-    def start_autoencoders(index: int) -> ray.ObjectRef[None]:
-        place, settings = sizes[index]
-        ref: ray.ObjectRef[None] = train.remote(
-            plan.keys[place], plan.batches[place], settings, store.resolved().uri
-        )
-        return ref
 
-    made(len(sizes), start_autoencoders, len(missing), total)
-    probe = ray.remote(_probe).options(num_cpus=1, max_retries=3)
-
-    def start_attack(index: int) -> ray.ObjectRef[None]:
-        assert plan.teacher
-        ref: ray.ObjectRef[None] = probe.remote(
-            plan.teacher, plan.given, plan.options, plan.how, store.resolved().uri, radii[index]
-        )
-        return ref
-
-    made(len(radii), start_attack, len(missing) + len(sizes), total)
+def _told(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    progress(before + done, total)
 
 
 def analyse(
@@ -193,33 +186,6 @@ def _radii(plan: Plan) -> list[tuple[int, float]]:
     return [(number, radius) for number in longest_first for radius in EPS_255]
 
 
-_CHOSEN: dict[str, list[Subject]] = {}
-
-
-def _probe(
-    teacher: str,
-    given: tuple[str, ...],
-    options: Options,
-    how: How,
-    store: str,
-    attack: tuple[int, float],
-) -> None:
-    """Ray task: attack what a curve is of within one radius; `attack` is the curve's number and the
-    radius.
-    """
-    number, radius_255 = attack
-    torch.set_num_threads(1)
-    name = f"{given} {options} {how}"
-    if name not in _CHOSEN:  # a worker keeps the last ones
-        found = [models.subject(each, options, how) for each in given]
-        _CHOSEN.clear()
-        _CHOSEN[name] = found
-    models.curve(teacher, _CHOSEN[name], how, number, Kept(Store(store)), [radius_255])
-
-
-_SUBJECTS: dict[str, tuple[Subject, str]] = {}
-
-
 def _sizes(plan: Plan) -> list[tuple[int, sae.Settings]]:
     """A model's place and the autoencoders' settings, of every task."""
     if plan.what not in ("sae", "all"):
@@ -238,13 +204,40 @@ def _autoencode(key: str, batches: int, settings: sae.Settings, store: str) -> N
     analyses.autoencoded(models.kept_features(key, batches, kept), settings, kept)
 
 
+_SUBJECTS: dict[str, list[tuple[Subject, str]]] = {}
+
+
+def _subjects(given: Sequence[str], options: Options, how: How) -> list[tuple[Subject, str]]:
+    """Models as they were given, each with the key of what is seen of it; a worker keeps the last
+    ones.
+    """
+    name = f"{given} {options} {how}"
+    if name not in _SUBJECTS:
+        found = [models.subject(each, options, how) for each in given]
+        _SUBJECTS.clear()
+        _SUBJECTS[name] = [(each, models.seen_key(each, how)) for each in found]
+    return _SUBJECTS[name]
+
+
 def _look(given: str, options: Options, how: How, store: str, number: int) -> None:
     """Ray task: look at one batch of a model."""
     torch.set_num_threads(1)
-    name = f"{given} {options} {how}"
-    if name not in _SUBJECTS:  # a worker keeps the last model
-        found = models.subject(given, options, how)
-        _SUBJECTS.clear()
-        _SUBJECTS[name] = found, models.seen_key(found, how)
-    found, key = _SUBJECTS[name]
+    ((found, key),) = _subjects([given], options, how)
     models.look_at_batch(found, how, number, Kept(Store(store)), key)
+
+
+def _probe(
+    teacher: str,
+    given: tuple[str, ...],
+    options: Options,
+    how: How,
+    store: str,
+    attack: tuple[int, float],
+) -> None:
+    """Ray task: attack what a curve is of within one radius; `attack` is the curve's number and the
+    radius.
+    """
+    number, radius_255 = attack
+    torch.set_num_threads(1)
+    chosen = [found for found, _ in _subjects(given, options, how)]
+    models.curve(teacher, chosen, how, number, Kept(Store(store)), [radius_255])

@@ -38,11 +38,8 @@ NODE = {"num_cpus": 2, "resources": '{"student": 2}'}
 NOT_THE_MATHS = {"elapsed_s", "at", "images_per_s"}  # of a row
 
 
-WORKERS = (
-    "RayTrainWorker",
-    "_make",
-    "ImplicitFunc",
-)  # in titles; a task of an attack has its run's
+# in titles; a task of an attack has its run's
+WORKERS = ("RayTrainWorker", "_make", "ImplicitFunc")
 
 
 def main(minutes: float, every_s: float, others: bool = False) -> dict[str, Any]:
