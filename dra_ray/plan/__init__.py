@@ -347,6 +347,19 @@ def plan(
     return _plan(config, Known(tflops=tflops, prices=prices, raised=raised, pace=pace, slots=slots))
 
 
+def check(config: Experiment) -> None:
+    """Raise what `plan` raises. A network of ours that fits its images needs no costs for that; to
+    count them, torch would import its compiler, which takes a second.
+    """
+    name = config.model.name
+    if config.teachers or not (networks.wide(name) or name in networks.PLAIN):
+        plan(config)
+        return
+    images = data.outline(config.data)
+    student(config.model, images.shape)
+    data.batch_plan(config, images.train, config.synthetic.images)
+
+
 def _plan(config: Config, known: Known) -> Plan:
     if isinstance(config, Experiment):
         return _experiment(config, known)

@@ -26,7 +26,7 @@ def of_experiment(experiment: config.Experiment) -> runs.Facts:
     """`facts`, for a run that is planned too. Raises what planning, reading and building raise."""
     experiment.tracking.require_installed()
     found = facts(experiment)
-    plan.plan(experiment)
+    plan.check(experiment)
     return found
 
 

@@ -73,6 +73,7 @@ def spread_convolutions(net: nn.Module) -> None:
     arXiv 1502.01852, fan-out).
     """
     for module in net.modules():
-        if isinstance(module, nn.Conv2d):
+        # without data there is nothing to draw, and torch would import its compiler to do so: 1 s
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
             nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))

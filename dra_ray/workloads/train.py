@@ -21,7 +21,6 @@ import ray.train
 import torch
 from numpy.typing import NDArray
 from ray.train import RunConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
 
 from dra_ray import cluster, config, data, meters, runs
@@ -76,7 +75,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         if not callbacks:  # a trial's is its sweep's
             stack.enter_context(Lease(run))
-        if experiment.pool.kind == "pool":
+        if experiment.teachers and experiment.pool.kind == "pool":
             from dra_ray.pool import service  # with Ray Serve
 
             for number, teacher in enumerate(dict.fromkeys(experiment.teachers)):
@@ -141,10 +140,10 @@ def _fit(
     callbacks: list[UserCallback],
 ) -> ValidationRow:
     resources = experiment.resources
-    trainer = TorchTrainer(
+    trainer = cluster.Trainer(
         train_worker,
         train_loop_config={"experiment": experiment.model_dump(mode="json"), "run": run.uri},
-        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        backend_config=cluster.backend(resources),
         scaling_config=cluster.scaling(resources),
         run_config=RunConfig(
             name=run.name,  # a stable name is what lets Ray Train find the run's checkpoints again

@@ -18,7 +18,7 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
+from ray.train.torch import get_device, prepare_model
 from torch import Tensor, nn
 
 from dra_ray import cluster, data, plan, runs
@@ -337,10 +337,10 @@ def _last_seen(store: Store) -> int:
 
 def _train(config: TeacherTraining, store: Store) -> None:
     resources = config.resources
-    trainer = TorchTrainer(
+    trainer = cluster.Trainer(
         _work,
         train_loop_config={"config": config.model_dump(mode="json"), "store": store.uri},
-        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        backend_config=cluster.backend(resources),
         scaling_config=cluster.scaling(resources),
         run_config=ray.train.RunConfig(
             name="ray-train",  # stable, so that Ray finds the last checkpoint again
