@@ -310,9 +310,14 @@ def evaluate_pgd(
     loss: EvaluationLoss = "cross-entropy",
     step: float | None = None,
     eot: int = 1,
+    shrinking: bool = True,
 ) -> Tensor:
     """PGD against the student in eval mode. Returns correct-under-attack bool [B], of the worst
     start where there are several.
+
+    With `margin` an image that is broken has no gradient and stays where it is, so it is left out
+    of further steps and starts: the same attack, but that a student may round otherwise in another
+    batch.
 
     Args:
         noise: for `start`, as `noise_like` draws it for this threat; [B,C,H,W], or
@@ -322,14 +327,63 @@ def evaluate_pgd(
             8/255 of CIFAR, as in DM-AT).
         eot: passes that each gradient is summed over; above 1 for a randomised student, see
             `randomised`.
+        shrinking: whether `margin` may leave images out; not where a graph is compiled for each
+            size of a batch.
     """
     withstood = torch.ones(len(x), dtype=torch.bool, device=x.device)
     with evaluating(student), torch.no_grad():
         for start_noise in noise if noise.dim() > x.dim() else noise[None]:
+            if loss == "margin" and eot == 1 and shrinking:
+                left = withstood.nonzero().squeeze(1)
+                withstood[left] = _withstood(
+                    student, x[left], labels[left], threat, start_noise[left], steps, step
+                )
+                continue
             images = strongest(
                 student, x, labels, threat, start_noise, steps, loss=loss, step=step, eot=eot
             )
             withstood &= student(images).argmax(1) == labels
+    return withstood
+
+
+LEAST_SHARE = 1 / 8  # of a batch that must be broken for it to shrink
+
+
+def _withstood(
+    student: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    threat: config.Threat,
+    noise: Tensor,
+    steps: int,
+    step: float | None,
+) -> Tensor:
+    """Correct-under-attack bool [B] of one start and the margin loss; the student is in eval
+    mode.
+    """
+    withstood = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    left = torch.arange(len(x), device=x.device)  # the images of z
+    z, y, ball = start(x, threat, noise), labels, _ball(x, threat)
+    length = x.new_full((), threat.eps_255 / 4 / 255 if step is None else step)
+    broken = torch.zeros_like(withstood)  # of z
+
+    def ascended(at: Tensor) -> Tensor:
+        nonlocal broken
+        logits = student(at)
+        own, other = _own_and_other(logits.detach(), y)
+        broken = own < other
+        return margin(logits, y)
+
+    with frozen(student):
+        for _ in range(steps):
+            before, z = z, climbed(ascended, z, ball, length, None, 1)
+            stays = broken & (z == before).flatten(1).all(1)  # but a start that was not projected
+            if stays.sum() >= max(1, LEAST_SHARE * len(left)):
+                left, z, y = left[~stays], z[~stays], y[~stays]
+                ball = _ball(x[left], threat)
+            if not len(left):
+                return withstood
+    withstood[left] = student(z).argmax(1) == y
     return withstood
 
 
@@ -366,6 +420,11 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
     As in DM-AT it stops at 0: a misclassified sample has no gradient.
     """
-    own = logits.gather(1, labels[:, None]).squeeze(1)
-    other = logits.scatter(1, labels[:, None], -torch.inf).max(1).values
+    own, other = _own_and_other(logits, labels)
     return -(own - other).clamp(min=0).sum()
+
+
+def _own_and_other(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """[B] each: a sample's logit of its own class, and the largest one of the others."""
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    return own, logits.scatter(1, labels[:, None], -torch.inf).max(1).values

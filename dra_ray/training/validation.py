@@ -43,5 +43,7 @@ def judge_chunk(
         selection.steps,
         loss=selection.loss,
         step=selection.step_255 / 255 if selection.step_255 else None,
+        # the average is never compiled, the raw weights may be
+        shrinking=experiment.compute.compile == "off" or selection.weights == "average",
     )
     return correct, withstood

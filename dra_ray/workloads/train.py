@@ -543,7 +543,9 @@ def _validated(
     losses_mean = (_mean(state.sums, place.mine, batch) / since).tolist()
     if not all(map(math.isfinite, losses_mean)) or not state.finite():
         return None
+    began = time.monotonic()
     judged = judge(state, experiment, validation, place)
+    took_s = time.monotonic() - began
     robust = accuracy(judged.withstood)
     further: dict[str, Any] = {}
     if experiment.selection.weights == "better":
@@ -564,7 +566,8 @@ def _validated(
         robust_accuracy=robust,
         images=len(judged.withstood),
         verdicts=runs.pack_verdicts(judged.withstood),
-        elapsed_s=round(elapsed_s, 3),
+        validation_s=round(took_s, 3),
+        elapsed_s=round(elapsed_s + took_s, 3),
         at=time.time(),
         **further,
     )

@@ -340,6 +340,31 @@ def test_the_margin_loss_leaves_alone_what_it_broke(
     assert ever.any()
 
 
+@pytest.mark.parametrize("starts", [1, 3])
+@pytest.mark.parametrize(
+    "threat",
+    [LINF, L2, LINF.model_copy(update={"start": "normal"})],
+    ids=["linf", "l2", "normal"],
+)
+def test_leaving_broken_images_out_changes_no_verdict(
+    student: nn.Module, batch, threat: config.Threat, starts: int
+) -> None:
+    """Against the attack that goes on with all of them, of which none, some and most are broken."""
+    x, labels = batch
+    student.eval()
+    noise = torch.stack([noise_for(x, threat, seed) for seed in range(starts)])
+    half = student(x).argmax(1).where(torch.arange(len(x)) % 2 == 0, labels)
+    for y in (labels, half, student(x).argmax(1)):
+        for steps in (0, 1, 12):
+            whole, left = (
+                pgd.evaluate_pgd(
+                    student, x, y, threat, noise, steps, loss="margin", shrinking=shrinking
+                )
+                for shrinking in (False, True)
+            )
+            assert torch.equal(whole, left)
+
+
 # -- one graph -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("threat", EVERY[:4])
 @pytest.mark.parametrize("attack", ["trades", "adversarial"])
