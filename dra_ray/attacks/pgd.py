@@ -108,12 +108,17 @@ def threat_at(threat: config.Threat, epoch: int) -> config.Threat:
     )
 
 
-def noise_like(shape: Sequence[int], threat: config.Threat, generator: torch.Generator) -> Tensor:
+def noise_like(
+    shape: Sequence[int],
+    threat: config.Threat,
+    generator: torch.Generator,
+    out: Tensor | None = None,
+) -> Tensor:
     """What `start` is made from, float32 on the CPU, so that every device gets the same: uniform in
-    [0,1), or standard normal.
+    [0,1), or standard normal. Written into `out` if that is given.
     """
     draw = torch.rand if threat.start == "uniform" else torch.randn
-    return draw(*shape, generator=generator)
+    return draw(*shape, generator=generator, out=out)
 
 
 def start(x: Tensor, threat: config.Threat, noise: Tensor) -> Tensor:

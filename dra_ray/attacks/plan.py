@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dra_ray import config
 from dra_ray.config.catalogue import STANDARD, VERSIONS, Effort, Version, attacks
+from dra_ray.storage import large
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,7 @@ class Plan:
         attacks: Sequence[str],
     ) -> None:
         self.alive = correct.clone()
-        self.adversarial = images.clone()
+        self.adversarial = large.empty(images.shape, images.dtype).copy_(images)
         self.first_failure = ["" if good else "clean" for good in correct.tolist()]
         self.robust_after: dict[str, int] = {}
         self.batch = batch

@@ -7,18 +7,19 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dra_ray import config
+from dra_ray import cluster, config
 from dra_ray.config.catalogue import VERSIONS
 from dra_ray.evaluation import batches
 from dra_ray.evaluation.batches import Arrays, Work
 from dra_ray.evaluation.subjects import Subject
-from dra_ray.storage import Store
+from dra_ray.storage import Store, large
 from dra_ray.workloads import evaluate
 
 STAGES = 1 + len(VERSIONS["standard"].attacks)  # clean images and the attacks
@@ -58,9 +59,52 @@ def efficiency(
     return rows
 
 
+def memory(
+    folder: Store, images: int = 2000, side: int = 224, batch: int = 250
+) -> dict[str, float]:
+    """What the driver holds while it evaluates many large images: {"images", "images_gb" as floats,
+    "peak_gb" of memory beyond that at the start}, on the Ray that the caller has joined. About six
+    times the images are written to `folder`.
+    """
+    pixels = large.empty((images, 3, side, side)).fill_(0.5)
+    with _peak() as peak:
+        _evaluate(folder, 2, pixels, batch, 0.01)
+    return {
+        "images": images,
+        "images_gb": pixels.numel() * 4 / 1e9,
+        "peak_gb": (peak.bytes - peak.before) / 1e9,
+    }
+
+
+class _Peak:
+    """The most memory of its own, without what lies in files, that this process has had."""
+
+    def __init__(self) -> None:
+        self.before = self.bytes = _anonymous_bytes()
+
+    def look(self) -> None:
+        self.bytes = max(self.bytes, _anonymous_bytes())
+
+
+def _anonymous_bytes() -> int:
+    with open("/proc/self/status") as status:
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+
+@contextmanager
+def _peak() -> Iterator[_Peak]:
+    peak = _Peak()
+    with cluster.repeating(peak.look, 0.02):
+        yield peak
+
+
 def _timed(folder: Store, workers: int, chunks: int, chunk_s: float) -> float:
     batch = 4
-    images = torch.full((chunks * batch, 1, 8, 8), 0.5)
+    return _evaluate(folder, workers, torch.full((chunks * batch, 1, 8, 8), 0.5), batch, chunk_s)
+
+
+def _evaluate(folder: Store, workers: int, images: Tensor, batch: int, chunk_s: float) -> float:
+    """Seconds."""
     experiment = config.Experiment(evaluation=config.Evaluation(batch=batch))
     subject = Subject(
         "wait",

@@ -30,12 +30,13 @@ from dra_ray import config, data, runs, students
 from dra_ray.config import networks
 from dra_ray.data import Shape
 from dra_ray.errors import CheckpointError, ConfigError, DataError, nearest
-from dra_ray.storage import Store, sha256
+from dra_ray.storage import Store, large, sha256
 from dra_ray.students import checkpoint, robustbench
 from dra_ray.students.weights import Weights, load_into, read_weights
 
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 STATE = "state.pt"  # of a training checkpoint
+DECODED = 256  # images at a time, where all are turned into float
 IN_RUN = (
     4  # folders from a checkpoint's file up to its run: RUN/checkpoints/NAME/CHECKPOINT/state.pt
 )
@@ -345,8 +346,16 @@ def _images(
             "no images to attack; give --set name=cifar10 --set uri=URI (any data set by its "
             "fields), or --images FILE.npz"
         )
-    test = data.in_memory(data.load(experiment.data).test)
-    return data.to_float(test.images), test.labels, {"name": experiment.data.name}
+    test = data.load(experiment.data).test
+    return _floats(test), test.labels, {"name": experiment.data.name}
+
+
+def _floats(test: data.Pictures) -> Tensor:
+    """All images, float [N,C,H,W] in [0,1]; never are all decoded ones in memory."""
+    images = large.empty((len(test), *test.picture_shape))
+    for rows in torch.arange(len(test)).split(DECODED):
+        images[rows] = data.to_float(test.take(rows)[0])
+    return images
 
 
 def _from_npz(file: Store) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,7 @@ from dra_ray.storage.unpickle import torch_from_bytes, what_it_is
 from dra_ray.storage.uris import require_named, require_no_credentials, require_plain
 
 STREAM_BYTES = 2**22  # of a file that is read or written part by part
+AT_ONCE_BYTES = 2**26  # of a file that is made in memory before it is written
 HELD = "held"  # the part of a node's cache that has a bound
 TEXT_BYTES = 2**26  # of a log's segment or a summary; those that we write are far smaller
 
@@ -696,10 +697,12 @@ class Store:
         return members
 
     def write_npz(self, **arrays: np.ndarray) -> None:
-        """Byte-reproducible for equal arrays (numpy stamps a constant date into the archive)."""
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        self.write_bytes(buffer.getvalue())
+        """Byte-reproducible for equal arrays (numpy stamps a constant date into the archive), and
+        without a copy of large ones."""
+        if sum(array.nbytes for array in arrays.values()) <= AT_ONCE_BYTES:
+            self.write_bytes(b"".join(_zipped(arrays)))
+        else:
+            self.write_stream(_zipped(arrays))
 
     def read_tensors(self) -> dict[str, Any]:
         """Tensors of a `.safetensors` file, on the CPU."""
@@ -875,5 +878,39 @@ def held_bytes() -> int:
     return copied_bytes((cache() / HELD).uri)
 
 
-def sha256(data: bytes) -> str:
+class _Sink(io.RawIOBase):
+    """A file without positions, whose contents are taken away piece by piece."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, part: Any) -> int:
+        self._parts.append(bytes(part))
+        return len(part)
+
+    def taken(self) -> Iterator[bytes]:
+        parts, self._parts = self._parts, []
+        yield from parts
+
+
+def _zipped(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes]:
+    """The bytes of an `.npz` file, which begin before the last array was looked at."""
+    sink = _Sink()
+    with zipfile.ZipFile(sink, "w") as archive:
+        for name, array in arrays.items():
+            plain = np.ascontiguousarray(array).reshape(np.shape(array))
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                header = np.lib.format.header_data_from_array_1_0(plain)
+                np.lib.format.write_array_header_1_0(member, header)
+                content = plain.reshape(-1).view(np.uint8).data
+                for begin in range(0, len(content), STREAM_BYTES):
+                    member.write(content[begin : begin + STREAM_BYTES])
+                    yield from sink.taken()
+    yield from sink.taken()
+
+
+def sha256(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()

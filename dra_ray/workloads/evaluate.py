@@ -49,7 +49,7 @@ from dra_ray.evaluation.result import FILE, Result
 from dra_ray.evaluation.subjects import Subject
 from dra_ray.evaluation.verdicts import Verdicts
 from dra_ray.runs import EvaluationProgress, versions
-from dra_ray.storage import Store, sha256
+from dra_ray.storage import Store, large, sha256
 from dra_ray.workloads.tasks import Tasks
 
 log = logging.getLogger("dra_ray")
@@ -316,7 +316,9 @@ class _Job:
 
     def _corrupted(self, source: str) -> Iterator[Pictures]:
         """Files are read one after the other; corruptions that are generated, the workers make."""
-        pictures = (self.images * 255).round().to(torch.uint8)
+        pictures = large.empty(self.images.shape, torch.uint8)
+        for rows in torch.arange(len(pictures)).split(self.batch):
+            pictures[rows] = (self.images[rows] * 255).round().to(torch.uint8)
         if source == corruptions.MADE:
             return (
                 (name, severity, pictures)
@@ -457,12 +459,11 @@ class _Job:
     def _noise(self) -> Tensor:
         """PGD's starts: float [restarts,N,C,H,W], each as one process draws it for all images."""
         generator = torch.Generator().manual_seed(self.evaluation.seed)
-        return torch.stack(
-            [
-                noise_like(self.images.shape, self.threat, generator)
-                for _ in range(self.evaluation.pgd_restarts)
-            ]
-        )
+        shape = self.images.shape
+        noise = large.empty((self.evaluation.pgd_restarts, *shape))
+        for start in noise:
+            noise_like(shape, self.threat, generator, out=start)
+        return noise
 
     def absorb(self, chunk: Chunk, outcome: Arrays) -> None:
         """Take the outcome of a task."""
@@ -562,14 +563,12 @@ def _digest(student: nn.Module) -> str:
         [*student.named_parameters(), *student.named_buffers()], key=lambda pair: pair[0]
     ):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(
-            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def _hash(tensor: Tensor) -> str:
-    return sha256(tensor.contiguous().numpy().tobytes())
+    return sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _sha256(tree: Mapping[str, Any]) -> str:

@@ -573,6 +573,13 @@ def test_the_driver_keeps_its_workers_busy(ray_cluster, tmp_path):
     )  # `dra bench evaluate` measures it; here the machine has other things to do too
 
 
+@pytest.mark.slow
+def test_the_driver_holds_no_images(ray_cluster, tmp_path):
+    row = driver.memory(Store(str(tmp_path)), images=1200, batch=20)
+    assert row["images_gb"] > 0.7
+    assert row["peak_gb"] < row["images_gb"] / 2
+
+
 def test_nothing_to_evaluate():
     assert evaluate_many([]) == []
 
