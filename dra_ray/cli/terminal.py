@@ -278,10 +278,19 @@ def train_rows(
 
 def sweep_rows(bars: Bars, settings: config.Sweep) -> Callable[[runs.RungRow], None]:
     """A trial that ASHA stopped has done all it will ever do, so its remaining epochs count as
-    done.
+    done. Repeats with other seeds count from the start, as many as are known to come.
     """
     epochs, trials, best = settings.base.optim.epochs, len(spaces.Space(settings).trials()), 0.0
     done: dict[str, int] = {}
+    stopped: set[str] = set()
+    # the best with alignment and the best without
+    finalists = len({e.align.weight > 0 for e in spaces.experiments(settings).values()})
+
+    def expected() -> int:
+        first = max(trials, sum(not spaces.is_repeat(name) for name in done))
+        of_all = settings.repeats.of == "all"
+        repeated = first - len(stopped) if of_all else finalists
+        return first + repeated * (settings.repeats.seeds - 1)
 
     def show(row: runs.RungRow) -> None:
         nonlocal best
@@ -289,13 +298,15 @@ def sweep_rows(bars: Bars, settings: config.Sweep) -> Callable[[runs.RungRow], N
             epochs if row.decision in ("stop", "failed") else max(done.get(row.trial, 0), row.epoch)
         )
         best = max(best, row.robust_accuracy or 0.0)
+        if row.decision in ("stop", "failed") and not spaces.is_repeat(row.trial):
+            stopped.add(row.trial)
         if row.decision == "failed":
             bars.say(f"{row.trial} failed and is ranked last: {row.reason}")
         ended = sum(count == epochs for count in done.values())
         bars.show(
             "sweep",
-            sum(done.values()) / (epochs * max(trials, len(done))),
-            f"sweep: best {best:.1%}, {ended}/{max(trials, len(done))} trials",
+            sum(done.values()) / (epochs * expected()),
+            f"sweep: best {best:.1%}, {ended}/{expected()} trials",
         )
 
     return show

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from dra_ray import config
 from dra_ray.cli import terminal
-from dra_ray.runs import SyntheticProgress
+from dra_ray.runs import RungRow, SyntheticProgress
 
 
 class Said:
@@ -31,3 +32,31 @@ def test_the_rate_the_hours_left_and_their_price_are_said(price: float | None, e
         show(SyntheticProgress(images=images, images_total=10_000, elapsed_s=elapsed_s))
     assert said.texts[0] == "synthetic images: 4,000 of 10,000"
     assert said.texts[-1].endswith(ending)
+
+
+@pytest.mark.parametrize(
+    ("of", "weights", "ended"),
+    [("all", [0, 1, 2], "3/9"), ("finalists", [0, 1, 2], "3/7"), ("finalists", [1, 2], "2/4")],
+)
+def test_repeats_that_are_to_come_are_not_done(of: str, weights: list[float], ended: str) -> None:
+    sweep = config.Sweep(
+        base=config.Experiment(optim=config.Optim(epochs=4)),
+        space={"align.weight": weights},
+        repeats={"seeds": 3, "of": of},
+    )
+    said: Any = Said()
+    show = terminal.sweep_rows(said, sweep)
+    for number in range(len(weights)):
+        show(
+            RungRow(
+                trial=f"trial-{number:03d}",
+                epoch=4,
+                images_seen=100,
+                clean_accuracy=0.5,
+                robust_accuracy=0.4,
+                decision="done",
+                reason="",
+                at=0.0,
+            )
+        )
+    assert said.texts[-1] == f"sweep: best 40.0%, {ended} trials"
