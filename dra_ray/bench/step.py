@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from dra_ray import config, data, plan, students
 from dra_ray.attacks import pgd
 from dra_ray.data import random
+from dra_ray.students import wrn
 from dra_ray.training import arithmetic, averaging, step
 
 CLASSES = 10
@@ -232,13 +233,28 @@ def _runner(
     return load, run
 
 
+def _as_published(student: nn.Module) -> nn.Module:
+    """DM-AT's network pads before every first convolution of a block; ours lets those of stride 1
+    do it.
+    """
+
+    def padded(conv: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
+        return (F.pad(given[0], (1, 1, 1, 1)),)
+
+    for block in student.modules():
+        if isinstance(block, wrn.Block) and block.stride == 1:
+            block.conv_0.padding = (0, 0)
+            block.conv_0.register_forward_pre_hook(padded)
+    return student
+
+
 class Textbook:
     """TRADES-k as DM-AT's code takes it: the plain reading of the formulas, without any of our
     short cuts.
     """
 
     def __init__(self, student: nn.Module, experiment: config.Experiment) -> None:
-        self.student, self.experiment = student, experiment
+        self.student, self.experiment = _as_published(student), experiment
         self.average = copy.deepcopy(student)
         optim = experiment.optim
         self.optimizer = torch.optim.SGD(

@@ -37,7 +37,8 @@ class Block(nn.Module):
     def __init__(self, wide_in: int, wide_out: int, stride: int, squeeze: float) -> None:
         super().__init__()
         self.batchnorm_0 = nn.BatchNorm2d(wide_in, momentum=0.01)
-        self.conv_0 = nn.Conv2d(wide_in, wide_out, 3, stride, bias=False)
+        # with its zeros inside the convolution, where they are the same on every side: no copy
+        self.conv_0 = nn.Conv2d(wide_in, wide_out, 3, stride, padding=stride % 2, bias=False)
         self.batchnorm_1 = nn.BatchNorm2d(wide_out, momentum=0.01)
         self.conv_1 = nn.Conv2d(wide_out, wide_out, 3, padding=1, bias=False)
         self.shortcut = (
@@ -47,12 +48,10 @@ class Block(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        active = F.silu(self.batchnorm_0(x))
-        if self.stride == 1:
-            padding = (1, 1, 1, 1)
-        else:  # in plain arithmetic, which torch.fx can follow
-            padding = (active.shape[3] % 2, 1, active.shape[2] % 2, 1)
-        out = self.conv_0(F.pad(active, padding))
+        padded = active = F.silu(self.batchnorm_0(x))
+        if self.stride == 2:  # in plain arithmetic, which torch.fx can follow
+            padded = F.pad(active, (active.shape[3] % 2, 1, active.shape[2] % 2, 1))
+        out = self.conv_0(padded)
         out = self.conv_1(F.silu(self.batchnorm_1(out)))
         if self.se is not None:
             out = self.se(out)
