@@ -320,9 +320,10 @@ def evaluate_pgd(
     """PGD against the student in eval mode. Returns correct-under-attack bool [B], of the worst
     start where there are several.
 
-    With `margin` an image that is broken has no gradient and stays where it is, so it is left out
-    of further steps and starts: the same attack, but that a student may round otherwise in another
-    batch.
+    With `margin` the end of an image is known once it is broken, since it has no gradient then and
+    stays where it is, and once it goes back and forth between two points, as most images that
+    withstand do after some twenty steps (arXiv 2503.19347). Both are left out of further steps and
+    starts: the same attack, but that a student may round otherwise in another batch.
 
     Args:
         noise: for `start`, as `noise_like` draws it for this threat; [B,C,H,W], or
@@ -351,7 +352,7 @@ def evaluate_pgd(
     return withstood
 
 
-LEAST_SHARE = 1 / 8  # of a batch that must be broken for it to shrink
+LEAST_SHARE = 1 / 8  # of a batch whose end must be known for it to shrink
 
 
 def _withstood(
@@ -366,11 +367,11 @@ def _withstood(
     """Correct-under-attack bool [B] of one start and the margin loss; the student is in eval
     mode.
     """
-    withstood = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    left = torch.arange(len(x), device=x.device)  # the images of z
-    z, y, ball = start(x, threat, noise), labels, _ball(x, threat)
     length = x.new_full((), threat.eps_255 / 4 / 255 if step is None else step)
-    broken = torch.zeros_like(withstood)  # of z
+    last, withstood = x.clone(), torch.ones(len(x), dtype=torch.bool, device=x.device)
+    left, y, ball = torch.arange(len(x), device=x.device), labels, _ball(x, threat)
+    older = before = z = start(x, threat, noise)  # of the images `left`
+    broken = torch.zeros_like(withstood)  # of `before`
 
     def ascended(at: Tensor) -> Tensor:
         nonlocal broken
@@ -380,16 +381,28 @@ def _withstood(
         return margin(logits, y)
 
     with frozen(student):
-        for _ in range(steps):
-            before, z = z, climbed(ascended, z, ball, length, None, 1)
-            stays = broken & (z == before).flatten(1).all(1)  # but a start that was not projected
-            if stays.sum() >= max(1, LEAST_SHARE * len(left)):
-                left, z, y = left[~stays], z[~stays], y[~stays]
-                ball = _ball(x[left], threat)
+        for done in range(1, steps + 1):
+            older, before, z = before, z, climbed(ascended, z, ball, length, None, 1)
+            stays = broken & _same(z, before)  # but a start that was not projected
+            circles = _same(z, older) if done > 1 else torch.zeros_like(stays)
+            known = stays | circles
+            if known.sum() < max(1, LEAST_SHARE * len(left)):
+                continue
+            withstood[left[stays]] = False
+            last[left[circles]] = (z if (steps - done) % 2 == 0 else before)[circles]
+            left, y, before, z = (part[~known] for part in (left, y, before, z))
             if not len(left):
-                return withstood
-    withstood[left] = student(z).argmax(1) == y
+                break
+            ball = _ball(x[left], threat)
+    last[left] = z
+    rest = withstood.nonzero().squeeze(1)
+    withstood[rest] = student(last[rest]).argmax(1) == labels[rest]
     return withstood
+
+
+def _same(a: Tensor, b: Tensor) -> Tensor:
+    """bool [B], whether all pixels are equal."""
+    return (a == b).flatten(1).all(1)
 
 
 def strongest(

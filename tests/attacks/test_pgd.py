@@ -346,16 +346,18 @@ def test_the_margin_loss_leaves_alone_what_it_broke(
     [LINF, L2, LINF.model_copy(update={"start": "normal"})],
     ids=["linf", "l2", "normal"],
 )
-def test_leaving_broken_images_out_changes_no_verdict(
+def test_leaving_out_images_whose_end_is_known_changes_no_verdict(
     student: nn.Module, batch, threat: config.Threat, starts: int
 ) -> None:
-    """Against the attack that goes on with all of them, of which none, some and most are broken."""
+    """Against the attack that goes on with all of them, of which none, some and most are broken.
+    Within 40 steps those that withstand run in circles (all but in l2).
+    """
     x, labels = batch
     student.eval()
     noise = torch.stack([noise_for(x, threat, seed) for seed in range(starts)])
     half = student(x).argmax(1).where(torch.arange(len(x)) % 2 == 0, labels)
     for y in (labels, half, student(x).argmax(1)):
-        for steps in (0, 1, 12):
+        for steps in (0, 1, 12, 40, 41):
             whole, left = (
                 pgd.evaluate_pgd(
                     student, x, y, threat, noise, steps, loss="margin", shrinking=shrinking
