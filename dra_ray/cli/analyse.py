@@ -15,6 +15,7 @@ from dra_ray.config.catalogue import ANALYSES
 from dra_ray.errors import ConfigError, nearest
 from dra_ray.storage import Store
 
+USUAL = {name: field.default for name, field in config.Analysis.model_fields.items()}
 IN_FILES_ALONE = ("dimension", "centred_cls_95", "centred_cls_99", "centred_robust_dimension")
 
 
@@ -38,18 +39,22 @@ def analyse(
         float | None, typer.Option(min=0, help="Radius, in pixel steps of 1/255.")
     ] = None,
     norm: Annotated[str | None, typer.Option(help="linf or l2.")] = None,
-    images: Annotated[int, typer.Option(min=4, help="The first N test images.")] = 1000,
-    steps: Annotated[int, typer.Option(min=1, help="Of PGD on the cross-entropy.")] = 20,
-    sigma: Annotated[float, typer.Option(help="Noise level at which a teacher looks.")] = 0.06,
+    images: Annotated[int, typer.Option(min=4, help="The first N test images.")] = USUAL["images"],
+    steps: Annotated[int, typer.Option(min=1, help="Of PGD on the cross-entropy.")] = USUAL[
+        "steps"
+    ],
+    sigma: Annotated[float, typer.Option(help="Noise level at which a teacher looks.")] = USUAL[
+        "sigma"
+    ],
     layer: Annotated[str | None, typer.Option(help="Of a teacher; default: its usual one.")] = None,
-    neighbours: Annotated[int, typer.Option(min=2, help="Of CKNNA.")] = 10,
+    neighbours: Annotated[int, typer.Option(min=2, help="Of CKNNA.")] = USUAL["neighbours"],
     weights: Annotated[str | None, typer.Option(metavar="URI", help="Of timm/NAME.")] = None,
     architecture: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of robustbench:URI.")
     ] = None,
     sae_steps: Annotated[
         int, typer.Option(min=1, help="Of a sparse autoencoder's training.")
-    ] = 1000,
+    ] = USUAL["sae_steps"],
     autoattack: Annotated[
         int,
         typer.Option(
@@ -58,8 +63,8 @@ def analyse(
             help="Of probe: also AutoAttack, and its version for randomised networks, on a head on "
             "the teacher, on the first N images.",
         ),
-    ] = 0,
-    seed: int = 0,
+    ] = USUAL["autoattack"],
+    seed: int = USUAL["seed"],
     to: Annotated[
         str,
         typer.Option(
@@ -91,24 +96,30 @@ def analyse(
     """
     if what not in (*ANALYSES, "all"):
         raise ConfigError(f"NAME '{what}': {nearest(what, [*ANALYSES, 'all'])}")
+    tree = {
+        "what": what,
+        "models": models,
+        "settings": config.parse_settings(set_ or []),
+        "eps_255": eps_255,
+        "norm": norm,
+        "weights": weights,
+        "architecture": architecture,
+        "images": images,
+        "steps": steps,
+        "sigma": sigma,
+        "layer": layer,
+        "neighbours": neighbours,
+        "sae_steps": sae_steps,
+        "autoattack": autoattack,
+        "seed": seed,
+    }
+    settings = config.validate(config.Analysis, tree, "dra analyse")
     with terminal.Bars() as bars:
-        from dra_ray.evaluation.subjects import Options
         from dra_ray.inspection import analyses
         from dra_ray.inspection import models as job
         from dra_ray.inspection.kept import Kept
 
-        how = job.How(
-            images,
-            steps,
-            sigma,
-            layer,
-            seed,
-            os.cpu_count() or 1,
-            sae_steps=sae_steps,
-            autoattack_images=autoattack,
-        )
-        changes = config.parse_settings(set_ or [])
-        options = Options(changes, eps_255, norm, weights=weights, architecture=architecture)
+        options, how = job.asked(settings, os.cpu_count() or 1)
         kept = Store(to).resolved()
         kept.probe()
         if workers is not None:

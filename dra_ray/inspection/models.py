@@ -112,6 +112,28 @@ class How:
     effort: Effort = STANDARD
 
 
+def asked(settings: config.Analysis, threads: int = 1) -> tuple[Options, How]:
+    """What `settings` ask for: of the models, and of the looks at them."""
+    options = Options(
+        settings.settings,
+        settings.eps_255,
+        settings.norm,
+        weights=settings.weights,
+        architecture=settings.architecture,
+    )
+    how = How(
+        settings.images,
+        settings.steps,
+        settings.sigma,
+        settings.layer,
+        settings.seed,
+        threads,
+        sae_steps=settings.sae_steps,
+        autoattack_images=settings.autoattack,
+    )
+    return options, how
+
+
 def subject(what: str, options: Options, how: How) -> Subject:
     """A classifier with the images that it is looked at on; raises as `subjects.read` does."""
     found = subjects.read(what, dataclasses.replace(options, to=options.to or Store(".")))

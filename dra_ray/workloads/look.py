@@ -132,22 +132,7 @@ def analyse(
     """
     from dra_ray.report import analyses as page  # with plots, which nothing else here draws
 
-    how = How(
-        settings.images,
-        settings.steps,
-        settings.sigma,
-        settings.layer,
-        settings.seed,
-        sae_steps=settings.sae_steps,
-        autoattack_images=settings.autoattack,
-    )
-    options = Options(
-        settings.settings,
-        settings.eps_255,
-        settings.norm,
-        weights=settings.weights,
-        architecture=settings.architecture,
-    )
+    options, how = models.asked(settings)
     planned = plan(settings.what, settings.models, options, how)
     tree, digest = settings.model_dump(mode="json"), settings.digest()
     if runs.begin_run(folder, "analysis", tree, digest).is_done:
