@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from dra_ray import config, data, plan, students
 from dra_ray.attacks import pgd
 from dra_ray.data import random
 from dra_ray.students import wrn
-from dra_ray.students.student import Shortcut
 from dra_ray.training import arithmetic, averaging, step
 
 CLASSES = 10
@@ -236,8 +234,8 @@ def _runner(
 
 
 def _as_published(student: nn.Module) -> nn.Module:
-    """DM-AT's network pads before every first convolution of a block, where ours lets those of
-    stride 1 do it, and has shortcuts that are given all pixels.
+    """DM-AT's network pads before every first convolution of a block; ours lets those of stride 1
+    do it.
     """
 
     def padded(conv: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
@@ -247,8 +245,6 @@ def _as_published(student: nn.Module) -> nn.Module:
         if isinstance(block, wrn.Block) and block.stride == 1:
             block.conv_0.padding = (0, 0)
             block.conv_0.register_forward_pre_hook(padded)
-        if isinstance(block, Shortcut):
-            block.forward = functools.partial(nn.Conv2d.forward, block)  # type: ignore[method-assign]
     return student
 
 

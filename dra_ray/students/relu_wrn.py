@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dra_ray.students.student import Normalise, Shortcut, Student, spread_convolutions
+from dra_ray.students.student import Normalise, Student, spread_convolutions
 
 
 class Block(nn.Module):
@@ -24,7 +24,9 @@ class Block(nn.Module):
         self.conv1 = nn.Conv2d(wide_in, wide_out, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(wide_out)
         self.conv2 = nn.Conv2d(wide_out, wide_out, 3, padding=1, bias=False)
-        self.convShortcut = Shortcut(wide_in, wide_out, stride) if wide_in != wide_out else None
+        self.convShortcut = (
+            nn.Conv2d(wide_in, wide_out, 1, stride, bias=False) if wide_in != wide_out else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x))

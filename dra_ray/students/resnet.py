@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dra_ray.students.student import Normalise, Shortcut, Student
+from dra_ray.students.student import Normalise, Student
 
 
 class Block(nn.Module):
@@ -28,7 +28,7 @@ class Block(nn.Module):
         self.shortcut = nn.Sequential()
         if wide_in != wide_out:
             self.shortcut = nn.Sequential(
-                Shortcut(wide_in, wide_out, stride), nn.BatchNorm2d(wide_out)
+                nn.Conv2d(wide_in, wide_out, 1, stride, bias=False), nn.BatchNorm2d(wide_out)
             )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dra_ray.errors import ConfigError
 
@@ -67,19 +66,6 @@ class Student(nn.Module, abc.ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.with_features(x)[0]
-
-
-class Shortcut(nn.Conv2d):
-    """A 1x1 convolution without bias, of stride s: it is given every s-th pixel and no other. The
-    same sums as from all of them, and half of the time on a CPU, backward most of all.
-    """
-
-    def __init__(self, wide_in: int, wide_out: int, stride: int) -> None:
-        super().__init__(wide_in, wide_out, 1, stride, bias=False)
-
-    def forward(self, input: Tensor) -> Tensor:
-        down, across = self.stride
-        return F.conv2d(input[:, :, ::down, ::across], self.weight)
 
 
 def spread_convolutions(net: nn.Module) -> None:

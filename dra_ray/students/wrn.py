@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dra_ray.students.student import Normalise, Shortcut, Student, spread_convolutions
+from dra_ray.students.student import Normalise, Student, spread_convolutions
 
 
 class SqueezeExcitation(nn.Module):
@@ -41,7 +41,9 @@ class Block(nn.Module):
         self.conv_0 = nn.Conv2d(wide_in, wide_out, 3, stride, padding=stride % 2, bias=False)
         self.batchnorm_1 = nn.BatchNorm2d(wide_out, momentum=0.01)
         self.conv_1 = nn.Conv2d(wide_out, wide_out, 3, padding=1, bias=False)
-        self.shortcut = Shortcut(wide_in, wide_out, stride) if wide_in != wide_out else None
+        self.shortcut = (
+            nn.Conv2d(wide_in, wide_out, 1, stride, bias=False) if wide_in != wide_out else None
+        )
         self.se = SqueezeExcitation(wide_out, round(squeeze * wide_out)) if squeeze else None
         self.stride = stride
 
