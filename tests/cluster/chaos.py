@@ -30,14 +30,12 @@ from dra_ray import config, runs
 from dra_ray.storage import Store
 from tests.cluster.apart import answer
 from tests.cluster.head import ROOT, Head, drivers, lose, started
+from tests.support.rows import without_times
 from tests.support.s3 import Proxy, faulty_store
 
 BUCKET, OUTAGE_S, LOOK_S = "chaos", 30.0, 3.0
 JOB_S = 3600.0  # of a job that nobody disturbs, at most
 NODE = {"num_cpus": 2, "resources": '{"student": 2}'}
-NOT_THE_MATHS = {"elapsed_s", "at", "images_per_s"}  # of a row
-
-
 # in titles; a task of an attack has its run's
 WORKERS = ("RayTrainWorker", "_make", "ImplicitFunc")
 
@@ -293,10 +291,7 @@ def _verdicts(run: Store) -> dict[str, np.ndarray]:
 
 
 def _rows(file: Store, kind: type[runs.Record]) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in row.on_disk().items() if key not in NOT_THE_MATHS}
-        for row in runs.read_rows(file, kind)
-    ]
+    return without_times(row.on_disk() for row in runs.read_rows(file, kind))
 
 
 if __name__ == "__main__":

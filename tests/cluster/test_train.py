@@ -30,16 +30,12 @@ from dra_ray.students import checkpoint
 from dra_ray.training import step
 from dra_ray.workloads import session, train
 from tests.cluster.small import experiment
-
-NOT_THE_MATHS = {"elapsed_s", "at", "images_per_s"}
+from tests.support.rows import without_times
 
 
 def rows(run: Store, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     file = run / name  # steps.jsonl is not there before the first row
-    return [
-        {k: v for k, v in row.items() if k not in NOT_THE_MATHS}
-        for row in (file.read_jsonl() if file.exists() else [])
-    ]
+    return without_times(file.read_jsonl() if file.exists() else [])
 
 
 @pytest.fixture(scope="module")
