@@ -350,7 +350,10 @@ def _kept(tree: Any, section: str = "") -> Any:
 
 
 # the same of fields whose names other sections have too
-ADDED_IN: dict[str, dict[str, Any]] = {"model": {"sigma": 0.06, "layer": None}}
+ADDED_IN: dict[str, dict[str, Any]] = {
+    "model": {"sigma": 0.06, "layer": None},
+    "teacher": {"precision": "fp32", "channels_last": False, "compile": False},
+}
 
 
 # -- against the record --------------------------------------------------------------------------
