@@ -66,6 +66,7 @@ def memory(
     "peak_gb" of memory beyond that at the start}, on the Ray that the caller has joined. About six
     times the images are written to `folder`.
     """
+    _timed(folder / "warm", 2, 4, 0.01)  # imports what an evaluation needs
     pixels = large.empty((images, 3, side, side)).fill_(0.5)
     with _peak() as peak:
         _evaluate(folder, 2, pixels, batch, 0.01)
