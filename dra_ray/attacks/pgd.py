@@ -342,7 +342,13 @@ def evaluate_pgd(
             if loss == "margin" and eot == 1 and shrinking:
                 left = withstood.nonzero().squeeze(1)
                 withstood[left] = _withstood(
-                    student, x[left], labels[left], threat, start_noise[left], steps, step
+                    student,
+                    x[left],
+                    labels[left],
+                    threat,
+                    noise=start_noise[left],
+                    steps=steps,
+                    step=step,
                 )
                 continue
             images = strongest(
@@ -360,6 +366,7 @@ def _withstood(
     x: Tensor,
     labels: Tensor,
     threat: config.Threat,
+    *,
     noise: Tensor,
     steps: int,
     step: float | None,

@@ -81,15 +81,10 @@ class _Peak:
     """The most memory of its own, without what lies in files, that this process has had."""
 
     def __init__(self) -> None:
-        self.before = self.bytes = _anonymous_bytes()
+        self.before = self.bytes = large.anonymous_bytes()
 
     def look(self) -> None:
-        self.bytes = max(self.bytes, _anonymous_bytes())
-
-
-def _anonymous_bytes() -> int:
-    with open("/proc/self/status") as status:
-        return next(1024 * int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+        self.bytes = max(self.bytes, large.anonymous_bytes())
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def _sample(experiment: Experiment) -> Experiment:
     """Of a run as it is when all that costs time has set in, by one worker, from random weights."""
     changes: dict[str, dict[str, object]] = {
         "model": {"weights": None},
-        "compute": {"compile": False},
+        "compute": {"compile": "off"},
         "loss": {"awp_from_epoch": 0},
         "resources": {"workers": 1, "min_workers": None},
     }

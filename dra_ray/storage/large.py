@@ -34,3 +34,9 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
             f"'{folder}' has no room for {size / 1e9:.1f} GB ({error}); free some, or set "
             "DRA_CACHE to a folder on a larger disk"
         ) from None
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that lies in no file (Linux)."""
+    with open("/proc/self/status") as status:
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith("RssAnon"))

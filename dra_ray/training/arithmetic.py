@@ -37,7 +37,22 @@ def arranged(student: Any, compute: config.Compute) -> Any:
 def _arranged(forward: WithFeatures, compute: config.Compute) -> WithFeatures:
     if compute.precision == "bf16":
         forward = _in_bf16(forward)
-    return forward if compute.compile == "off" else torch.compile(forward)
+    return forward if compute.compile == "off" else _compiled(forward)
+
+
+def _compiled(forward: WithFeatures) -> WithFeatures:
+    """Every student of a process, such as those of a sweep's trials, has graphs of its own; past
+    torch's usual limit of them a step would be half compiled, and fail in its backward pass.
+    """
+    compiled = torch.compile(forward)
+
+    def run(x: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.compiler.is_compiling():  # as a part of an attack's graph
+            return forward(x)
+        with torch._dynamo.config.patch(recompile_limit=pgd.STUDENTS):
+            return compiled(x)
+
+    return run
 
 
 def climb(compute: config.Compute) -> Climb:

@@ -112,3 +112,10 @@ def test_what_of_a_sweep_is_timed() -> None:
     assert timing.of_sweep(sweep, [base]) == base
     aligned = Sweep(base=with_teacher, space={"align.weight": [2.0, 1.0]})
     assert timing.of_sweep(aligned, [base]) == with_teacher
+
+
+@pytest.mark.parametrize("way", ["off", "forward", "attack"])
+def test_nothing_is_compiled_for_a_plan(way: str) -> None:
+    sample = timing._sample(override(SMALL, {"compute.compile": way}))
+    assert sample == type(sample).model_validate(sample.model_dump())
+    assert sample.compute.compile == "off"

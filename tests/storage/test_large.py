@@ -13,19 +13,14 @@ from dra_ray.errors import StorageError
 from dra_ray.storage import Store, large
 
 
-def anonymous_bytes() -> int:
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in status if line.startswith("RssAnon"))
-
-
 def test_a_large_tensor_takes_no_memory_and_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DRA_CACHE", str(tmp_path))
-    before = anonymous_bytes()
+    before = large.anonymous_bytes()
     tensor = large.empty((3, large.LARGE_BYTES // 4))
     torch.rand(*tensor.shape, generator=torch.Generator().manual_seed(0), out=tensor)
-    assert anonymous_bytes() - before < large.LARGE_BYTES / 4
+    assert large.anonymous_bytes() - before < large.LARGE_BYTES / 4
     assert os.listdir(tmp_path) == []
     plain = torch.rand(*tensor.shape, generator=torch.Generator().manual_seed(0))
     assert torch.equal(tensor, plain)

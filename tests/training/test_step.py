@@ -404,3 +404,12 @@ def test_a_step_leaves_the_global_generator_as_it_was_and_draws_anew() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
     assert torch.equal(draws[0], draws[2])
     assert not torch.equal(draws[0], draws[1])
+
+
+@pytest.mark.seconds
+def test_more_students_than_torchs_limit_of_graphs_are_compiled_in_one_process() -> None:
+    """As by the trials of a sweep, which a process trains one after another."""
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
+        for seed in range(4):
+            run(small(seed=seed, compute__compile="forward"))
