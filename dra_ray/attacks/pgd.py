@@ -375,35 +375,26 @@ def _withstood(
     mode.
     """
     length = x.new_full((), threat.eps_255 / 4 / 255 if step is None else step)
-    last, withstood = x.clone(), torch.ones(len(x), dtype=torch.bool, device=x.device)
+    last = x.clone()
     left, y, ball = torch.arange(len(x), device=x.device), labels, _ball(x, threat)
-    older = before = z = start(x, threat, noise)  # of the images `left`
-    broken = torch.zeros_like(withstood)  # of `before`
+    before = z = start(x, threat, noise)  # of the images `left`
 
     def ascended(at: Tensor) -> Tensor:
-        nonlocal broken
-        logits = student(at)
-        own, other = _own_and_other(logits.detach(), y)
-        broken = own < other
-        return margin(logits, y)
+        return margin(student(at), y)
 
     with frozen(student):
         for done in range(1, steps + 1):
             older, before, z = before, z, climbed(ascended, z, ball, length, None, 1)
-            stays = broken & _same(z, before)  # but a start that was not projected
-            circles = _same(z, older) if done > 1 else torch.zeros_like(stays)
-            known = stays | circles
-            if known.sum() < max(1, LEAST_SHARE * len(left)):
+            circles = _same(z, older)  # between two points, or on one
+            if circles.sum() < max(1, LEAST_SHARE * len(left)):
                 continue
-            withstood[left[stays]] = False
             last[left[circles]] = (z if (steps - done) % 2 == 0 else before)[circles]
-            left, y, before, z = (part[~known] for part in (left, y, before, z))
+            left, y, before, z = (part[~circles] for part in (left, y, before, z))
             if not len(left):
                 break
             ball = _ball(x[left], threat)
     last[left] = z
-    rest = withstood.nonzero().squeeze(1)
-    withstood[rest] = student(last[rest]).argmax(1) == labels[rest]
+    withstood: Tensor = student(last).argmax(1) == labels
     return withstood
 
 
@@ -445,11 +436,6 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
     As in DM-AT it stops at 0: a misclassified sample has no gradient.
     """
-    own, other = _own_and_other(logits, labels)
-    return -(own - other).clamp(min=0).sum()
-
-
-def _own_and_other(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """[B] each: a sample's logit of its own class, and the largest one of the others."""
     own = logits.gather(1, labels[:, None]).squeeze(1)
-    return own, logits.scatter(1, labels[:, None], -torch.inf).max(1).values
+    other = logits.scatter(1, labels[:, None], -torch.inf).max(1).values
+    return -(own - other).clamp(min=0).sum()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from dra_ray import config
 from dra_ray.pool.records import Books, LogRow, Status, Totals
+from tests.support.imports import without
 
 
 def test_totals_add_up_field_by_field() -> None:
@@ -70,13 +69,9 @@ def test_rows_of_a_log_are_read_back_and_older_ones_too() -> None:
 def test_what_must_start_at_once_imports_no_torch() -> None:
     """The ledger, the exchange and the policy: torch alone takes seconds."""
     modules = [f"dra_ray.pool.{name}" for name in ("policy", "exchange", "ledger", "records")]
-    code = f"import sys\nimport {', '.join([*modules, 'dra_ray.config.metrics'])}\n"
-    code += "sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    without("torch", f"import {', '.join([*modules, 'dra_ray.config.metrics'])}")
 
 
 @pytest.mark.seconds
 def test_a_training_worker_imports_no_ray_serve_before_it_asks_a_pool() -> None:
-    code = "import sys\nimport dra_ray.workloads.train, dra_ray.workloads.sweep\n"
-    code += "sys.exit('ray.serve' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    without("ray.serve", "import dra_ray.workloads.train, dra_ray.workloads.sweep")

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from dra_ray import config, plan
 from dra_ray.errors import ConfigError
-
-
-def unneeded(code: str, module: str) -> None:
-    """Assert that a new process that runs `code` does not import `module`."""
-    code = f"import sys\n{code}\nsys.exit({module!r} in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+from tests.support.imports import without
 
 
 @pytest.mark.seconds
 def test_trains_controller_imports_no_torch_with_our_callbacks() -> None:
-    unneeded("import dra_ray.cluster", "torch")
+    without("torch", "import dra_ray.cluster")
 
 
 @pytest.mark.seconds
 def test_a_run_without_a_teacher_is_checked_without_torchs_compiler() -> None:
     code = "from dra_ray import config\nfrom dra_ray.plan import ready\n"
     code += "ready.of_experiment(config.load('digits-dm-at', config.Experiment))"
-    unneeded(code, "torch._dynamo")
+    without("torch._dynamo", code)
 
 
 @pytest.mark.parametrize(
