@@ -96,6 +96,37 @@ class ClassMeans(nn.Module):
         self.totals.zero_()
 
 
+class LossSums:
+    """A loss and its parts, summed over steps since the last validation.
+
+    A checkpoint is worker 0's, so at one all workers take over the mean of their sums. In float64,
+    since a run's rows may not tell after which steps that was: rounded to float32 they are equal.
+    """
+
+    def __init__(self, parts: int, device: torch.device | str = "cpu") -> None:
+        self.sums = torch.zeros(parts, dtype=torch.float64, device=device)
+
+    def add(self, parts: Tensor) -> None:
+        """Count in what a step gave, [P], of this worker's slice."""
+        self.sums += parts
+
+    def agree(self, mine: slice, batch: int) -> None:
+        """Every worker's sums become those of the whole batches."""
+        self.sums.copy_(of_batch(self.sums, mine, batch))
+
+    def mean(self, steps: int, mine: slice, batch: int) -> Tensor:
+        """Means of whole batches over so many steps, float32 [P], the same for all workers."""
+        return (of_batch(self.sums, mine, batch) / steps).float()
+
+    def clear(self) -> None:
+        self.sums.zero_()
+
+
+def of_batch(parts: Tensor, mine: slice, batch: int) -> Tensor:
+    """The batch's mean of what each worker has for its slice, the same for all workers."""
+    return workers.total(parts * ((mine.stop - mine.start) / batch))
+
+
 def alignment(projected: Tensor, teacher: Tensor) -> Tensor:
     """DRA (arXiv 2602.19931, equation 3): mean over the batch of 1 - cos(projected, teacher), both
     [B,D]; with tokens [B,N,D] over batch and positions, as in REPA (arXiv 2410.06940).

@@ -47,7 +47,7 @@ class State:
     optimizer: torch.optim.Optimizer
     step: int
     best: float
-    sums: Tensor  # loss and its parts since the last validation
+    sums: losses.LossSums
     class_means: losses.ClassMeans
     rows: list[runs.ValidationRow]
 
@@ -60,7 +60,7 @@ class State:
             "transforms": self.aligner.transforms.state_dict() if self.aligner else {},
             "distiller": self.distiller.state_dict() if self.distiller else {},
             "optimizer": self.optimizer.state_dict(),
-            "sums": self.sums,
+            "sums": self.sums.sums,
             "class_means": self.class_means.state_dict(),
         }
 
@@ -81,7 +81,7 @@ class State:
         if self.distiller:
             self.distiller.load_state_dict(tensors["distiller"])
         self.optimizer.load_state_dict(tensors["optimizer"])
-        self.sums.copy_(tensors["sums"])
+        self.sums.sums.copy_(tensors["sums"])
         self.class_means.load_state_dict(tensors["class_means"])
         self.step, self.best = facts["step"], facts["best"]
         self.rows = [
@@ -306,15 +306,10 @@ def initial_state(
         optimizer,
         0,
         -1.0,
-        torch.zeros(len(PARTS) + bool(distiller), device=device),
+        losses.LossSums(len(PARTS) + bool(distiller), device),
         class_means,
         [],
     ), origin
-
-
-def _mean(values: Tensor, mine: slice, batch: int) -> Tensor:
-    """The batch's mean of what each worker has for its slice, the same for all workers."""
-    return workers.total(values * ((mine.stop - mine.start) / batch))
 
 
 def _share(mine: slice, batch: int) -> float:

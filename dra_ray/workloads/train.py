@@ -34,9 +34,17 @@ from dra_ray.pool import sources as feature_sources
 from dra_ray.runs import StepRow, ValidationRow
 from dra_ray.storage import Lease, Store
 from dra_ray.students import checkpoint
-from dra_ray.training import arithmetic, averaging, optimisers, schedule, tracking, workers
+from dra_ray.training import (
+    arithmetic,
+    averaging,
+    losses,
+    optimisers,
+    schedule,
+    tracking,
+    workers,
+)
 from dra_ray.training.clock import Clock
-from dra_ray.training.step import Feed, State, _mean, initial_state, step
+from dra_ray.training.step import Feed, State, initial_state, step
 from dra_ray.training.validation import CHUNK, judge_chunk
 from dra_ray.workloads.session import KEPT, InProcess, OnRayTrain, Place, Session, read_snapshot
 
@@ -425,7 +433,7 @@ class _Loop:
             with shown.clock.part("step"):
                 batch = feed.take(state.step)
                 parts = step(state, experiment, batch, place.mine, epoch, shown.clock)
-            state.sums += parts
+            state.sums.add(parts)
             state.step += 1
             if optim.averaging == "step":
                 decay = averaging.decay(
@@ -438,7 +446,7 @@ class _Loop:
             shown.stepped(place.mine.stop - place.mine.start, state.step)
 
             if state.step % resources.metrics_steps == 0:
-                now = _mean(parts, place.mine, optim.batch).tolist()
+                now = losses.of_batch(parts, place.mine, optim.batch).tolist()
                 shown.losses(now)
                 if log:
                     log.write(state.step, now, rate)
@@ -474,8 +482,7 @@ class _Loop:
                         return
                     continue
             if due or notice or stop:
-                # a checkpoint is worker 0's, so all must hold the same
-                state.sums.copy_(_mean(state.sums, place.mine, optim.batch))
+                state.sums.agree(place.mine, optim.batch)
                 if log:
                     log.flush()
                 self.session.report(state, {"step": state.step}, at_once=notice or stop)
@@ -540,7 +547,7 @@ def _validated(
     epochs_done = state.step // epoch_steps
     # the last validation may come sooner than `every` epochs after the one before
     since = ((epochs_done - 1) % every + 1) * epoch_steps
-    losses_mean = (_mean(state.sums, place.mine, batch) / since).tolist()
+    losses_mean = state.sums.mean(since, place.mine, batch).tolist()
     if not all(map(math.isfinite, losses_mean)) or not state.finite():
         return None
     began = time.monotonic()
@@ -571,7 +578,7 @@ def _validated(
         at=time.time(),
         **further,
     )
-    state.sums.zero_()
+    state.sums.clear()
     state.rows.append(row)
     if place.rank == 0 and robust >= state.best:
         checkpoint.save(run, judged.student.state_dict())

@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dra_ray.attacks import pgd
+from dra_ray.data import batches
 from dra_ray.training import losses
+from tests.training.two_workers import on_two
 
 
 def logits(*shape: int, seed: int = 0) -> list[Tensor]:
@@ -150,6 +152,30 @@ def test_class_means_resume_in_mid_epoch() -> None:
         means.end_epoch()
     assert torch.equal(whole.means, second.means)
     assert not whole.totals.any()
+
+
+STEPS, BATCH, PARTS = 100, 7, 4  # slices of unequal lengths
+
+
+def mean_losses(rank: int) -> Tensor:
+    """[11,P]: a worker's means of the same steps, saved after none of them or after every k-th."""
+    mine = batches.part_of(BATCH, rank, 2)
+    steps = torch.randn(STEPS, PARTS, generator=torch.Generator().manual_seed(rank)) + 2
+    means = []
+    for every in (STEPS + 1, *range(1, 11)):
+        sums = losses.LossSums(PARTS)
+        for number, parts in enumerate(steps, 1):
+            sums.add(parts)
+            if number % every == 0:
+                sums.agree(mine, BATCH)
+        means.append(sums.mean(STEPS, mine, BATCH))
+    return torch.stack(means)
+
+
+def test_a_mean_loss_does_not_tell_when_checkpoints_were_written() -> None:
+    first, second = on_two(mean_losses)
+    assert torch.equal(first, second)
+    assert torch.equal(first, first[:1].expand_as(first))
 
 
 def test_the_margin_is_that_of_the_runner_up() -> None:

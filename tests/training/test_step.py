@@ -26,6 +26,7 @@ from dra_ray.teachers import checkpoint
 from dra_ray.teachers.edm import EDM
 from dra_ray.teachers.source import Ready, Request
 from dra_ray.training import losses, optimisers, step
+from dra_ray.training.losses import of_batch
 from dra_ray.workloads import train
 from tests.training.two_workers import on_two
 
@@ -80,7 +81,7 @@ def run(
             epoch=number,
             climb=climb,
         )
-        losses.append(step._mean(parts, mine, BATCH))
+        losses.append(of_batch(parts, mine, BATCH))
         state.step += 1
     return state.student.state_dict(), torch.stack(losses)
 
@@ -357,7 +358,7 @@ def _fresh(experiment: config.Experiment, name: str) -> step.State:
     optimizer = optimisers.build(net, None, experiment.optim)
     means = losses.ClassMeans(shape.num_classes, torch.device("cpu"))
     return step.State(
-        net, copy.deepcopy(net), None, None, optimizer, 0, -1.0, torch.zeros(4), means, []
+        net, copy.deepcopy(net), None, None, optimizer, 0, -1.0, losses.LossSums(4), means, []
     )
 
 
