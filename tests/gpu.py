@@ -39,7 +39,8 @@ Seen = tuple[bool, str]  # whether it is as it must be, and what was seen
 def _student(name: str, device: str, **compute: object) -> torch.nn.Module:
     torch.manual_seed(0)
     built = students.build(config.Model(name=name), SHAPE).to(device)
-    arranged: torch.nn.Module = arithmetic.arranged(built, config.Compute.model_validate(compute))
+    how = config.Compute.model_validate(compute)
+    arranged: torch.nn.Module = arithmetic.arranged(built, how, SHAPE.resolution)
     return arranged
 
 

@@ -189,12 +189,22 @@ def climbed(
         return _into(ball, z + length * _direction(gradient, ball, escape))
 
 
+def compiler_options() -> dict[str, Any]:
+    """What inductor is told about students. On a CPU BatchNorm's variance is a sum, then a sum of
+    squares: without this only for a thousand values, and for more by Welford's formula, which
+    divides for each of them. Nothing for a torch that has no such choice.
+    """
+    wanted = {"cpp.use_two_step_variance_threshold": 2**31 - 1}
+    return {name: value for name, value in wanted.items() if name in torch._inductor.list_options()}
+
+
 def graph(backend: str = "inductor") -> Climb:
     """`climbed` as one graph, compiled at its first call for a student, its mode and a batch size;
     `ConfigError` where it would be more than one. What a student draws, as for dropout, it draws as
     without. Needs torch 2.14 or newer.
     """
-    options: dict[str, Any] | None = {"fallback_random": True} if backend == "inductor" else None
+    inductor = backend == "inductor"
+    options = {"fallback_random": True, **compiler_options()} if inductor else None
     compiled = torch.compile(
         climbed, fullgraph=True, dynamic=False, backend=backend, options=options
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -17,18 +18,37 @@ WithFeatures = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def prepare(compute: config.Compute, threads: int) -> None:
-    """Settings of this process: CPU threads, and what cuDNN and cuBLAS may do with float32."""
+    """Settings of this process: CPU threads, freed memory, and what cuDNN and cuBLAS may do with
+    float32.
+    """
     torch.set_num_threads(threads)
+    _keep_freed_memory()
     torch.backends.cudnn.benchmark = torch.cuda.is_available()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
         compute.precision == "tf32"
     )
 
 
-def arranged(student: Any, compute: config.Compute) -> Any:
-    """`student` itself, which from now on computes as `compute` says."""
+def _keep_freed_memory() -> None:
+    """glibc gives what a layer frees back to the system at once, and the next layer takes it anew,
+    page by page: some 5,000 page faults in a step of a small student. Let it keep up to a gigabyte.
+    Other C libraries have no `mallopt`, and blocks above its limit of 32 MiB are given back still.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        for option, size in _KEPT.items():
+            set_option(option, size)
+
+
+# of malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
+_KEPT = {-1: 2**30, -2: 2**26, -3: 2**25}
+
+
+def arranged(student: Any, compute: config.Compute, width: int) -> Any:
+    """`student` itself, which from now on computes on images of that width as `compute` says."""
     if compute.channels_last:
         student = student.to(memory_format=torch.channels_last)
+        student.normalise.in_rows(width)
     student.with_features = _arranged(student.with_features, compute)  # `forward` goes through it
     student.with_map = _arranged(student.with_map, compute)
     return student
@@ -44,7 +64,7 @@ def _compiled(forward: WithFeatures) -> WithFeatures:
     """Every student of a process, such as those of a sweep's trials, has graphs of its own; past
     torch's usual limit of them a step would be half compiled, and fail in its backward pass.
     """
-    compiled = torch.compile(forward)
+    compiled = torch.compile(forward, options=pgd.compiler_options())
 
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
         if torch.compiler.is_compiling():  # as a part of an attack's graph

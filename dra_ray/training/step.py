@@ -293,7 +293,7 @@ def initial_state(
     average = copy.deepcopy(student).requires_grad_(False).to(device)
     if experiment.compute.sync_batchnorm:
         student = syncnorm.synchronised(student)
-    student = arithmetic.arranged(student.to(device), experiment.compute)
+    student = arithmetic.arranged(student.to(device), experiment.compute, shape.resolution)
     if experiment.compute.channels_last:
         average = average.to(memory_format=torch.channels_last)
     optimizer = optimisers.build(student, aligner, experiment.optim, experiment.align, distiller)

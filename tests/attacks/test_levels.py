@@ -113,7 +113,9 @@ def test_what_cannot_be_folded_stays(kind):
 def test_a_rearranged_student_is_prepared_by_itself():
     student = students.build(config.Model(name="wrn-10-1"), Shape(10, 1, 8, (0.5,), (0.5,))).eval()
     x = torch.rand(2, 1, 8, 8)
-    ours = prepare(arithmetic.arranged(student, config.Compute(channels_last=True)), "fast", "cpu")
+    ours = prepare(
+        arithmetic.arranged(student, config.Compute(channels_last=True), 8), "fast", "cpu"
+    )
     with torch.no_grad():
         expected = student(x)
         for parameter in student.parameters():

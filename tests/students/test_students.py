@@ -14,6 +14,7 @@ from dra_ray.data import Shape
 from dra_ray.errors import CheckpointError, ConfigError
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint
+from dra_ray.students.student import Normalise
 from dra_ray.students.wrn import WideResNet
 from dra_ray.training.projector import projector
 
@@ -244,3 +245,15 @@ def test_a_checkpoint_of_another_architecture_says_which_keys_differ(tmp_path) -
     assert not loaded.training
     x = data.to_float(images.test.images[:3])
     assert torch.equal(loaded(x), student.eval()(x))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_constants_in_rows_give_the_same_bits(channels: int) -> None:
+    x = torch.rand(2, channels, 6, 5).contiguous(memory_format=torch.channels_last)
+    normalise = Normalise([0.4, 0.5, 0.6][:channels], [0.3, 0.2, 0.1][:channels])
+    plain, constants = normalise(x), normalise.constants
+    normalise.in_rows(5)
+    assert torch.equal(normalise(x), plain)
+    normalise.in_rows(5)  # again, as where a student is arranged twice
+    assert torch.equal(normalise(x), plain)
+    assert (normalise.constants, normalise.state_dict()) == (constants, {})
