@@ -5,6 +5,7 @@ costs beside the network.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import statistics
 from collections.abc import Callable
@@ -18,10 +19,11 @@ from dra_ray.bench.step import has_bf16, matmul_flops, timed
 from dra_ray.config import recipe_names
 from dra_ray.data import outline
 from dra_ray.storage import Store
-from dra_ray.teachers import checkpoint
+from dra_ray.teachers import checkpoint, dit
 from dra_ray.teachers.network import Network
 from dra_ray.teachers.source import LocalTeacher, noise_of
 
+LIGHTNING_DIT = "lightning-dit-xl"
 WAYS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "channels last": {"channels_last": True},
@@ -33,7 +35,11 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def network(name: str) -> Network:
-    """A teacher's folder, or with random weights what a recipe of kind `teacher` trains."""
+    """A teacher's folder, or with random weights what a recipe of kind `teacher` trains, or
+    `LIGHTNING_DIT`.
+    """
+    if name == LIGHTNING_DIT:
+        return _lightning_dit()
     if name not in recipe_names():
         settings = config.validate(config.Teacher, {"uri": name}, "teacher")
         assert settings.uri
@@ -43,6 +49,20 @@ def network(name: str) -> Network:
     torch.manual_seed(0)
     kind = checkpoint.TRAINED[recipe.objective]
     return kind(recipe.net, shape.resolution, shape.channels, shape.num_classes, style=recipe.style)
+
+
+def _lightning_dit() -> Network:
+    """LightningDiT-XL/1 over latents, without the blocks that its usual feature does not need. What
+    training starts at zero is drawn here, or a block would have no effect.
+    """
+    usual = dit.XL_1.depth // 2
+    torch.manual_seed(0)
+    net = dit.LightningDiT(dataclasses.replace(dit.XL_1, depth=usual + 1))
+    net.default_layer = f"blocks.{usual}"
+    for parameter in net.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    return net
 
 
 def compare(

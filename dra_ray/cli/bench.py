@@ -128,7 +128,8 @@ def bench_teacher(
         list[str],
         typer.Argument(
             metavar="TEACHER...",
-            help="Folders, package:NAME, or recipes of kind teacher, with random weights.",
+            help="Folders, package:NAME, or with random weights: recipes of kind teacher, "
+            "lightning-dit-xl.",
         ),
     ],
     batch: Annotated[int, typer.Option(min=1, help="As teacher.micro_batch.")] = 64,
