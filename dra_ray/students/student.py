@@ -28,18 +28,21 @@ class Normalise(nn.Module):
         }  # also known where the student has shapes only
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self._used: tuple[Tensor, ...] = ()
 
     def in_rows(self, width: int) -> None:
-        """For images of that width in channels_last from now on: constants of a row of pixels that
-        lie as the images do. Vector instructions then take a row, not its pixels one by one; the
-        same bits.
+        """From now on for images of that width in channels_last, on this device: constants of a row
+        of pixels, which lie as the images do. Vector instructions then take a row, not its pixels
+        one by one; the same bits.
         """
-        for name in ("mean", "std"):
-            row = getattr(self, name)[..., :1].expand(-1, -1, -1, width)
-            setattr(self, name, row.contiguous(memory_format=torch.channels_last))
+        self._used = tuple(
+            constant.expand(-1, -1, -1, width).contiguous(memory_format=torch.channels_last)
+            for constant in (self.mean, self.std)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
+        mean, std = self._used or (self.mean, self.std)
+        return (x - mean) / std
 
 
 class Student(nn.Module, abc.ABC):

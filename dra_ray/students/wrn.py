@@ -7,8 +7,10 @@ State-dict names are those of the released checkpoints, so they load strictly.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from dra_ray.students.student import Normalise, Student, spread_convolutions
@@ -49,13 +51,34 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         padded = active = F.silu(self.batchnorm_0(x))
-        if self.stride == 2:  # in plain arithmetic, which torch.fx can follow
-            padded = F.pad(active, (active.shape[3] % 2, 1, active.shape[2] % 2, 1))
+        if self.stride == 2:
+            padded = _fitted(active)
         out = self.conv_0(padded)
         out = self.conv_1(F.silu(self.batchnorm_1(out)))
         if self.se is not None:
             out = self.se(out)
         return out + (x if self.shortcut is None else self.shortcut(active))
+
+
+class _Padded(torch.autograd.Function):
+    """Zeros around images [B,C,H,W]. Its gradient is a view of what comes back, where `F.pad`'s is
+    a copy, and in a compiled step one under a mask.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, left: int, top: int) -> Tensor:
+        ctx.inner = (..., slice(top, top + x.shape[2]), slice(left, left + x.shape[3]))
+        return F.pad(x, (left, 1, top, 1))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient[ctx.inner], None, None
+
+
+@fx.wrap
+def _fitted(x: Tensor) -> Tensor:
+    padded: Tensor = _Padded.apply(x, x.shape[3] % 2, x.shape[2] % 2)
+    return padded
 
 
 class Group(nn.Module):

@@ -13,7 +13,7 @@ from dra_ray import config, data, runs, students
 from dra_ray.data import Shape
 from dra_ray.errors import CheckpointError, ConfigError
 from dra_ray.storage import Store
-from dra_ray.students import checkpoint
+from dra_ray.students import checkpoint, wrn
 from dra_ray.students.student import Normalise
 from dra_ray.students.wrn import WideResNet
 from dra_ray.training.projector import projector
@@ -257,3 +257,12 @@ def test_constants_in_rows_give_the_same_bits(channels: int) -> None:
     normalise.in_rows(5)  # again, as where a student is arranged twice
     assert torch.equal(normalise(x), plain)
     assert (normalise.constants, normalise.state_dict()) == (constants, {})
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 4), (5, 7), (4, 5)])
+def test_strided_blocks_pad_as_torch_does(height: int, width: int) -> None:
+    images = torch.randn(2, 3, height, width, dtype=torch.float64, requires_grad=True)
+    plain = F.pad(images, (width % 2, 1, height % 2, 1))
+    assert torch.equal(wrn._fitted(images), plain)
+    assert torch.autograd.gradcheck(wrn._fitted, images)
+    assert torch.autograd.gradgradcheck(wrn._fitted, images)
