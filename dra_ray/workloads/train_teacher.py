@@ -36,6 +36,7 @@ from dra_ray.teachers.network import Classifier, ImageSampler
 from dra_ray.teachers.noisy import noisy_accuracy, noisy_loss
 from dra_ray.teachers.sheet import sheet
 from dra_ray.training import averaging, workers
+from dra_ray.training.losses import LossSums
 
 log = logging.getLogger("dra_ray")
 ROWS_PER_RUN = 100
@@ -66,6 +67,8 @@ class Training:
         self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
         self.step = 0
+        self.losses = LossSums(1, self.device)  # of the steps since the last row
+        self.summed = 0
         self.validation = (
             data.in_memory(images.validation[:VALIDATION_IMAGES])
             if len(images.validation)
@@ -143,7 +146,23 @@ class Training:
             config.batch, self.images_seen, config.ema_halflife_images, config.ema_ramp
         )
         averaging.update(self.average, self.net, decay)
+        self.losses.add(loss.detach())
+        self.summed += 1
         return loss.detach()
+
+    def mean_loss(self, rank: int, world: int) -> float:
+        """Of the steps since this was asked last, over all workers; `LastingError` if training
+        diverged.
+        """
+        mine = part_of(self.config.batch, rank, world)
+        loss = float(self.losses.mean(self.summed, mine, self.config.batch))
+        if not math.isfinite(loss):
+            raise LastingError(
+                "the teacher's loss is not finite; lower lr or lengthen warmup_images"
+            )
+        self.losses.clear()
+        self.summed = 0
+        return loss
 
     def _augmented(self, clean: Tensor, mine: slice) -> tuple[Tensor, Tensor | None]:
         """This worker's images as the step changes them, and the label that tells the network; (the
@@ -166,6 +185,8 @@ class Training:
     def state(self) -> dict[str, Any]:
         return {
             "step": self.step,
+            "losses": self.losses.sums,
+            "summed": self.summed,
             "net": self.net.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -176,6 +197,9 @@ class Training:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
+        if "losses" in state:  # not in those of old
+            self.losses.sums.copy_(state["losses"])
+            self.summed = state["summed"]
 
     def validation_accuracy(self) -> float | None:
         """Of the control's average, on noisy validation images: always the same noise. None for a
@@ -379,37 +403,28 @@ def _work(settings: dict[str, Any]) -> None:
         log = Log(store / runs.METRICS, training.images_seen)
         runs.update_manifest(store, runs.Facts(started_at=runs.utc_now()))
     row_steps = max(1, training.steps // ROWS_PER_RUN)
-    losses = []
+    mine = part_of(config.batch, rank, world)
     while training.step < training.steps:
         lr = training.lr
-        losses.append(training.advance(forward, rank, world))
+        training.advance(forward, rank, world)
         # the first step at or past a multiple of checkpoint_images, and the last step
         save = (
             training.images_seen % config.checkpoint_images < config.batch
             or training.step == training.steps
         )
         if save or training.step % row_steps == 0:
-            loss = _mean(losses)
-            losses.clear()
+            loss = training.mean_loss(rank, world)
             if log:
                 accuracy = training.validation_accuracy() if save else None
                 log.write(training.images_seen, loss, lr, accuracy)
         stop = workers.agreed(rank == 0 and cluster.is_asked_to_stop(store.uri), get_device())
         if save or stop:
+            training.losses.agree(mine, config.batch)
             _save(training, store, rank, sheet=save)
         if stop:
             return
     if rank == 0:
         checkpoint.save(store, training.average, training.card())
-
-
-def _mean(losses: list[Tensor]) -> float:
-    """Mean loss over the steps and over all workers; `LastingError` if training diverged."""
-    mean = torch.stack(losses).mean()
-    workers.average_([mean])
-    if not bool(mean.isfinite()):
-        raise LastingError("the teacher's loss is not finite; lower lr or lengthen warmup_images")
-    return float(mean)
 
 
 def _save(training: Training, store: Store, rank: int, sheet: bool) -> None:
