@@ -175,8 +175,11 @@ study = config.Sweep(
     scheduler="asha",
     asha={"grace_epochs": 1, "reduction_factor": 2, "max_concurrent": 1},
 )
+run = Store(sys.argv[1])
 with cluster.connect():
-    sweep.run(study, Store(sys.argv[1]))
+    if "second" in sys.argv:
+        cluster.wait_until((run / "lease.json").exists, 200)
+    sweep.run(study, run)
 """
 
 
@@ -197,9 +200,9 @@ def test_a_driver_killed_three_times_ends_as_one_that_was_not(
     private = cluster.of_our_own()
     environment = {name: value for name, value in os.environ.items() if name not in private}
 
-    def driver(run: Store) -> subprocess.Popen[str]:
+    def driver(run: Store, *more: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", DRIVER, run.uri],
+            [sys.executable, "-c", DRIVER, run.uri, *more],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
@@ -207,10 +210,8 @@ def test_a_driver_killed_three_times_ends_as_one_that_was_not(
         )
 
     quiet, disturbed = root / "quiet", root / "disturbed"
-    first = driver(quiet)
     # at once: the second needs seconds to start, and is to find the first at work
-    assert cluster.wait_until((quiet / "lease.json").exists, 200)
-    second = driver(quiet)
+    first, second = driver(quiet), driver(quiet, "second")
     assert second.wait(200) != 0
     assert second.stderr
     assert "LeaseError" in second.stderr.read()
