@@ -61,23 +61,25 @@ class Block(nn.Module):
 
 
 class _Padded(torch.autograd.Function):
-    """Zeros around images [B,C,H,W]. Its gradient is a view of what comes back, where `F.pad`'s is
-    a copy, and in a compiled step one under a mask.
+    """Images [B,C,H,W] with the zeros of a stride of 2. The gradient is a view of what comes back,
+    where `F.pad`'s is a copy, and in a compiled step one under a mask.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, left: int, top: int) -> Tensor:
-        ctx.inner = (..., slice(top, top + x.shape[2]), slice(left, left + x.shape[3]))
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        top, left = height % 2, width % 2
+        ctx.inner = (..., slice(top, top + height), slice(left, left + width))
         return F.pad(x, (left, 1, top, 1))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient[ctx.inner], None, None
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient[ctx.inner]
 
 
-@fx.wrap
+@fx.wrap  # as one call, since torch.fx cannot look into an autograd function
 def _fitted(x: Tensor) -> Tensor:
-    padded: Tensor = _Padded.apply(x, x.shape[3] % 2, x.shape[2] % 2)
+    padded: Tensor = _Padded.apply(x)
     return padded
 
 

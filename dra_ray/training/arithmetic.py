@@ -14,6 +14,8 @@ from dra_ray import config
 from dra_ray.attacks import pgd
 from dra_ray.attacks.pgd import Climb
 
+# of malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, in bytes
+_KEPT = {-1: 2**30, -2: 2**26, -3: 2**25}
 WithFeatures = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -31,17 +33,13 @@ def prepare(compute: config.Compute, threads: int) -> None:
 
 def _keep_freed_memory() -> None:
     """glibc gives what a layer frees back to the system at once, and the next layer takes it anew,
-    page by page: some 5,000 page faults in a step of a small student. Let it keep up to a gigabyte.
+    page by page: 15,000 page faults in a step of a small student. Let it keep up to a gigabyte.
     Other C libraries have no `mallopt`, and blocks above its limit of 32 MiB are given back still.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
         for option, size in _KEPT.items():
             set_option(option, size)
-
-
-# of malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
-_KEPT = {-1: 2**30, -2: 2**26, -3: 2**25}
 
 
 def arranged(student: Any, compute: config.Compute, width: int) -> Any:

@@ -97,7 +97,7 @@ class ClassMeans(nn.Module):
 
 
 class LossSums:
-    """A loss and its parts, summed over steps since the last validation.
+    """A loss and its parts, summed over the steps since the last row that shows them.
 
     A checkpoint is worker 0's, so at one all workers take over the mean of their sums. In float64,
     since a run's rows may not tell after which steps that was: rounded to float32 they are equal.

@@ -150,11 +150,10 @@ class Training:
         self.summed += 1
         return loss.detach()
 
-    def mean_loss(self, rank: int, world: int) -> float:
-        """Of the steps since this was asked last, over all workers; `LastingError` if training
-        diverged.
+    def mean_loss(self, mine: slice) -> float:
+        """Of the steps since this was asked last, over all workers, of which this one has the slice
+        `mine` of a batch; `LastingError` if training diverged.
         """
-        mine = part_of(self.config.batch, rank, world)
         loss = float(self.losses.mean(self.summed, mine, self.config.batch))
         if not math.isfinite(loss):
             raise LastingError(
@@ -413,7 +412,7 @@ def _work(settings: dict[str, Any]) -> None:
             or training.step == training.steps
         )
         if save or training.step % row_steps == 0:
-            loss = training.mean_loss(rank, world)
+            loss = training.mean_loss(mine)
             if log:
                 accuracy = training.validation_accuracy() if save else None
                 log.write(training.images_seen, loss, lr, accuracy)
