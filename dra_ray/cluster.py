@@ -528,6 +528,20 @@ def _no_room(resources: Resources) -> bool:
     )
 
 
+def has_room(resources: Resources) -> bool:
+    """Whether some node has now what one more worker needs."""
+    labels, each = resources.labels.items(), _each(resources).items()
+    nodes = {
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and labels <= (node.get("Labels") or {}).items()
+    }
+    return any(
+        node in nodes and all(free.get(name, 0.0) >= amount for name, amount in each)
+        for node, free in ray._private.state.available_resources_per_node().items()
+    )
+
+
 def _each(resources: Resources) -> dict[str, float]:
     """Ray resources of one worker."""
     usual = (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker))

@@ -25,7 +25,8 @@ WITHOUT_RAY_INSIDE = {"pool.rows", "pool.policy", "bench.policy"}
 BETWEEN_WORKLOADS = {
     "workloads.sweep": {"workloads.train", "workloads.fidelity"},
     "workloads.fidelity": {"workloads.evaluate", "workloads.session"},
-    "workloads.train": {"workloads.session"},
+    "workloads.train": {"workloads.session", "workloads.judging"},
+    "workloads.judging": {"workloads.session"},
     "workloads.quickstart": None,
     "workloads.evaluate": {"workloads.tasks"},
     "workloads.synthesize": {"workloads.tasks"},

@@ -768,6 +768,12 @@ class Resources(Frozen):
     threads_per_worker: Annotated[int, Field(ge=1, le=4096)] = Field(
         1, description="CPU threads of torch"
     )
+    validation: Literal["workers", "beside"] = Field(
+        "workers",
+        description="workers: they validate between two epochs; beside: where the cluster has a "
+        "worker's room free, a task does it while training goes on, and its row comes with the "
+        "next one's; not in sweeps, which decide by the rows",
+    )
     resident_gib: NonNegativeFloat = Field(
         4.0,
         description="real and synthetic images together up to this size live on the worker's "

@@ -200,6 +200,11 @@ class Sweep(Frozen):
         self._check_expressions()
         self._check_search()
         self._check_readers()
+        if self.base.resources.validation == "beside":
+            raise ValueError(
+                "base.resources.validation='beside', but a sweep decides by a validation as soon "
+                "as it is due; write 'workers'"
+            )
         if self.asha.grace_epochs > self.base.optim.epochs:
             raise ValueError(
                 f"asha.grace_epochs={self.asha.grace_epochs} is beyond "

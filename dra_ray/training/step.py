@@ -36,6 +36,16 @@ from dra_ray.training.clock import Clock
 PARTS = ("loss", "loss_clean", "loss_robust", "loss_align")
 
 
+@dataclasses.dataclass(frozen=True)
+class Unjudged:
+    """A validation that waits for its verdicts: its row without them, and copies on the CPU of the
+    weights that are judged.
+    """
+
+    facts: dict[str, Any]
+    weights: dict[runs.Weights, dict[str, Tensor]]
+
+
 @dataclasses.dataclass
 class State:
     """All that a checkpoint holds, and the student as its steps call it."""
@@ -50,6 +60,7 @@ class State:
     sums: losses.LossSums
     class_means: losses.ClassMeans
     rows: list[runs.ValidationRow]
+    unjudged: Unjudged | None = None  # the newest validation, where it is under way
 
     def tensors(self) -> dict[str, Any]:
         return {
@@ -62,13 +73,14 @@ class State:
             "optimizer": self.optimizer.state_dict(),
             "sums": self.sums.sums,
             "class_means": self.class_means.state_dict(),
-        }
+        } | ({"unjudged": self.unjudged.weights} if self.unjudged else {})
 
     def save(self, folder: Store) -> None:
         (folder / "state.pt").write_torch(self.tensors())
-        (folder / "state.json").write_json(
-            {"step": self.step, "best": self.best, "rows": [row.on_disk() for row in self.rows]}
-        )
+        rows = [row.on_disk() for row in self.rows]
+        facts = {"step": self.step, "best": self.best, "rows": rows}
+        unjudged = {"unjudged": self.unjudged.facts} if self.unjudged else {}
+        (folder / "state.json").write_json(facts | unjudged)
 
     def load(self, folder: Store) -> None:
         tensors, facts = (folder / "state.pt").read_torch(), (folder / "state.json").read_json()
@@ -84,6 +96,8 @@ class State:
         self.sums.sums.copy_(tensors["sums"])
         self.class_means.load_state_dict(tensors["class_means"])
         self.step, self.best = facts["step"], facts["best"]
+        if "unjudged" in facts:
+            self.unjudged = Unjudged(facts["unjudged"], tensors["unjudged"])
         self.rows = [
             runs.parse(runs.ValidationRow, row, f"'{folder / 'state.json'}'")
             for row in facts["rows"]

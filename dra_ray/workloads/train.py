@@ -16,12 +16,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import ray.train
 import torch
-from numpy.typing import NDArray
 from ray.train import RunConfig, UserCallback
-from torch import nn
+from torch import Tensor
 
 from dra_ray import cluster, config, data, meters, runs
 from dra_ray.config.metrics import PARTS
@@ -44,8 +42,8 @@ from dra_ray.training import (
     workers,
 )
 from dra_ray.training.clock import Clock
-from dra_ray.training.step import Feed, State, initial_state, step
-from dra_ray.training.validation import CHUNK, judge_chunk
+from dra_ray.training.step import Feed, State, Unjudged, initial_state, step
+from dra_ray.workloads import judging
 from dra_ray.workloads.session import KEPT, InProcess, OnRayTrain, Place, Session, read_snapshot
 
 logger = logging.getLogger("dra_ray")
@@ -247,7 +245,12 @@ class Rows:
     def __init__(self, run: Store, rows: list[ValidationRow]) -> None:
         self._run, self._rows, self._looked_at = run, rows, time.monotonic()
         self._written = 0
+        self._since = [row.step for row in rows]  # of each, the step of its first checkpoint
         self._write(len(rows))  # of the checkpoint that training goes on from
+
+    def checkpoint(self, step: int) -> None:
+        """A checkpoint is about to be made at this step, with all rows so far."""
+        self._since += [step] * (len(self._rows) - len(self._since))
 
     def look(self) -> None:
         """Write what has been committed since; costs nothing while nothing is under way."""
@@ -255,7 +258,7 @@ class Rows:
             return
         self._looked_at = time.monotonic()
         if committed := _committed(self._run):
-            self._write(sum(row.step <= committed["metrics"]["step"] for row in self._rows))
+            self._write(sum(step <= committed["metrics"]["step"] for step in self._since))
 
     def _write(self, count: int) -> None:
         if count > self._written:
@@ -419,13 +422,28 @@ class _Loop:
     epoch_steps: int
 
     def run(self, state: State, feed: Feed, validation: Pictures, shown: Shown) -> None:
+        with contextlib.closing(
+            judging.Beside(self.experiment, self.run_folder.name, self.place, validation)
+        ) as beside:
+            self._run(state, feed, validation, shown, beside)
+
+    def _run(
+        self,
+        state: State,
+        feed: Feed,
+        validation: Pictures,
+        shown: Shown,
+        beside: judging.Beside,
+    ) -> None:
         experiment, run, place = self.experiment, self.run_folder, self.place
         optim, resources, selection = experiment.optim, experiment.resources, experiment.selection
         epoch_steps, total_steps = self.epoch_steps, optim.epochs * self.epoch_steps
         log = StepLog(run, state.step, optim.batch, epoch_steps) if place.rank == 0 else None
         validated = Rows(run, state.rows) if place.rank == 0 else None
-        start, already_s = time.monotonic(), state.rows[-1].elapsed_s if state.rows else 0.0
+        start, already_s = time.monotonic(), _elapsed_s(state)
         interruptions = Interruptions(run.uri, self.session, place)
+        if state.unjudged and beside.has_room():  # of a run that was interrupted
+            beside.begin(state)
         while state.step < total_steps:
             epoch = state.step // epoch_steps
             rate, momentum = schedule.at(state.step, epoch_steps, optim)
@@ -460,24 +478,20 @@ class _Loop:
             if state.step % epoch_steps == 0:
                 _end_epoch(state, optim, epoch)
                 if (epoch + 1) % selection.every_epochs == 0 or epoch + 1 == optim.epochs:
-                    row = _validated(
-                        experiment,
-                        run,
-                        place,
-                        state,
-                        validation,
-                        epoch_steps=epoch_steps,
-                        lr=rate,
-                        elapsed_s=already_s + time.monotonic() - start,
-                    )
-                    if row is None:
+                    elapsed_s = already_s + time.monotonic() - start
+                    facts = _facts(experiment, place, state, epoch_steps, lr=rate)
+                    if facts is None:
                         where = f"at step {state.step}"
                         _stop(run, state, place.rank, f"the loss or a weight is not finite {where}")
                         return
-                    shown.validated(row)
+                    for row in self._validations(state, facts, elapsed_s, validation, beside):
+                        shown.validated(row)
                     if log:
                         log.flush()
-                    self.session.report(state, row.on_disk(), at_once=notice or stop)
+                    if validated:
+                        validated.checkpoint(state.step)
+                    told = {"step": state.step} if state.unjudged else state.rows[-1].on_disk()
+                    self.session.report(state, told, at_once=notice or stop)
                     if stop:
                         return
                     continue
@@ -488,6 +502,50 @@ class _Loop:
                 self.session.report(state, {"step": state.step}, at_once=notice or stop)
             if stop:
                 return
+
+    def _validations(
+        self,
+        state: State,
+        facts: dict[str, Any],
+        elapsed_s: float,
+        validation: Pictures,
+        beside: judging.Beside,
+    ) -> Iterator[ValidationRow]:
+        """The rows whose verdicts are there after the epoch that has just ended: that of the
+        validation before, where a task had it, and this one's, unless a task takes it.
+        """
+        if state.unjudged:
+            yield self._settled(state, beside)
+        experiment = self.experiment
+        students = judging.candidates(state, experiment)
+        if facts["epoch"] < experiment.optim.epochs and beside.has_room():
+            facts["elapsed_s"] = round(elapsed_s, 3)
+            state.unjudged = Unjudged(facts, judging.copied(students))
+            beside.begin(state)
+            return
+        began = time.monotonic()
+        judged = judging.judge(students, experiment, validation, self.place)
+        took_s = time.monotonic() - began
+        facts["elapsed_s"] = round(elapsed_s + took_s, 3)
+        row = judging.row_of(facts, judged, experiment, took_s)
+        self._keep(state, row, students[judged.weights].state_dict())
+        yield row
+
+    def _settled(self, state: State, beside: judging.Beside) -> ValidationRow:
+        """The row of `state.unjudged`, which is none any more."""
+        assert state.unjudged is not None
+        judged, took_s = beside.end(state)
+        row = judging.row_of(state.unjudged.facts, judged, self.experiment, took_s)
+        self._keep(state, row, state.unjudged.weights[judged.weights])
+        state.unjudged = None
+        return row
+
+    def _keep(self, state: State, row: ValidationRow, weights: Mapping[str, Tensor]) -> None:
+        """A row, and the weights that it is of where they are the best so far."""
+        state.rows.append(row)
+        if self.place.rank == 0 and row.robust_accuracy >= state.best:
+            checkpoint.save(self.run_folder, weights)
+        state.best = max(state.best, row.robust_accuracy)
 
 
 class Interruptions:
@@ -528,20 +586,18 @@ class Interruptions:
         return bool(agreed[0]), bool(agreed[1])
 
 
-def _validated(
-    experiment: config.Experiment,
-    run: Store,
-    place: Place,
-    state: State,
-    validation: Pictures,
-    *,
-    epoch_steps: int,
-    lr: float,
-    elapsed_s: float,
-) -> ValidationRow | None:
-    """Validate after the epoch that has just ended, keep the best weights, and begin new sums.
+def _elapsed_s(state: State) -> float:
+    """What the training took up to the newest validation of its checkpoint."""
+    if state.unjudged:
+        return float(state.unjudged.facts["elapsed_s"])
+    return state.rows[-1].elapsed_s if state.rows else 0.0
 
-    Returns the row of metrics.jsonl; None where a loss or a weight is not finite.
+
+def _facts(
+    experiment: config.Experiment, place: Place, state: State, epoch_steps: int, *, lr: float
+) -> dict[str, Any] | None:
+    """A row of metrics.jsonl after the epoch that has just ended, without its verdicts and times;
+    begins new sums. None where a loss or a weight is not finite.
     """
     batch, every = experiment.optim.batch, experiment.selection.every_epochs
     epochs_done = state.step // epoch_steps
@@ -550,94 +606,19 @@ def _validated(
     losses_mean = state.sums.mean(since, place.mine, batch).tolist()
     if not all(map(math.isfinite, losses_mean)) or not state.finite():
         return None
-    began = time.monotonic()
-    judged = judge(state, experiment, validation, place)
-    took_s = time.monotonic() - began
-    robust = accuracy(judged.withstood)
-    further: dict[str, Any] = {}
-    if experiment.selection.weights == "better":
-        further["weights"] = judged.weights
-    loss, loss_clean, loss_robust, loss_align, *others = losses_mean
-    if others:
-        further["loss_distill"] = others[0]
-    row = ValidationRow(
-        step=state.step,
-        epoch=epochs_done,
-        images_seen=state.step * batch,
-        loss=loss,
-        loss_clean=loss_clean,
-        loss_robust=loss_robust,
-        loss_align=loss_align,
-        lr=lr,
-        clean_accuracy=accuracy(judged.clean),
-        robust_accuracy=robust,
-        images=len(judged.withstood),
-        verdicts=runs.pack_verdicts(judged.withstood),
-        validation_s=round(took_s, 3),
-        elapsed_s=round(elapsed_s + took_s, 3),
-        at=time.time(),
-        **further,
-    )
     state.sums.clear()
-    state.rows.append(row)
-    if place.rank == 0 and robust >= state.best:
-        checkpoint.save(run, judged.student.state_dict())
-    state.best = max(state.best, robust)
-    return row
-
-
-@dataclasses.dataclass(frozen=True)
-class Judged:
-    """A validation's verdicts, bool [N] each, and the weights that they are of."""
-
-    weights: runs.Weights
-    student: nn.Module
-    clean: NDArray[np.bool_]
-    withstood: NDArray[np.bool_]
-
-
-def judge(
-    state: State, experiment: config.Experiment, validation: Pictures, place: Place
-) -> Judged:
-    """The averaged weights on held-out images, or with `selection.weights=better` those of the
-    averaged and the raw ones that withstand more; the average where both withstand equally many.
-    """
-
-    def of(weights: runs.Weights, student: nn.Module) -> Judged:
-        return Judged(weights, student, *validate(student, experiment, validation, place))
-
-    average = of("average", state.average)
-    if experiment.selection.weights == "average" or experiment.optim.averaging == "none":
-        return average
-    raw = of("raw", state.student)
-    return raw if raw.withstood.sum() > average.withstood.sum() else average
-
-
-def accuracy(verdicts: NDArray[np.bool_]) -> float:
-    """The share of verdicts that are true; 0 without images. Divided in float32, as PyTorch
-    would."""
-    return float(np.float32(verdicts.sum()) / np.float32(max(1, len(verdicts))))
-
-
-def validate(
-    student: nn.Module, experiment: config.Experiment, split: Pictures, place: Place
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Verdicts of `student` on held-out images, shared among the workers: bool [N] correct, and
-    [N] correct under PGD-k.
-
-    Every image's noise is its own and chunks are the same for any number of workers.
-    """
-    device = place.device
-    correct = torch.zeros(2, len(split), device=device)
-    student.eval()
-    for number, chunk in enumerate(torch.arange(len(split)).split(CHUNK)):
-        if number % place.world != place.rank:
-            continue
-        pixels, classes = split.take(chunk)
-        judged = judge_chunk(student, experiment, pixels, classes, number, device)
-        correct[:, chunk.to(device)] = torch.stack(judged).float()
-    clean, robust = workers.total(correct).bool().cpu().numpy()
-    return clean, robust
+    loss, loss_clean, loss_robust, loss_align, *others = losses_mean
+    facts = {
+        "step": state.step,
+        "epoch": epochs_done,
+        "images_seen": state.step * batch,
+        "loss": loss,
+        "loss_clean": loss_clean,
+        "loss_robust": loss_robust,
+        "loss_align": loss_align,
+        "lr": lr,
+    }
+    return facts | ({"loss_distill": others[0]} if others else {})
 
 
 def _end_epoch(state: State, optim: config.Optim, epoch: int) -> None:

@@ -35,6 +35,11 @@ SMALL = {"space": {"align.weight": [0.0, 1.0], "align.sigma": [0.1, 0.5]}}
             ["pool.max_replicas=2", "min_replicas=3"],
         ),
         ("digits-dra", ["resources.workers=3"], ["optim.batch=128", "resources.workers=3"]),
+        (
+            "digits-sweep",
+            ["base.resources.validation=beside"],
+            ["base.resources.validation='beside'", "write 'workers'"],
+        ),
         ("digits-sweep", ["asha.grace_epochs=99"], ["asha.grace_epochs=99", "epochs=16"]),
         ("digits-sweep", ["space={}"], ["space", "empty"]),
         ("digits-synthesis", ["batch=300"], ["shard_images=500", "batch=300"]),
