@@ -200,10 +200,11 @@ class Sweep(Frozen):
         self._check_expressions()
         self._check_search()
         self._check_readers()
-        if self.base.resources.validation == "beside":
+        beside = "resources.validation"
+        if self.base.resources.validation == "beside" or beside in self.space:
             raise ValueError(
-                "base.resources.validation='beside', but a sweep decides by a validation as soon "
-                "as it is due; write 'workers'"
+                f"{beside} is set in {'space' if beside in self.space else 'base'}, but a sweep "
+                "decides by a validation as soon as it is due; leave it out"
             )
         if self.asha.grace_epochs > self.base.optim.epochs:
             raise ValueError(

@@ -38,7 +38,12 @@ SMALL = {"space": {"align.weight": [0.0, 1.0], "align.sigma": [0.1, 0.5]}}
         (
             "digits-sweep",
             ["base.resources.validation=beside"],
-            ["base.resources.validation='beside'", "write 'workers'"],
+            ["resources.validation", "set in base", "leave it out"],
+        ),
+        (
+            "digits-sweep",
+            ['space={"resources.validation": ["workers", "beside"]}'],
+            ["resources.validation", "set in space", "leave it out"],
         ),
         ("digits-sweep", ["asha.grace_epochs=99"], ["asha.grace_epochs=99", "epochs=16"]),
         ("digits-sweep", ["space={}"], ["space", "empty"]),
