@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import multiprocessing
+import resource
 import statistics
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -16,6 +20,7 @@ from torch.nn import functional as F
 from dra_ray import config, data, plan, students
 from dra_ray.attacks import pgd
 from dra_ray.data import random
+from dra_ray.errors import RunError
 from dra_ray.students import wrn
 from dra_ray.training import arithmetic, averaging, step
 
@@ -50,11 +55,14 @@ def compare(
     one for each way to compute, and figures.
 
     The textbook step is DM-AT's as its authors run it: NCHW, eager, float32, gradients of the
-    parameters enabled during the attack, a clean forward of its own for the target. Every round
-    starts all variants from the same weights, so their losses may differ by rounding only.
-    `peak_share` is the share of the matmul peak, measured in the same run, that the step's
-    necessary arithmetic (see `dra plan`) reaches. `first_s` is what the first step took longer than
-    the others: compiling, mostly. bf16 is left out on a CPU without instructions for it.
+    parameters enabled during the attack, a clean forward of its own for the target. Each variant
+    has a process of its own, as a training has: ours sets what its C library does with freed memory
+    (`arithmetic.prepare`), the textbook's does not. Every round starts all variants from the same
+    weights, so their losses may differ by rounding only. `peak_share` is the share of the matmul
+    peak, measured in the same run, that the step's necessary arithmetic (see `dra plan`) reaches.
+    `first_s` is what the first step took longer than the others: compiling, mostly. `memory_gib`
+    is the most that a step needed, on a CPU what its process grew by, compiling included. bf16 is
+    left out on a CPU without instructions for it.
     """
     torch.set_num_threads(threads)
     shape = data.Shape(CLASSES, 3, resolution, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
@@ -67,40 +75,102 @@ def compare(
         optim=config.Optim(batch=batch, lr=0.01),
     )
     variants = _variants(on, compiled)
-    drawn = torch.Generator().manual_seed(0)
-    images = torch.randint(
-        256, (batch, 3, resolution, resolution), dtype=torch.uint8, generator=drawn
-    ).to(on)
-    labels = torch.randint(CLASSES, (batch,), generator=drawn).to(on)
-    reference, _ = step.initial_state(experiment, shape, (), on)
-    start = {name: value.clone() for name, value in reference.student.state_dict().items()}
-    runners = {v.name: _runner(v, experiment, shape, images, labels, on) for v in variants}
     seconds: dict[str, list[float]] = {v.name: [] for v in variants}
     found: dict[str, list[float]] = {v.name: [] for v in variants}
     peaks: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     first: dict[str, float] = {}
     memory: dict[str, float] = {}
-    for number in range(rounds + 1):  # the first round warms up and compiles
-        for name, (load, run) in runners.items():
-            load(start)
-            if on.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(on)
-            took, loss = timed(run, on)
-            if number:
-                seconds[name].append(took)
-                found[name].append(float(loss))
-            else:
-                first[name] = took
-            if on.type == "cuda":
-                memory[name] = torch.cuda.max_memory_allocated(on) / 2**30
-        for kind in peaks:
-            peaks[kind].append(matmul_flops(getattr(torch, kind), on))
+    with contextlib.ExitStack() as stack:
+        arms = {
+            v.name: stack.enter_context(contextlib.closing(Arm(v, experiment, shape, threads, on)))
+            for v in variants
+        }
+        for number in range(rounds + 1):  # the first round warms up and compiles
+            for name, arm in arms.items():
+                took, loss, memory[name] = arm.step()
+                if number:
+                    seconds[name].append(took)
+                    found[name].append(loss)
+                else:
+                    first[name] = took
+            for kind in peaks:
+                peaks[kind].append(matmul_flops(getattr(torch, kind), on))
     most = {kind: max(values) for kind, values in peaks.items()}
     figures = _figures(experiment, shape, seconds, found, most)
     for row in figures["rows"]:
         row["first_s"] = first[row["step"]] - row["seconds"]
-        row["memory_gib"] = memory.get(row["step"])
+        row["memory_gib"] = memory[row["step"]]
     return figures
+
+
+Taken = tuple[float, float, float]  # seconds, loss, GiB
+
+
+class Arm:
+    """One variant in a process of its own, which waits while others are timed."""
+
+    def __init__(
+        self,
+        variant: Variant,
+        experiment: config.Experiment,
+        shape: data.Shape,
+        threads: int,
+        device: torch.device,
+    ) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._name, (self._pipe, theirs) = variant.name, context.Pipe()
+        given = (theirs, variant, experiment, shape, threads, device)
+        self._process = context.Process(target=_serve, args=given, daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def step(self) -> Taken:
+        """From the weights that all variants start from; `RunError` where the process has ended."""
+        try:
+            self._pipe.send(True)
+            taken: Taken = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise RunError(
+                f"the process of the step '{self._name}' ended; what it said is above"
+            ) from error
+        return taken
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join(10.0)
+        self._process.kill()
+
+
+def _serve(
+    pipe: Connection,
+    variant: Variant,
+    experiment: config.Experiment,
+    shape: data.Shape,
+    threads: int,
+    device: torch.device,
+) -> None:
+    """A step for every message, until the other end is closed."""
+    torch.set_num_threads(threads)
+    before = _most_gib(device)
+    batch, drawn = experiment.optim.batch, torch.Generator().manual_seed(0)
+    size = (batch, shape.channels, shape.resolution, shape.resolution)
+    images = torch.randint(256, size, dtype=torch.uint8, generator=drawn).to(device)
+    labels = torch.randint(shape.num_classes, (batch,), generator=drawn).to(device)
+    reference, _ = step.initial_state(experiment, shape, (), device)
+    start = {name: value.clone() for name, value in reference.student.state_dict().items()}
+    load, run = _runner(variant, experiment, shape, images, labels, device)
+    with contextlib.suppress(EOFError):
+        while pipe.recv():
+            load(start)
+            took, loss = timed(run, device)
+            pipe.send((took, float(loss), _most_gib(device) - before))
+
+
+def _most_gib(device: torch.device) -> float:
+    """The most memory that this process has had."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def timed(run: Callable[[], Found], device: torch.device) -> tuple[float, Found]:

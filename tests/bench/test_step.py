@@ -28,4 +28,4 @@ def test_every_way_takes_the_same_step_and_says_what_it_took() -> None:
         assert row["seconds_min"] <= row["seconds"] <= row["seconds_max"]
         assert row["ratio_min"] <= row["ratio"] <= row["ratio_max"]
         assert 0 < row["peak_share"] < 1.5
-        assert row["memory_gib"] is None, "of a GPU"
+        assert 0 < row["memory_gib"] < 16
