@@ -11,7 +11,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "dra_ray"
 LAYERS = (
-    {"config", "runs", "storage", "errors", "recipes"},
+    {"config", "runs", "storage", "errors", "memory", "recipes"},
     {"attacks", "students", "teachers", "data"},
     {"sweeps", "training", "evaluation", "inspection"},
     {"pool", "cluster", "meters", "submission"},

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dra_ray import config, data
+from dra_ray import config, data, memory
 from dra_ray.attacks import autoattack, checks
 from dra_ray.attacks.pgd import evaluate_pgd
 from dra_ray.attacks.plan import Case, Settings
@@ -63,6 +63,7 @@ def run(student: nn.Module, work: Work, file: Store, digest: str) -> Arrays:
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    memory.keep_freed()
     torch.backends.cudnn.benchmark = False  # it picks kernels by a race
     started = time.monotonic()
     facts = json.dumps(numerics(work.device))

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dra_ray import memory
 from dra_ray.config import Teacher
 from dra_ray.data.canonical import CanonicalImages, of_class
 from dra_ray.data.random import derive
@@ -177,6 +178,7 @@ class LocalTeacher:
     def __init__(
         self, net: Network, config: Teacher, threads: int = 1, device: str = "cpu"
     ) -> None:
+        memory.keep_freed()
         self.net = net.to(device).eval().requires_grad_(False)
         if config.channels_last:
             self.net = self.net.to(memory_format=torch.channels_last)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dra_ray import config
+from dra_ray import config, memory
 from dra_ray.attacks import pgd
 from dra_ray.attacks.pgd import Climb
 
-# of malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, in bytes
-_KEPT = {-1: 2**30, -2: 2**26, -3: 2**25}
 WithFeatures = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -24,22 +21,11 @@ def prepare(compute: config.Compute, threads: int) -> None:
     float32.
     """
     torch.set_num_threads(threads)
-    _keep_freed_memory()
+    memory.keep_freed()
     torch.backends.cudnn.benchmark = torch.cuda.is_available()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
         compute.precision == "tf32"
     )
-
-
-def _keep_freed_memory() -> None:
-    """glibc gives what a layer frees back to the system at once, and the next layer takes it anew,
-    page by page: 15,000 page faults in a step of a small student. Let it keep up to a gigabyte.
-    Other C libraries have no `mallopt`, and blocks above its limit of 32 MiB are given back still.
-    """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is not None:
-        for option, size in _KEPT.items():
-            set_option(option, size)
 
 
 def arranged(student: Any, compute: config.Compute, width: int) -> Any:

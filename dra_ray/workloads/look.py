@@ -17,7 +17,7 @@ from typing import Any
 import ray
 import torch
 
-from dra_ray import config, runs
+from dra_ray import config, memory, runs
 from dra_ray.errors import ConfigError
 from dra_ray.evaluation.subjects import Options, Subject
 from dra_ray.inspection import analyses, models, sae
@@ -182,9 +182,14 @@ def _sizes(plan: Plan) -> list[tuple[int, sae.Settings]]:
     ]
 
 
+def _prepared() -> None:
+    torch.set_num_threads(1)
+    memory.keep_freed()
+
+
 def _autoencode(key: str, batches: int, settings: sae.Settings, store: str) -> None:
     """Ray task: train a model's autoencoders of one size, from its kept features."""
-    torch.set_num_threads(1)
+    _prepared()
     kept = Kept(Store(store))
     analyses.autoencoded(models.kept_features(key, batches, kept), settings, kept)
 
@@ -206,7 +211,7 @@ def _subjects(given: Sequence[str], options: Options, how: How) -> list[tuple[Su
 
 def _look(given: str, options: Options, how: How, store: str, number: int) -> None:
     """Ray task: look at one batch of a model."""
-    torch.set_num_threads(1)
+    _prepared()
     ((found, key),) = _subjects([given], options, how)
     models.look_at_batch(found, how, number, Kept(Store(store)), key)
 
@@ -223,6 +228,6 @@ def _probe(
     radius.
     """
     number, radius_255 = attack
-    torch.set_num_threads(1)
+    _prepared()
     chosen = [found for found, _ in _subjects(given, options, how)]
     models.curve(teacher, chosen, how, number, Kept(Store(store)), [radius_255])

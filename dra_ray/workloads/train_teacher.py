@@ -21,7 +21,7 @@ import torch
 from ray.train.torch import get_device, prepare_model
 from torch import Tensor, nn
 
-from dra_ray import cluster, data, plan, runs
+from dra_ray import cluster, data, memory, plan, runs
 from dra_ray.config import Synthesis, TeacherTraining
 from dra_ray.data import augment
 from dra_ray.data.batches import BatchPlan, part_of
@@ -387,6 +387,7 @@ def _work(settings: dict[str, Any]) -> None:
     config, store = TeacherTraining(**settings["config"]), Store(settings["store"])
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     torch.set_num_threads(config.resources.threads_per_worker)
+    memory.keep_freed()
     training = Training(config, data.load(config.data), get_device())
     if last := ray.train.get_checkpoint():
         with last.as_directory() as folder:
