@@ -26,7 +26,7 @@ from dra_ray.data import Shape
 from dra_ray.storage import Store
 from dra_ray.teachers import checkpoint
 from dra_ray.teachers.source import LocalTeacher
-from dra_ray.training import arithmetic
+from dra_ray.training import arithmetic, step
 
 SHAPE = Shape(10, 3, 32, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
 THREATS = {
@@ -95,6 +95,33 @@ def an_attack_as_one_graph_is_that_without(device: str) -> Seen:
     return sound, "; ".join(seen)
 
 
+def cuda_graphs_take_the_steps_without(device: str) -> Seen:
+    """Losses of three training steps, the first of which has another momentum of BatchNorm. On a
+    CPU the compiler leaves such graphs out.
+    """
+    x, labels = _batch(device)
+    pixels, found = (255 * x).round().to(torch.uint8), {}
+    for cuda_graphs in (False, True):
+        experiment = config.Experiment(
+            model=config.Model(name="wrn-10-1"),
+            data=config.Data(crop_pad=0, flip=False),
+            threat=config.Threat(steps=5),
+            align=config.Align(weight=0.0),
+            optim=config.Optim(batch=len(x), lr=0.01),
+            compute=config.Compute(compile="attack", cuda_graphs=cuda_graphs),
+            resources=config.Resources(gpus_per_worker=1.0),
+        )
+        state, _ = step.initial_state(experiment, SHAPE, (), torch.device(device))
+        rows, everything = [], slice(0, len(x))
+        for number in range(3):
+            batch = step.prepare(experiment, pixels, labels, number, everything, ())
+            rows.append(step.step(state, experiment, batch, everything)[:3].cpu())
+            state.step += 1
+        found[cuda_graphs] = torch.stack(rows)
+    off = float(((found[True] - found[False]) / found[False]).abs().max())
+    return off < 1e-3, f"losses of three steps differ by {off:.1e}"
+
+
 def a_teacher_encodes_as_on_the_cpu(device: str) -> Seen:
     settings = config.Teacher(uri="package:fashion-edm")
     assert settings.uri
@@ -154,6 +181,7 @@ CHECKS: tuple[Callable[[str], Seen], ...] = (
     students_compute_as_on_the_cpu,
     bf16_is_near_fp32,
     an_attack_as_one_graph_is_that_without,
+    cuda_graphs_take_the_steps_without,
     a_teacher_encodes_as_on_the_cpu,
     autoattack_finds_the_same,
     a_run_trains_and_is_evaluated,

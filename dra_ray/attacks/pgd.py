@@ -189,22 +189,26 @@ def climbed(
         return _into(ball, z + length * _direction(gradient, ball, escape))
 
 
-def compiler_options() -> dict[str, Any]:
+def compiler_options(cuda_graphs: bool = False) -> dict[str, Any]:
     """What inductor is told about students. On a CPU BatchNorm's variance is a sum, then a sum of
     squares: without this only for a thousand values, and for more by Welford's formula, which
     divides for each of them. Nothing for a torch that has no such choice.
     """
-    wanted = {"cpp.use_two_step_variance_threshold": 2**31 - 1}
+    wanted = {"cpp.use_two_step_variance_threshold": 2**31 - 1, "triton.cudagraphs": cuda_graphs}
     return {name: value for name, value in wanted.items() if name in torch._inductor.list_options()}
 
 
-def graph(backend: str = "inductor") -> Climb:
+def graph(backend: str = "inductor", cuda_graphs: bool = False) -> Climb:
     """`climbed` as one graph, compiled at its first call for a student, its mode and a batch size;
     `ConfigError` where it would be more than one. What a student draws, as for dropout, it draws as
     without. Needs torch 2.14 or newer.
+
+    Args:
+        cuda_graphs: replay it as a CUDA graph; `torch.compiler.cudagraph_mark_step_begin` is the
+            caller's, before each training step.
     """
     inductor = backend == "inductor"
-    options = {"fallback_random": True, **compiler_options()} if inductor else None
+    options = {"fallback_random": True, **compiler_options(cuda_graphs)} if inductor else None
     compiled = torch.compile(
         climbed, fullgraph=True, dynamic=False, backend=backend, options=options
     )
@@ -215,7 +219,9 @@ def graph(backend: str = "inductor") -> Climb:
     ) -> Tensor:
         try:
             with torch._dynamo.config.patch(trace_autograd_ops=True, recompile_limit=STUDENTS):
-                return compiled(loss, z, ball, length, escape, passes)
+                climbed_to: Tensor = compiled(loss, z, ball, length, escape, passes)
+                # what a CUDA graph returns lies in its own memory, which the next replay reuses
+                return climbed_to.clone() if cuda_graphs else climbed_to
         except torch._dynamo.exc.TorchDynamoException as error:
             raise ConfigError(
                 "compute.compile='attack': a step of the attack on this student cannot be compiled "

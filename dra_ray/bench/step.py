@@ -6,7 +6,6 @@ import contextlib
 import copy
 import dataclasses
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from dra_ray import config, data, plan, students
 from dra_ray.attacks import pgd
 from dra_ray.data import random
 from dra_ray.errors import RunError
+from dra_ray.storage import large
 from dra_ray.students import wrn
 from dra_ray.training import arithmetic, averaging, step
 
@@ -37,7 +37,7 @@ class Variant:
 
 Found = TypeVar("Found")
 PEAK_OF = {"bf16": "bfloat16"}  # of a variant; float32 of the others
-OURS_FP32 = ("eager", "forward", "attack")
+OURS_FP32 = ("eager", "forward", "attack", "cuda graphs")
 
 
 def compare(
@@ -170,7 +170,7 @@ def _most_gib(device: torch.device) -> float:
     """The most memory that this process has had."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return large.most_bytes() / 2**30
 
 
 def timed(run: Callable[[], Found], device: torch.device) -> tuple[float, Found]:
@@ -198,6 +198,9 @@ def _variants(on: torch.device, compiled: bool) -> list[Variant]:
     variants = [Variant("textbook", None), Variant("eager", config.Compute())]
     ways: tuple[Literal["forward", "attack"], ...] = ("forward", "attack") if compiled else ()
     variants += [Variant(way, config.Compute(compile=way)) for way in ways]
+    if compiled and on.type == "cuda":
+        compute = config.Compute(compile="attack", cuda_graphs=True)
+        variants.append(Variant("cuda graphs", compute))
     if has_bf16(on):
         compute = config.Compute(precision="bf16", compile="attack" if compiled else "off")
         variants += [Variant("bf16", compute)]

@@ -203,6 +203,8 @@ class Compute(Frozen):
     changes results.
     """
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"cuda_graphs"})
+
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32",
         description="tf32: float32 with GPUs' TensorFloat-32 (torch's default for convolutions); "
@@ -220,12 +222,22 @@ class Compute(Frozen):
         description="by torch.compile, which takes minutes and pays where steps are many: forward "
         "passes (true means this), or also each step of training's attack as one graph",
     )
+    cuda_graphs: bool = Field(
+        False,
+        description="replay what is compiled as CUDA graphs, which saves a small student's kernel "
+        "launches and keeps memory of its own; needs a GPU; `dra bench step` measures it",
+    )
     sync_batchnorm: bool = Field(
         False, description="BatchNorm over all workers' images; otherwise over each worker's own"
     )
 
     @model_validator(mode="after")
     def _can_be_one_graph(self) -> Compute:
+        if self.cuda_graphs and self.compile == "off":
+            raise ValueError(
+                "cuda_graphs=true replays what is compiled, but compile='off'; write "
+                "compile='forward' or 'attack'"
+            )
         if self.compile != "attack":
             return self
         if self.sync_batchnorm:
@@ -966,6 +978,11 @@ class Experiment(Frozen):
             raise ValueError(
                 f"optim.batch={self.optim.batch} is not divisible by "
                 f"resources.workers={self.resources.workers}; change one of them"
+            )
+        if self.compute.cuda_graphs and not self.resources.gpus_per_worker:
+            raise ValueError(
+                "compute.cuda_graphs=true, but resources.gpus_per_worker=0; leave it out, or give "
+                "workers a GPU"
             )
         if self.synthetic.images and not int(self.optim.batch * self.synthetic.fraction):
             raise ValueError(

@@ -38,5 +38,16 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
 
 def anonymous_bytes() -> int:
     """Memory of this process that lies in no file (Linux)."""
+    return _status_bytes("RssAnon")
+
+
+def most_bytes() -> int:
+    """The most memory that this process has had at once (Linux). Unlike `ru_maxrss`, not what the
+    one had that started it.
+    """
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(field: str) -> int:
     with open("/proc/self/status") as status:
-        return next(1024 * int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith(field))

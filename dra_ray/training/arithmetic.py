@@ -41,14 +41,14 @@ def arranged(student: Any, compute: config.Compute, width: int) -> Any:
 def _arranged(forward: WithFeatures, compute: config.Compute) -> WithFeatures:
     if compute.precision == "bf16":
         forward = _in_bf16(forward)
-    return forward if compute.compile == "off" else _compiled(forward)
+    return forward if compute.compile == "off" else _compiled(forward, compute.cuda_graphs)
 
 
-def _compiled(forward: WithFeatures) -> WithFeatures:
+def _compiled(forward: WithFeatures, cuda_graphs: bool) -> WithFeatures:
     """Every student of a process, such as those of a sweep's trials, has graphs of its own; past
     torch's usual limit of them a step would be half compiled, and fail in its backward pass.
     """
-    compiled = torch.compile(forward, options=pgd.compiler_options())
+    compiled = torch.compile(forward, options=pgd.compiler_options(cuda_graphs))
 
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
         if torch.compiler.is_compiling():  # as a part of an attack's graph
@@ -63,12 +63,20 @@ def climb(compute: config.Compute) -> Climb:
     """What takes the steps of training's attack; the same for all steps of a process, which so
     share their graph.
     """
-    return _graph() if compute.compile == "attack" else pgd.climbed
+    return _graph(compute.cuda_graphs) if compute.compile == "attack" else pgd.climbed
 
 
 @functools.cache
-def _graph() -> Climb:
-    return pgd.graph()
+def _graph(cuda_graphs: bool) -> Climb:
+    return pgd.graph(cuda_graphs=cuda_graphs)
+
+
+def begin_step(compute: config.Compute) -> None:
+    """A training step begins: nothing that a CUDA graph returned in the one before is used any
+    more.
+    """
+    if compute.cuda_graphs:
+        torch.compiler.cudagraph_mark_step_begin()
 
 
 def _in_bf16(forward: WithFeatures) -> WithFeatures:

@@ -240,6 +240,7 @@ def step(
     _set_norm_momentum(student, 1.0 if sets_statistics else experiment.optim.norm_momentum)
     threat = pgd.threat_at(experiment.threat, epoch)
     state.optimizer.zero_grad()
+    arithmetic.begin_step(experiment.compute)
     with (
         drawing(random.derive(seed, random.Stream.STUDENT, state.step, mine.start), x.device),
         objective.attacked(
