@@ -76,7 +76,8 @@ def works_of_others() -> list[Work]:
     """Some minutes each, undisturbed."""
     images = {"teacher": "package:fashion-edm-10", "images": 20_000, "steps": 10}
     made = config.Synthesis.model_validate(images | {"shard_images": 1000})
-    base = config.override(job(0), {"resources.workers": 1, "optim.epochs": 4})
+    alone = {"resources.workers": 1, "resources.validation": "workers", "optim.epochs": 4}
+    base = config.override(job(0), alone)
     space = {"align.weight": [0, 1, 2, 4]}
     tried = config.Sweep.model_validate({"base": base, "space": space, "scheduler": "none"})
     return [("synthesize", made, SYNTHETIC), ("sweep", tried, SWEEP)]
@@ -105,6 +106,7 @@ def job(minutes: float) -> config.Experiment:
         "resources.workers": 2,
         "resources.custom": "{student: 1}",
         "resources.checkpoint_steps": 25,
+        "resources.validation": "beside",
         "resources.max_failures": 1000,
     }
     changes = [f"{field}={value}" for field, value in settings.items()]
