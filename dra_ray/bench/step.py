@@ -159,7 +159,7 @@ def _serve(
     reference, _ = step.initial_state(experiment, shape, (), device)
     start = {name: value.clone() for name, value in reference.student.state_dict().items()}
     load, run = _runner(variant, experiment, shape, images, labels, device)
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
         while pipe.recv():
             load(start)
             took, loss = timed(run, device)

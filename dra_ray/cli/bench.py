@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from dra_ray.cli import terminal
-from dra_ray.cli.options import Commands, Json, RunArgument, to_write
+from dra_ray.cli.options import Commands, Device, Json, RunArgument, to_write
 from dra_ray.errors import ConfigError
 from dra_ray.storage import Store
 
@@ -92,7 +92,7 @@ def bench_step(
             help="Also time compiled forward passes and attacks (takes minutes to compile).",
         ),
     ] = True,
-    device: str = "cpu",
+    device: Device = "cpu",
     json: Json = None,
 ) -> None:
     """Seconds of one TRADES step: a textbook implementation against ours, in turn, from equal
@@ -143,7 +143,7 @@ def bench_teacher(
             "--compile/--no-compile", help="Also time compiled networks (takes minutes to compile)."
         ),
     ] = True,
-    device: str = "cpu",
+    device: Device = "cpu",
     json: Json = None,
 ) -> None:
     """Images per second of frozen teachers, by how they compute, and what an answer costs beside
@@ -220,7 +220,7 @@ def bench_evaluate(
             "holds of 2,000 images of 224 pixels.",
         ),
     ] = True,
-    device: str = "cpu",
+    device: Device = "cpu",
     json: Json = None,
 ) -> None:
     """Seconds of AutoAttack: the package pyautoattack against the levels reference, fast and

@@ -101,6 +101,28 @@ DataSet = Annotated[
         help="A field of the data, such as name=cifar10 or uri=...; may be repeated.",
     ),
 ]
+
+
+def usable_device(name: str) -> str:
+    """A device by its name in torch; `ConfigError` where torch cannot compute on it."""
+    if name == "cpu":  # without importing torch
+        return name
+    import torch
+
+    try:
+        torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).strip().splitlines()[0].partition(". ")[0].rstrip(".")
+        raise ConfigError(
+            f"--device {name}: torch cannot compute on it here ({why}); write cpu, or cuda or "
+            "cuda:N where there is such a GPU"
+        ) from None
+    return name
+
+
+Device = Annotated[
+    str, typer.Option(help="Of torch, such as cpu or cuda:1.", callback=usable_device)
+]
 EvaluationSet = Annotated[
     list[str] | None,
     typer.Option(

@@ -13,6 +13,7 @@ from dra_ray.cli.options import (
     Commands,
     ConfigArgument,
     DataSet,
+    Device,
     Json,
     Name,
     Set,
@@ -172,7 +173,7 @@ def teacher_latents(
             min=1, help="The first so many training images; the published ones are of 10,000."
         ),
     ] = 10_000,
-    device: str = "cpu",
+    device: Device = "cpu",
     json: Json = None,
 ) -> None:
     """Measure the mean and deviation of an autoencoder's latents on your images: --set
@@ -222,7 +223,7 @@ def teacher_probe(
         ),
     ] = "null",
     seed: int = 0,
-    device: str = "cpu",
+    device: Device = "cpu",
     out: Annotated[
         str | None,
         typer.Option(
@@ -295,7 +296,7 @@ def teacher_statistics(
     ] = 2048,
     label: Annotated[str, typer.Option(help="true or null, as teacher.label.")] = "null",
     seed: int = 0,
-    device: str = "cpu",
+    device: Device = "cpu",
     json: Json = None,
 ) -> None:
     """Along how many directions a teacher's features vary, and what each align.transform makes of
@@ -336,7 +337,7 @@ def teacher_quality(
         typer.Option(help="A training run whose student is asked what it makes of the labels."),
     ] = None,
     seed: int = 0,
-    device: str = "cpu",
+    device: Device = "cpu",
     json: Json = None,
 ) -> None:
     """How well a synthetic set teaches, and whether it copies training images. Downloads nothing;

@@ -206,6 +206,8 @@ AT = ["--address", "http://127.0.0.1:9"]  # where nobody listens
             ["teacher", "import-dit", "a", "b", "c", "--to", "d", "--massive", "x"],
             ["--massive x", "commas"],
         ),
+        (["bench", "step", "--device", "gpu0"], ["--device gpu0", "write cpu, or cuda"]),
+        (["teacher", "probe", "package:fashion-edm", "--device", "meta"], ["--device meta"]),
         (["teacher", "quality", "nowhere", "--set", "nam=digits"], ["nam", "did you mean 'name'"]),
     ],
 )
