@@ -211,7 +211,7 @@ class ValidationRow(Record):
     images: int | None = None  # validation images
     verdicts: str | None = None  # of each, `pack_verdicts`
     weights: Weights | None = None  # that the scores are of; the average where it does not say
-    validation_s: Seconds | None = None  # that this validation took
+    validation_s: Seconds | None = None  # that this validation took, in `elapsed_s` or beside it
     elapsed_s: Seconds
     at: float  # seconds since 1970
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dra_ray import data
+from dra_ray import data, memory
 from dra_ray.attacks import autoattack, levels, stock
 from dra_ray.attacks.plan import Settings
 from dra_ray.config.catalogue import STANDARD, Effort
@@ -130,6 +130,7 @@ def _stock(task: Task, seconds: dict[str, float]) -> tuple[Tensor, Tensor]:
 
 
 def _ours(task: Task, level: str, seconds: dict[str, float]) -> tuple[Tensor, Tensor]:
+    memory.keep_freed()  # as every batch of an evaluation does; the package ran before
     settings = dataclasses.replace(task.settings, level=level)
     plan = autoattack.single_process(
         task.student, task.images, task.labels, settings, batch=task.batch, seconds=seconds
