@@ -110,7 +110,12 @@ class TeacherTraining(Frozen):
     resources: Resources = Resources()
 
     @model_validator(mode="after")
-    def _sigma_is_for_classifiers(self) -> TeacherTraining:
+    def _fits_together(self) -> TeacherTraining:
+        if self.resources.validation == "beside":
+            raise ValueError(
+                "resources.validation='beside' is for students, whose validations are attacks; "
+                "leave it out"
+            )
         if self.sigma is not None and self.objective == "denoise":
             raise ValueError(
                 f"sigma={self.sigma:g}, but objective='denoise' learns every noise level; unset it "

@@ -35,6 +35,11 @@ SMALL = {"space": {"align.weight": [0.0, 1.0], "align.sigma": [0.1, 0.5]}}
             ["pool.max_replicas=2", "min_replicas=3"],
         ),
         ("digits-dra", ["resources.workers=3"], ["optim.batch=128", "resources.workers=3"]),
+        (
+            "digits-edm",
+            ["resources.validation=beside"],
+            ["resources.validation='beside'", "for students", "leave it out"],
+        ),
         ("digits-dra", ["compute.cuda_graphs=true"], ["cuda_graphs=true", "compile='off'"]),
         (
             "digits-dra",
