@@ -161,6 +161,7 @@ NOT_IN_DIGEST = {
 # Fields that a config has got since the record: at their default they are not in its digest.
 ADDED: dict[str, Any] = {
     "data_seed": None,
+    "cuda_graphs": False,
     "weights": "average",
     "level": 0.05,
     "constraints": [],
