@@ -101,7 +101,7 @@ def undisturbed_and_killed(root: Store, remote: Store, workers: int, replace: bo
     assert len(losses(quiet)) > 5
     for uri, folder in ((disk, root), (a_set(remote / "set"), remote)):
         run, killed = folder / f"killed-{name}", list[int]()
-        killer = threading.Thread(target=_kill_once, args=(run, killed))
+        killer = threading.Thread(target=_kill_once, args=(run, killed), daemon=True)
         killer.start()
         train.fit(streaming(uri, workers, replace), run)
         killer.join()
