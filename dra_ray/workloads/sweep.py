@@ -298,7 +298,12 @@ class _Driver:
         )  # tracebacks of trials, whose reasons we give in a line each
 
         def trial(job: dict[str, Any]) -> None:
-            trainer(config.Experiment.model_validate(job["experiment"]), folder / job["trial"])
+            run = folder / job["trial"]
+            # whose driver was killed between a checkpoint and what it was to hear of it
+            for row in train.committed_rows(run):
+                if row.images_seen > job["heard"]:
+                    tune.report(row.on_disk())
+            trainer(config.Experiment.model_validate(job["experiment"]), run)
 
         tuner = tune.Tuner(
             tune.with_resources(trial, _room),
@@ -471,7 +476,10 @@ class _Trials(_Stateless, Searcher):
             self._pools.bring_up(experiment.with_sources())
         except DraError as error:  # as the trial itself will find
             log.warning("'%s' starts without its teacher pool: %s", name, error)
-        return {"trial": name, "experiment": experiment.model_dump(mode="json")}
+        last = self._tournament.last(name)
+        heard = last.images_seen if last else 0  # by then, of what the trial has reported
+        tree = experiment.model_dump(mode="json")
+        return {"trial": name, "experiment": tree, "heard": heard}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """The tournament knows."""

@@ -217,15 +217,21 @@ def complete_rows(run: Store) -> None:
     """Bring metrics.jsonl up to the newest committed checkpoint, whose commit the workers may not
     have lived to see.
     """
-    folder = run / runs.CHECKPOINTS / run.name
-    committed = _committed(run)
-    if committed is None:
-        return
-    state = folder / committed["checkpoint_dir_name"] / "state.json"
-    rows = [runs.parse(ValidationRow, row, f"'{state}'") for row in state.read_json()["rows"]]
-    file = run / runs.METRICS
+    rows, file = committed_rows(run), run / runs.METRICS
     if len(rows) > len(runs.read_rows(file, ValidationRow)):
         runs.write_rows(file, rows)
+
+
+def committed_rows(run: Store) -> list[ValidationRow]:
+    """The validations that the newest committed checkpoint knows, which a resumed run does not
+    repeat.
+    """
+    committed = _committed(run)
+    if committed is None:
+        return []
+    folder = run / runs.CHECKPOINTS / run.name
+    state = folder / committed["checkpoint_dir_name"] / "state.json"
+    return [runs.parse(ValidationRow, row, f"'{state}'") for row in state.read_json()["rows"]]
 
 
 def _committed(run: Store) -> dict[str, Any] | None:

@@ -17,15 +17,21 @@ from dra_ray import cluster
 ANSWER = "DRA_TEST_ANSWER"
 
 
+def environment() -> dict[str, str]:
+    """Of a process that starts a Ray of its own: without what the shared one of the tests has put
+    there.
+    """
+    private = cluster.of_our_own()
+    return {name: value for name, value in os.environ.items() if name not in private}
+
+
 def play(module: str, *arguments: str, timeout_s: float) -> dict[str, Any]:
     """What `python -m module arguments` gave to `answer`."""
-    private = cluster.of_our_own()  # what a cluster that other tests share has put there
-    environment = {name: value for name, value in os.environ.items() if name not in private}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "answer.json"
         done = subprocess.run(
             [sys.executable, "-m", module, *arguments],
-            env=environment | {ANSWER: str(file)},
+            env=environment() | {ANSWER: str(file)},
             capture_output=True,
             text=True,
             timeout=timeout_s,

@@ -25,6 +25,7 @@ from dra_ray.data import rows
 from dra_ray.storage import Store
 from dra_ray.students import checkpoint
 from dra_ray.workloads import train
+from tests.cluster import apart
 from tests.cluster.small import experiment
 from tests.support.s3 import Proxy, faulty_store
 
@@ -136,7 +137,10 @@ def test_a_kill_changes_no_batch(store: Proxy, tmp_path: Path) -> None:
     try:
         remote = f"s3://streaming/{tmp_path.name}"
         done = subprocess.run(
-            [sys.executable, "-c", DRIVER, str(tmp_path), remote], capture_output=True, text=True
+            [sys.executable, "-c", DRIVER, str(tmp_path), remote],
+            env=apart.environment(),
+            capture_output=True,
+            text=True,
         )
     finally:
         store.every = 0
@@ -165,7 +169,10 @@ scheduler: none
 
 def dra(*arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "dra_ray", *arguments], capture_output=True, text=True
+        [sys.executable, "-m", "dra_ray", *arguments],
+        env=apart.environment(),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -5,6 +5,7 @@ trace in the results.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from dra_ray.pool import service
 from dra_ray.storage import Store
 from dra_ray.sweeps import orders
 from dra_ray.workloads import sweep
+from tests.cluster import apart
 from tests.cluster.small import experiment, replica_pids
 
 EPOCHS = 4
@@ -140,8 +142,7 @@ def test_a_sweep_on_a_full_disk_says_so_and_goes_on_once_there_is_room(tmp_path:
     sets = [part for key, value in changes.items() for part in ("--set", f"base.{key}={value}")]
     command = [sys.executable, "-m", "dra_ray", "sweep", "digits-sweep", "--no-check", *sets]
     command += ["--set", "space={optim.lr: [0.1, 0.2, 0.05]}", "--storage", str(small)]
-    private = cluster.of_our_own()
-    environment = {name: value for name, value in os.environ.items() if name not in private}
+    environment = apart.environment()
     try:
         full = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
         assert full.returncode == 1
@@ -154,6 +155,33 @@ def test_a_sweep_on_a_full_disk_says_so_and_goes_on_once_there_is_room(tmp_path:
         assert done.returncode == 0, done.stderr
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_a_validation_of_which_a_killed_driver_did_not_hear_is_heard_of(
+    ray_cluster: Any, tmp_path: Path
+) -> None:
+    """Its checkpoint is committed, so the trial that is resumed does not repeat it: of a trial that
+    is at work, and of one that has ended.
+    """
+    base = experiment(Store("none"), teacher__uri=None, align__weight=0.0, optim__epochs=3)
+    settings = config.Sweep(
+        base=base,
+        space={"optim.lr": [0.05, 0.1]},
+        scheduler="none",
+        asha=config.Asha(max_concurrent=1),
+    )
+    quiet = Store(str(tmp_path)) / "quiet"
+    sweep.run(settings, quiet)
+    whole = course(quiet)
+    assert [epoch for _, epoch, _, _ in whole] == [1, 2, 3, 1, 2, 3]
+    for left in (4, 5):  # rows, up to the first or second epoch of the second trial
+        run = Store(str(tmp_path)) / f"unheard-{left}"
+        shutil.copytree(quiet.uri, run.uri)
+        rows = (run / "rungs.jsonl").read_jsonl()
+        (run / "rungs.jsonl").write_jsonl(rows[:left])
+        runs.update_manifest(run, runs.Facts(status="running"))
+        sweep.run(settings, run)
+        assert course(run) == whole
 
 
 DRIVER = """
@@ -197,8 +225,7 @@ def test_a_driver_killed_three_times_ends_as_one_that_was_not(
     and does not disturb it.
     """
     root = Store(str(tmp_path) if place == "disk" else f"{s3_bucket}/{tmp_path.name}")
-    private = cluster.of_our_own()
-    environment = {name: value for name, value in os.environ.items() if name not in private}
+    environment = apart.environment()
 
     def driver(run: Store, *more: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
