@@ -328,6 +328,13 @@ def placed(resources: Resources, cpus: float = 1.0) -> dict[str, Any]:
     return options | ({"label_selector": dict(resources.labels)} if resources.labels else {})
 
 
+def checkpoint_folder(checkpoint: ray.train.Checkpoint, experiment: Store) -> Store:
+    """A checkpoint where it lies, in the folder that Ray Train has of its run, to be read by
+    ourselves: of what a store sends Ray checks nothing, and torch no checksum either.
+    """
+    return experiment / checkpoint.path.rstrip("/").rpartition("/")[2]
+
+
 def failures(resources: Resources) -> FailureConfig:
     """Restarts after a worker died; lost spot nodes are not counted. Where nodes may still come, a
     start is tried for longer.

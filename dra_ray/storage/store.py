@@ -726,16 +726,21 @@ class Store:
             )
         )
 
-    def read_torch(self) -> Any:
-        """A `torch.save` file: tensors and plain containers, never code; see `torch_from_bytes`."""
-        return torch_from_bytes(self.read_bytes(), self.uri)
+    def read_torch(self, digest: str | None = None) -> Any:
+        """A `torch.save` file, of SHA-256 `digest` if that is given: tensors and plain containers,
+        never code; see `torch_from_bytes`. Torch itself checks no checksum.
+        """
+        return torch_from_bytes(self.read_bytes(digest=digest), self.uri)
 
-    def write_torch(self, value: Any) -> None:
+    def write_torch(self, value: Any) -> str:
+        """Returns the SHA-256 of what was written."""
         import torch
 
         buffer = io.BytesIO()
         torch.save(value, buffer)
-        self.write_bytes(buffer.getvalue())
+        data = buffer.getvalue()
+        self.write_bytes(data)
+        return hashlib.sha256(data).hexdigest()
 
     # -- Ray's own storage -------------------------------------------------------------------------
     @explained("reach")

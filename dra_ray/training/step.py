@@ -76,14 +76,15 @@ class State:
         } | ({"unjudged": self.unjudged.weights} if self.unjudged else {})
 
     def save(self, folder: Store) -> None:
-        (folder / "state.pt").write_torch(self.tensors())
+        digest = (folder / "state.pt").write_torch(self.tensors())
         rows = [row.on_disk() for row in self.rows]
-        facts = {"step": self.step, "best": self.best, "rows": rows}
+        facts = {"step": self.step, "best": self.best, "rows": rows, "sha256": digest}
         unjudged = {"unjudged": self.unjudged.facts} if self.unjudged else {}
         (folder / "state.json").write_json(facts | unjudged)
 
     def load(self, folder: Store) -> None:
-        tensors, facts = (folder / "state.pt").read_torch(), (folder / "state.json").read_json()
+        facts = (folder / "state.json").read_json()
+        tensors = (folder / "state.pt").read_torch(facts.get("sha256"))  # older ones have none
         self.student.load_state_dict(tensors["student"])
         self.average.load_state_dict(tensors["average"])
         if self.aligner:

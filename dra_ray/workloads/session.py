@@ -21,7 +21,7 @@ import ray.train.torch
 import torch
 from ray.train import Checkpoint, CheckpointUploadMode
 
-from dra_ray import runs
+from dra_ray import cluster, runs
 from dra_ray.errors import DataError, StorageError
 from dra_ray.storage import Store
 from dra_ray.training.step import State
@@ -65,16 +65,16 @@ class Session(Protocol):
 class OnRayTrain:
     """A worker of Ray Train; its controller uploads checkpoints beside the training."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: Store) -> None:
         context = ray.train.get_context()
+        self._folder = run / runs.CHECKPOINTS / run.name
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         self._leaving: frozenset[str] = frozenset()
 
     def restore(self, state: State) -> None:
         if checkpoint := ray.train.get_checkpoint():
-            with checkpoint.as_directory() as folder:
-                state.load(Store(folder))
+            state.load(cluster.checkpoint_folder(checkpoint, self._folder))
 
     def report(self, state: State, row: Mapping[str, Any], at_once: bool = False) -> None:
         """A barrier over the workers; rank 0 hands its checkpoint over and, unless `at_once`, goes

@@ -288,7 +288,8 @@ def train_worker(job: dict[str, Any]) -> None:
     experiment = config.Experiment.model_validate(job["experiment"])
     if experiment.resources.min_workers:
         cluster.claim_room()
-    train(experiment, Store(job["run"]), OnRayTrain())
+    run = Store(job["run"])
+    train(experiment, run, OnRayTrain(run))
 
 
 def train(experiment: config.Experiment, run: Store, session: Session) -> None:

@@ -39,6 +39,8 @@ from dra_ray.training import averaging, workers
 from dra_ray.training.losses import LossSums
 
 log = logging.getLogger("dra_ray")
+RAY_TRAIN = "ray-train"  # a stable name, so that Ray finds the last checkpoint again
+STATE, STATE_FACTS = "state.pt", "state.json"  # of a checkpoint
 ROWS_PER_RUN = 100
 VALIDATION_IMAGES = 1024
 SHEET_CLASSES, SHEET_ROWS, SHEET_STEPS = 10, 8, 12
@@ -366,7 +368,7 @@ def _train(config: TeacherTraining, store: Store) -> None:
         backend_config=cluster.backend(resources),
         scaling_config=cluster.scaling(resources),
         run_config=ray.train.RunConfig(
-            name="ray-train",  # stable, so that Ray finds the last checkpoint again
+            name=RAY_TRAIN,
             **(store / runs.CHECKPOINTS).for_ray(),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             failure_config=cluster.failures(resources),
@@ -390,8 +392,10 @@ def _work(settings: dict[str, Any]) -> None:
     memory.keep_freed()
     training = Training(config, data.load(config.data), get_device())
     if last := ray.train.get_checkpoint():
-        with last.as_directory() as folder:
-            training.load_state((Store(folder) / "state.pt").read_torch())
+        folder = cluster.checkpoint_folder(last, store / runs.CHECKPOINTS / RAY_TRAIN)
+        facts = folder / STATE_FACTS  # older ones have none
+        digest = facts.read_json()["sha256"] if facts.exists() else None
+        training.load_state((folder / STATE).read_torch(digest))
     # the only buffers are constant filters and frequencies, equal by their seed: nothing to
     # broadcast
     forward = prepare_model(
@@ -435,7 +439,8 @@ def _save(training: Training, store: Store, rank: int, sheet: bool) -> None:
     if sheet and (sheet_png := training.samples()):
         (store / f"samples-{training.images_seen}.png").write_bytes(sheet_png)
     with tempfile.TemporaryDirectory() as folder:
-        (Store(folder) / "state.pt").write_torch(training.state())
+        digest = (Store(folder) / STATE).write_torch(training.state())
+        (Store(folder) / STATE_FACTS).write_json({"sha256": digest})
         ray.train.report(
             {"images_seen": training.images_seen},
             checkpoint=ray.train.Checkpoint.from_directory(folder),

@@ -17,7 +17,7 @@ from dra_ray import config, data, students
 from dra_ray.attacks import pgd
 from dra_ray.attacks.pgd import Climb
 from dra_ray.data import batches
-from dra_ray.errors import ConfigError
+from dra_ray.errors import ConfigError, StorageError
 from dra_ray.plan import ready
 from dra_ray.storage import Store
 from dra_ray.students.backbone import Backbone
@@ -28,6 +28,7 @@ from dra_ray.teachers.source import Ready, Request
 from dra_ray.training import losses, optimisers, step
 from dra_ray.training.losses import of_batch
 from dra_ray.workloads import train
+from tests.support.s3 import faulty_store
 from tests.training.two_workers import on_two
 
 BATCH, STEPS = 32, 3
@@ -394,6 +395,30 @@ def test_a_student_that_draws_resumes_to_the_bit(tmp_path, name: str) -> None:
     _steps(second, experiment, 2)
     for key, value in whole.student.state_dict().items():
         assert torch.equal(value, second.student.state_dict()[key]), key
+
+
+def test_a_checkpoint_is_what_was_written_or_is_refused() -> None:
+    """A bit that a store flips is in no weight: neither torch nor Ray looks at a checksum."""
+    experiment = small()
+    whole, other = (_fresh(experiment, "dropout") for _ in range(2))
+    with torch.no_grad():
+        for parameter in whole.student.parameters():
+            parameter.add_(1.0)
+    with faulty_store("states") as server:
+        folder = Store("s3://states/one")
+        whole.save(folder)
+        for kind in ("flipped", "another", "short"):
+            server.will(kind, 1)
+            other.load(folder)
+            for key, value in whole.student.state_dict().items():
+                assert torch.equal(value, other.student.state_dict()[key]), (kind, key)
+        kept = (folder / "state.pt").read_bytes()
+        middle = len(kept) // 2
+        (folder / "state.pt").write_bytes(
+            kept[:middle] + bytes([kept[middle] ^ 1]) + kept[middle + 1 :]
+        )
+        with pytest.raises(StorageError, match="another SHA-256"):
+            other.load(folder)
 
 
 def test_a_step_leaves_the_global_generator_as_it_was_and_draws_anew() -> None:
