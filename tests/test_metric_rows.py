@@ -52,12 +52,15 @@ def test_rows_wait_for_their_checkpoints(tmp_path: Path) -> None:
     rows = train.Rows(run, state)
     rows.PERIOD_S = 0.0  # type: ignore[misc]
     state.append(row(10))
+    rows.checkpoint(10)
     rows.look()
     assert written(run) == []
     commit(run, list(state), 10)
     rows.look()
     assert written(run) == [10]
-    state += [row(20), row(30)]
+    for step in (20, 30):
+        state.append(row(step))
+        rows.checkpoint(step)
     commit(run, list(state[:2]), 25)  # between two validations
     rows.look()
     assert written(run) == [10, 20]
@@ -77,3 +80,21 @@ def test_a_run_that_goes_on_brings_the_rows_of_its_checkpoint(tmp_path: Path) ->
     assert written(run) == []
     train.Rows(run, [row(10), row(20)])
     assert written(run) == [10, 20]
+
+
+def test_a_row_of_a_validation_beside_training_waits_for_the_checkpoint_that_has_it(
+    tmp_path: Path,
+) -> None:
+    """The checkpoint of its own step has the weights that wait for their verdicts, and no row."""
+    run, state = Store(str(tmp_path)) / "run", list[ValidationRow]()
+    rows = train.Rows(run, state)
+    rows.PERIOD_S = 0.0  # type: ignore[misc]
+    rows.checkpoint(10)
+    commit(run, [], 10)
+    state.append(row(10))
+    rows.checkpoint(20)
+    rows.look()
+    assert written(run) == []
+    commit(run, state, 20)
+    rows.look()
+    assert written(run) == [10]
