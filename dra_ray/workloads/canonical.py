@@ -19,7 +19,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from dra_ray import cluster, data, memory, runs
+from dra_ray import cluster, data, runs
 from dra_ray.config import Canonical, digest_of, override
 from dra_ray.data import canonical as sets
 from dra_ray.data import random
@@ -165,8 +165,7 @@ def _parts(settings: str) -> tuple[data.Images, Tensor, Network, Student | None]
 
 def _make(settings: Mapping[str, Any], store_uri: str, index: int) -> str:
     """Ray task: make shard `index` unless it is there and whole; its SHA-256."""
-    torch.set_num_threads(1)
-    memory.keep_freed()
+    tasks.prepare()
     config = Canonical.model_validate(settings)
     images, order, net, judge = _parts(config.model_dump_json())
     file = Store(store_uri) / sets.shard_name(index)

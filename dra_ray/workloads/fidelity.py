@@ -34,7 +34,7 @@ from dra_ray.sweeps import fidelity
 from dra_ray.sweeps.equal import Fields
 from dra_ray.sweeps.fidelity import Key
 from dra_ray.workloads import evaluate
-from dra_ray.workloads.session import read_snapshot
+from dra_ray.workloads.session import checkpoints, read_snapshot
 
 log = logging.getLogger("dra_ray")
 LOOKS, LOOK_S = 40, 0.25  # for a checkpoint whose commit its validation's report overtook
@@ -277,7 +277,7 @@ class Late:
             return True
         for result in read_snapshot(run).get("checkpoint_results", []):
             if result["metrics"].get("step") == step:
-                folder = run / runs.CHECKPOINTS / run.name / result["checkpoint_dir_name"]
+                folder = checkpoints(run) / result["checkpoint_dir_name"]
                 state = (folder / subjects.STATE).read_torch()
                 checkpoint.save(place, state["student" if row.weights == "raw" else "average"])
                 return True

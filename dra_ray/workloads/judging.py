@@ -154,7 +154,8 @@ class Beside:
                 template = copy.deepcopy(state.average).cpu()
                 images = Split(*self._split.take(torch.arange(len(self._split))))
                 self._given = (ray.put(template), ray.put(images))
-            task = _judge.options(
+            task = ray.remote(_judge).options(
+                max_retries=RETRIES,
                 **cluster.placed(resources, resources.cpus_per_worker),
                 name=f"{self._name}:validation",
                 scheduling_strategy="DEFAULT",  # not in the place that is kept for the workers
@@ -174,11 +175,11 @@ class Beside:
             workers.share_([verdicts])
             each = verdicts.bool().cpu().numpy()
             return better({name: (each[i][0], each[i][1]) for i, name in enumerate(names)}), took_s
-        judged = better(
-            verdicts_on(
-                state.unjudged.weights, state.average, self._experiment, self._split, self._place
-            )
+        width = self._split.picture_shape[-1]
+        students = rebuilt(
+            state.unjudged.weights, state.average, self._experiment, width, self._place.device
         )
+        judged = judge(students, self._experiment, self._split, self._place)
         return judged, time.monotonic() - began
 
     def close(self) -> None:
@@ -220,68 +221,38 @@ def copied(students: Mapping[runs.Weights, nn.Module]) -> dict[runs.Weights, dic
     }
 
 
-def _rebuilt(
-    template: nn.Module,
-    weights: Mapping[str, Tensor],
-    name: runs.Weights,
-    experiment: config.Experiment,
-    width: int,
-    device: torch.device,
-) -> Any:
-    """A student with these weights that computes on images of that width as training's own does;
-    `template` is an average.
-    """
-    student: Any = copy.deepcopy(template).to(device)
-    student.load_state_dict(weights)
-    if name == "raw":
-        student = arithmetic.arranged(student, experiment.compute, width)
-    return student
-
-
-def verdicts_on(
+def rebuilt(
     weights: Mapping[runs.Weights, Mapping[str, Tensor]],
     template: nn.Module,
     experiment: config.Experiment,
-    split: Pictures,
-    place: Place,
-) -> dict[runs.Weights, Verdicts]:
-    """Of copies of `template` with each of these weights."""
-    width = split.picture_shape[-1]
-    return {
-        name: validate(
-            _rebuilt(template, each, name, experiment, width, place.device),
-            experiment,
-            split,
-            place,
-        )
-        for name, each in weights.items()
-    }
+    width: int,
+    device: torch.device,
+) -> dict[runs.Weights, Any]:
+    """Copies of `template`, an average, with each of these weights, which compute on images of that
+    width as training's own do.
+    """
+    students: dict[runs.Weights, Any] = {}
+    for name, each in weights.items():
+        students[name] = copy.deepcopy(template).to(device)
+        students[name].load_state_dict(each)
+        if name == "raw":
+            students[name] = arithmetic.arranged(students[name], experiment.compute, width)
+    return students
 
 
-@ray.remote(max_retries=RETRIES)
 def _judge(
     experiment: config.Experiment,
     weights: Mapping[runs.Weights, Mapping[str, Tensor]],
     template: nn.Module,
     split: Pictures,
 ) -> tuple[NDArray[np.uint8], float]:
-    # by reference: Ray pickles a remote function's own globals by value
-    return judge_given(experiment, weights, template, split)
-
-
-def judge_given(
-    experiment: config.Experiment,
-    weights: Mapping[runs.Weights, Mapping[str, Tensor]],
-    template: nn.Module,
-    split: Pictures,
-) -> tuple[NDArray[np.uint8], float]:
-    """What the task beside training answers: uint8 [weights,2,N], whether each image is correct and
-    whether also under PGD-k, and the seconds that it took.
+    """Ray task: uint8 [weights,2,N], whether each image is correct, and whether also under PGD-k;
+    and the seconds that it took.
     """
     began = time.monotonic()
     arithmetic.prepare(experiment.compute, experiment.resources.threads_per_worker)
     device = torch.device("cuda:0" if ray.get_gpu_ids() else "cpu")
     alone = Place(0, 1, slice(0, experiment.optim.batch), device)
-    found = verdicts_on(weights, template, experiment, split, alone)
-    rows = [np.stack(each) for each in found.values()]
-    return np.stack(rows).astype(np.uint8), time.monotonic() - began
+    students = rebuilt(weights, template, experiment, split.picture_shape[-1], device)
+    found = [np.stack(validate(each, experiment, split, alone)) for each in students.values()]
+    return np.stack(found).astype(np.uint8), time.monotonic() - began

@@ -15,9 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-import torch
 
-from dra_ray import config, memory, runs
+from dra_ray import config, runs
 from dra_ray.errors import ConfigError
 from dra_ray.evaluation.subjects import Options, Subject
 from dra_ray.inspection import analyses, models, sae
@@ -182,14 +181,9 @@ def _sizes(plan: Plan) -> list[tuple[int, sae.Settings]]:
     ]
 
 
-def _prepared() -> None:
-    torch.set_num_threads(1)
-    memory.keep_freed()
-
-
 def _autoencode(key: str, batches: int, settings: sae.Settings, store: str) -> None:
     """Ray task: train a model's autoencoders of one size, from its kept features."""
-    _prepared()
+    tasks.prepare()
     kept = Kept(Store(store))
     analyses.autoencoded(models.kept_features(key, batches, kept), settings, kept)
 
@@ -211,7 +205,7 @@ def _subjects(given: Sequence[str], options: Options, how: How) -> list[tuple[Su
 
 def _look(given: str, options: Options, how: How, store: str, number: int) -> None:
     """Ray task: look at one batch of a model."""
-    _prepared()
+    tasks.prepare()
     ((found, key),) = _subjects([given], options, how)
     models.look_at_batch(found, how, number, Kept(Store(store)), key)
 
@@ -228,6 +222,6 @@ def _probe(
     radius.
     """
     number, radius_255 = attack
-    _prepared()
+    tasks.prepare()
     chosen = [found for found, _ in _subjects(given, options, how)]
     models.curve(teacher, chosen, how, number, Kept(Store(store)), [radius_255])

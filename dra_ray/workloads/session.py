@@ -67,7 +67,7 @@ class OnRayTrain:
 
     def __init__(self, run: Store) -> None:
         context = ray.train.get_context()
-        self._folder = run / runs.CHECKPOINTS / run.name
+        self._folder = checkpoints(run)
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         self._leaving: frozenset[str] = frozenset()
@@ -111,7 +111,7 @@ class InProcess:
 
     def __init__(self, run: Store, on_row: Callable[[Mapping[str, Any]], None]) -> None:
         self._run, self._on_row = run, on_row
-        self._folder = run / runs.CHECKPOINTS / run.name
+        self._folder = checkpoints(run)
         self.device = torch.device("cuda:0" if ray.get_gpu_ids() else "cpu")
         self._snapshot = read_snapshot(run)
 
@@ -155,11 +155,16 @@ class InProcess:
             (self._folder / result["checkpoint_dir_name"]).remove()
 
 
+def checkpoints(run: Store) -> Store:
+    """The folder of a run's checkpoints, which is that of an experiment of Ray Train."""
+    return run / runs.CHECKPOINTS / run.name
+
+
 def read_snapshot(run: Store) -> dict[str, Any]:
     """The list of a run's checkpoints as Ray Train keeps it; empty where there are none yet, or
     where it is being written at this moment.
     """
-    file = run / runs.CHECKPOINTS / run.name / SNAPSHOT
+    file = checkpoints(run) / SNAPSHOT
     try:
         snapshot: dict[str, Any] = file.read_json() if file.exists() else {}
     except (StorageError, DataError):

@@ -21,7 +21,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from dra_ray import cluster, data, memory, runs
+from dra_ray import cluster, data, runs
 from dra_ray.config import Synthesis
 from dra_ray.data import rows
 from dra_ray.errors import ConfigError, DataError, StorageError
@@ -221,8 +221,7 @@ def _make(
     settings: dict[str, Any], store_uri: str, teacher_uri: str, index: int, part: range
 ) -> Made:
     """Ray task: make shard `index`, of the images `part`, unless it is there and whole."""
-    torch.set_num_threads(1)
-    memory.keep_freed()
+    tasks.prepare()
     config = Synthesis(**settings)
     folder = Store(store_uri) / CANDIDATES if config.select else Store(store_uri)
     file = folder / rows.shard_name(index)

@@ -8,13 +8,21 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import ray
+import torch
 from ray.exceptions import RayError, RayTaskError
 
+from dra_ray import memory
 from dra_ray.errors import DraError, RunError
 from dra_ray.runs import SyntheticProgress
 from dra_ray.storage import Store
 
 K = TypeVar("K")
+
+
+def prepare() -> None:
+    """For a task that computes on one thread, where sums have one order."""
+    torch.set_num_threads(1)
+    memory.keep_freed()
 
 
 def in_order(

@@ -44,7 +44,15 @@ from dra_ray.training import (
 from dra_ray.training.clock import Clock
 from dra_ray.training.step import Feed, State, Unjudged, initial_state, step
 from dra_ray.workloads import judging
-from dra_ray.workloads.session import KEPT, InProcess, OnRayTrain, Place, Session, read_snapshot
+from dra_ray.workloads.session import (
+    KEPT,
+    InProcess,
+    OnRayTrain,
+    Place,
+    Session,
+    checkpoints,
+    read_snapshot,
+)
 
 logger = logging.getLogger("dra_ray")
 LOSSES = ("total", "clean", "robust", "align", "distill")  # in metrics
@@ -229,8 +237,7 @@ def committed_rows(run: Store) -> list[ValidationRow]:
     committed = _committed(run)
     if committed is None:
         return []
-    folder = run / runs.CHECKPOINTS / run.name
-    state = folder / committed["checkpoint_dir_name"] / "state.json"
+    state = checkpoints(run) / committed["checkpoint_dir_name"] / "state.json"
     return [runs.parse(ValidationRow, row, f"'{state}'") for row in state.read_json()["rows"]]
 
 
@@ -344,8 +351,11 @@ def _train(experiment: config.Experiment, run: Store, session: Session) -> None:
             experiment.optim.epochs * batches.steps_per_epoch,
             samples,
         )
+        beside = stack.enter_context(
+            contextlib.closing(judging.Beside(experiment, run.name, place, images.validation))
+        )
         _Loop(experiment, run, place, session, batches.steps_per_epoch).run(
-            state, feed, images.validation, shown
+            state, feed, images.validation, shown, beside
         )
 
 
@@ -428,13 +438,7 @@ class _Loop:
     session: Session
     epoch_steps: int
 
-    def run(self, state: State, feed: Feed, validation: Pictures, shown: Shown) -> None:
-        with contextlib.closing(
-            judging.Beside(self.experiment, self.run_folder.name, self.place, validation)
-        ) as beside:
-            self._run(state, feed, validation, shown, beside)
-
-    def _run(
+    def run(
         self,
         state: State,
         feed: Feed,

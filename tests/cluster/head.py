@@ -24,6 +24,7 @@ import psutil  # isort: skip
 
 from dra_ray import cluster
 from dra_ray.submission import work
+from tests.cluster.apart import environment
 
 START_S, JOB_S = 180, 900  # of a busy machine
 BIN = Path(sys.executable).parent
@@ -45,8 +46,8 @@ class Head:
         ports = _free_ports(HEAD_PORTS)
         self.address = f"http://127.0.0.1:{ports['dashboard-port']}"
         self.gcs = f"127.0.0.1:{ports['port']}"
-        taken = {*cluster.of_our_own(), "RAY_JOB_CONFIG_JSON_ENV_VAR"}
-        plain = {name: value for name, value in os.environ.items() if name not in taken}
+        plain = environment()
+        plain.pop("RAY_JOB_CONFIG_JSON_ENV_VAR", None)
         plain |= {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
         self.outside = plain | {"RAY_AUTH_TOKEN_PATH": str(folder / "none")}
         self.inside = plain | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}

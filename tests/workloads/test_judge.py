@@ -64,6 +64,10 @@ def test_the_better_weights_are_those_of_more_verdicts(state: State, images: dat
     assert alone["raw"][1].sum() > alone["average"][1].sum()
     usual, better = (judged(state, images, weights) for weights in ("average", "better"))
     assert (usual.weights, better.weights) == ("average", "raw")
+    both = config.override(EXPERIMENT, {"selection.weights": "better"})
+    students = judging.candidates(state, both)
+    assert (students[usual.weights], students[better.weights]) == (state.average, state.student)
+    assert students["raw"].state_dict().keys() == students["average"].state_dict().keys()
     for found in (usual, better):
         assert np.array_equal(found.clean, alone[found.weights][0])
         assert np.array_equal(found.withstood, alone[found.weights][1])
